@@ -1,0 +1,1 @@
+"""kwbench: the robust accuracy of image classifiers, with the evidence."""

@@ -1,0 +1,267 @@
+"""Real images: the embedded digits, torchvision's data sets, npz files and image folders.
+
+Every data set ends as float32 (b, c, h, w) in [0, 1] with integer labels, split into train, validation and test. The test
+split is for reported numbers only; eps, epochs and recipes are chosen on the validation split.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kwbench.errors import CannotEvaluate, DamagedData, UsageError, did_you_mean
+from kwbench.threat import ThreatModel
+from kwbench.torchvision_schemas import import_torchvision
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples: their hashes, positions in the split, images (b, c, h, w) in [0, 1] and labels (b,)."""
+
+    samples: tuple[str, ...]
+    indices: tuple[int, ...]
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, rows: Sequence[int]) -> "Batch":
+        """Only these rows, in this order."""
+        chosen = list(rows)
+        return Batch(
+            tuple(self.samples[row] for row in chosen), tuple(self.indices[row] for row in chosen), self.x[chosen], self.y[chosen]
+        )
+
+    def tiles(self, size: int) -> list["Batch"]:
+        """The batch cut into pieces of `size`, the last one perhaps shorter."""
+        return [self.take(range(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.samples, self.indices, self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (n, c, h, w), uint8 or float32 in [0, 1], and labels (n,)."""
+
+    images: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The samples at these positions, as float32."""
+        chosen = list(indices)
+        images, labels = _as_float(self.images[chosen]), self.labels[chosen].astype(np.int64)
+        samples = tuple(sample_hash(image, int(label)) for image, label in zip(images, labels, strict=True))
+        return Batch(samples, tuple(chosen), torch.from_numpy(images), torch.from_numpy(labels))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A named data set. `fixed_classes` is False where the number of classes was only inferred from the labels."""
+
+    name: str
+    classes: int
+    test: Split
+    train: Split
+    validation: Split
+    threat: ThreatModel
+    fixed_classes: bool = True
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """(c, h, w) of an image."""
+        return tuple(self.test.images.shape[1:])
+
+
+def sample_hash(image: Array, label: int) -> str:
+    """What identifies a sample: the first 128 bits of SHA-256 over its float32 pixels and its label, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(image, dtype="<f4").tobytes() + label.to_bytes(8, "little")).hexdigest()[:32]
+
+
+def slice_hash(samples: Sequence[str]) -> str:
+    """SHA-256 over the hashes of the samples of a slice, in their order."""
+    return hashlib.sha256("".join(samples).encode()).hexdigest()
+
+
+# The radius at which each data set is attacked when neither a suite nor the command line says otherwise.
+DEFAULT_THREATS: dict[str, ThreatModel] = {
+    # Chosen on the validation split; README, "The digits eps", says how.
+    "digits": ThreatModel.of("linf", "0.2"),
+    "mnist": ThreatModel.of("linf", "0.3"),  # xiao2020 D.4
+    "cifar10": ThreatModel.of("linf", "8/255"),
+    "svhn": ThreatModel.of("linf", "0.047"),  # xiao2020 4.1
+}
+
+
+def load_dataset(
+    name: str, *, data: Path | None = None, data_dir: Path | None = None, download: bool = False
+) -> DataSet:
+    """A data set by name, or from `data`, an npz file or a folder of images in one folder a class.
+
+    Raises UsageError for an unknown name, CannotEvaluate for missing files, DamagedData for files that are not what they
+    should be.
+    """
+    if data is not None:
+        splits, classes = _read_folder(data) if data.is_dir() else _read_npz(data)
+        threat = DEFAULT_THREATS.get(name, DEFAULT_THREATS["cifar10"])
+        return DataSet(data.stem, classes, *splits, threat=threat, fixed_classes=False)
+    if name not in _READERS:
+        raise UsageError(f"data set {name!r} is unknown; {did_you_mean(name, _READERS)}; --data reads your own files")
+    test, train, validation = _READERS[name](data_dir, download)
+    return DataSet(name, 10, test, train, validation, threat=DEFAULT_THREATS[name])
+
+
+def dataset_names() -> list[str]:
+    """The data sets that have a name."""
+    return list(_READERS)
+
+
+def _digits(data_dir: Path | None, download: bool) -> tuple[Split, Split, Split]:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = (pixels.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
+    labels = labels.astype(np.int64)
+    test, validation, train = [], [], []
+    for label in range(10):
+        # An order that depends on the images alone, whatever the versions of the libraries.
+        members = sorted(np.flatnonzero(labels == label), key=lambda index: (sample_hash(images[index], label), index))
+        test += members[:36]
+        validation += members[36:54]
+        train += members[54:]
+    splits = []
+    for members in (test, train, validation):
+        order = sorted(members, key=lambda index: (sample_hash(images[index], int(labels[index])), index))
+        splits.append(Split(images[order], labels[order]))
+    return splits[0], splits[1], splits[2]
+
+
+def _torchvision(reader: str, options: Callable[[bool], dict[str, Any]]) -> Callable[[Path | None, bool], Any]:
+    def read(data_dir: Path | None, download: bool) -> tuple[Split, Split, Split]:
+        root = data_dir if data_dir is not None else Path("data")
+        datasets = import_torchvision().datasets
+        parts = []
+        for train in (False, True):
+            try:
+                part = getattr(datasets, reader)(root=str(root), download=download, **options(train))
+            except (RuntimeError, OSError) as failure:
+                raise CannotEvaluate(
+                    f"{reader}: cannot be read under {root} ({failure}); name its folder with --data-dir, or add --download"
+                ) from None
+            images = np.asarray(part.data)
+            labels = np.asarray(part.targets if hasattr(part, "targets") else part.labels).astype(np.int64)
+            if images.ndim == 3:
+                images = images[:, None]
+            elif images.shape[-1] == 3:
+                images = images.transpose(0, 3, 1, 2)
+            parts.append(Split(images, labels))
+        test, whole = parts
+        held_out = len(whole) // 10
+        return (
+            test,
+            Split(whole.images[:-held_out], whole.labels[:-held_out]),
+            Split(whole.images[-held_out:], whole.labels[-held_out:]),
+        )
+
+    return read
+
+
+_READERS: dict[str, Callable[[Path | None, bool], tuple[Split, Split, Split]]] = {
+    "digits": _digits,
+    "mnist": _torchvision("MNIST", lambda train: {"train": train}),
+    "cifar10": _torchvision("CIFAR10", lambda train: {"train": train}),
+    "svhn": _torchvision("SVHN", lambda train: {"split": "train" if train else "test"}),
+}
+
+
+def _read_npz(path: Path) -> tuple[tuple[Split, Split, Split], int]:
+    if not path.exists():
+        raise CannotEvaluate(f"{path}: no such file; --data takes an npz file with x_test and y_test, or a folder of images")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in ("x_test", "y_test", "x_train", "y_train") if key in archive}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as failure:
+        raise DamagedData(f"{path}: not a readable npz file of plain arrays ({failure})") from None
+    for key in ("x_test", "y_test"):
+        if key not in arrays:
+            raise DamagedData(f"{path}: key {key!r} is missing; the file must hold x_test and y_test")
+    test = _checked(path, "test", arrays["x_test"], arrays["y_test"])
+    if ("x_train" in arrays) != ("y_train" in arrays):
+        raise DamagedData(f"{path}: x_train and y_train come together, one of them is missing")
+    train = _checked(path, "train", arrays["x_train"], arrays["y_train"]) if "x_train" in arrays else _none_like(test)
+    return (test, train, _none_like(test)), 1 + max(int(split.labels.max()) for split in (test, train) if len(split))
+
+
+def _none_like(split: Split) -> Split:
+    return Split(split.images[:0], split.labels[:0])
+
+
+def _checked(path: Path, part: str, images: Array, labels: Array) -> Split:
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DamagedData(f"{path}: x_{part} has shape {images.shape}; it must be (n, channels, height, width), channels 1 or 3")
+    if images.dtype == np.uint8:
+        pass
+    elif np.issubdtype(images.dtype, np.floating):
+        if not np.isfinite(images).all():
+            raise DamagedData(f"{path}: x_{part} holds NaN or infinity")
+        if images.size and (images.min() < 0 or images.max() > 1):
+            raise DamagedData(
+                f"{path}: x_{part} ranges from {images.min():.6g} to {images.max():.6g}; floats must lie in [0, 1], "
+                "pixels from 0 to 255 must be uint8"
+            )
+        images = images.astype(np.float32)
+    else:
+        raise DamagedData(f"{path}: x_{part} is {images.dtype}; it must be uint8, or floats in [0, 1]")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DamagedData(f"{path}: y_{part} is {labels.dtype} of shape {labels.shape}; it must be a row of integers")
+    if len(labels) != len(images):
+        raise DamagedData(f"{path}: {len(images)} images in x_{part}, {len(labels)} labels in y_{part}")
+    if not len(labels):
+        raise DamagedData(f"{path}: x_{part} is empty")
+    if labels.min() < 0:
+        raise DamagedData(f"{path}: y_{part} holds the label {labels.min()}; labels count from 0")
+    return Split(images, labels.astype(np.int64))
+
+
+def _read_folder(path: Path) -> tuple[tuple[Split, Split, Split], int]:
+    datasets = import_torchvision().datasets
+    parts = []
+    for root in (path / "test" if (path / "test").is_dir() else path, path / "train"):
+        if not root.is_dir():
+            parts.append(_none_like(parts[0]))
+            continue
+        try:
+            folder = datasets.ImageFolder(str(root))
+        except (FileNotFoundError, RuntimeError) as failure:
+            raise CannotEvaluate(f"{root}: {failure}; it must hold one folder of images for each class") from None
+        images = []
+        for file, _ in folder.samples:
+            try:
+                image = np.asarray(folder.loader(file), dtype=np.uint8).transpose(2, 0, 1)
+            except OSError as failure:
+                raise DamagedData(f"{file}: not a readable image ({failure})") from None
+            if images and image.shape != images[0].shape:
+                raise DamagedData(f"{file}: has shape {image.shape}, the images before it {images[0].shape}; all must be equal")
+            images.append(image)
+        parts.append(Split(np.stack(images), np.asarray(folder.targets, dtype=np.int64)))
+    test, train = parts
+    return (test, train, _none_like(test)), 1 + int(max(test.labels.max(), train.labels.max() if len(train) else 0))
+
+
+def _as_float(images: Array) -> npt.NDArray[np.float32]:
+    return (images.astype(np.float32) / np.float32(255)) if images.dtype == np.uint8 else images.astype(np.float32)

@@ -1,0 +1,89 @@
+"""Distances, projections, steepest steps and random starts: the only place that knows what a ball is.
+
+Images are float32 (b, c, h, w) in [0, 1]; distances are (b,). Every function acts on each sample alone.
+"""
+
+import torch
+from torch import Tensor
+
+from kwbench.randomness import SampleRandom
+from kwbench.threat import Norm, ThreatModel
+
+# Float32 rounding of x + delta; what the judge forgives, in the norm's own unit.
+TOLERANCE = 1e-6
+
+
+def norms(delta: Tensor, norm: Norm) -> Tensor:
+    """The norm of each sample of (b, ...), as (b,)."""
+    flat = delta.flatten(1)
+    if norm == "linf":
+        return flat.abs().amax(dim=1)
+    if norm == "l2":
+        return flat.square().sum(dim=1).sqrt()
+    return flat.abs().sum(dim=1)
+
+
+def distance(x: Tensor, z: Tensor, norm: Norm) -> Tensor:
+    """How far each z lies from its x, as (b,). Measured in float64: the judge must not add its own rounding."""
+    return norms(z.double() - x.double(), norm)
+
+
+def project(z: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """The z moved into the ball around x and into [0, 1].
+
+    linf and l2: the nearest point of the ball, then cut to the box, which never lengthens the perturbation.
+    l1: likewise; the nearest point of the ball follows Duchi et al. 2008 (ICML).
+    """
+    eps = threat.radius
+    if threat.norm == "linf":
+        return torch.minimum(torch.maximum(z, x - eps), x + eps).clamp(0, 1)
+    delta = z - x
+    if threat.norm == "l2":
+        # min(1, eps / length): points inside the ball stay where they are.
+        scale = (eps / norms(delta, "l2").clamp_min(1e-30)).clamp_max(1)
+        return (x + delta * _column(scale, delta)).clamp(0, 1)
+    return (x + _onto_l1_ball(delta, eps)).clamp(0, 1)
+
+
+def _onto_l1_ball(delta: Tensor, eps: float) -> Tensor:
+    flat = delta.flatten(1)
+    magnitude = flat.abs()
+    ordered = magnitude.sort(dim=1, descending=True).values
+    excess = ordered.cumsum(dim=1) - eps
+    rank = torch.arange(1, flat.shape[1] + 1, device=delta.device, dtype=delta.dtype)
+    last = (ordered * rank > excess).sum(dim=1, keepdim=True).clamp_min(1)
+    threshold = (excess.gather(1, last - 1) / last).clamp_min(0)
+    return (flat.sign() * (magnitude - threshold).clamp_min(0)).view_as(delta)
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of unit norm along which a linear function with this gradient rises fastest; zero where it is flat."""
+    if norm == "linf":
+        return gradient.sign()
+    if norm == "l2":
+        return gradient / _column(norms(gradient, "l2").clamp_min(1e-30), gradient)
+    flat = gradient.flatten(1)
+    largest = flat.abs().argmax(dim=1, keepdim=True)
+    return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
+
+
+def random_start(x: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+    """A point drawn uniformly from the ball around each x, cut to [0, 1]."""
+    shape, eps = x.shape[1:], threat.radius
+    if threat.norm == "linf":
+        delta = rng.uniform("start", shape, -eps, eps).to(x.device)
+    else:
+        length = rng.uniform("length", (1,)).to(x.device).pow(1 / shape.numel()) * eps
+        if threat.norm == "l2":
+            direction = steepest(rng.normal("start", shape).to(x.device), "l2")
+        else:
+            # Signed exponentials over their sum are uniform on the l1 sphere.
+            uniform = rng.uniform("start", shape, -1, 1).to(x.device)
+            exponential = uniform.sign() * -(1 - uniform.abs()).clamp_min(1e-7).log()
+            direction = exponential / _column(norms(exponential, "l1"), exponential)
+        delta = direction * length.view(-1, 1, 1, 1)
+    return project(x + delta, x, threat)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *([1] * (like.dim() - 1)))

@@ -1,0 +1,89 @@
+"""Random numbers that depend on what they are for, and on nothing else.
+
+Every draw is addressed by (seed, purpose, path, sample), so batch size, order, early exit and resumption change nothing.
+The generator is numpy's counter-based Philox, keyed by a hash of the address.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+_Draw = Callable[[np.random.Generator], npt.NDArray[np.float32]]
+
+
+def _digest(*parts: object) -> bytes:
+    text = "\x1f".join(str(part) for part in parts)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def derived_seed(*parts: object) -> int:
+    """A 63-bit seed from an address, for libraries that take one integer."""
+    return int.from_bytes(_digest(*parts)[:8], "little") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRandom:
+    """A stream of random numbers for each sample of a batch.
+
+    `samples` are the samples' hashes, one a row. Calls with the same `name` return the same numbers.
+    """
+
+    seed: int
+    purpose: str
+    samples: tuple[str, ...]
+
+    def child(self, name: object) -> "SampleRandom":
+        """The streams for a named part of the work, such as a restart."""
+        return replace(self, purpose=f"{self.purpose}/{name}")
+
+    def take(self, rows: Sequence[int] | Tensor) -> "SampleRandom":
+        """The same streams for some of the rows."""
+        chosen = rows.tolist() if isinstance(rows, Tensor) else rows
+        return replace(self, samples=tuple(self.samples[row] for row in chosen))
+
+    def batch_seed(self) -> int:
+        """One 63-bit integer for the whole batch, for code that cannot draw per sample."""
+        return derived_seed(self.seed, self.purpose, *self.samples)
+
+    def uniform(self, name: object, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Float32 (b, *shape), uniform on [low, high), on the CPU."""
+        draws = self._draw(name, shape, lambda generator: generator.random(tuple(shape), dtype=np.float32))
+        return draws.mul_(high - low).add_(low)
+
+    def normal(self, name: object, shape: Sequence[int]) -> Tensor:
+        """Float32 (b, *shape), standard normal, on the CPU."""
+        return self._draw(name, shape, lambda generator: generator.standard_normal(tuple(shape), dtype=np.float32))
+
+    def _draw(self, name: object, shape: Sequence[int], draw: _Draw) -> Tensor:
+        out = np.empty((len(self.samples), *shape), dtype=np.float32)
+        for row, sample in enumerate(self.samples):
+            key = np.frombuffer(_digest(self.seed, self.purpose, name, sample), dtype=np.uint64)
+            out[row] = draw(np.random.Generator(np.random.Philox(key=key)))
+        return torch.from_numpy(out)
+
+
+@contextmanager
+def seeded_globally(seed: int) -> Iterator[None]:
+    """Run a block under a seed of the global generators of torch, numpy and random, then put them back as they were.
+
+    For code that is not ours: stochastic models and attack libraries draw from the global generators.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
