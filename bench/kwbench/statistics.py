@@ -1,0 +1,270 @@
+"""Intervals for accuracies, and tests for two of them on the same samples. Pure numpy and scipy; accuracies are fractions of 1.
+
+Nothing here assumes that an accuracy is far from 0 or 1: the robust accuracies that matter most are close to 0, where the
+textbook intervals fail (a percentile bootstrap covers 23 % at p = 0.002, n = 128).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+LEVEL = 0.95
+
+# Above this many additions the sign-flip test samples its null distribution instead of counting it out (about a second).
+_EXACT_WORK = 200_000_000
+_FLIPS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure and its confidence interval; low <= value <= high, in [0, 1] for an accuracy, in [-1, 1] for a difference."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTest:
+    """Two classifiers on the same n samples.
+
+    `difference` is mean(first) - mean(second), in [-1, 1]. `gained` and `lost` count the samples on which the second is better
+    and worse. `p` is the p-value, `method` says of which test and which alternative.
+    """
+
+    difference: float
+    gained: int
+    lost: int
+    p: float
+    n: int
+    method: str
+
+
+def binomial_interval(hits: ArrayLike, n: ArrayLike, level: float = LEVEL) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The exact interval of Clopper and Pearson (Biometrika 26, 1934) for a proportion, for many proportions at once.
+
+    Args:
+        hits: how many of n; in [0, n]. Any shape; broadcast with n.
+        n: number of samples, at least 1.
+        level: confidence level in (0, 1).
+
+    Returns:
+        Lower and upper ends. Coverage is at least `level` for every p and n.
+
+    Raises:
+        ValueError: hits or n out of range.
+    """
+    k, size = np.broadcast_arrays(np.asarray(hits, dtype=float), np.asarray(n, dtype=float))
+    if np.any(size < 1) or np.any(k < 0) or np.any(k > size) or np.any(~np.isfinite(k)):
+        raise ValueError("binomial_interval: need 0 <= hits <= n and n >= 1")
+    return _beta_ends(k, size - k, (1 - level) / 2)
+
+
+def mean_interval(
+    means: ArrayLike, variances: ArrayLike, n: ArrayLike, level: float = LEVEL
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """An interval for the mean of values in [0, 1], from their sample mean and variance, for many means at once.
+
+    Gaffke's bound (Learned-Miller and Thomas 2019, arXiv:1905.06208, section 2) adds the worst possible value, 1 for the upper
+    end, 0 for the lower, to the sample and takes the quantile of its mean under random Dirichlet(1, ..., 1) weights. On values
+    that are 0 or 1 it is the interval of Clopper and Pearson. That mean is distributed almost as a Beta variable with the same
+    two moments; we take that Beta's quantile, which needs no simulation and keeps both limits exactly. There is no proof of the
+    coverage of either; both were simulated, and tests/test_statistics.py holds ours to at least 93 % (nominal 95 %).
+
+    Args:
+        means: sample means in [0, 1].
+        variances: sample variances with divisor n (not n - 1), at most mean * (1 - mean).
+        n: number of values, at least 1.
+        level: confidence level in (0, 1).
+
+    Returns:
+        Lower and upper ends; low < value < high except at values of exactly 0 (low is 0) and 1 (high is 1).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+    mean, variance, size = np.broadcast_arrays(*(np.asarray(each, dtype=float) for each in (means, variances, n)))
+    if np.any(size < 1) or np.any(~((mean >= 0) & (mean <= 1))) or np.any(~((variance >= 0) & (variance <= 0.25 + 1e-9))):
+        raise ValueError("mean_interval: need values in [0, 1] and n >= 1")
+    tail = (1 - level) / 2
+    high = _gaffke_upper(mean, variance, size, tail)
+    low = 1 - _gaffke_upper(1 - mean, variance, size, tail)
+    return np.clip(np.minimum(low, mean), 0, 1), np.clip(np.maximum(high, mean), 0, 1)
+
+
+def accuracy_of_hits(hits: int, n: int, level: float = LEVEL) -> Interval:
+    """hits / n with its Clopper-Pearson interval."""
+    low, high = binomial_interval(hits, n, level)
+    return Interval(hits / n, float(low), float(high))
+
+
+def accuracy_of_values(values: ArrayLike, level: float = LEVEL) -> Interval:
+    """The mean of values in [0, 1], one for each sample, with the interval of `mean_interval`."""
+    array = np.asarray(values, dtype=float)
+    mean = float(array.mean())
+    # Rounding can leave a mean of ones a little above 1.
+    mean = min(max(mean, 0.0), 1.0)
+    low, high = mean_interval(mean, array.var(), array.size, level)
+    return Interval(mean, float(low), float(high))
+
+
+def mcnemar(lost: int, gained: int, *, one_sided: bool) -> float:
+    """The exact p-value of McNemar's test (Psychometrika 12, 1947): of `lost + gained` discordant samples half are lost.
+
+    One-sided: against more losses than gains. Two-sided: twice the smaller tail, at most 1.
+
+    Raises:
+        ValueError: a negative count.
+    """
+    if lost < 0 or gained < 0:
+        raise ValueError("mcnemar: counts must not be negative")
+    discordant = lost + gained
+    if discordant == 0:
+        return 1.0
+    # P(Bin(m, 1/2) >= k) = I_{1/2}(k, m - k + 1)
+    more = float(special.betainc(lost, gained + 1, 0.5)) if lost else 1.0
+    if one_sided:
+        return more
+    fewer = float(special.betainc(gained, lost + 1, 0.5)) if gained else 1.0
+    return min(1.0, 2 * min(more, fewer))
+
+
+def sign_flip(differences: ArrayLike, *, one_sided: bool, seed: int = 0) -> float:
+    """The p-value of the paired permutation test: the sign of each difference is as likely as its opposite (Fisher 1935).
+
+    One-sided: against a mean difference above 0. Exact where the null distribution can be counted out, which holds for
+    differences of p-hats (multiples of 1/K) at any size we use, and for up to 20 arbitrary differences; otherwise estimated
+    from 100,000 sign vectors drawn with `seed`, counting the observed one, so that it is never 0 (Phipson and Smyth 2010).
+
+    Raises:
+        ValueError: a difference that is not finite.
+    """
+    d = np.asarray(differences, dtype=float).ravel()
+    if not np.isfinite(d).all():
+        raise ValueError("sign_flip: differences must be finite")
+    d = d[d != 0]
+    if not d.size:
+        return 1.0
+    integers = _as_integers(d)
+    if integers is not None and int(np.abs(integers).sum()) * integers.size <= _EXACT_WORK:
+        more, fewer = _count_out(integers)
+    elif d.size <= 20:
+        signs = 1 - 2 * ((np.arange(2**d.size)[:, None] >> np.arange(d.size)) & 1)
+        more, fewer = _tails(signs @ np.abs(d), d)
+    else:
+        more, fewer = _draw(d, seed)
+    return more if one_sided else min(1.0, 2 * min(more, fewer))
+
+
+def paired_test(first: ArrayLike, second: ArrayLike, *, one_sided: bool) -> PairedTest:
+    """Is the second classifier worse than the first (one-sided), or are they different (two-sided)? On the same samples.
+
+    Args:
+        first: one value in [0, 1] for each sample; 0 or 1 for a deterministic model, a p-hat for a stochastic one.
+        second: the same for the other classifier, in the same order.
+        one_sided: the alternative: mean(second) < mean(first), or unequal means.
+
+    Returns:
+        McNemar's exact test where every value is 0 or 1, otherwise the sign-flip test.
+
+    Raises:
+        ValueError: unequal lengths, or no samples.
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if a.shape != b.shape or a.ndim != 1 or not a.size:
+        raise ValueError("paired_test: both classifiers need a value for every sample")
+    lost, gained = int((b < a).sum()), int((b > a).sum())
+    side = "one-sided" if one_sided else "two-sided"
+    if np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all():
+        p, method = mcnemar(lost, gained, one_sided=one_sided), f"exact McNemar, {side}"
+    else:
+        p, method = sign_flip(a - b, one_sided=one_sided), f"paired sign-flip permutation, {side}"
+    return PairedTest(float((a - b).mean()), gained, lost, p, int(a.size), method)
+
+
+def difference_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
+    """The mean of paired differences in [-1, 1], one for each sample, with its interval.
+
+    Wins and losses are bounded apart, each at half the error, and subtracted: unlike the interval of the mean of
+    (1 + difference) / 2 it stays narrow where few samples differ, and unlike a bootstrap it holds there.
+    """
+    d = np.asarray(differences, dtype=float)
+    up, down = np.clip(d, 0, 1), np.clip(-d, 0, 1)
+    # Half the tail for each part (Bonferroni).
+    part = 1 - (1 - level) / 2
+    plus, minus = accuracy_of_values(up, part), accuracy_of_values(down, part)
+    value = float(d.mean())
+    return Interval(value, min(plus.low - minus.high, value), max(plus.high - minus.low, value))
+
+
+def _beta_ends(
+    hits: NDArray[np.float64], misses: NDArray[np.float64], tail: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    low = np.where(hits == 0, 0.0, special.betaincinv(np.maximum(hits, 1e-300), misses + 1, tail))
+    high = np.where(misses == 0, 1.0, special.betaincinv(hits + 1, np.maximum(misses, 1e-300), 1 - tail))
+    return low, high
+
+
+def _gaffke_upper(
+    mean: NDArray[np.float64], variance: NDArray[np.float64], n: NDArray[np.float64], tail: float
+) -> NDArray[np.float64]:
+    """The upper end: the quantile of the Beta variable with the moments of the Dirichlet-weighted mean of sample and 1."""
+    size = n + 1
+    centre = (n * mean + 1) / size
+    spread = np.maximum((n * (variance + mean**2) + 1) / size - centre**2, 0.0)
+    # A Dirichlet(1, ..., 1) mean has variance spread / (size + 1); a Beta(a, b) has centre (1 - centre) / (a + b + 1).
+    degenerate = spread <= 1e-15
+    total = centre * (1 - centre) * (size + 1) / np.where(degenerate, 1.0, spread) - 1
+    a = np.where(degenerate, 1.0, centre * total)
+    b = np.where(degenerate, 1.0, (1 - centre) * total)
+    return np.where(degenerate, centre, special.betaincinv(a, b, 1 - tail))
+
+
+def _as_integers(d: NDArray[np.float64]) -> NDArray[np.int64] | None:
+    """The differences in units of 1/K for the smallest of the usual numbers of draws that makes them whole, or None."""
+    for draws in (1, 50, 100, 128, 200, 250, 256, 500, 1000, 1024):
+        scaled = d * draws
+        whole = np.rint(scaled)
+        if np.abs(scaled - whole).max() < 1e-6:
+            integers = whole.astype(np.int64)
+            return integers // np.gcd.reduce(integers)
+    return None
+
+
+def _count_out(d: NDArray[np.int64]) -> tuple[float, float]:
+    """P(sum >= observed) and P(sum <= observed) over all sign vectors, by the shift algorithm of Pagano and Tritchler (1983)."""
+    steps = np.abs(d)
+    observed = int(d[d > 0].sum())  # the positive part; the whole sum is twice this less the total
+    mass = np.zeros(int(steps.sum()) + 1)
+    mass[0] = 1.0
+    reached = 0
+    for step in steps.tolist():
+        # The part above `reached` is zero; halving every time keeps the numbers in range.
+        mass[: reached + 1] *= 0.5
+        reached += step
+        shifted = mass[: reached + 1 - step].copy()
+        mass[step : reached + 1] += shifted
+    return min(1.0, float(mass[observed:].sum())), min(1.0, float(mass[: observed + 1].sum()))
+
+
+def _tails(sums: NDArray[np.float64], d: NDArray[np.float64]) -> tuple[float, float]:
+    # Sums that are equal on paper may differ in the last bits.
+    slack = 1e-9 * float(np.abs(d).sum())
+    return float((sums >= d.sum() - slack).mean()), float((sums <= d.sum() + slack).mean())
+
+
+def _draw(d: NDArray[np.float64], seed: int) -> tuple[float, float]:
+    rng = np.random.default_rng(seed)
+    sizes, counts = np.unique(np.abs(d), return_counts=True)
+    # Equal differences need only the number of them that stay positive.
+    positive = rng.binomial(counts, 0.5, size=(_FLIPS, counts.size)) if counts.size <= 2000 else None
+    if positive is not None:
+        sums = (2 * positive - counts) @ sizes
+    else:
+        sums = np.concatenate([(2 * rng.integers(0, 2, size=(1000, d.size)) - 1) @ np.abs(d) for _ in range(_FLIPS // 1000)])
+    slack = 1e-9 * float(np.abs(d).sum())
+    more = (1 + int((sums >= d.sum() - slack).sum())) / (1 + _FLIPS)
+    fewer = (1 + int((sums <= d.sum() + slack).sum())) / (1 + _FLIPS)
+    return more, fewer
