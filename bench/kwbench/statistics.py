@@ -185,18 +185,9 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, one_sided: bool) -> Pair
 
 
 def difference_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
-    """The mean of paired differences in [-1, 1], one for each sample, with its interval.
-
-    Wins and losses are bounded apart, each at half the error, and subtracted: unlike the interval of the mean of
-    (1 + difference) / 2 it stays narrow where few samples differ, and unlike a bootstrap it holds there.
-    """
-    d = np.asarray(differences, dtype=float)
-    up, down = np.clip(d, 0, 1), np.clip(-d, 0, 1)
-    # Half the tail for each part (Bonferroni).
-    part = 1 - (1 - level) / 2
-    plus, minus = accuracy_of_values(up, part), accuracy_of_values(down, part)
-    value = float(d.mean())
-    return Interval(value, min(plus.low - minus.high, value), max(plus.high - minus.low, value))
+    """The mean of paired differences in [-1, 1], one for each sample, with the interval of `mean_interval` on (1 + d) / 2."""
+    half = accuracy_of_values((1 + np.asarray(differences, dtype=float)) / 2, level)
+    return Interval(2 * half.value - 1, 2 * half.low - 1, 2 * half.high - 1)
 
 
 def _beta_ends(
@@ -229,12 +220,13 @@ def _as_integers(d: NDArray[np.float64]) -> NDArray[np.int64] | None:
         whole = np.rint(scaled)
         if np.abs(scaled - whole).max() < 1e-6:
             integers = whole.astype(np.int64)
-            return integers // np.gcd.reduce(integers)
+            shrunk: NDArray[np.int64] = integers // np.gcd.reduce(integers)
+            return shrunk
     return None
 
 
 def _count_out(d: NDArray[np.int64]) -> tuple[float, float]:
-    """P(sum >= observed) and P(sum <= observed) over all sign vectors, by the shift algorithm of Pagano and Tritchler (1983)."""
+    """P(sum >= observed) and P(sum <= observed) over all sign vectors, by Pagano and Tritchler's shifts (1983)."""
     steps = np.abs(d)
     observed = int(d[d > 0].sum())  # the positive part; the whole sum is twice this less the total
     mass = np.zeros(int(steps.sum()) + 1)

@@ -6,17 +6,20 @@ registered and appended twice, also by two processes at once.
 """
 
 import json
+import math
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sa
+from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
@@ -94,7 +97,12 @@ _outcomes = sa.Table(
     sa.CheckConstraint("selection_correct BETWEEN 0 AND selection_draws"),
     sa.CheckConstraint("fresh_correct BETWEEN 0 AND fresh_draws"),
     sa.CheckConstraint("distance >= 0"),
+    sa.CheckConstraint("forwards >= 0 AND backwards >= 0 AND seconds >= 0"),
+    # Clustered by attack run: a report reads the whole table in this order.
+    sqlite_with_rowid=False,
 )
+
+_COUNTS = ("selection_correct", "selection_draws", "fresh_correct", "fresh_draws")
 
 OUTCOME_COLUMNS = [field.name for field in fields(Outcome)]
 
@@ -135,6 +143,32 @@ class Evaluation:
     created: str
     spec: EvaluationSpec
     attack_runs: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The outcomes of one attack run, packed: one entry a sample, ordered by `index`, the position in the split.
+
+    `status` holds the first letters of the statuses. The p-hats (NaN where a row has no draws) are empty for deterministic
+    models. Costs are sums over the samples.
+    """
+
+    index: NDArray[np.int64]
+    status: NDArray[np.bytes_]
+    selection: NDArray[np.float64]
+    fresh: NDArray[np.float64]
+    forwards: int
+    backwards: int
+    seconds: float
+    # Rows with a verdict under the other judging rule, and how many of them held under it.
+    other_rows: int
+    other_held: int
+    # Rows with a prediction of the surrogate, and how many of these are right.
+    surrogate_rows: int
+    surrogate_right: int
+
+    def __len__(self) -> int:
+        return len(self.index)
 
 
 class Store:
@@ -228,33 +262,40 @@ class Store:
                     for position, each in enumerate(spec.attacks)
                 ],
             )
-        return next(found for found in self.evaluations() if found.id == evaluation)
+        return next(iter(self.evaluations(spec.identity)))
 
     def append(self, attack_run: int, outcomes: Sequence[Outcome]) -> None:
         """Add outcomes in one transaction. Rows that are already there stay as they are.
 
-        Raises CannotEvaluate if they cannot be written; what was committed before stays.
+        Raises CannotEvaluate if they cannot be written, or a value is impossible; what was committed before stays.
         """
+        for outcome in outcomes:
+            # SQLite would store NaN as NULL, which reads as "there is nothing to measure".
+            if not math.isfinite(outcome.seconds) or not math.isfinite(outcome.distance or 0.0):
+                raise CannotEvaluate(f"{self._name}: sample {outcome.sample}: distance and seconds must be finite")
         with self._naming(self._name), self._engine.begin() as connection:
             self._insert(connection, _outcomes, [{"attack_run": attack_run, **asdict(outcome)} for outcome in outcomes])
 
     def outcomes(self, attack_run: int) -> list[Outcome]:
         """What is on record for an attack run, by position in the split."""
         query = sa.select(_outcomes).where(_outcomes.c.attack_run == attack_run).order_by(_outcomes.c.index)
-        with self._engine.connect() as connection:
+        with self._naming(self._name), self._engine.connect() as connection:
             return [_outcome(row) for row in connection.execute(query)]
 
-    def evaluations(self) -> list[Evaluation]:
-        """Everything on record, oldest first."""
-        with self._engine.connect() as connection:
+    def evaluations(self, identity: str | None = None) -> list[Evaluation]:
+        """Everything on record, oldest first; or the one evaluation of this identity, if it is there."""
+        which = sa.true() if identity is None else _evaluations.c.identity == identity
+        with self._naming(self._name), self._engine.connect() as connection:
             members: dict[int, list[Any]] = {}
             for member in connection.execute(
                 sa.select(_members.c.evaluation, _attack_runs)
                 .join(_attack_runs, _attack_runs.c.id == _members.c.attack_run)
+                .join(_evaluations, _evaluations.c.id == _members.c.evaluation)
+                .where(which)
                 .order_by(_members.c.evaluation, _members.c.position)
             ):
                 members.setdefault(member.evaluation, []).append(member)
-            found = connection.execute(sa.select(_evaluations).order_by(_evaluations.c.id)).all()
+            found = connection.execute(sa.select(_evaluations).where(which).order_by(_evaluations.c.id)).all()
         return [
             Evaluation(
                 id=row.id,
@@ -280,14 +321,65 @@ class Store:
 
     def frame(self, attack_runs: Sequence[int]) -> pd.DataFrame:
         """The outcomes of attack runs as a data frame: column `attack_run`, then the fields of `Outcome`."""
-        query = (
-            sa.select(_outcomes)
-            .where(_outcomes.c.attack_run.in_(list(attack_runs)))
-            .order_by(_outcomes.c.attack_run, _outcomes.c.index)
-        )
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
+        rows: list[sa.Row[Any]] = []
+        with self._naming(self._name), self._engine.connect() as connection:
+            for part in _parts(sorted(set(attack_runs))):
+                query = sa.select(_outcomes).where(_outcomes.c.attack_run.in_(part or []))
+                rows += connection.execute(query.order_by(_outcomes.c.attack_run, _outcomes.c.index)).all()
         return pd.DataFrame([tuple(row) for row in rows], columns=["attack_run", *OUTCOME_COLUMNS])
+
+    def tallies(self, attack_runs: Collection[int] | None = None) -> dict[int, Tally]:
+        """The outcomes of attack runs, packed by the database: about 2 million rows a second. None: of all of them."""
+        text = sa.func.aggregate_strings
+        whole = [
+            _outcomes.c.attack_run,
+            text(sa.cast(_outcomes.c.index, sa.String), ","),
+            text(sa.func.substr(_outcomes.c.status, 1, 1), ""),
+            sa.func.sum(_outcomes.c.forwards),
+            sa.func.sum(_outcomes.c.backwards),
+            sa.func.sum(_outcomes.c.seconds),
+            sa.func.count(_outcomes.c.other_status),
+            sa.func.count(sa.case((_outcomes.c.other_status == Status.HELD.value, 1))),
+            sa.func.count(_outcomes.c.surrogate_prediction),
+            sa.func.count(sa.case((_outcomes.c.surrogate_prediction == _outcomes.c.label, 1))),
+            sa.func.max(_outcomes.c.fresh_draws),
+        ]
+        drawn = [text(sa.cast(column, sa.String), ",") for column in (_outcomes.c[name] for name in _COUNTS)]
+        tallies: dict[int, Tally] = {}
+        parsed: dict[str, tuple[NDArray[np.intp], NDArray[np.int64]]] = {}
+        with self._naming(self._name), self._engine.connect() as connection:
+            for part in _parts(attack_runs):
+                query = sa.select(*whole).group_by(_outcomes.c.attack_run)
+                counts = sa.select(_outcomes.c.attack_run, text(sa.cast(_outcomes.c.index, sa.String), ","), *drawn)
+                counts = counts.group_by(_outcomes.c.attack_run)
+                if part is not None:
+                    query = query.where(_outcomes.c.attack_run.in_(part))
+                rows = connection.execute(query).all()
+                stochastic = [row[0] for row in rows if row[10]]
+                draws: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+                for some in _parts(stochastic):
+                    for row in connection.execute(counts.where(_outcomes.c.attack_run.in_(some or []))):
+                        order, _ = _positions(row[1], parsed)
+                        right, of, fresh_right, fresh_of = (np.array(each.split(","), dtype=float)[order] for each in row[2:])
+                        draws[row[0]] = (_shares(right, of), _shares(fresh_right, fresh_of))
+                for row in rows:
+                    order, index = _positions(row[1], parsed)
+                    none = np.empty(0)
+                    selection, fresh = draws.get(row[0], (none, none))
+                    tallies[row[0]] = Tally(
+                        index=index,
+                        status=np.frombuffer(row[2].encode(), dtype="S1")[order],
+                        selection=selection,
+                        fresh=fresh,
+                        forwards=int(row[3]),
+                        backwards=int(row[4]),
+                        seconds=float(row[5]),
+                        other_rows=row[6],
+                        other_held=row[7],
+                        surrogate_rows=row[8],
+                        surrogate_right=row[9],
+                    )
+        return tallies
 
     def _prepare(self, create: bool) -> None:
         if create:
@@ -298,8 +390,7 @@ class Store:
             version = connection.execute(sa.select(_schema.c.version)).scalar()
         if version != SCHEMA_VERSION:
             raise DamagedData(
-                f"{self._name}: schema version {version}, "
-                f"this kwbench reads {SCHEMA_VERSION}; use another file with --db"
+                f"{self._name}: schema version {version}, this kwbench reads {SCHEMA_VERSION}; use another file with --db"
             )
 
     @contextmanager
@@ -308,6 +399,8 @@ class Store:
             yield
         except sa.exc.OperationalError as failure:
             raise CannotEvaluate(f"{name}: the database cannot be used ({failure.orig})") from None
+        except sa.exc.IntegrityError as failure:
+            raise CannotEvaluate(f"{name}: a row that cannot be true was refused ({failure.orig})") from None
         except sa.exc.DatabaseError as failure:
             raise DamagedData(f"{name}: not a kwbench database ({failure.orig})") from None
 
@@ -342,9 +435,23 @@ def _check_file(path: Path) -> None:
     head = path.read_bytes()[:100] if path.stat().st_size < 100 else _head(path)
     if len(head) < 100 or not head.startswith(b"SQLite format 3\0"):
         # An empty file is a valid empty SQLite database; taking it would hide that the record was lost.
-        raise DamagedData(f"{path}: not a kwbench database ({path.stat().st_size} bytes); move it away or name another with --db")
+        size = path.stat().st_size
+        raise DamagedData(f"{path}: not a kwbench database ({size} bytes); move it away or name another with --db")
     if int.from_bytes(head[68:72], "big") != APPLICATION_ID:
         raise DamagedData(f"{path}: a SQLite database of some other program; name another with --db")
+    _check_length(path, head)
+
+
+def _check_length(path: Path, head: bytes) -> None:
+    """SQLite notices that a file was cut only when it misses a page, and counts rows without a word until then."""
+    journal = Path(f"{path}-journal")
+    page = int.from_bytes(head[16:18], "big") or 1
+    expected = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
+    # The header tells the length unless an old SQLite wrote last; a journal means that a transaction is under way.
+    if head[24:28] == head[92:96] and not journal.exists() and path.stat().st_size < expected and not journal.exists():
+        raise DamagedData(
+            f"{path}: cut short, {path.stat().st_size} of {expected} bytes; restore it from a backup or name another with --db"
+        )
 
 
 def _head(path: Path) -> bytes:
@@ -371,6 +478,55 @@ def _outcome(row: Any) -> Outcome:
     values["status"] = Status(values["status"])
     values["other_status"] = Status(values["other_status"]) if values["other_status"] else None
     return Outcome(index=row._mapping["index"], **values)
+
+
+def pack(frame: pd.DataFrame) -> dict[int, Tally]:
+    """The same as `Store.tallies`, from a data frame of `Store.frame`: the tally of each attack run in it."""
+    tallies = {}
+    for attack_run, group in frame.groupby("attack_run", sort=False):
+        rows = group.sort_values("index")
+        stochastic = bool((rows["fresh_draws"] > 0).any())
+        others, surrogates = rows["other_status"].notna(), rows["surrogate_prediction"].notna()
+        tallies[int(str(attack_run))] = Tally(
+            index=rows["index"].to_numpy(dtype=np.int64),
+            status=rows["status"].astype(str).str[:1].to_numpy(dtype="S1"),
+            selection=_shares(*(rows[name].to_numpy(dtype=float) for name in _COUNTS[:2])) if stochastic else np.empty(0),
+            fresh=_shares(*(rows[name].to_numpy(dtype=float) for name in _COUNTS[2:])) if stochastic else np.empty(0),
+            forwards=int(rows["forwards"].sum()),
+            backwards=int(rows["backwards"].sum()),
+            seconds=float(rows["seconds"].sum()),
+            other_rows=int(others.sum()),
+            other_held=int((rows["other_status"] == Status.HELD).sum()),
+            surrogate_rows=int(surrogates.sum()),
+            surrogate_right=int((surrogates & (rows["surrogate_prediction"] == rows["label"])).sum()),
+        )
+    return tallies
+
+
+def _parts(numbers: Collection[int] | None) -> Iterator[list[int] | None]:
+    """Lists short enough for SQLite's limit on parameters; None stands for all."""
+    if numbers is None:
+        yield None
+        return
+    ordered = list(numbers)
+    for start in range(0, len(ordered), 500):
+        yield ordered[start : start + 500]
+
+
+def _positions(
+    text: str, parsed: dict[str, tuple[NDArray[np.intp], NDArray[np.int64]]]
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """The order that sorts the rows, and the sorted positions. Nearly all attack runs share one text."""
+    if text not in parsed:
+        index = np.array(text.split(","), dtype=np.int64)
+        order = np.argsort(index, kind="stable")
+        parsed[text] = (order, index[order])
+    return parsed[text]
+
+
+def _shares(right: NDArray[np.float64], draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.divide(right, draws, out=np.full(right.shape, np.nan), where=draws > 0)
+    return shares
 
 
 def _to_json(value: Mapping[str, Any]) -> str:
