@@ -71,7 +71,7 @@ def specification(
     spec: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> EvaluationSpec:
-    parameters = attacks if isinstance(attacks, Mapping) else dict.fromkeys(attacks, {})
+    parameters = attacks if isinstance(attacks, Mapping) else {label: {} for label in attacks}
     whole = {"data": "d0", "prediction": "argmax", "checkpoint": checkpoint, "seed": 0} | dict(spec or {})
     key = (model, dataset, suite, norm, eps, n, stochastic, sorted(whole.items(), key=str))
     return EvaluationSpec(
@@ -102,7 +102,7 @@ def record(store: Store, spec: EvaluationSpec, outcomes: Mapping[str, Sequence[O
 def deterministic(store: Store, letters: Mapping[str, str], **options: Any) -> Evaluation:
     """An evaluation of a deterministic model from one string of letters an attack."""
     n = options.pop("n", len(next(iter(letters.values()))))
-    parameters = options.pop("attacks", dict.fromkeys(letters, {}))
+    parameters = options.pop("attacks", {label: {} for label in letters})
     return record(
         store, specification(attacks=parameters, n=n, **options), {name: rows(each) for name, each in letters.items()}
     )

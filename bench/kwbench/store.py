@@ -8,9 +8,8 @@ registered and appended twice, also by two processes at once.
 import json
 import math
 import os
-import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -219,7 +218,7 @@ class Store:
     def register(self, spec: EvaluationSpec) -> Evaluation:
         """Put an evaluation and its attacks on record, or find them there. Raises CannotEvaluate if it cannot be written."""
         with self._naming(self._name), self._engine.begin() as connection:
-            self._insert(
+            _insert(
                 connection,
                 _evaluations,
                 [
@@ -241,7 +240,7 @@ class Store:
             evaluation = connection.execute(
                 sa.select(_evaluations.c.id).where(_evaluations.c.identity == spec.identity)
             ).scalar_one()
-            self._insert(
+            _insert(
                 connection,
                 _attack_runs,
                 [{"identity": each.identity, "label": each.label, "spec": _to_json(each.spec)} for each in spec.attacks],
@@ -254,7 +253,7 @@ class Store:
                     )
                 )
             }
-            self._insert(
+            _insert(
                 connection,
                 _members,
                 [
@@ -274,7 +273,7 @@ class Store:
             if not math.isfinite(outcome.seconds) or not math.isfinite(outcome.distance or 0.0):
                 raise CannotEvaluate(f"{self._name}: sample {outcome.sample}: distance and seconds must be finite")
         with self._naming(self._name), self._engine.begin() as connection:
-            self._insert(connection, _outcomes, [{"attack_run": attack_run, **asdict(outcome)} for outcome in outcomes])
+            _insert(connection, _outcomes, [{"attack_run": attack_run, **asdict(outcome)} for outcome in outcomes])
 
     def outcomes(self, attack_run: int) -> list[Outcome]:
         """What is on record for an attack run, by position in the split."""
@@ -382,16 +381,17 @@ class Store:
         return tallies
 
     def _prepare(self, create: bool) -> None:
-        if create:
+        # A new SQLite file comes with its tables.
+        if create and self._engine.dialect.name != "sqlite":
             with self._engine.begin() as connection:
-                _metadata.create_all(connection)
-                self._insert(connection, _schema, [{"version": SCHEMA_VERSION}])
+                _create(connection)
         with self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table(_schema.name):
+                raise DamagedData(f"{self._name}: not a kwbench database, its tables are not there")
             version = connection.execute(sa.select(_schema.c.version)).scalar()
         if version != SCHEMA_VERSION:
-            raise DamagedData(
-                f"{self._name}: schema version {version}, this kwbench reads {SCHEMA_VERSION}; use another file with --db"
-            )
+            advice = "update kwbench" if isinstance(version, int) and version > SCHEMA_VERSION else "use another file with --db"
+            raise DamagedData(f"{self._name}: schema version {version}, this kwbench reads {SCHEMA_VERSION}; {advice}")
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -404,11 +404,17 @@ class Store:
         except sa.exc.DatabaseError as failure:
             raise DamagedData(f"{name}: not a kwbench database ({failure.orig})") from None
 
-    def _insert(self, connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
-        if not rows:
-            return
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+
+def _insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+
+
+def _create(connection: sa.Connection) -> None:
+    _metadata.create_all(connection)
+    _insert(connection, _schema, [{"version": SCHEMA_VERSION}])
 
 
 def _make_file(path: Path) -> None:
@@ -416,15 +422,29 @@ def _make_file(path: Path) -> None:
     if not path.parent.is_dir():
         raise CannotEvaluate(f"{path}: the folder {path.parent} does not exist")
     draft = path.with_name(f".{path.name}.{os.getpid()}")
+    engine = sa.create_engine(f"sqlite:///{draft}", poolclass=sa.NullPool)
     try:
-        with closing(sqlite3.connect(draft)) as connection:
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        with suppress(FileExistsError):  # another process was first; its file serves as well
-            os.link(draft, path)
-    except (OSError, sqlite3.OperationalError) as failure:
-        raise CannotEvaluate(f"{path}: the database cannot be written ({failure})") from None
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+            _create(connection)
+        _place(draft, path)
+    except (OSError, sa.exc.OperationalError) as failure:
+        reason = failure.orig if isinstance(failure, sa.exc.OperationalError) else failure
+        raise CannotEvaluate(f"{path}: the database cannot be written ({reason})") from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
+
+
+def _place(draft: Path, path: Path) -> None:
+    """Give the draft its name unless another process was first; its file serves as well."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            draft.replace(path)
 
 
 def _check_file(path: Path) -> None:
