@@ -68,11 +68,19 @@ def specification(
     suite: str = "papers",
     stochastic: bool = False,
     checkpoint: str = "c0",
+    origin: Mapping[str, Any] | None = None,
     spec: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> EvaluationSpec:
     parameters = attacks if isinstance(attacks, Mapping) else {label: {} for label in attacks}
-    whole = {"data": "d0", "prediction": "argmax", "checkpoint": checkpoint, "seed": 0} | dict(spec or {})
+    origin = {
+        "model_sha256": digest(checkpoint),
+        "data_sha256": digest("data"),
+        "prediction": {"kind": "draw", "draws": 1},
+        "seed": 0,
+        "versions": {"torch": "2.13.0", "kwbench": "0.1.0"},
+    } | dict(origin or {})
+    whole = {"origin": origin} | dict(spec or {})
     key = (model, dataset, suite, norm, eps, n, stochastic, sorted(whole.items(), key=str))
     return EvaluationSpec(
         identity=digest(key, sorted(parameters)),
@@ -87,7 +95,7 @@ def specification(
             for label, values in parameters.items()
         ),
         spec=whole,
-        provenance={"torch": "2.13.0", "device": "cpu"} | dict(provenance or {}),
+        provenance={"device": "cpu", "platform": "Linux"} | dict(provenance or {}),
     )
 
 

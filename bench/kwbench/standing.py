@@ -10,7 +10,7 @@ attacks that do nothing turn p = 0.87 into 0.79.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -118,23 +118,56 @@ def standings(store: Store, evaluations: Sequence[Evaluation] | None = None) -> 
     return [_standing(each, tallies) for each in chosen]
 
 
-def comparison_key(evaluation: Evaluation) -> tuple[str, ...]:
-    """Equal for evaluations whose numbers may stand in one table, and for no others.
+class Comparison(NamedTuple):
+    """Equal for evaluations whose numbers may stand in one table, and for no others."""
 
-    Data set and slice, number of samples, threat model, suite with every attack's parameters, and the rule of prediction.
+    dataset: str
+    data: str
+    n: int
+    norm: str
+    eps: str
+    suite: str
+    protocol: str
+    prediction: str
+    cascade: bool
+
+
+def comparison_key(evaluation: Evaluation) -> Comparison:
+    """Data set and slice, number of samples, threat model, suite with every parameter, and the rule of prediction.
+
+    A suite may have attacks for stochastic models only; it is one protocol all the same if its definition is on record.
     """
     spec = evaluation.spec
-    return (
+    origin = origin_of(evaluation)
+    protocol: Any = spec.spec.get("protocol")
+    attacks: list[Any] = [(each.label, each.spec.get("parameters", {})) for each in spec.attacks]
+    if isinstance(protocol, list):
+        only = {each.get("label") for each in protocol if isinstance(each, Mapping) and each.get("when", "always") != "always"}
+        attacks = [each for each in attacks if each[0] not in only]
+    # A deterministic model answers the same under every rule of prediction.
+    prediction = origin.get("prediction") if spec.stochastic else {"kind": "draw", "draws": 1}
+    return Comparison(
         spec.dataset,
-        _text(spec.spec.get("data")),
-        str(spec.n),
+        str(origin.get("data_sha256")),
+        spec.n,
         spec.threat.norm,
         str(spec.threat.eps),
         spec.suite,
-        _text([(each.label, each.spec.get("parameters", {})) for each in spec.attacks]),
-        _text(spec.spec.get("prediction")),
-        _text(bool(spec.spec.get("cascade", False))),
+        _text([protocol, attacks]),
+        _text(prediction),
+        bool(spec.spec.get("cascade", False)),
     )
+
+
+def attacks_key(evaluation: Evaluation) -> str:
+    """Equal for evaluations with the very same attacks and parameters."""
+    return _text([(each.label, each.spec.get("parameters", {})) for each in evaluation.spec.attacks])
+
+
+def origin_of(evaluation: Evaluation) -> Mapping[str, Any]:
+    """What identifies model, data and code: hashes, seed, versions. Empty where the record has none."""
+    origin = evaluation.spec.spec.get("origin")
+    return origin if isinstance(origin, Mapping) else {}
 
 
 def to_json(standing: Standing) -> dict[str, Any]:

@@ -48,6 +48,8 @@ _evaluations = sa.Table(
     sa.Column("spec", sa.Text, nullable=False),
     sa.Column("provenance", sa.Text, nullable=False),
     sa.Column("created", sa.String, nullable=False),
+    # When it was last asked for: after a return to an older checkpoint, the older evaluation is the newest again.
+    sa.Column("asked", sa.String, nullable=False),
     sa.CheckConstraint("n > 0"),
 )
 
@@ -136,10 +138,11 @@ class EvaluationSpec:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """An evaluation on record: its spec, its number, when it began, and the number of each attack run by label."""
+    """An evaluation on record: its spec, its number, when it began and was last asked for (UTC), its attack runs by label."""
 
     id: int
     created: str
+    asked: str
     spec: EvaluationSpec
     attack_runs: Mapping[str, int]
 
@@ -217,6 +220,7 @@ class Store:
 
     def register(self, spec: EvaluationSpec) -> Evaluation:
         """Put an evaluation and its attacks on record, or find them there. Raises CannotEvaluate if it cannot be written."""
+        now = datetime.now(UTC)
         with self._naming(self._name), self._engine.begin() as connection:
             _insert(
                 connection,
@@ -233,9 +237,15 @@ class Store:
                         "stochastic": spec.stochastic,
                         "spec": _to_json(spec.spec),
                         "provenance": _to_json(spec.provenance),
-                        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                        "created": now.isoformat(timespec="seconds"),
+                        "asked": now.isoformat(timespec="microseconds"),
                     }
                 ],
+            )
+            connection.execute(
+                sa.update(_evaluations)
+                .where(_evaluations.c.identity == spec.identity)
+                .values(asked=now.isoformat(timespec="microseconds"))
             )
             evaluation = connection.execute(
                 sa.select(_evaluations.c.id).where(_evaluations.c.identity == spec.identity)
@@ -299,6 +309,7 @@ class Store:
             Evaluation(
                 id=row.id,
                 created=row.created,
+                asked=row.asked,
                 spec=EvaluationSpec(
                     identity=row.identity,
                     model=row.model,

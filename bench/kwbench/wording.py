@@ -1,0 +1,92 @@
+"""How names and numbers are written down for people: names made harmless, accuracies as percentages."""
+
+import re
+import unicodedata
+
+from kwbench.statistics import Interval
+
+_LONGEST = 200
+
+
+def plain(text: object, longest: int = _LONGEST) -> str:
+    """Text on one line that can only be read: control, format and bidirectional characters are spelt out, length is limited."""
+    whole = str(text)
+    short = whole if len(whole) <= longest else whole[: longest - 1] + "…"
+    if short.isascii() and short.isprintable():
+        return short
+    return "".join(_visible(character) for character in short)
+
+
+def _visible(character: str) -> str:
+    # Cc, Cf (joiners, bidirectional overrides), Cs, Co, Cn, and the line and paragraph separators.
+    if unicodedata.category(character)[0] == "C" or character in "\u2028\u2029":
+        return f"\\u{ord(character):04x}"
+    return character
+
+
+def percent(value: float, n: int) -> str:
+    """A fraction as percent, with as many decimals as n samples warrant: 97.5; from 1,000 samples on, 97.53."""
+    return f"{100 * value:.{1 if n < 1000 else 2}f}"
+
+
+def interval_text(interval: Interval | None, n: int, missing: str = "–") -> str:
+    """An accuracy in percent with its 95 % interval: "97.5 [95.3, 98.8]"."""
+    if interval is None:
+        return missing
+    return f"{percent(interval.value, n)} [{percent(interval.low, n)}, {percent(interval.high, n)}]"
+
+
+def count_text(value: float) -> str:
+    """A count in at most four characters and a suffix: 950, 12.3k, 4.56M, 1.2G."""
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size * 0.9995:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.0f}"
+
+
+def duration_text(seconds: float) -> str:
+    """A duration: 0.42 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def markdown(text: object) -> str:
+    """Text that Markdown shows as it is: no markup, no HTML, no link, no mention, no table cell boundary."""
+    escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    escaped = re.sub(r"([\\`*_{}\[\]()#|~!$])", r"\\\1", escaped)
+    # GitHub makes links of bare addresses and mentions of @names.
+    return escaped.replace("@", "&#64;").replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "–": "--",
+    "…": r"\dots{}",
+}
+
+
+def latex(text: object) -> str:
+    """Text that LaTeX sets as it is."""
+    return "".join(_LATEX.get(character, character) for character in plain(text))
+
+
+def spreadsheet(text: object) -> str:
+    """Text that a spreadsheet does not run as a formula (CWE-1236)."""
+    shown = plain(text)
+    return f"'{shown}" if shown.lstrip(" ").startswith(("=", "+", "-", "@", "|", "%")) else shown
