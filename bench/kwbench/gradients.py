@@ -3,7 +3,7 @@
 An objective maps logits (b, k) to one or more values a sample, (m, b); an estimator returns their gradients in the pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -27,6 +27,10 @@ class Estimate:
     logits: Tensor
     values: Tensor
     gradients: Tensor
+
+    def plus(self, values: Tensor, gradients: Tensor) -> "Estimate":
+        """With more values and gradients added to these."""
+        return replace(self, values=self.values + values, gradients=self.gradients + gradients)
 
 
 _strict = ConfigDict(extra="forbid", strict=True)
@@ -54,6 +58,10 @@ class Exact:
         return Estimate(logits.detach(), values.detach(), torch.stack(gradients))
 
 
+# The default of every gradient attack.
+EXACT = Exact()
+
+
 @dataclass(frozen=True)
 class Eot:
     """Expectation over transformation: the mean of autograd's gradients over fresh draws of a stochastic model.
@@ -73,7 +81,7 @@ class Eot:
         self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None = None
     ) -> Estimate:
         """Estimate at x (b, c, h, w). `draws` forwards, and as many backwards for each of the m values."""
-        return _mean([Exact()(model, x, objective, rng, rows) for _ in range(self.draws)])
+        return _mean([EXACT(model, x, objective, rng, rows) for _ in range(self.draws)])
 
 
 @dataclass(frozen=True)
@@ -98,11 +106,15 @@ class Smooth:
         """Estimate at x (b, c, h, w). `draws` + 1 forwards, and `draws` backwards for each of the m values."""
         with torch.no_grad():
             logits = model(x, rows)
-        estimates = []
-        for draw in range(self.draws):
-            noise = rng.normal(f"smooth {draw}", x.shape[1:]).to(x.device)
-            estimates.append(Exact()(model, x + self.sigma * noise, objective, rng, rows))
-        return replace(_mean(estimates), logits=logits)
+        total: Estimate | None = None
+        for noise in _noises(self.draws, x, rng.child("smooth")):
+            near, payers = (x + self.sigma * noise).flatten(0, 1), _repeated(rows, len(noise))
+            found = EXACT(model, near, _stacked(objective, len(noise)), rng, payers)
+            values = found.values.view(-1, *noise.shape[:2]).sum(dim=1)
+            gradients = found.gradients.view(-1, *noise.shape).sum(dim=1)
+            total = Estimate(logits, values, gradients) if total is None else total.plus(values, gradients)
+        assert total is not None
+        return replace(total, values=total.values / self.draws, gradients=total.gradients / self.draws)
 
 
 @dataclass(frozen=True)
@@ -130,11 +142,12 @@ class Es:
             logits = model(x, rows)
             values = objective(logits)
             gradients = x.new_zeros((len(values), *x.shape))
-            for draw in range(self.draws):
-                noise = rng.normal(f"es {draw}", x.shape[1:]).to(x.device)
-                up = objective(model(x + self.sigma * noise, rows))
-                down = objective(model(x - self.sigma * noise, rows))
-                gradients += (up - down).view(*values.shape, 1, 1, 1) * noise
+            for noise in _noises(self.draws, x, rng.child("es")):
+                stacked, payers = _stacked(objective, len(noise)), _repeated(rows, len(noise))
+                up = stacked(model((x + self.sigma * noise).flatten(0, 1), payers))
+                down = stacked(model((x - self.sigma * noise).flatten(0, 1), payers))
+                rise = (up - down).view(-1, *noise.shape[:2])
+                gradients += torch.einsum("mdb,dbchw->mbchw", rise, noise)
         return Estimate(logits, values, gradients / (2 * self.sigma * self.draws))
 
 
@@ -147,3 +160,28 @@ def _mean(estimates: list[Estimate]) -> Estimate:
         values=torch.stack([estimate.values for estimate in estimates]).mean(dim=0),
         gradients=torch.stack([estimate.gradients for estimate in estimates]).mean(dim=0),
     )
+
+
+# Noise that is in memory at once, in numbers a sample.
+_CHUNK = 2**20
+
+
+def _noises(draws: int, x: Tensor, rng: SampleRandom) -> Iterator[Tensor]:
+    """`draws` standard normal images for each x (b, c, h, w), in pieces (d, b, c, h, w).
+
+    Several at once, because a generator a sample and draw costs more than a small network, and full tiles cost as much as
+    padded ones.
+    """
+    size = max(1, min(draws, _CHUNK // x[0].numel()))
+    for start in range(0, draws, size):
+        count = min(size, draws - start)
+        yield rng.normal(start, (count, *x.shape[1:])).transpose(0, 1).to(x.device)
+
+
+def _stacked(objective: Objective, copies: int) -> Objective:
+    """The objective for logits (copies * b, k), those of each copy of the batch in turn."""
+    return lambda logits: torch.cat([objective(part) for part in logits.chunk(copies)], dim=1)
+
+
+def _repeated(rows: Tensor | None, copies: int) -> Tensor | None:
+    return None if rows is None else rows.repeat(copies)

@@ -71,7 +71,7 @@ class Model:
         self._charge(len(x), rows, "forwards")
         logits = torch.cat(tiles) if tiles else x.new_zeros((0, self.classes))
         if logits.requires_grad:
-            logits.register_hook(lambda _: self._charge(len(x), rows, "backwards"))
+            logits.register_hook(lambda _: self._charge(len(x), rows, "backwards"))  # type: ignore[no-untyped-call]
         return logits
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-
 _Draw = Callable[[np.random.Generator], npt.NDArray[np.float32]]
 
 
@@ -76,7 +75,8 @@ def seeded_globally(seed: int) -> Iterator[None]:
 
     For code that is not ours: stochastic models and attack libraries draw from the global generators.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if started else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -2,31 +2,56 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from kwbench.attacks.attack import Attack
+from kwbench.attacks.autoattack import AutoAttack
+from kwbench.attacks.carlini_wagner import CarliniWagner
+from kwbench.attacks.controls import GaussianNoise, NoOp, RandomSign
+from kwbench.attacks.deepfool import DeepFool
+from kwbench.attacks.fgsm import Fgsm
+from kwbench.attacks.foolbox import Foolbox
+from kwbench.attacks.mim import Mim
 from kwbench.attacks.pgd import Pgd
+from kwbench.attacks.square import Square
+from kwbench.attacks.transfer import Transfer
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.model import Model
 
 ATTACKS: dict[str, type[Any]] = {
+    "fgsm": Fgsm,
     "pgd": Pgd,
+    "mim": Mim,
+    "deepfool": DeepFool,
+    "cw": CarliniWagner,
+    "square": Square,
+    "transfer": Transfer,
+    "autoattack": AutoAttack,
+    "foolbox": Foolbox,
+    "noop": NoOp,
+    "gaussian-noise": GaussianNoise,
+    "random-sign": RandomSign,
 }
 
 
 def build_attack(name: str, parameters: Mapping[str, Any], surrogate: Callable[[str], Model] | None = None) -> Attack:
     """The attack `name` with these parameters; what is not given takes its default.
 
-    `surrogate` loads the model that a transfer attack names. Raises UsageError for an unknown attack or parameter, or a
-    value out of range.
+    `foolbox:NAME` is Foolbox's attack NAME, the parameters being Foolbox's. `surrogate` loads the model that a transfer
+    attack names. Raises UsageError for an unknown attack or parameter, or a value out of range.
     """
-    if name not in ATTACKS:
+    kind_name, _, rival = name.partition(":")
+    if kind_name not in ATTACKS or (rival and kind_name != "foolbox"):
         raise UsageError(f"attack {name!r} is unknown; {did_you_mean(name, ATTACKS)}")
-    kind = ATTACKS[name]
+    kind = ATTACKS[kind_name]
     known = [field.name for field in fields(kind) if field.metadata.get("parameter", True)]
+    if rival:
+        own = {key: value for key, value in parameters.items() if key == "judged"}
+        theirs = {key: value for key, value in parameters.items() if key != "judged"}
+        parameters = {"attack": rival, "parameters": theirs, **own}
     for parameter in parameters:
         if parameter not in known:
             raise UsageError(f"attack {name!r} has no parameter {parameter!r}; {did_you_mean(parameter, known)}")
@@ -34,9 +59,7 @@ def build_attack(name: str, parameters: Mapping[str, Any], surrogate: Callable[[
         # As JSON: strict validation then builds the nested estimator from a mapping, and still refuses "3" for 3.
         attack: Any = TypeAdapter(kind).validate_json(json.dumps(dict(parameters)))
     except ValidationError as invalid:
-        first = invalid.errors()[0]
-        where = ".".join([name, *(str(part) for part in first["loc"])])
-        raise UsageError(f"attack parameter {where}: {first['msg']}, got {first['input']!r}") from None
+        raise UsageError(_in_words(name, invalid)) from None
     if "source" in {field.name for field in fields(kind)}:
         if surrogate is None:
             raise UsageError(f"attack {name!r} needs a surrogate model, and none can be loaded here")
@@ -44,8 +67,24 @@ def build_attack(name: str, parameters: Mapping[str, Any], surrogate: Callable[[
     return attack  # type: ignore[no-any-return]
 
 
+def _in_words(name: str, invalid: ValidationError) -> str:
+    first = invalid.errors()[0]
+    if first["type"] == "missing":
+        return f"attack {name!r} needs the parameter {first['loc'][-1]!r}"
+    if first["type"] == "value_error":
+        return f"attack {name!r}: {first['msg'].removeprefix('Value error, ')}"
+    where = ".".join([name, *(str(part) for part in first["loc"])])
+    return f"attack parameter {where}: {first['msg']}, got {first['input']!r}"
+
+
 def parameters_of(attack: Attack) -> dict[str, Any]:
     """Every parameter of an attack with its value, defaults included, as plain data; part of a run's identity."""
     hidden = {field.name for field in fields(attack) if not field.metadata.get("parameter", True)}
     shallow = {field.name: getattr(attack, field.name) for field in fields(attack) if field.name not in hidden}
-    return {name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in shallow.items()}
+    return {name: _plain(value) for name, value in shallow.items()}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,8 +1,9 @@
 """What an attack is: a frozen configuration that proposes images. It never judges, stores or seeds globally."""
 
-from typing import Any, ClassVar, Protocol
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Protocol
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor
 
 from kwbench.model import Model
@@ -13,18 +14,33 @@ from kwbench.threat import ThreatModel
 strict = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
+def _from_fraction(value: Any) -> Any:
+    return float(Fraction(value)) if isinstance(value, str) else value
+
+
+# A length in the norm's unit; YAML may say "2/255".
+Length = Annotated[float, BeforeValidator(_from_fraction)]
+
+
 class Attack(Protocol):
     """A frozen dataclass whose fields are its whole configuration.
 
     `norms`: the norms in which it can search. `minimum_norm`: it looks for the nearest adversarial example and ignores eps;
     such attacks have a field `judged`. `whole_tiles`: it draws from global generators, so its proposals depend on the
-    company of a sample, and it must always be given the same tiles.
+    company of a sample, and it must always be given the same tiles. Read them from an attack, not from its class: an adapter
+    knows them only once it knows what it adapts.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    norms: ClassVar[frozenset[str]]
-    minimum_norm: ClassVar[bool]
-    whole_tiles: ClassVar[bool]
+
+    @property
+    def norms(self) -> frozenset[str]: ...
+
+    @property
+    def minimum_norm(self) -> bool: ...
+
+    @property
+    def whole_tiles(self) -> bool: ...
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose one image for each x (b, c, h, w) in [0, 1] with labels y (b,); the shape of x, detached."""

@@ -20,4 +20,9 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(dim=1) - true
 
 
+def fooled(logits: Tensor, y: Tensor) -> Tensor:
+    """Which samples the judge would call broken: another class wins, or a logit is not finite."""
+    return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
+
+
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin}

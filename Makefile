@@ -1,0 +1,32 @@
+# `make demo` and `make test` set everything up first; nothing else is needed on a fresh machine but Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check format clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/kwbench evaluate resnet18-kwta0.1 --attack all
+	$(BIN)/kwbench report --html
+
+test: setup check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check bench tests
+	$(BIN)/ruff format --check bench tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: setup
+	$(BIN)/ruff check --fix bench tests
+	$(BIN)/ruff format bench tests
+
+clean:
+	rm -rf .venv build dist bench/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,41 @@
+"""The activations, by the name that registry entries use, each with the parameters it takes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from kwbench.activations.kwta import Kwta
+from kwbench.activations.lwta import Lwta
+from kwbench.activations.stochastic_lwta import StochasticLwta
+from kwbench.errors import UsageError, did_you_mean
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "softplus": nn.Softplus,
+    "kwta": Kwta,
+    "lwta": Lwta,
+    "stochastic_lwta": StochasticLwta,
+}
+
+ActivationFactory = Callable[[], nn.Module]
+
+
+def activation_factory(name: str, parameters: Mapping[str, Any]) -> ActivationFactory:
+    """Makes one fresh activation module a call. Raises UsageError for unknown names and impossible parameters."""
+    if name not in ACTIVATIONS:
+        raise UsageError(f"activation {name!r} is unknown; {did_you_mean(name, ACTIVATIONS)}")
+
+    def make() -> nn.Module:
+        return ACTIVATIONS[name](**parameters)
+
+    try:
+        make()
+    except (TypeError, ValueError) as failure:
+        raise UsageError(f"activation {name!r}: {failure}") from None
+    return make
+
+
+def stochastic_divergence(module: nn.Module) -> Any:
+    """The KL term of eq. 9 over all stochastic layers of the last training pass, a scalar tensor; 0.0 without such layers."""
+    return sum((layer.kl for layer in module.modules() if isinstance(layer, StochasticLwta)), start=0.0)

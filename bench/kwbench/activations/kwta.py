@@ -1,0 +1,63 @@
+"""k-winners-take-all (Xiao, Zhong, Zheng 2020, ICLR, arXiv:1905.10510)."""
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kwbench.activations.fraction import sparsity
+
+
+def kwta(x: Tensor, k: int) -> Tensor:
+    """The k largest values of each sample, everything else zero (eq. 1).
+
+    `x` is (b, ...) of any dtype and memory format; all but the first dimension count as one vector, in logical order.
+    Exactly k survive: among equal values the smaller index wins. The gradient of a survivor is 1, of the others 0.
+    Raises ValueError if k is out of range or a value is NaN, which has no rank.
+    """
+    flat = x.detach().flatten(1)
+    if not 1 <= k <= flat.shape[1]:
+        raise ValueError(f"k: {k} is not between 1 and {flat.shape[1]}, the values of a sample")
+    return torch.where(_survivors(flat, k).view(x.shape), x, 0)
+
+
+def _survivors(flat: Tensor, k: int) -> Tensor:
+    threshold = _kth_largest(flat, k)
+    if bool(flat.amax(dim=1).isnan().any()):
+        raise ValueError("k-WTA met NaN, which has no rank")
+    survivors = flat >= threshold
+    if int(survivors.sum()) > k * len(flat):
+        above = flat > threshold
+        tied = flat == threshold
+        room = k - above.sum(dim=1, keepdim=True)
+        survivors = above | (tied & (tied.cumsum(dim=1) <= room))
+    return survivors
+
+
+def _kth_largest(flat: Tensor, k: int) -> Tensor:
+    if flat.device.type == "cpu" and flat.dtype == torch.float32:
+        # numpy selects without sorting, about three times as fast as topk on a thousand values.
+        place = flat.shape[1] - k
+        return torch.from_numpy(np.partition(flat.numpy(), place, axis=1)[:, place : place + 1])
+    return flat.topk(k, dim=1).values[:, -1:]
+
+
+class Kwta(nn.Module):
+    """k-WTA with k = max(1, floor(gamma * N)) of the N values of a sample (section 2.1).
+
+    `gamma` in (0, 1] is taken as an exact fraction: 0.1 of 10 is 1, whatever binary floats say. Raises ValueError outside.
+    """
+
+    def __init__(self, gamma: Fraction | float | str) -> None:
+        super().__init__()
+        self.gamma = sparsity(gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, ...) to the same shape."""
+        n = x[0].numel()
+        return kwta(x, max(1, self.gamma.numerator * n // self.gamma.denominator))
+
+    def extra_repr(self) -> str:
+        """For print."""
+        return f"gamma={self.gamma}"

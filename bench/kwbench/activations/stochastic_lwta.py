@@ -1,0 +1,69 @@
+"""Stochastic local winner-take-all (Panousis, Chatzis, Theodoridis 2021, arXiv:2112.02671)."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Sampling = Literal["hard", "relaxed"]
+
+
+class StochasticLwta(nn.Module):
+    """In each block of `units` consecutive channels a winner is drawn at each position, with probability softmax of the values.
+
+    The winner passes its value, the others zero (eq. 1 to 5). Training draws one relaxed sample at `train_temperature` (eq. 7)
+    and keeps its contribution to the ELBO in `kl` (eq. 8). Evaluation draws hard one-hot samples, as in the paper, or relaxed
+    ones at the small `temperature`, as in the authors' code. The gradient of a hard sample reaches the input through the
+    winner's value alone.
+    Raises ValueError if the units or temperatures are out of range, or the channels do not divide into blocks.
+    """
+
+    kl: Tensor
+
+    def __init__(
+        self, units: int = 2, sampling: Sampling = "hard", temperature: float = 0.01, train_temperature: float = 0.67
+    ) -> None:
+        super().__init__()
+        if units < 2:
+            raise ValueError(f"units: {units}; at least 2 must compete")
+        if temperature <= 0 or train_temperature <= 0:
+            raise ValueError("temperature and train_temperature must be positive")
+        if sampling not in ("hard", "relaxed"):
+            raise ValueError(f"sampling: {sampling!r} is neither 'hard' nor 'relaxed'")
+        self.units, self.sampling = units, sampling
+        self.temperature, self.train_temperature = temperature, train_temperature
+        self.kl = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c) or (b, c, ...) to the same shape; fresh draws at every call, from torch's global generator."""
+        if x.shape[1] % self.units:
+            raise ValueError(f"units: {x.shape[1]} channels do not divide into blocks of {self.units}")
+        blocks = x.unflatten(1, (-1, self.units))
+        if not self.training and self.sampling == "hard":
+            return (blocks * _one_hot_sample(blocks.detach())).flatten(1, 2)
+        # The floors keep both logarithms finite; 1 - 2^-24 is the largest float below 1 that rand can give.
+        gumbel = -(-torch.rand_like(blocks).clamp(1e-20, 1 - 2**-24).log()).log()
+        if self.training:
+            log_q = F.log_softmax(blocks, dim=2)
+            mask = F.softmax((log_q + gumbel) / self.train_temperature, dim=2)
+            # log q - log p at the relaxed sample, summed over blocks and positions, meaned over samples.
+            self.kl = (mask * (log_q + math.log(self.units))).sum() / len(x)
+            return (blocks * mask).flatten(1, 2)
+        # softmax ignores the constant that separates values from log-probabilities.
+        return (blocks * F.softmax((blocks + gumbel) / self.temperature, dim=2)).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        """For print."""
+        return f"units={self.units}, sampling={self.sampling!r}, temperature={self.temperature}"
+
+
+def _one_hot_sample(blocks: Tensor) -> Tensor:
+    """One winner in dimension 2, drawn from softmax, as 0 and 1 in the dtype of the blocks."""
+    cumulative = F.softmax(blocks, dim=2).cumsum(dim=2)
+    # One uniform number a block falls into the interval of its winner; the last interval takes what rounding leaves over.
+    passed = torch.rand_like(cumulative[:, :, :1]) < cumulative[:, :, :-1]
+    reached = torch.cat([passed, torch.ones_like(passed[:, :, :1])], dim=2)
+    before = torch.cat([torch.zeros_like(passed[:, :, :1]), passed], dim=2)
+    return (reached & ~before).to(blocks.dtype)

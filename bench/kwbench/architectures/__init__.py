@@ -1,0 +1,55 @@
+"""The networks, by the name that registry entries use. Each takes pixels in [0, 1] and gives logits."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kwbench.activations import ActivationFactory
+from kwbench.architectures.cnn3 import Cnn3
+from kwbench.architectures.resnet import ResNet18
+from kwbench.architectures.vgg import Vgg
+from kwbench.architectures.wide_resnet import WideResNet
+from kwbench.errors import UsageError, did_you_mean
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": ResNet18,
+    "wide_resnet": WideResNet,
+    "vgg11": partial(Vgg, depth=11),
+    "vgg13": partial(Vgg, depth=13),
+    "vgg16": partial(Vgg, depth=16),
+    "vgg19": partial(Vgg, depth=19),
+    "cnn3": Cnn3,
+}
+
+
+class Normalised(nn.Module):
+    """A network behind the usual (x - mean) / std of its training data, channel by channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels in [0, 1] (b, c, h, w) to logits (b, k)."""
+        logits: Tensor = self.network((x - self.mean) / self.std)
+        return logits
+
+
+def build_network(
+    name: str, parameters: Mapping[str, Any], activation: ActivationFactory, channels: int, classes: int
+) -> nn.Module:
+    """An untrained network. Raises UsageError for unknown names and impossible parameters."""
+    if name not in ARCHITECTURES:
+        raise UsageError(f"architecture {name!r} is unknown; {did_you_mean(name, ARCHITECTURES)}")
+    try:
+        return ARCHITECTURES[name](channels=channels, classes=classes, activation=activation, **parameters)
+    except (TypeError, ValueError) as failure:
+        raise UsageError(f"architecture {name!r}: {failure}") from None

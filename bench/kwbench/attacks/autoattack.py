@@ -1,0 +1,93 @@
+"""AutoAttack (Croce and Hein 2020, arXiv:2003.01690), through the authors' package pyautoattack."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+from torch import Tensor
+
+from kwbench.attacks.as_module import AsModule
+from kwbench.attacks.attack import strict
+from kwbench.errors import CannotEvaluate
+from kwbench.geometry import settle
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom, seeded_globally
+from kwbench.threat import ThreatModel
+
+Part = Literal["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+
+# The difference of logits ratio divides by the gap between the first logit and the third, its targeted form by one with the
+# fourth (eq. 6 and 7 of the paper).
+_CLASSES_NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
+_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+@dataclass(frozen=True)
+class AutoAttack:
+    """APGD, targeted APGD, targeted FAB and Square, each on what the ones before it left (`standard`); APGD with two losses
+    and 20 draws a gradient for stochastic models (`rand`); all six with more restarts (`plus`); or `attacks` in their order
+    (`custom`). Every other parameter is the package's.
+
+    The seed is the suite's, as one would hand it to the package, and one tile is one batch: the proposals are those of
+    `pyautoattack` called on that tile. Of a stochastic model the package keeps the first proposal that fails once, in one
+    draw; that is its protocol, and the judge scores the proposal on fresh draws.
+    With fewer than 10 classes there are fewer targets; with fewer than 4, APGD-T, whose loss then does not exist, is left
+    out of `standard` and `plus`, and so is APGD-DLR with 2.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = True
+
+    version: Literal["standard", "rand", "plus", "custom"] = "standard"
+    attacks: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.version == "custom") != bool(self.attacks):
+            raise ValueError("version: custom and a list of attacks come together")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """Propose images for x (b, c, h, w) with labels y (b,). Raises CannotEvaluate if a part needs more classes."""
+        import pyautoattack
+
+        with seeded_globally(rng.batch_seed()), _silence():
+            adversary = pyautoattack.AutoAttack(
+                AsModule(model),
+                attacks=list(self.attacks) or None,
+                device=x.device,
+                eps=threat.radius,
+                norm=_NORMS[threat.norm],
+                seed=rng.seed,
+                version=self.version,
+            )
+            targets = model.classes - 1
+            adversary.apgd_targeted.n_target_classes = min(adversary.apgd_targeted.n_target_classes, targets)
+            adversary.fab.n_target_classes = min(adversary.fab.n_target_classes, targets)
+            adversary.attacks_to_run = self._possible(adversary.attacks_to_run, model)
+            proposal, _ = adversary.run_standard_evaluation(x, y, batch_size=len(x))
+        return settle(proposal.detach(), x, threat)
+
+    def _possible(self, parts: list[str], model: Model) -> list[str]:
+        possible = [part for part in parts if model.classes >= _CLASSES_NEEDED.get(part, 2)]
+        if self.version == "custom" and len(possible) < len(parts):
+            missing = next(part for part in parts if part not in possible)
+            raise CannotEvaluate(f"autoattack: {missing} needs {_CLASSES_NEEDED[missing]} classes, there are {model.classes}")
+        return possible
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the package's log to itself, and undo what its check for dynamic defences does to a debugger's trace."""
+    logger, trace = logging.getLogger("auto-attack"), sys.gettrace()
+    disabled = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+        sys.settrace(trace)

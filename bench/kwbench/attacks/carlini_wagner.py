@@ -1,0 +1,222 @@
+"""Carlini and Wagner's attacks (2017, arXiv:1608.04644)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from kwbench.attacks.attack import strict
+from kwbench.attacks.losses import margin
+from kwbench.geometry import norms
+from kwbench.gradients import EXACT, Gradient
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom
+from kwbench.threat import Norm, ThreatModel
+
+
+@dataclass(frozen=True)
+class CarliniWagner:
+    """Adam on `const` * max(0, confidence - margin) + penalty.
+
+    l2 (section VI.A): the penalty is the squared distance, pixels are (tanh(w) + 1) / 2, and `const` is searched in
+    `binary_search_steps` rounds.
+    linf (section VI.C): the penalty is what each pixel moves beyond tau; a success lowers tau to `tau_factor` times the
+    distance found, a failure multiplies `const` by `const_factor`, and past `largest_const` the search is over. Pixels are
+    cut to the range after each step (section V.B, projected descent), because tanh hardly moves black and white ones.
+    Every sample has a const, tau, round and Adam of its own.
+
+    `norm`: that of the search; None is the threat model's. Papers that used Foolbox 2 searched in l2 and judged in linf.
+    `judged`: by the distance of what was found (the paper, Foolbox 2), or clipped into the ball and predicted again
+    (Foolbox 3). The first five defaults and `abort_early` are Foolbox 2's CarliniWagnerL2Attack, the last three the authors'
+    li_attack.py; a round is at most `steps` long and ends early when a tenth of them brought no lower loss.
+    On a stochastic model no round ends early.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    minimum_norm: ClassVar[bool] = True
+    whole_tiles: ClassVar[bool] = False
+
+    binary_search_steps: int = 5
+    steps: int = 1000
+    step_size: float = 5e-3
+    confidence: float = 0.0
+    initial_const: float = 1e-2
+    abort_early: bool = True
+    norm: Literal["l2", "linf"] | None = None
+    tau_factor: float = 0.9
+    const_factor: float = 2.0
+    largest_const: float = 20.0
+    gradient: Gradient = EXACT
+    judged: Literal["distance", "clipped"] = "distance"
+
+    def __post_init__(self) -> None:
+        if self.binary_search_steps < 1 or self.steps < 1:
+            raise ValueError("binary_search_steps and steps must be at least 1")
+        if self.step_size <= 0 or self.initial_const <= 0:
+            raise ValueError("step_size and initial_const must be positive")
+        if self.confidence < 0:
+            raise ValueError("confidence must not be negative")
+        if not 0 < self.tau_factor < 1 or self.const_factor <= 1:
+            raise ValueError("tau_factor must lie between 0 and 1, const_factor above 1")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """Propose images for x (b, c, h, w) with labels y (b,); x itself where nothing adversarial was found."""
+        norm: Norm = self.norm or threat.norm
+        search = _TauSearch(self, x) if norm == "linf" else _BinarySearch(self, x)
+        start = search.enter(x)
+        anchor, _ = search.pixels(start)
+        w, adam = start.clone(), _Adam(start, self.step_size)
+        best, nearest = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
+        age = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        lowest, lowest_before = torch.full_like(nearest, torch.inf), torch.full_like(nearest, torch.inf)
+        check = math.ceil(self.steps / 10)
+        active, iteration = torch.arange(len(x), device=x.device), 0
+        while len(active):
+            labels, const = y[active], search.const[active]
+            z, per_w = search.pixels(w[active])
+
+            def shortfall(logits: Tensor, labels: Tensor = labels) -> Tensor:
+                return (self.confidence - margin(logits, labels)).clamp_min(0)[None]
+
+            estimate = self.gradient(model, z, shortfall, rng.take(active).child(iteration), active)
+            iteration += 1
+            penalty, slope = search.penalty(z - anchor[active], active)
+            loss = const * estimate.values[0] + penalty
+            gradient = const.view(-1, 1, 1, 1) * estimate.gradients[0] + slope
+            w[active] = search.allowed(w[active] - adam.step(active, gradient * per_w))
+
+            raised = estimate.logits.scatter_add(1, labels[:, None], torch.full_like(penalty, self.confidence)[:, None])
+            wins = (raised.argmax(dim=1) != labels) | ~estimate.logits.isfinite().all(dim=1)
+            far = norms(z - x[active], norm)
+            closer = wins & (far < nearest[active])
+            best[active[closer]], nearest[active[closer]] = z[closer], far[closer]
+
+            age[active] += 1
+            lowest[active] = torch.minimum(lowest[active], loss)
+            over = search.won(active, wins, far) | (age[active] >= self.steps)
+            if self.abort_early and not model.stochastic:
+                due = age[active] % check == 0
+                over |= due & ~(lowest[active] <= 0.9999 * lowest_before[active])
+                lowest_before[active[due]] = lowest[active[due]]
+            ended = active[over]
+            if len(ended):
+                finished = search.next_round(ended, nearest)
+                # l2 starts each round at the image, linf where it last succeeded.
+                w[ended] = search.enter(best[ended]) if norm == "linf" else start[ended]
+                adam.reset(ended)
+                age[ended], lowest[ended], lowest_before[ended] = 0, torch.inf, torch.inf
+                done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+                done[ended[finished]] = True
+                active = active[~done[active]]
+        return best
+
+
+class _BinarySearch:
+    """The l2 attack's const: tenfold until a round succeeds, then halving the gap between failure and success."""
+
+    def __init__(self, attack: CarliniWagner, x: Tensor) -> None:
+        self.attack = attack
+        self.const = torch.full((len(x),), attack.initial_const, device=x.device)
+        self.low, self.high = torch.zeros_like(self.const), torch.full_like(self.const, torch.inf)
+        self.round = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self.found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return delta.flatten(1).square().sum(dim=1), 2 * delta
+
+    def won(self, rows: Tensor, wins: Tensor, far: Tensor) -> Tensor:
+        self.found[rows] |= wins
+        return torch.zeros_like(wins)  # a success does not end a round: a nearer one may follow
+
+    def next_round(self, rows: Tensor, nearest: Tensor) -> Tensor:
+        const, found = self.const[rows], self.found[rows]
+        self.high[rows] = torch.where(found, const, self.high[rows])
+        self.low[rows] = torch.where(found, self.low[rows], const)
+        high, low = self.high[rows], self.low[rows]
+        self.const[rows] = torch.where(high.isinf(), const * 10, (low + high) / 2)
+        self.found[rows] = False
+        self.round[rows] += 1
+        steps = self.attack.binary_search_steps
+        if steps >= 10:
+            # The authors' code gives the last of many rounds to the smallest const known to work.
+            last = self.round[rows] == steps - 1
+            self.const[rows] = torch.where(last, high.clamp_max(1e10), self.const[rows])
+        return self.round[rows] >= steps
+
+    @staticmethod
+    def enter(x: Tensor) -> Tensor:
+        return torch.atanh((2 * x - 1) * 0.999999)  # black and white stay finite
+
+    @staticmethod
+    def pixels(w: Tensor) -> tuple[Tensor, Tensor]:
+        tanh = torch.tanh(w)
+        return (tanh + 1) / 2, (1 - tanh.square()) / 2
+
+    @staticmethod
+    def allowed(w: Tensor) -> Tensor:
+        return w
+
+
+class _TauSearch:
+    """The linf attack's tau and const."""
+
+    def __init__(self, attack: CarliniWagner, x: Tensor) -> None:
+        self.attack = attack
+        self.const = torch.full((len(x),), attack.initial_const, device=x.device)
+        self.tau = torch.ones_like(self.const)
+        self.found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        excess = delta.abs() - self.tau[rows].view(-1, 1, 1, 1)
+        return excess.clamp_min(0).flatten(1).sum(dim=1), delta.sign() * (excess > 0)
+
+    def won(self, rows: Tensor, wins: Tensor, far: Tensor) -> Tensor:
+        won = wins & (far <= self.tau[rows])
+        self.found[rows] = won
+        return won
+
+    def next_round(self, rows: Tensor, nearest: Tensor) -> Tensor:
+        found = self.found[rows]
+        lower = torch.minimum(self.tau[rows], nearest[rows]) * self.attack.tau_factor
+        self.tau[rows] = torch.where(found, lower, self.tau[rows])
+        self.const[rows] = torch.where(found, self.const[rows], self.const[rows] * self.attack.const_factor)
+        # Below a step of an 8-bit image there is nothing left to find.
+        return (self.const[rows] > self.attack.largest_const) | (self.tau[rows] < 1 / 256)
+
+    @staticmethod
+    def enter(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def pixels(w: Tensor) -> tuple[Tensor, Tensor]:
+        return w, torch.ones_like(w)
+
+    @staticmethod
+    def allowed(w: Tensor) -> Tensor:
+        return w.clamp(0, 1)
+
+
+class _Adam:
+    """Kingma and Ba 2015 (arXiv:1412.6980) with moments and a clock for each sample."""
+
+    def __init__(self, like: Tensor, step_size: float) -> None:
+        self.step_size = step_size
+        self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
+        self.clock = torch.zeros(len(like), device=like.device)
+
+    def step(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """What to subtract from the parameters of these rows (b, c, h, w)."""
+        self.clock[rows] += 1
+        clock = self.clock[rows].view(-1, 1, 1, 1)
+        self.mean[rows] = 0.9 * self.mean[rows] + 0.1 * gradient
+        self.square[rows] = 0.999 * self.square[rows] + 0.001 * gradient.square()
+        mean, square = self.mean[rows] / (1 - 0.9**clock), self.square[rows] / (1 - 0.999**clock)
+        return self.step_size * mean / (square.sqrt() + 1e-8)
+
+    def reset(self, rows: Tensor) -> None:
+        """Forget what these rows have seen."""
+        self.mean[rows], self.square[rows], self.clock[rows] = 0.0, 0.0, 0.0

@@ -1,0 +1,93 @@
+"""Controls: attacks that know nothing. A sound evaluation is barely moved by them."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from kwbench.attacks.attack import strict
+from kwbench.attacks.losses import fooled, margin
+from kwbench.geometry import project
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom
+from kwbench.threat import ThreatModel
+
+_ALL_NORMS = frozenset({"linf", "l2", "l1"})
+
+
+@dataclass(frozen=True)
+class NoOp:
+    """The images as they are."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = _ALL_NORMS
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = False
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """A copy of x (b, c, h, w)."""
+        return x.clone()
+
+
+@dataclass(frozen=True)
+class RandomSign:
+    """One corner of the cube inside the ball, drawn blindly: every pixel moves by the same amount, up or down."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = _ALL_NORMS
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = False
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """Propose images for x (b, c, h, w); neither the model nor y is asked."""
+        signs = torch.where(rng.uniform("signs", x.shape[1:]) < 0.5, -1.0, 1.0).to(x.device)
+        return project(x + signs * threat.radius / _length_of_ones(x, threat), x, threat)
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """Gaussian noise of half the size that fits, projected into the ball; the worst of `steps` draws.
+
+    A pixel's standard deviation is eps / 2 in linf, eps / (2 sqrt(d)) in l2 and eps / (2 d) in l1, of d pixels. On a
+    stochastic model one draw is made: choosing among several by the model's answers would pick its own luck.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = _ALL_NORMS
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = False
+
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError("steps must be at least 1")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """Propose images for x (b, c, h, w) with labels y (b,)."""
+        deviation = threat.radius / (2 * _length_of_ones(x, threat))
+        if model.stochastic:
+            return project(x + deviation * rng.normal(0, x.shape[1:]).to(x.device), x, threat)
+        best, highest = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+        rows = torch.arange(len(x), device=x.device)
+        with torch.no_grad():
+            for step in range(self.steps):
+                noise = rng.take(rows).normal(step, x.shape[1:]).to(x.device)
+                z = project(x[rows] + deviation * noise, x[rows], threat)
+                logits = model(z, rows)
+                broken, value = fooled(logits, y[rows]), margin(logits, y[rows])
+                better = broken | (value > highest[rows])
+                best[rows[better]], highest[rows[better]] = z[better], value[better]
+                rows = rows[~broken]
+                if not len(rows):
+                    break
+        return best
+
+
+def _length_of_ones(x: Tensor, threat: ThreatModel) -> float:
+    """The norm of an image of ones."""
+    pixels = x[0].numel()
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[threat.norm]

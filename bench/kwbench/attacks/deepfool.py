@@ -1,0 +1,98 @@
+"""DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from kwbench.attacks.attack import strict
+from kwbench.attacks.losses import fooled
+from kwbench.geometry import norms, steepest
+from kwbench.gradients import EXACT, Gradient
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom
+from kwbench.threat import Norm, ThreatModel
+
+_DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2"}
+
+
+@dataclass(frozen=True)
+class DeepFool:
+    """Walks to the nearest boundary of the model's linear approximation, again and again, until the class changes.
+
+    The defaults are Foolbox's and the authors' code's: at most 50 steps, the 10 most likely classes (`candidates`; None for
+    all), the summed steps lengthened by `overshoot` 0.02, and 1e-4 added to each distance.
+    `judged`: by the distance of what was found (the paper, Foolbox 2), or clipped into the ball and predicted again
+    (Foolbox 3).
+    On a stochastic model a sample waits where an answer is wrong, and goes on when a later one is right.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    minimum_norm: ClassVar[bool] = True
+    whole_tiles: ClassVar[bool] = False
+
+    steps: int = 50
+    candidates: int | None = 10
+    overshoot: float = 0.02
+    gradient: Gradient = EXACT
+    judged: Literal["distance", "clipped"] = "distance"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError("steps must be at least 1")
+        if self.candidates is not None and self.candidates < 2:
+            raise ValueError("candidates must be at least 2: the true class and one other")
+        if self.overshoot < 0:
+            raise ValueError("overshoot must not be negative")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """Propose images for x (b, c, h, w) with labels y (b,)."""
+        final = x.clone()
+        active = torch.arange(len(x), device=x.device)
+        others = self._others(model, x, y)
+        z, total = x.clone(), torch.zeros_like(x)
+        for step in range(self.steps):
+            labels, rivals = y[active], others[active]
+
+            def leads(logits: Tensor, labels: Tensor = labels, rivals: Tensor = rivals) -> Tensor:
+                return (logits.gather(1, rivals) - logits.gather(1, labels[:, None])).T
+
+            estimate = self.gradient(model, z, leads, rng.take(active).child(step), active)
+            done = fooled(estimate.logits, labels)
+            move = _to_nearest_boundary(estimate.values, estimate.gradients, threat.norm)
+            if model.stochastic:
+                move = move * ~done.view(-1, 1, 1, 1)
+            elif bool(done.any()):
+                final[active[done]] = z[done]
+                active, z, total, move = active[~done], z[~done], total[~done], move[~done]
+                if not len(active):
+                    return final
+            total = total + move
+            z = (x[active] + (1 + self.overshoot) * total).clamp(0, 1)
+        final[active] = z
+        return final
+
+    def _others(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """The classes (b, m) whose boundaries are looked at: all but the true one, or the likeliest of them."""
+        if self.candidates is None or self.candidates >= model.classes:
+            return torch.stack([torch.cat([torch.arange(k), torch.arange(k + 1, model.classes)]) for k in y.tolist()]).to(
+                x.device
+            )
+        with torch.no_grad():
+            logits = model(x, torch.arange(len(x), device=x.device)).scatter(1, y[:, None], -torch.inf)
+        return logits.argsort(dim=1, descending=True, stable=True)[:, : self.candidates - 1]
+
+
+def _to_nearest_boundary(values: Tensor, gradients: Tensor, norm: Norm) -> Tensor:
+    """The shortest step (b, c, h, w) to a boundary, where value + gradient * step = 0, among the m of (m, b, ...)."""
+    slopes = torch.stack([norms(gradient, _DUAL[norm]) for gradient in gradients])
+    distances = values.abs() / slopes.clamp_min(1e-30)
+    nearest = distances.argmin(dim=0)
+    rows = torch.arange(len(nearest), device=nearest.device)
+    length = distances[nearest, rows] + 1e-4
+    # A flat model has no boundary to walk to.
+    length = torch.where(slopes[nearest, rows] > 0, length, 0)
+    return steepest(gradients[nearest, rows], norm) * length.view(-1, 1, 1, 1)

@@ -1,0 +1,97 @@
+"""Any attack of Foolbox 3 by name (Rauber et al. 2020, doi:10.21105/joss.02607)."""
+
+import warnings
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
+from torch import Tensor
+
+from kwbench.attacks.as_module import AsModule
+from kwbench.attacks.attack import strict
+from kwbench.errors import did_you_mean
+from kwbench.geometry import settle
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom, seeded_globally
+from kwbench.threat import NORMS, ThreatModel
+
+# They cannot run from the images alone: one needs target classes, the other a data set to draw from.
+_NOT_UNTARGETED = {"GenAttack", "DatasetAttack"}
+
+
+@dataclass(frozen=True)
+class Foolbox:
+    """The Foolbox attack `attack` with its `parameters`, and Foolbox's defaults for the rest.
+
+    Fixed-budget attacks get eps and are clipped to it, as Foolbox does. Minimum-norm attacks run without eps, and their
+    proposals are `judged` by distance or clipped like those of our own. Also written `foolbox:NAME` with Foolbox's
+    parameters beside it.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    whole_tiles: ClassVar[bool] = True
+
+    attack: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    judged: Literal["distance", "clipped"] = "distance"
+
+    def __post_init__(self) -> None:
+        if self.attack not in foolbox_attacks():
+            raise ValueError(f"Foolbox has no attack {self.attack!r}; {did_you_mean(self.attack, foolbox_attacks())}")
+        try:
+            self._kind(**self.parameters)
+        except (TypeError, ValueError) as refusal:
+            raise ValueError(f"Foolbox refuses these parameters: {refusal}") from None
+
+    @property
+    def norms(self) -> frozenset[str]:
+        """A fixed budget is in the attack's own norm; what a minimum-norm attack finds can be judged in any."""
+        import foolbox
+
+        if self.minimum_norm:
+            return frozenset(NORMS)
+        own = {name for name in NORMS if getattr(foolbox.distances, name) is self._kind.distance}
+        return frozenset(own)
+
+    @property
+    def minimum_norm(self) -> bool:
+        """Whether it looks for the nearest adversarial example."""
+        from foolbox.attacks.base import MinimizationAttack
+
+        return issubclass(self._kind, MinimizationAttack)
+
+    @property
+    def _kind(self) -> Any:
+        return foolbox_attacks()[self.attack]
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """Propose images for x (b, c, h, w) with labels y (b,)."""
+        import foolbox
+        from foolbox.attacks.base import FlexibleDistanceMinimizationAttack
+
+        parameters = dict(self.parameters)
+        if issubclass(self._kind, FlexibleDistanceMinimizationAttack):
+            parameters["distance"] = getattr(foolbox.distances, threat.norm)
+        with seeded_globally(rng.batch_seed()):
+            adversary = self._kind(**parameters)
+            victim = foolbox.models.pytorch.PyTorchModel(AsModule(model), bounds=(0, 1), device=x.device)
+            criterion = foolbox.criteria.Misclassification(y)
+            found, clipped, _ = adversary(victim, x, criterion, epsilons=None if self.minimum_norm else threat.radius)
+        return found.detach() if self.minimum_norm else settle(clipped.detach(), x, threat)
+
+
+@cache
+def foolbox_attacks() -> dict[str, Any]:
+    """Foolbox's attacks by name that can run untargeted from images and labels."""
+    with warnings.catch_warnings():
+        # Foolbox 3.3.4 takes a filter from an old place in scipy.
+        warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)
+        import foolbox
+    from foolbox.attacks.base import FixedEpsilonAttack, MinimizationAttack
+
+    return {
+        name: kind
+        for name, kind in vars(foolbox.attacks).items()
+        if isinstance(kind, type) and issubclass(kind, (FixedEpsilonAttack, MinimizationAttack)) and name not in _NOT_UNTARGETED
+    }

@@ -1,0 +1,57 @@
+"""Transfer: adversarial examples for another model (Papernot et al. 2017, arXiv:1602.02697)."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+from torch import Tensor
+
+from kwbench.attacks.attack import Length, strict
+from kwbench.attacks.pgd import Pgd
+from kwbench.gradients import EXACT, Gradient
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom
+from kwbench.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """PGD on a surrogate, to its last step; the model under test is not asked.
+
+    `surrogate` names a model of the registry, `source` is that model once loaded. The other defaults are Foolbox's LinfPGD.
+    It sees what hidden gradients hide: where it breaks more than the model's own gradients do, those are at fault.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = Pgd.norms
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = False
+
+    surrogate: str = "vgg11"
+    steps: int = 40
+    step_size: Length | None = None
+    relative_step_size: float = 1 / 30
+    random_start: bool = True
+    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    gradient: Gradient = EXACT
+    source: Model | None = field(default=None, repr=False, compare=False, metadata={"parameter": False})
+
+    def __post_init__(self) -> None:
+        self._descent()
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """Propose images for x (b, c, h, w) with labels y (b,). Raises ValueError where no surrogate has been loaded."""
+        if self.source is None:
+            raise ValueError(f"the surrogate {self.surrogate!r} has not been loaded")
+        return self._descent()(self.source, x, y, threat, rng)
+
+    def _descent(self) -> Pgd:
+        return Pgd(
+            steps=self.steps,
+            step_size=self.step_size,
+            relative_step_size=self.relative_step_size,
+            random_start=self.random_start,
+            loss=self.loss,
+            gradient=self.gradient,
+            early_exit=False,
+        )

@@ -1,0 +1,359 @@
+"""The command line. Results go to stdout, progress and errors to stderr."""
+
+# Heavy imports live inside the commands: --help must not wait for torch.
+import json
+import shlex
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kwbench.errors import KwbenchError, UsageError
+
+app = typer.Typer(
+    name="kwbench",
+    help="The robust accuracy of image classifiers, measured as hard as the field knows how, with the evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="Names of the registry, or path/to/file.py:factory for your own.")
+]
+Db = Annotated[str, typer.Option("--db", metavar="URL", help="Database: a SQLite file or a SQLAlchemy URL.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+RegistryFile = Annotated[Path | None, typer.Option("--registry", help="Registry file; default: registry.yaml here, or ours.")]
+
+
+class NormName(StrEnum):
+    """The norms that --norm takes."""
+
+    LINF = "linf"
+    L2 = "l2"
+    L1 = "l1"
+
+
+@app.command()
+def evaluate(
+    models: Models,
+    attack: Annotated[str | None, typer.Option(metavar="NAMES|all", help="Attacks by name, comma-separated, or all.")] = None,
+    suite: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A suite by name, or a YAML file.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="LABEL.PARAMETER=VALUE", help="Set a parameter: pgd.steps=100.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set; default: the model's own.")] = None,
+    data: Annotated[Path | None, typer.Option(help="An npz file or a folder of images to evaluate on.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie; default: data.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Read the entry's checkpoint from here; its hash still holds.")] = None,
+    registry: RegistryFile = None,
+    n: Annotated[int | None, typer.Option("--n", help="Only the first N test images.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius, such as 8/255 or 0.2.")] = None,
+    norm: Annotated[NormName | None, typer.Option(help="Norm of the radius.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Samples attacked together; changes no result.")] = 256,
+    tile: Annotated[int, typer.Option(help="Samples in every forward pass; part of a run's identity.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    time_limit: Annotated[
+        float | None, typer.Option(help="For your own file: stop its process if a batch takes more seconds than this.")
+    ] = None,
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Attack models and say what their robust accuracy is."""
+    from kwbench.evaluator import Request
+    from kwbench.progress import showing
+    from kwbench.runner import evaluate as run
+    from kwbench.standing import standings, text_table, to_json
+    from kwbench.store import Store
+    from kwbench.suite import override, read_suite, suite_of
+
+    if attack is not None and suite is not None:
+        raise UsageError("--attack and --suite: give one of them; a suite file lists its attacks")
+    if checkpoint is not None and len(models) > 1:
+        raise UsageError("--checkpoint: one file cannot serve several models")
+    chosen = read_suite(suite) if suite is not None else suite_of(_names(attack or "all"))
+    chosen = override(chosen, settings or [])
+    requests = [
+        Request(
+            model=model,
+            suite=chosen,
+            registry=registry,
+            checkpoint=checkpoint,
+            dataset=dataset,
+            data=data,
+            data_dir=data_dir,
+            download=download,
+            n=n,
+            norm=norm.value if norm is not None else None,
+            eps=eps,
+            seed=seed,
+            batch_size=batch_size,
+            tile=tile,
+            device=device,
+        )
+        for model in models
+    ]
+    store = Store.open(db, create=True)
+    command = shlex.join(["kwbench", *sys.argv[1:]])
+    with showing() as show:
+        evaluations = [run(request, store, show, command=command, time_limit=time_limit) for request in requests]
+    found = standings(store, evaluations)
+    if as_json:
+        answers = [to_json(each) for each in found]
+        _print_json(answers[0] if len(answers) == 1 else answers)
+    else:
+        print(text_table(found))
+    if not all(each.complete for each in found):
+        raise CannotTell("some rows are invalid or errors, so there is no robust accuracy; `kwbench show` names them")
+
+
+class CannotTell(KwbenchError):
+    """There is an answer on record, but no number that could be trusted."""
+
+
+@app.command()
+def report(
+    html: Annotated[bool, typer.Option("--html", help="One self-contained page, index.html.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="leaderboard.md")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="results.csv")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="tables.tex")] = False,
+    output: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("reports"),
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Write what is on record as tables: A_std, every attack, A_rob."""
+    from kwbench.report import write_report
+    from kwbench.store import Store
+
+    wanted = {name for name, chosen in {"html": html, "markdown": markdown, "csv": csv, "latex": latex}.items() if chosen}
+    written = write_report(Store.open(db), output, wanted or {"html"})
+    if as_json:
+        _print_json({"files": [str(path) for path in written]})
+    else:
+        for path in written:
+            print(path)
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A name of the registry whose entry has a recipe.")],
+    registry: RegistryFile = None,
+    output: Annotated[Path | None, typer.Option(help="Write the checkpoint here; default: where the entry says.")] = None,
+    pin: Annotated[bool, typer.Option("--pin", help="Write the checkpoint's hash into the registry.")] = False,
+    data: Annotated[Path | None, typer.Option(help="An npz file or a folder of images to train on.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie; default: data.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train a model by the recipe in its entry."""
+    from kwbench.data import load_dataset
+    from kwbench.registry import dataset_of, pin_checkpoint, read_registry
+    from kwbench.training import Epoch, accuracy, save_checkpoint
+    from kwbench.training import train as run
+
+    found = read_registry(registry)
+    short, entry = found.find(name)
+    where = output or found.root / (entry.checkpoint.file if entry.checkpoint else f"models/{dataset_of(short)}/{short}.safetensors")
+    dataset = load_dataset(dataset_of(short), data=data, data_dir=data_dir, download=download)
+
+    def show(epoch: Epoch) -> None:
+        print(
+            f"{short}: epoch {epoch.number}/{epoch.total}, loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.4f}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    module = run(entry, dataset, show, device)
+    digest = save_checkpoint(module, where)
+    if pin:
+        pin_checkpoint(found, short, where, digest)
+    validation = accuracy(module, dataset.validation) if len(dataset.validation) else None
+    if as_json:
+        _print_json({"model": short, "checkpoint": str(where), "sha256": digest, "validation_accuracy": validation})
+        return
+    print(f"{where}\nsha256 {digest}")
+    if validation is not None:
+        print(f"accuracy on the {len(dataset.validation)} validation images {100 * validation:.1f} %")
+    if not pin and (entry.checkpoint is None or entry.checkpoint.sha256 != digest):
+        print("the registry pins another hash; --pin writes this one", file=sys.stderr)
+
+
+@app.command()
+def models(registry: RegistryFile = None, as_json: Json = False) -> None:
+    """List the models of the registry."""
+    from kwbench.registry import dataset_of, read_registry
+
+    found = read_registry(registry)
+    rows = [
+        {
+            "model": name,
+            "dataset": dataset_of(name),
+            "architecture": entry.architecture.name,
+            "activation": entry.activation.name,
+            "training": "none" if entry.recipe is None else "adversarial" if entry.recipe.adversarial else "natural",
+            "description": entry.description,
+        }
+        for name, entry in found.entries.items()
+    ]
+    _print_rows(rows, as_json)
+
+
+@app.command()
+def attacks(as_json: Json = False) -> None:
+    """List the attacks with their parameters and defaults."""
+    from kwbench.attacks import ATTACKS, default_parameters
+
+    _print_rows(
+        [
+            {
+                "attack": name,
+                "norms": " ".join(sorted(kind.norms)),
+                "parameters": default_parameters(name) if as_json else _in_words(default_parameters(name)),
+            }
+            for name, kind in ATTACKS.items()
+        ],
+        as_json,
+    )
+
+
+@app.command()
+def suites(as_json: Json = False) -> None:
+    """List the suites that come with kwbench."""
+    from kwbench.suite import read_suite, suite_names
+
+    found = [read_suite(name) for name in suite_names()]
+    _print_rows(
+        [
+            {"suite": each.name, "attacks": " ".join(attack.label for attack in each.attacks), "description": each.description}
+            for each in found
+        ],
+        as_json,
+    )
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name as in the tables.")],
+    failures: Annotated[bool, typer.Option("--failures", help="Only the rows that are invalid or errors.")] = False,
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Show what is on record about a model: its newest evaluation, and the rows without a truthful answer."""
+    from kwbench.errors import did_you_mean
+    from kwbench.standing import standings, text_table, to_json
+    from kwbench.store import Store
+
+    store = Store.open(db)
+    everything = store.evaluations()
+    mine = [each for each in everything if each.spec.model == model]
+    if not mine:
+        raise UsageError(f"{db}: nothing on record about {model!r}; {did_you_mean(model, {e.spec.model for e in everything})}")
+    (found,) = standings(store, mine[-1:])
+    rows = [
+        {"attack": label, "index": row.index, "sample": row.sample, "status": str(row.status), "note": row.note}
+        for label, attack_run in mine[-1].attack_runs.items()
+        for row in store.outcomes(attack_run)
+        if str(row.status) in ("invalid", "error") or row.note
+    ]
+    if as_json:
+        _print_json({**to_json(found), "created": mine[-1].created, "spec": mine[-1].spec.spec, "rows": rows})
+        return
+    if not failures:
+        print(text_table([found]))
+    _print_rows(rows, as_json=False)
+
+
+@app.command()
+def check(
+    baseline: Annotated[Path, typer.Option(metavar="FILE", help="What was accepted before; --update writes it.")],
+    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help="Only these; default: all of the baseline.")] = None,
+    max_drop: Annotated[float, typer.Option(help="Points of robust accuracy that may be lost.")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Level of the paired test.")] = 0.01,
+    update: Annotated[bool, typer.Option("--update", help="Write the newest results into the baseline.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Also append a Markdown summary, as GITHUB_STEP_SUMMARY wants it.")] = None,
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Compare the newest results with a baseline. Exit code 1: less robust; 3: cannot tell; 0: fine."""
+    raise NotImplementedError
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A")],
+    second: Annotated[str, typer.Argument(metavar="B")],
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Compare two models on the same samples, with the paired test."""
+    raise NotImplementedError
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="Where to.")] = Path()) -> None:
+    """Put a registry with one example entry, a suite and a CI workflow into a folder."""
+    raise NotImplementedError
+
+
+@app.command()
+def doctor(db: Db = "results.db", as_json: Json = False) -> None:
+    """Say what is installed, what is wrong, and how to mend it."""
+    from dataclasses import asdict
+
+    from kwbench.doctor import examine
+
+    findings = examine(Path(db.removeprefix("sqlite:///")))
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark = {"ok": "ok  ", "note": "note", "problem": "BAD "}[finding.level]
+            print(f"{mark} {finding.subject}: {finding.found}" + (f"\n     -> {finding.remedy}" if finding.remedy else ""))
+    if any(finding.level == "problem" for finding in findings):
+        raise typer.Exit(3)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json(rows)
+        return
+    from kwbench.progress import printable
+
+    for row in rows:
+        first, *others = (printable(str(value)) for value in row.values())
+        print("  ".join([f"{first:24}", *(other for other in others if other)]))
+
+
+def _in_words(parameters: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in parameters.items())
+
+
+def main() -> None:
+    """The `kwbench` command."""
+    warnings.filterwarnings("ignore")  # libraries' advice to programmers; ours would be errors or rows
+    try:
+        app()
+    except KwbenchError as failure:
+        from kwbench.progress import printable
+
+        print(f"kwbench: {printable(str(failure))}", file=sys.stderr)
+        raise SystemExit(failure.exit_code) from None
+    except KeyboardInterrupt:
+        print("kwbench: interrupted; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None

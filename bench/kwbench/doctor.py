@@ -1,0 +1,120 @@
+"""What is installed, what is wrong, and how to mend it."""
+
+import importlib
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from kwbench.errors import KwbenchError
+from kwbench.registry import read_registry
+
+Level = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's: what was looked at, what was found, and how to mend it if that is needed."""
+
+    subject: str
+    level: Level
+    found: str
+    remedy: str = ""
+
+
+def examine(database: Path) -> list[Finding]:
+    """Look at everything; never raises."""
+    findings = []
+    for look in (_python, _packages, _torch, _torchvision, _device, _sqlite, lambda: _disk(database), _registry):
+        findings += _safely(look)
+    return findings
+
+
+def _safely(look: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return look()
+    except Exception as failure:  # noqa: BLE001 - a broken installation may raise anything
+        return [Finding(look.__name__.strip("_<>"), "problem", f"{type(failure).__name__}: {failure}")]
+
+
+def _python() -> list[Finding]:
+    found = sys.version.split()[0]
+    if sys.version_info < (3, 11):
+        return [Finding("python", "problem", found, "kwbench needs Python 3.11 or newer")]
+    return [Finding("python", "ok", found)]
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for package in ("pyautoattack", "foolbox", "pandas", "sqlalchemy", "jinja2", "safetensors", "scikit-learn", "scipy"):
+        try:
+            findings.append(Finding(package, "ok", version(package)))
+        except PackageNotFoundError:
+            findings.append(Finding(package, "problem", "not installed", f"pip install {package}"))
+    return findings
+
+
+def _torch() -> list[Finding]:
+    import torch
+
+    threads = torch.get_num_threads()
+    return [Finding("torch", "ok", f"{torch.__version__}, {threads} threads")]
+
+
+def _torchvision() -> list[Finding]:
+    from kwbench.torchvision_schemas import import_torchvision
+
+    torchvision = import_torchvision()
+    findings = [Finding("torchvision", "ok", torchvision.__version__)]
+    extension = importlib.import_module("torchvision.extension")
+    if not extension._has_ops():
+        findings.append(
+            Finding(
+                "torchvision's extension",
+                "note",
+                "not loaded: it was built for another torch; models, transforms and data sets work without it",
+                "install the torch and torchvision builds that belong together if you need its operators",
+            )
+        )
+    return findings
+
+
+def _device() -> list[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        return [Finding("device", "ok", torch.cuda.get_device_name())]
+    return [Finding("device", "note", "no GPU that torch can use; evaluations run on the processor")]
+
+
+def _sqlite() -> list[Finding]:
+    return [Finding("sqlite", "ok", f"{sqlite3.sqlite_version}, rollback journal")]
+
+
+def _disk(database: Path) -> list[Finding]:
+    folder = database.resolve().parent
+    free = shutil.disk_usage(folder).free
+    if free < 200_000_000:
+        return [Finding("disk", "problem", f"{free / 1e6:.0f} MB free in {folder}", "make room, or name another file with --db")]
+    return [Finding("disk", "ok", f"{free / 1e9:.1f} GB free in {folder}")]
+
+
+def _registry() -> list[Finding]:
+    try:
+        registry = read_registry()
+    except KwbenchError as failure:
+        return [Finding("registry", "problem", str(failure), "mend the file, or name another with --registry")]
+    missing = [
+        name
+        for name, entry in registry.entries.items()
+        if entry.checkpoint is not None and not (registry.root / entry.checkpoint.file).is_file()
+    ]
+    if missing:
+        return [
+            Finding("registry", "note", f"{registry.path}: no checkpoint for {', '.join(missing)}", "kwbench train NAME makes one")
+        ]
+    return [Finding("registry", "ok", f"{registry.path}: {len(registry.entries)} models")]

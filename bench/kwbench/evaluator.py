@@ -1,0 +1,352 @@
+"""What an evaluation needs at hand, model, data and attacks, in this process or in one of its own.
+
+A user's own file runs in a freshly spawned process: its imports cannot clash with ours, and its crash is only its own.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from kwbench.attacks import build_attack, parameters_of
+from kwbench.attacks.attack import Attack
+from kwbench.data import load_dataset, slice_hash
+from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
+from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
+from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
+from kwbench.model import Model, Prediction, require_exact_float32
+from kwbench.outcome import Outcome
+from kwbench.registry import DEFAULT_DATASET, Registry, dataset_of, read_registry
+from kwbench.suite import Suite
+from kwbench.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for, for one model. None stands for what the suite or the data set says."""
+
+    model: str
+    suite: Suite
+    registry: Path | None = None
+    checkpoint: Path | None = None
+    dataset: str | None = None
+    data: Path | None = None
+    data_dir: Path | None = None
+    download: bool = False
+    n: int | None = None
+    norm: str | None = None
+    eps: str | Fraction | None = None
+    seed: int = 0
+    batch_size: int = 256
+    tile: int = 64
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known once everything is loaded, and what identifies the runs."""
+
+    model: str
+    dataset: str
+    samples: tuple[str, ...]
+    threat: ThreatModel
+    stochastic: bool
+    device: str
+    # Everything about the model and the data that can change an outcome.
+    identity: dict[str, Any]
+    # By label: the attack's name, every parameter, and whether it must see tiles whole.
+    attacks: dict[str, dict[str, Any]]
+    whole_tiles: frozenset[str]
+
+
+class Evaluator(Protocol):
+    """Judges slices of one evaluation. `rows` are positions in the slice."""
+
+    facts: Facts
+
+    def judge_clean(self, rows: Sequence[int]) -> list[Outcome]:
+        """What the model says of the images themselves."""
+        ...
+
+    def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome]) -> list[Outcome]:
+        """What an attack achieves."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+class LocalEvaluator:
+    """An evaluation in this process."""
+
+    def __init__(self, request: Request) -> None:
+        if request.threads is not None:
+            torch.set_num_threads(request.threads)
+        require_exact_float32()
+        self._request = request
+        self._device = _device(request.device)
+        registry = None if is_file_model(request.model) and request.registry is None else read_registry(request.registry)
+        if registry is not None and not is_file_model(request.model):
+            registry.find(request.model)  # an unknown model is worth saying before its data set is
+        self._dataset = load_dataset(
+            self._dataset_name, data=request.data, data_dir=request.data_dir, download=request.download
+        )
+        n = len(self._dataset.test) if request.n is None else request.n
+        if not 1 <= n <= len(self._dataset.test):
+            raise UsageError(f"--n {n}: {self._dataset.name} has {len(self._dataset.test)} test images")
+        self._batch = self._dataset.test.batch(range(n)).to(self._device)
+        self._threat = self._threat_model()
+        name, loaded, prediction = self._load(registry)
+        self._model = self._wrap(name, loaded, prediction)
+        self._registry = registry
+        # Random models show themselves on the images and near them.
+        probe = self._batch.x[: request.tile]
+        noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
+        near = (probe + (2 * noise - 1) * self._threat.radius).clamp(0, 1)
+        stochastic = self._model.measure_randomness(probe) or self._model.measure_randomness(near)
+        self._model.stochastic = stochastic
+        self._surrogates: dict[str, str] = {}
+        self._attacks = self._build_attacks(stochastic)
+        self.facts = Facts(
+            model=name,
+            dataset=self._dataset.name,
+            samples=self._batch.samples,
+            threat=self._threat,
+            stochastic=stochastic,
+            device=_device_name(self._device),
+            identity={
+                "model_sha256": loaded.sha256,
+                "entry": registry.find(request.model)[1].model_dump(mode="json", include=_BEHAVIOUR)
+                if registry is not None and not is_file_model(request.model)
+                else request.model.rpartition(":")[2],
+                "prediction": {"kind": prediction.kind, "draws": prediction.draws},
+                "data_sha256": slice_hash(self._batch.samples),
+                "classes": self._model.classes,
+                "norm": self._threat.norm,
+                "eps": str(self._threat.eps),
+                "seed": request.seed,
+                "tile": request.tile,
+                "device": self._device.type,
+                "dtype": "float32",
+                "draws": {"selection": SELECTION_DRAWS, "fresh": FRESH_DRAWS} if stochastic else None,
+            },
+            attacks={
+                label: {
+                    "attack": attack_name,
+                    "parameters": parameters_of(attack),
+                    **({"surrogate_sha256": self._surrogates[label]} if label in self._surrogates else {}),
+                }
+                for label, (attack_name, attack) in self._attacks.items()
+            },
+            whole_tiles=frozenset(label for label, (_, attack) in self._attacks.items() if attack.whole_tiles),
+        )
+
+    def judge_clean(self, rows: Sequence[int]) -> list[Outcome]:
+        """See Evaluator."""
+        return judge_clean(self._model, self._batch.take(rows), self._request.seed)
+
+    def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome]) -> list[Outcome]:
+        """See Evaluator."""
+        _, attack = self._attacks[label]
+        return judge(self._model, attack, label, self._batch.take(rows), self._threat, self._request.seed, clean)
+
+    def close(self) -> None:
+        """See Evaluator."""
+
+    def _threat_model(self) -> ThreatModel:
+        request = self._request
+        default = request.suite.threat or self._dataset.threat
+        norm = request.norm or default.norm
+        if request.eps is None and norm != default.norm:
+            raise UsageError(f"--norm {norm}: say how far with --eps; the default, {default}, is in another norm")
+        return ThreatModel.of(norm, default.eps if request.eps is None else request.eps)
+
+    def _load(self, registry: Registry | None) -> tuple[str, Loaded, Prediction]:
+        request = self._request
+        if is_file_model(request.model):
+            path, _, factory = request.model.rpartition(":")
+            return f"{Path(path).name}:{factory}", load_file_model(request.model), Prediction()
+        assert registry is not None
+        name, entry = registry.find(request.model)
+        rule = Prediction(entry.prediction.kind, entry.prediction.draws)
+        return name, load_entry(registry, name, entry, self._dataset, request.checkpoint), rule
+
+    def _wrap(self, name: str, loaded: Loaded, prediction: Prediction) -> Model:
+        dataset = self._dataset
+        classes = dataset.classes
+        if not dataset.fixed_classes:
+            # The labels of a small slice may miss the last classes; the model knows how many there are.
+            with torch.no_grad():
+                answer = loaded.module.to(self._device)(self._batch.x[:1].clone())
+            if isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] > classes:
+                classes = answer.shape[1]
+        return Model(
+            loaded.module,
+            name=name,
+            classes=classes,
+            shape=dataset.shape,
+            device=self._device,
+            tile=self._request.tile,
+            prediction=prediction,
+        )
+
+    def _build_attacks(self, stochastic: bool) -> dict[str, tuple[str, Attack]]:
+        built: dict[str, tuple[str, Attack]] = {}
+        for each in self._request.suite.attacks:
+            if not each.applies(stochastic):
+                continue
+            attack = build_attack(each.attack, each.parameters, self._surrogate_loader(each.label))
+            if self._threat.norm not in attack.norms:
+                raise UsageError(f"attack {each.label!r} works in {', '.join(sorted(attack.norms))}, not in {self._threat.norm}")
+            built[each.label] = (each.attack, attack)
+        if not built:
+            kind = "stochastic" if stochastic else "deterministic"
+            raise UsageError(f"suite {self._request.suite.name!r} has no attack for a {kind} model such as {self._model.name}")
+        return built
+
+    def _surrogate_loader(self, label: str) -> Callable[[str], Model]:
+        def load(name: str) -> Model:
+            registry = self._registry or read_registry(self._request.registry)
+            # A bare name means the surrogate of the data set at hand.
+            found, entry = registry.find(name if "/" in name else f"{self._dataset_name}/{name}")
+            loaded = load_entry(registry, found, entry, self._dataset)
+            self._surrogates[label] = loaded.sha256
+            return Model(
+                loaded.module,
+                name=found,
+                classes=self._dataset.classes,
+                shape=self._dataset.shape,
+                device=self._device,
+                tile=self._request.tile,
+            )
+
+        return load
+
+    @property
+    def _dataset_name(self) -> str:
+        request = self._request
+        return request.dataset or (DEFAULT_DATASET if is_file_model(request.model) else dataset_of(request.model))
+
+
+# The parts of a registry entry that can change what a network answers.
+_BEHAVIOUR = {"architecture", "activation", "normalise", "prediction"}
+
+
+def open_evaluator(request: Request, time_limit: float | None = None) -> Evaluator:
+    """The evaluator for a request: a user's own file gets a process of its own, of which no answer takes over `time_limit`
+    seconds.
+
+    Raises UsageError, CannotEvaluate or DamagedData, whatever stands in the way.
+    """
+    if is_file_model(request.model):
+        return _SpawnedEvaluator(request, time_limit)
+    return LocalEvaluator(request)
+
+
+class _SpawnedEvaluator:
+    """The same in a spawned process."""
+
+    def __init__(self, request: Request, time_limit: float | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._name, self._time_limit = request.model, time_limit
+        self._process = context.Process(target=_serve, args=(theirs, request), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self.facts: Facts = self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def judge_clean(self, rows: Sequence[int]) -> list[Outcome]:
+        """See Evaluator."""
+        return self._ask("judge_clean", list(rows))
+
+    def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome]) -> list[Outcome]:
+        """See Evaluator."""
+        return self._ask("judge", label, list(rows), list(clean))
+
+    def close(self) -> None:
+        """See Evaluator."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            self._pipe.send((method, arguments))
+        except (BrokenPipeError, OSError):
+            self._died()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        if not self._pipe.poll(self._time_limit):
+            self.close()
+            raise CannotEvaluate(f"{self._name}: no answer within {self._time_limit:g} s; the process was stopped")
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._died()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _died(self) -> None:
+        self._process.join(5)
+        raise CannotEvaluate(
+            f"{self._name}: its process died (exit code {self._process.exitcode}); what was finished is on record"
+        )
+
+
+def _serve(pipe: multiprocessing.connection.Connection, request: Request) -> None:
+    try:
+        evaluator = LocalEvaluator(request)
+        pipe.send(evaluator.facts)
+    except KwbenchError as failure:
+        pipe.send(failure)
+        return
+    except Exception as failure:  # noqa: BLE001 - foreign code
+        pipe.send(_foreign(request.model, failure))
+        return
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(getattr(evaluator, method)(*arguments))
+        except KwbenchError as failure:
+            pipe.send(failure)
+        except Exception as failure:  # noqa: BLE001 - foreign code
+            pipe.send(_foreign(request.model, failure))
+
+
+def _foreign(name: str, failure: Exception) -> CannotEvaluate:
+    last = traceback.extract_tb(failure.__traceback__)[-1]
+    return CannotEvaluate(f"{name}: {type(failure).__name__}: {failure} ({Path(last.filename).name}:{last.lineno})")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as failure:
+        reason = str(failure).splitlines()[0]
+        raise UsageError(f"--device {name}: not usable here ({reason}); auto takes a GPU where there is one") from None
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+

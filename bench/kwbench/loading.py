@@ -1,0 +1,141 @@
+"""From a registry entry, or a user's own file, to a frozen network whose weights are the ones that were hashed."""
+
+import hashlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from kwbench.activations import activation_factory
+from kwbench.architectures import Normalised, build_network
+from kwbench.data import DataSet
+from kwbench.errors import CannotEvaluate, DamagedData, UsageError
+from kwbench.registry import ModelEntry, Registry
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network in evaluation mode, and the SHA-256 of what made it: its checkpoint, or the user's file."""
+
+    module: nn.Module
+    sha256: str
+
+
+def build_module(entry: ModelEntry, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The entry's network, untrained, for images (c, h, w). Raises UsageError for impossible parameters."""
+    factory = activation_factory(entry.activation.name, entry.activation.parameters)
+    network = build_network(entry.architecture.name, entry.architecture.parameters, factory, shape[0], classes)
+    return Normalised(network, entry.normalise.mean, entry.normalise.std) if entry.normalise else network
+
+
+def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSet, file: Path | None = None) -> Loaded:
+    """The entry's network with its checkpoint, read from `file` if given; the pinned hash holds either way.
+
+    Raises CannotEvaluate if there is no checkpoint, DamagedData if it is not the pinned one or does not fit.
+    """
+    if entry.checkpoint is None:
+        raise CannotEvaluate(f"model {name!r} has no checkpoint in {registry.path}; `kwbench train {name}` makes one")
+    path = file or registry.root / entry.checkpoint.file
+    try:
+        content = path.read_bytes()
+    except OSError as failure:
+        raise CannotEvaluate(
+            f"{path}: the checkpoint of {name!r} cannot be read ({failure.strerror}); "
+            f"`kwbench train {name}` makes it, --checkpoint reads it from elsewhere"
+        ) from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != entry.checkpoint.sha256:
+        raise DamagedData(
+            f"{path}: {describe_content(content)} with sha256 {digest}, but {registry.path} pins {entry.checkpoint.sha256} "
+            f"for {name!r}; restore the file, or pin the new hash if the change is meant"
+        )
+    module = build_module(entry, dataset.shape, dataset.classes)
+    load_weights(module, content, str(path))
+    return Loaded(module.eval(), digest)
+
+
+def load_weights(module: nn.Module, content: bytes, name: str) -> None:
+    """Put the bytes of a safetensors file into a module, strictly: same keys, shapes and types, finite values.
+
+    Floating point weights may be stored in half precision. Raises DamagedData that names the keys at fault.
+    """
+    try:
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as failure:
+        raise DamagedData(f"{name}: not a safetensors file ({failure})") from None
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        raise DamagedData(
+            f"{name}: keys do not fit the network; missing: {', '.join(missing[:5]) or 'none'}, "
+            f"unexpected: {', '.join(extra[:5]) or 'none'}"
+        )
+    for key, tensor in tensors.items():
+        if tensor.shape != own[key].shape:
+            raise DamagedData(f"{name}: {key} has shape {tuple(tensor.shape)}, the network needs {tuple(own[key].shape)}")
+        if tensor.is_floating_point() != own[key].is_floating_point():
+            raise DamagedData(f"{name}: {key} is {tensor.dtype}, the network needs {own[key].dtype}")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise DamagedData(f"{name}: {key} holds NaN or infinity")
+    module.load_state_dict(tensors, strict=True)
+
+
+def describe_content(content: bytes) -> str:
+    """What a file seems to be, for error messages."""
+    if not content:
+        return "an empty file"
+    if content[:100].lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "an HTML page"
+    if content.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer"
+    if content.startswith(b"PK\x03\x04"):
+        return "a zip archive (perhaps a torch.save file)"
+    return f"{len(content)} bytes"
+
+
+def is_file_model(name: str) -> bool:
+    """Whether a model's name means a user's own file, path/to/file.py:factory."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def load_file_model(name: str) -> Loaded:
+    """The module that `factory()` of path/to/file.py:factory returns. Its folder comes first on the import path.
+
+    Runs the user's code: call it in a process of its own. Raises UsageError if there is no such file or factory, or it does
+    not return a module, CannotEvaluate if it raises.
+    """
+    path, factory_name = Path(name.rpartition(":")[0]), name.rpartition(":")[2]
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; a model of your own is written path/to/file.py:factory")
+    content = path.read_bytes()
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path}: Python cannot import it")
+    namespace = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, namespace)
+    try:
+        spec.loader.exec_module(namespace)
+    except Exception as failure:  # noqa: BLE001 - foreign code
+        raise CannotEvaluate(f"{path}: importing it raised {type(failure).__name__}: {failure}") from None
+    factory = getattr(namespace, factory_name, None)
+    if not callable(factory):
+        found = ", ".join(sorted(each for each in vars(namespace) if callable(getattr(namespace, each)) and each[0] != "_"))
+        raise UsageError(f"{path}: has no factory {factory_name!r}; it defines: {found or 'nothing callable'}")
+    try:
+        module = factory()
+    except Exception as failure:  # noqa: BLE001 - foreign code
+        raise CannotEvaluate(f"{path}:{factory_name} raised {type(failure).__name__}: {failure}") from None
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{path}:{factory_name} returned {type(module).__name__}; it must return a torch.nn.Module")
+    digest = hashlib.sha256(content)
+    for key, tensor in sorted(module.state_dict().items()):
+        # The file alone does not say which weights it loaded.
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return Loaded(module.float().eval(), digest.hexdigest())

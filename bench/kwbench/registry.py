@@ -1,0 +1,223 @@
+"""The registry of models: what `registry.yaml` says, checked. One entry a model; nothing here loads a network."""
+
+import os
+import re
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from kwbench.errors import UsageError, did_you_mean
+from kwbench.strict_yaml import Strict, read_yaml, validate
+
+# Bare names belong to this data set.
+DEFAULT_DATASET = "digits"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)?")
+
+
+def _fraction(value: Any) -> Any:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            return Fraction(str(value))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError("must be a number or a fraction such as 8/255") from None
+    return value
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path:
+        raise ValueError("must be a path below the registry's folder")
+    return path
+
+
+Exact = Annotated[Fraction, BeforeValidator(_fraction)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Architecture(Strict):
+    """A network by name, with the sizes that it takes."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class Activation(Architecture):
+    """An activation by name, with the parameters that it takes; `gamma` stays as written, for an exact fraction."""
+
+
+class Normalise(Strict):
+    """Mean and standard deviation of each channel, in pixel units of [0, 1]."""
+
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+
+class Checkpoint(Strict):
+    """Where the weights lie, relative to the registry, and what they must hash to."""
+
+    file: Annotated[str, AfterValidator(_inside)]
+    sha256: Sha256
+
+
+class PredictionRule(Strict):
+    """How a stochastic model answers."""
+
+    kind: Literal["draw", "mean_logits"] = "draw"
+    draws: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _one_draw_is_one(self) -> "PredictionRule":
+        if self.kind == "draw" and self.draws != 1:
+            raise ValueError("a single draw is one draw; the mean of several is kind: mean_logits")
+        return self
+
+
+class TrainingAttack(Strict):
+    """The PGD adversary of adversarial training (Madry et al. 2018), in linf, from a random start."""
+
+    eps: Exact
+    steps: Annotated[int, Field(ge=1)]
+    step_size: Exact
+    # The radius grows linearly from zero over the first epochs, which starts winner-take-all networks more gently.
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> "TrainingAttack":
+        if not 0 < self.eps <= 1 or self.step_size <= 0:
+            raise ValueError("eps must lie in (0, 1] and step_size be positive")
+        return self
+
+
+class Incremental(Strict):
+    """Lower k-WTA's gamma step by step after training at `start` (xiao2020 2.2): by `step` every `epochs` epochs.
+
+    `final_epochs` more at the target, under a learning rate that falls to zero, are ours: small data sets need them.
+    """
+
+    start: Exact
+    step: Exact
+    epochs: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    final_epochs: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Incremental":
+        if not 0 < self.start <= 1 or not 0 < self.step < 1:
+            raise ValueError("start must lie in (0, 1] and step in (0, 1)")
+        return self
+
+
+class Recipe(Strict):
+    """How `kwbench train` makes the checkpoint: SGD with momentum under a one-cycle learning rate."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    seed: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    # Training images are moved by up to this many pixels each way.
+    shift: Annotated[int, Field(ge=0)] = 0
+    adversarial: TrainingAttack | None = None
+    incremental: Incremental | None = None
+    # The weight of the KL term of a stochastic network's ELBO; None is eq. 9 of panousis2021, one part in the training set.
+    kl_weight: Annotated[float, Field(ge=0)] | None = None
+
+
+class ModelEntry(Strict):
+    """One model of the registry."""
+
+    architecture: Architecture
+    activation: Activation
+    checkpoint: Checkpoint | None = None
+    recipe: Recipe | None = None
+    normalise: Normalise | None = None
+    prediction: PredictionRule = PredictionRule()
+    description: str = ""
+
+
+class _File(Strict):
+    models: dict[str, ModelEntry]
+
+
+class Registry:
+    """The entries of one registry file, by full name."""
+
+    def __init__(self, path: Path, entries: dict[str, ModelEntry]) -> None:
+        self.path = path
+        self.entries = entries
+
+    @property
+    def root(self) -> Path:
+        """The folder below which checkpoints lie."""
+        return self.path.parent
+
+    def find(self, name: str) -> tuple[str, ModelEntry]:
+        """The entry's name and content; `digits/x` and `x` are the same. Raises UsageError with a suggestion."""
+        short = name.removeprefix(f"{DEFAULT_DATASET}/")
+        if short not in self.entries:
+            raise UsageError(
+                f"model {name!r} is not in {self.path}; {did_you_mean(short, self.entries)} "
+                "(a model of your own is written path/to/file.py:factory)"
+            )
+        return short, self.entries[short]
+
+
+def dataset_of(name: str) -> str:
+    """The data set that a model's name says it was trained for."""
+    return name.split("/")[0] if "/" in name else DEFAULT_DATASET
+
+
+def read_registry(path: Path | None = None) -> Registry:
+    """The registry at `path`, or in the working folder, or the one that comes with kwbench, whichever is there first.
+
+    Raises UsageError if it is malformed, naming file and key.
+    """
+    chosen = path or default_registry_path()
+    data = read_yaml(chosen)
+    file = validate(_File, data, str(chosen))
+    for name in file.models:
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"{chosen}: models.{name}: names match [dataset/]name in a-z, 0-9, '.', '_' and '-'")
+    return Registry(chosen, {name.removeprefix(f"{DEFAULT_DATASET}/"): entry for name, entry in file.models.items()})
+
+
+def default_registry_path() -> Path:
+    """`registry.yaml` of the working folder, of the wheel, or of the source tree."""
+    here = Path(os.getcwd()) / "registry.yaml"
+    if here.exists():
+        return here
+    starter = Path(__file__).parent / "starter" / "registry.yaml"
+    return starter if starter.exists() else Path(__file__).parents[2] / "registry.yaml"
+
+
+def pin_checkpoint(registry: Registry, name: str, file: Path, sha256: str) -> None:
+    """Write a checkpoint's place and hash into the registry file, leaving everything else, comments too, as it is.
+
+    Raises UsageError if the checkpoint does not lie below the registry's folder.
+    """
+    try:
+        relative = file.resolve().relative_to(registry.root.resolve()).as_posix()
+    except ValueError:
+        raise UsageError(f"{file}: a pinned checkpoint must lie below {registry.root.resolve()}") from None
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 120
+    data = yaml.load(registry.path.read_text(encoding="utf-8"))
+    key = name if name in data["models"] else f"{DEFAULT_DATASET}/{name}"
+    checkpoint = data["models"][key].setdefault("checkpoint", {})
+    checkpoint["file"], checkpoint["sha256"] = relative, DoubleQuotedScalarString(sha256)
+    draft = registry.path.with_name(f".{registry.path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as stream:
+        yaml.dump(data, stream)
+    draft.replace(registry.path)
