@@ -190,6 +190,81 @@ def to_json(standing: Standing) -> dict[str, Any]:
     }
 
 
+def to_frame(standings: Sequence[Standing]) -> pd.DataFrame:
+    """One row for each evaluation and attack, the clean images included (attack `clean`); see `results`."""
+    rows: list[dict[str, Any]] = []
+    for each in standings:
+        spec, origin = each.evaluation.spec, origin_of(each.evaluation)
+        whole = {
+            "model": spec.model,
+            "dataset": spec.dataset,
+            "suite": spec.suite,
+            "norm": spec.threat.norm,
+            "eps": spec.threat.radius,
+            "eps_exact": str(spec.threat.eps),
+            "n": spec.n,
+            "stochastic": spec.stochastic,
+            "cascade": each.cascade,
+            "complete": each.complete,
+            **_columns("a_std", each.a_std),
+            **_columns("a_rob", each.a_rob),
+            **_columns("a_rob_as_in_paper", each.a_rob_as_in_paper),
+        }
+        hashes = {
+            "seed": origin.get("seed"),
+            "model_sha256": origin.get("model_sha256"),
+            "data_sha256": origin.get("data_sha256"),
+            "run": spec.identity,
+            "created": each.evaluation.created,
+        }
+        for attack in (*([each.clean] if each.clean is not None else []), *each.attacks):
+            rows.append(
+                whole
+                | {"attack": attack.name, "rows": attack.n}
+                | _columns("accuracy", attack.accuracy)
+                | _columns("standing", attack.standing if each.cascade else None)
+                | dict(attack.statuses)
+                | {
+                    "other_accuracy": attack.other_accuracy.value if attack.other_accuracy else None,
+                    "surrogate": attack.surrogate,
+                    "surrogate_accuracy": attack.surrogate_accuracy.value if attack.surrogate_accuracy else None,
+                    "forwards": attack.forwards,
+                    "backwards": attack.backwards,
+                    "seconds": attack.seconds,
+                }
+                | hashes
+                | {"attack_run": attack.spec.identity}
+            )
+    frame = pd.DataFrame(rows, columns=None if rows else ["model", "dataset", "suite", "attack", "accuracy", "a_std", "a_rob"])
+    for name in frame.columns:
+        if name.startswith(("a_std", "a_rob", "accuracy", "standing")) or name in ("other_accuracy", "surrogate_accuracy"):
+            frame[name] = frame[name].astype(float)
+    return frame
+
+
+def results(db: str = "results.db") -> pd.DataFrame:
+    """What is on record, one row for each evaluation and attack, oldest first; the clean images are the attack `clean`.
+
+    Accuracies are fractions of 1 with the ends of their 95 % intervals (`_low`, `_high`), NaN where there is no truthful
+    number; costs are totals over the samples.
+
+    Raises:
+        CannotEvaluate: there is no such database, or it cannot be read.
+        DamagedData: it is not a kwbench database.
+    """
+    store = Store.open(db)
+    try:
+        return to_frame(standings(store))
+    finally:
+        store.close()
+
+
+def _columns(name: str, interval: Interval | None) -> dict[str, float | None]:
+    if interval is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
 def _attack_json(attack: AttackStanding, cascade: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": attack.name,
@@ -222,7 +297,8 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
     first = next((row for each, row in zip(spec.attacks, rows, strict=True) if each.label == CLEAN), None)
     index = first.index if first is not None else np.empty(0, dtype=np.int64)
     felled = np.zeros(len(index), dtype=bool)
-    missing: list[str] = []
+    # Labels by what they lack.
+    lacking: dict[str, list[str]] = {}
     found: list[AttackStanding] = []
     complete: list[Tally] = []
     for each, row in zip(spec.attacks, rows, strict=True):
@@ -231,13 +307,14 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
         else:
             lacks = _lacks(row, index, spec.n, spec.stochastic, felled if cascade else None)
         if lacks:
-            missing.append(f"{each.label}: {lacks}")
+            lacking.setdefault(lacks, []).append(each.label)
         elif row is not None:
             complete.append(row)
             if cascade:
                 felled[np.searchsorted(index, row.index[row.status != _HELD])] = True
-        left = accuracy_of_hits(int((~felled).sum()), spec.n) if cascade and not missing else None
+        left = accuracy_of_hits(int((~felled).sum()), spec.n) if cascade and not lacking else None
         found.append(_attack(each, row, spec.n, spec.stochastic, usable=not lacks, left=left))
+    missing = [f"{', '.join(labels)}: {lacks}" for lacks, labels in lacking.items()]
     if first is None:
         missing.insert(0, "nothing is known of the clean images")
     by_name = {each.name: each for each in found}

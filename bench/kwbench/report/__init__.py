@@ -1,0 +1,69 @@
+"""Reports: a web page, Markdown, CSV and LaTeX, from the record alone. Equal records give equal bytes."""
+
+import os
+import tempfile
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from kwbench.errors import CannotEvaluate, UsageError, did_you_mean
+from kwbench.report.leaderboard import Board, boards
+from kwbench.report.page import html_page
+from kwbench.report.tables import csv_table, latex_tables, markdown_page
+from kwbench.report.terminal import text_table
+from kwbench.standing import Standing, standings
+from kwbench.store import Store
+
+Format = Literal["html", "markdown", "csv", "latex"]
+
+_FILES: dict[str, tuple[str, Callable[[list[Board], list[Standing]], str]]] = {
+    "html": ("index.html", lambda tables, _: html_page(tables)),
+    "markdown": ("leaderboard.md", lambda tables, _: markdown_page(tables)),
+    "csv": ("results.csv", lambda _, found: csv_table(found)),
+    "latex": ("tables.tex", lambda tables, _: latex_tables(tables)),
+}
+
+__all__ = ["Format", "boards", "text_table", "write_report"]
+
+
+def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[Path]:
+    """Write the report of all that is on record, each file whole or not at all, and return the files.
+
+    html: index.html, one self-contained page. markdown: leaderboard.md. csv: results.csv, one row for each evaluation and
+    attack. latex: tables.tex, for booktabs.
+
+    Raises:
+        UsageError: an unknown format.
+        CannotEvaluate: the folder cannot be written.
+        DamagedData: the record is damaged.
+    """
+    for each in formats:
+        if each not in _FILES:
+            raise UsageError(f"format {each!r} is unknown; {did_you_mean(each, _FILES)}")
+    found = standings(store)
+    tables = boards(found)
+    written = []
+    for each, (name, render) in _FILES.items():
+        if each in formats:
+            written.append(folder / name)
+            _write(folder / name, render(tables, found))
+    return written
+
+
+def _write(path: Path, text: str) -> None:
+    draft = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            draft = Path(file.name)
+            file.write(text)
+        draft.chmod(0o644)
+        os.replace(draft, path)
+    except OSError as failure:
+        if draft is not None:
+            with suppress(OSError):
+                draft.unlink()
+        raise CannotEvaluate(f"{path}: the report cannot be written ({failure.strerror})") from None

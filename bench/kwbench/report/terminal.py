@@ -1,0 +1,118 @@
+"""The tables for the terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from kwbench.report.leaderboard import Board, Row, boards
+from kwbench.standing import AttackStanding, Standing
+from kwbench.statistics import Interval
+from kwbench.wording import percent, plain
+
+# "95.3–100.0"
+_FIGURE = 10
+
+
+def text_table(standings: Sequence[Standing], width: int = 100) -> Group:
+    """The papers' tables, one for each set of comparable evaluations: A_std, one figure for each attack, A_rob, in percent
+    with 95 % intervals and n. Models are rows; where the attacks are too many for `width` characters, models are columns, in
+    as many tables as it takes. Print it with a rich console."""
+    parts: list[Table | Text] = []
+    for board in boards(standings):
+        parts.extend([_across(board)] if _across_width(board) <= width else _down(board, width))
+        parts.extend(
+            Text(f"  incomplete, not ranked: {plain(row.standing.model)} ({plain('; '.join(row.standing.missing))})", "yellow")
+            for row in board.rows
+            if not row.standing.complete
+        )
+        parts.extend(Text(f"  {note}", "dim") for note in notes(board))
+    return Group(*parts)
+
+
+def notes(board: Board) -> list[str]:
+    """What a reader of a board must know, one sentence each."""
+    found = ["A_rob is an upper bound found by these attacks; stronger attacks can only lower it. Intervals: 95 %."]
+    if board.key.cascade:
+        found.append("Cascade: each attack saw only samples that still stood; its column is what is left after it.")
+    for row in board.rows:
+        for attack in row.standing.attacks:
+            if attack.other_accuracy is not None and attack.other_accuracy != attack.accuracy:
+                other = "clipped" if judging_rule(attack) == "distance" else "distance"
+                found.append(
+                    f"{plain(row.standing.model)}, {plain(attack.name)}: {percent(attack.other_accuracy.value, board.key.n)} "
+                    f"if judged by {other}."
+                )
+            if attack.surrogate_accuracy is not None:
+                found.append(
+                    f"{plain(row.standing.model)}, {plain(attack.name)}: the surrogate {plain(attack.surrogate)} is itself "
+                    f"right on {percent(attack.surrogate_accuracy.value, board.key.n)} % of the images made against it."
+                )
+    return found
+
+
+def judging_rule(attack: AttackStanding) -> str:
+    """`distance` or `clipped`: how the proposals of a minimum-norm attack were judged."""
+    return str(attack.spec.spec.get("parameters", {}).get("judged", "distance"))
+
+
+def shown(row: Row, label: str, cascade: bool) -> Interval | None:
+    """The figure of a row under an attack: its accuracy, or in a cascade what is left after it."""
+    for attack in row.standing.attacks:
+        if attack.name == label:
+            return attack.standing if cascade else attack.accuracy
+    return None
+
+
+def _title(board: Board) -> Text:
+    key = board.key
+    return Text(f"{plain(key.dataset)}, {board.threat}, suite {plain(key.suite)}, n = {key.n}; percent", "bold")
+
+
+def _across(board: Board) -> Table:
+    table = Table(title=_title(board), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("model", "A_std", *map(plain, board.labels), "A_rob"):
+        table.add_column(Text(name), justify="left" if name == "model" else "right", no_wrap=name == "model")
+    for row in board.rows:
+        each, n = row.standing, board.key.n
+        figures = [each.a_std, *(shown(row, label, board.key.cascade) for label in board.labels)]
+        table.add_row(Text(plain(each.model)), *(_cell(figure, n) for figure in figures), _cell(each.a_rob, n, "bold"))
+    return table
+
+
+def _down(board: Board, width: int) -> list[Table]:
+    n, labels = board.key.n, ("A_std", *map(plain, board.labels), "A_rob")
+    widest = max(_FIGURE, *(len(plain(row.standing.model)) for row in board.rows))
+    at_once = max(1, (width - max(map(len, labels)) - 2) // (widest + 2))
+    tables = []
+    for start in range(0, len(board.rows), at_once):
+        some = board.rows[start : start + at_once]
+        table = Table(title=None if start else _title(board), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for row in some:
+            table.add_column(Text(plain(row.standing.model)), justify="right", overflow="fold")
+        table.add_row("A_std", *(_cell(row.standing.a_std, n) for row in some), end_section=True)
+        for label in board.labels:
+            figures = [shown(row, label, board.key.cascade) for row in some]
+            table.add_row(Text(plain(label)), *(_cell(each, n) for each in figures), end_section=label == board.labels[-1])
+        table.add_row("A_rob", *(_cell(row.standing.a_rob, n, "bold") for row in some))
+        tables.append(table)
+    return tables
+
+
+def _across_width(board: Board) -> int:
+    columns = ("A_std", *board.labels, "A_rob")
+    models = max(len(plain(row.standing.model)) for row in board.rows)
+    return models + sum(2 + max(_FIGURE, len(plain(label))) for label in columns)
+
+
+def _cell(interval: Interval | None, n: int, style: str = "") -> Text:
+    if interval is None:
+        return Text("–", "dim", justify="right")
+    return Text.assemble(
+        (percent(interval.value, n), style),
+        (f"\n{percent(interval.low, n)}–{percent(interval.high, n)}", "dim"),
+        justify="right",
+    )
