@@ -6,15 +6,16 @@ selection draws, by which the worst attack of a sample is chosen, and on fresh d
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kwbench.attacks.attack import Attack
-from kwbench.errors import CannotEvaluate, KwbenchError
-from kwbench.geometry import TOLERANCE, distance, project
 from kwbench.data import Batch
+from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
+from kwbench.geometry import TOLERANCE, distance, project
 from kwbench.model import Model
 from kwbench.outcome import Outcome, Status
 from kwbench.randomness import SampleRandom
@@ -35,41 +36,35 @@ def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:
     outcomes = []
     for tile in batch.tiles(model.tile):
         started = time.perf_counter()
-        with model.metering(len(tile)):
-            model.reseed(seed, CLEAN, "predict", *tile.samples)
-            predicted, finite = model.predict(tile.x)
-            if not bool(finite.all()):
-                row = int((~finite).nonzero()[0])
-                raise CannotEvaluate(
-                    f"{model.name}: logits of clean image {tile.indices[row]} are not finite; "
-                    "mend the model, NaN and infinity are not predictions"
-                )
-            counts = _Counts.of(model, tile, tile.x, seed, CLEAN) if model.stochastic else _Counts.none(len(tile))
+        with model.metering(len(tile)), model.raising_by_name():
+            score = _score(model, tile, tile.x, seed, CLEAN)
             forwards, backwards = model.work()
+        if not bool(score.finite.all()):
+            row = int((~score.finite).nonzero()[0])
+            raise CannotEvaluate(
+                f"{model.name}: logits of clean image {tile.indices[row]} are not finite; "
+                "mend the model, NaN and infinity are not predictions"
+            )
         seconds = (time.perf_counter() - started) / len(tile)
         for row in range(len(tile)):
-            right = counts.majority(row) if model.stochastic else int(predicted[row]) == int(tile.y[row])
-            outcomes.append(
-                counts.onto(
-                    Outcome(
-                        sample=tile.samples[row],
-                        index=tile.indices[row],
-                        label=int(tile.y[row]),
-                        status=Status.HELD if right else Status.WRONG,
-                        clean_prediction=int(predicted[row]),
-                        prediction=int(predicted[row]),
-                        distance=0.0,
-                        forwards=forwards[row],
-                        backwards=backwards[row],
-                        seconds=seconds,
-                    ),
-                    row,
-                )
+            predicted = int(score.predicted[row])
+            outcome = Outcome(
+                sample=tile.samples[row],
+                index=tile.indices[row],
+                label=int(tile.y[row]),
+                status=Status.WRONG if bool(score.broken[row]) else Status.HELD,
+                clean_prediction=predicted,
+                prediction=predicted,
+                distance=0.0,
+                forwards=forwards[row],
+                backwards=backwards[row],
+                seconds=seconds,
             )
+            outcomes.append(score.onto(outcome, row))
     return outcomes
 
 
-def judge(
+def judge(  # noqa: PLR0917 - what a verdict depends on
     model: Model,
     attack: Attack,
     label: str,
@@ -81,21 +76,45 @@ def judge(
     """One outcome for each sample of the batch. `label` is the attack's name in the suite, `clean` what `judge_clean` said.
 
     Deterministic models: samples that are wrong before the attack are not attacked. Stochastic models: all are.
-    An attack that raises leaves `error` rows. Running out of GPU memory is raised on, for the runner to back off.
+    An attack that raises, or drives the model to raise, leaves `error` rows. Running out of memory is raised on, for the
+    runner to back off; so is what ails the model as such. Raises UsageError for a norm in which the attack cannot search.
     """
+    if threat.norm not in attack.norms:
+        raise UsageError(f"attack {label!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}")
+    case = _Case(model, attack, label, threat, seed)
     groups = batch.tiles(model.tile) if model.stochastic or attack.whole_tiles else [batch]
+    before = {outcome.sample: outcome for outcome in clean}
     outcomes: list[Outcome] = []
     for group in groups:
-        before = {outcome.sample: outcome for outcome in clean}
-        outcomes += _judge_group(model, attack, label, group, threat, seed, [before[sample] for sample in group.samples])
+        outcomes += _judge_group(case, group, [before[sample] for sample in group.samples])
     return outcomes
 
 
-def _judge_group(
-    model: Model, attack: Attack, label: str, batch: Batch, threat: ThreatModel, seed: int, clean: list[Outcome]
-) -> list[Outcome]:
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Who is attacked, by what, within which ball, and where the random numbers come from."""
+
+    model: Model
+    attack: Attack
+    label: str
+    threat: ThreatModel
+    seed: int
+
+    @property
+    def source(self) -> Model | None:
+        """The surrogate of a transfer attack."""
+        source: Model | None = getattr(self.attack, "source", None)
+        return source
+
+    @property
+    def searchers(self) -> list[Model]:
+        """The models whose work is the attack's."""
+        return [self.model] if self.source is None or self.source is self.model else [self.model, self.source]
+
+
+def _judge_group(case: _Case, batch: Batch, clean: list[Outcome]) -> list[Outcome]:
     right = [outcome.status is not Status.WRONG for outcome in clean]
-    rows = [row for row in range(len(batch)) if right[row] or model.stochastic]
+    rows = [row for row in range(len(batch)) if right[row] or case.model.stochastic]
     outcomes = [
         Outcome(
             sample=batch.samples[row],
@@ -110,10 +129,11 @@ def _judge_group(
     if not rows:
         return outcomes
     # A library that draws from global generators must see a tile whole, so that its draws fall as they always do.
-    chosen = list(range(len(batch))) if attack.whole_tiles else rows
-    judged = _attack(model, attack, label, batch.take(chosen), threat, seed, [outcomes[row] for row in chosen])
+    chosen = list(range(len(batch))) if case.attack.whole_tiles else rows
+    judged = _attack(case, batch.take(chosen), [outcomes[row] for row in chosen])
+    attacked = set(rows)
     for row, outcome in zip(chosen, judged, strict=True):
-        if row in set(rows):
+        if row in attacked:
             outcomes[row] = outcome if right[row] else replace(outcome, status=_unless_failed(outcome.status))
     return outcomes
 
@@ -122,47 +142,41 @@ def _unless_failed(status: Status) -> Status:
     return status if status in (Status.INVALID, Status.ERROR) else Status.WRONG
 
 
-def _attack(
-    model: Model, attack: Attack, label: str, batch: Batch, threat: ThreatModel, seed: int, drafts: list[Outcome]
-) -> list[Outcome]:
+def _attack(case: _Case, batch: Batch, drafts: list[Outcome]) -> list[Outcome]:
     """Run the attack; where it raises, find out which samples are to blame by attacking each alone (deterministic models)."""
-    rng = SampleRandom(seed, label, batch.samples)
+    rng = SampleRandom(case.seed, case.label, batch.samples)
     started = time.perf_counter()
-    with model.metering(len(batch)):
-        model.reseed(seed, label, "search", *batch.samples)
-        try:
-            proposal = attack(model, batch.x, batch.y, threat, rng)
-        except (torch.OutOfMemoryError, KwbenchError):
-            raise
-        except Exception as failure:  # noqa: BLE001 - foreign code may raise anything; it becomes a row, never robustness
-            if len(batch) > 1 and not model.stochastic and not attack.whole_tiles:
-                return [
-                    outcome
-                    for row, draft in enumerate(drafts)
-                    for outcome in _attack(model, attack, label, batch.take([row]), threat, seed, [draft])
-                ]
-            note = f"{type(failure).__name__}: {failure}"[:500]
-            return [replace(draft, status=Status.ERROR, prediction=None, note=note) for draft in drafts]
-        forwards, backwards = model.work()
-    seconds = (time.perf_counter() - started) / len(batch)
-    outcomes = _verdicts(model, attack, label, batch, threat, seed, proposal, drafts)
+    try:
+        with ExitStack() as meters:
+            for searcher in case.searchers:
+                meters.enter_context(searcher.metering(len(batch)))
+                searcher.reseed(case.seed, case.label, "search", *batch.samples)
+            # Copies: an attack that writes into its input must not move the images it is measured against.
+            proposal = case.attack(case.model, batch.x.clone(), batch.y.clone(), case.threat, rng)
+            work = [searcher.work() for searcher in case.searchers]
+        seconds = (time.perf_counter() - started) / len(batch)
+        outcomes = _verdicts(case, batch, proposal, drafts)
+    except (torch.OutOfMemoryError, MemoryError, KwbenchError):
+        raise
+    except Exception as failure:  # noqa: BLE001 - foreign code may raise anything; it becomes a row, never robustness
+        if len(batch) > 1 and not case.model.stochastic and not case.attack.whole_tiles:
+            return [outcome for row, draft in enumerate(drafts) for outcome in _attack(case, batch.take([row]), [draft])]
+        note = f"{type(failure).__name__}: {failure}"[:500]
+        return [replace(draft, status=Status.ERROR, prediction=None, note=note) for draft in drafts]
     return [
-        replace(outcome, forwards=forwards[row], backwards=backwards[row], seconds=seconds)
+        replace(
+            outcome,
+            forwards=sum(forwards[row] for forwards, _ in work),
+            backwards=sum(backwards[row] for _, backwards in work),
+            seconds=seconds,
+        )
         for row, outcome in enumerate(outcomes)
     ]
 
 
-def _verdicts(
-    model: Model,
-    attack: Attack,
-    label: str,
-    batch: Batch,
-    threat: ThreatModel,
-    seed: int,
-    proposal: Tensor,
-    drafts: list[Outcome],
-) -> list[Outcome]:
-    x, y = batch.x, batch.y
+def _verdicts(case: _Case, batch: Batch, proposal: Tensor, drafts: list[Outcome]) -> list[Outcome]:
+    """Measure each proposal and ask the model again."""
+    model, attack, threat, x = case.model, case.attack, case.threat, batch.x
     if not isinstance(proposal, Tensor) or proposal.shape != x.shape:
         got = tuple(proposal.shape) if isinstance(proposal, Tensor) else type(proposal).__name__
         note = f"proposed {got} where {tuple(x.shape)} was asked for"
@@ -173,102 +187,97 @@ def _verdicts(
     far = distance(x, torch.where(finite.view(-1, 1, 1, 1), z, x), threat.norm)
     inside = far <= threat.radius + TOLERANCE
     valid = finite & in_range & (inside | attack.minimum_norm)
-    safe = torch.where(valid.view(-1, 1, 1, 1), z, x)
+    safe = torch.where(valid.view(-1, 1, 1, 1), z.clamp(0, 1), x)
 
     at_distance = torch.where((valid & inside).view(-1, 1, 1, 1), safe, x)
-    clipped = project(safe, x, threat) if attack.minimum_norm else at_distance
-    by_rule = {"distance": at_distance, "clipped": clipped}
-    rule: str = getattr(attack, "judged", "distance")
-    other = "clipped" if rule == "distance" else "distance"
-    final, counts, broken, flagged = _score(model, batch, by_rule[rule], seed, label)
-    other_broken = broken
+    by_rule = {"distance": at_distance, "clipped": project(safe, x, threat) if attack.minimum_norm else at_distance}
+    rule: str = getattr(attack, "judged", "distance") if attack.minimum_norm else "distance"
+    final = _score(model, batch, by_rule[rule], case.seed, case.label)
+    other, found = None, torch.ones_like(valid)
     if attack.minimum_norm:
-        _, _, other_broken, _ = _score(model, batch, by_rule[other], seed, f"{label} {other}")
-    source: Model | None = getattr(attack, "source", None)
-    surrogate = source.predict(by_rule[rule])[0].tolist() if source is not None else None
+        other_rule = "clipped" if rule == "distance" else "distance"
+        other = _score(model, batch, by_rule[other_rule], case.seed, f"{case.label} {other_rule}")
+        if not model.stochastic:
+            # The distance of a point that fools nobody is the distance of nothing.
+            found = _score(model, batch, safe, case.seed, case.label).broken
+    surrogate = None
+    if case.source is not None:
+        case.source.reseed(case.seed, case.label, "surrogate", *batch.samples)
+        surrogate = case.source.predict(by_rule[rule])[0].tolist()
 
     outcomes = []
     for row, draft in enumerate(drafts):
         if not bool(valid[row]):
-            note = (
-                "proposed a pixel that is not finite"
-                if not bool(finite[row])
-                else "proposed a pixel outside [0, 1]"
-                if not bool(in_range[row])
-                else f"proposed a point at distance {float(far[row]):.6g}, outside the ball"
-            )
-            outcomes.append(
-                replace(
-                    draft,
-                    status=Status.INVALID,
-                    prediction=None,
-                    distance=float(far[row]) if bool(finite[row]) else None,
-                    note=note,
-                )
-            )
+            measured = float(far[row]) if bool(finite[row]) else None
+            note = _why_invalid(bool(finite[row]), bool(in_range[row]), measured)
+            outcomes.append(replace(draft, status=Status.INVALID, prediction=None, distance=measured, note=note))
             continue
-        outcomes.append(
-            counts.onto(
-                replace(
-                    draft,
-                    status=Status.BROKEN if bool(broken[row]) else Status.HELD,
-                    other_status=None
-                    if not attack.minimum_norm
-                    else Status.BROKEN
-                    if bool(other_broken[row])
-                    else Status.HELD,
-                    prediction=int(final[row]),
-                    distance=float(far[row]),
-                    surrogate_prediction=surrogate[row] if surrogate is not None else None,
-                    note="the logits of the adversarial image are not finite" if bool(flagged[row]) else "",
-                ),
-                row,
-            )
+        outcome = replace(
+            draft,
+            status=final.status(row),
+            other_status=other.status(row) if other is not None else None,
+            prediction=int(final.predicted[row]),
+            distance=float(far[row]) if bool(found[row]) else None,
+            surrogate_prediction=surrogate[row] if surrogate is not None else None,
+            note=(
+                "the logits of the adversarial image are not finite"
+                if not bool(final.finite[row])
+                else ""
+                if bool(found[row])
+                else "found no adversarial image at any distance"
+            ),
         )
+        outcomes.append(final.onto(outcome, row))
     return outcomes
 
 
-def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str) -> tuple[Tensor, "_Counts", Tensor, Tensor]:
-    """Predictions, draw counts, which samples are broken, and which answers were not finite (which counts as broken)."""
+def _why_invalid(finite: bool, in_range: bool, far: float | None) -> str:
+    if not finite:
+        return "proposed a pixel that is not finite"
+    if not in_range:
+        return "proposed a pixel outside [0, 1]"
+    return f"proposed a point at distance {far:.6g}, outside the ball"
+
+
+def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str) -> "_Score":
+    """What the model says of z (b, c, h, w), in float32 and anew."""
     model.reseed(seed, label, "predict", *batch.samples)
     predicted, finite = model.predict(z)
     if not model.stochastic:
-        return predicted, _Counts.none(len(batch)), (predicted != batch.y) | ~finite, ~finite
-    counts = _Counts.of(model, batch, z, seed, label)
-    broken = torch.tensor([not counts.majority(row) for row in range(len(batch))])
-    return predicted, counts, broken, ~finite
+        return _Score(predicted, finite, (predicted != batch.y) | ~finite, None)
+    model.reseed(seed, label, "selection", *batch.samples)
+    selection, finite_in_selection = model.count_correct(z, batch.y, SELECTION_DRAWS)
+    model.reseed(seed, label, "fresh", *batch.samples)
+    fresh, finite_in_fresh = model.count_correct(z, batch.y, FRESH_DRAWS)
+    finite = finite & finite_in_selection & finite_in_fresh
+    return _Score(predicted, finite, 2 * fresh < FRESH_DRAWS, (selection.tolist(), fresh.tolist()))
 
 
 @dataclass(frozen=True, slots=True)
-class _Counts:
-    """Correct answers among selection draws and among fresh draws, one entry a sample."""
+class _Score:
+    """Predictions (b,), which samples had only finite answers, and which are broken: by one answer if the model is
+    deterministic (also one that is not finite), else by most of the fresh draws. `counts` of correct draws, selection and
+    fresh, are a stochastic model's.
+    """
 
-    selection: list[int]
-    fresh: list[int]
-    drawn: bool
+    predicted: Tensor
+    finite: Tensor
+    broken: Tensor
+    counts: tuple[list[int], list[int]] | None
 
-    @classmethod
-    def none(cls, size: int) -> "_Counts":
-        return cls([0] * size, [0] * size, drawn=False)
-
-    @classmethod
-    def of(cls, model: Model, batch: Batch, z: Tensor, seed: int, label: str) -> "_Counts":
-        model.reseed(seed, label, "selection", *batch.samples)
-        selection = model.count_correct(z, batch.y, SELECTION_DRAWS)
-        model.reseed(seed, label, "fresh", *batch.samples)
-        fresh = model.count_correct(z, batch.y, FRESH_DRAWS)
-        return cls(selection.tolist(), fresh.tolist(), drawn=True)
-
-    def majority(self, row: int) -> bool:
-        return 2 * self.fresh[row] >= FRESH_DRAWS
+    def status(self, row: int) -> Status:
+        """The status of a sample that was right before the attack."""
+        return Status.BROKEN if bool(self.broken[row]) else Status.HELD
 
     def onto(self, outcome: Outcome, row: int) -> Outcome:
-        if not self.drawn:
+        """The outcome with the row's counts, if there are any."""
+        if self.counts is None:
             return outcome
+        selection, fresh = self.counts
         return replace(
             outcome,
-            selection_correct=self.selection[row],
+            selection_correct=selection[row],
             selection_draws=SELECTION_DRAWS,
-            fresh_correct=self.fresh[row],
+            fresh_correct=fresh[row],
             fresh_draws=FRESH_DRAWS,
         )

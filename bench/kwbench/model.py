@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kwbench.errors import CannotEvaluate
+from kwbench.errors import CannotEvaluate, KwbenchError
 from kwbench.randomness import derived_seed, seeded_globally
 
 
@@ -80,29 +80,43 @@ class Model:
             logits = self(x)
         return logits.argmax(dim=1), logits.isfinite().all(dim=1)
 
-    def count_correct(self, x: Tensor, y: Tensor, draws: int) -> Tensor:
-        """How many of `draws` fresh predictions of each x are y, as long (b,). A non-finite answer is not correct."""
+    def count_correct(self, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+        """How many of `draws` fresh predictions of each x are y, as long (b,), and whether all answers were finite (b,).
+
+        A non-finite answer is not correct.
+        """
         correct = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        always_finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
         for _ in range(draws):
             predicted, finite = self.predict(x)
             correct += (predicted == y) & finite
-        return correct
+            always_finite &= finite
+        return correct, always_finite
 
     def measure_randomness(self, x: Tensor, draws: int = 5) -> bool:
         """Find out by trial whether two passes over the same images differ, and remember it in `stochastic`.
 
-        On a GPU differences below 1e-5 of the largest logit are rounding, not randomness.
+        On a GPU differences below 1e-5 of the largest logit are rounding, not randomness. Raises CannotEvaluate where the
+        module raises.
         """
         self.stochastic = True  # every pass gets a seed of its own while we look
         self.reseed("measure randomness")
-        with torch.no_grad():
-            answers = [self(x) for _ in range(draws)]
-        scale = answers[0].abs().max().item()
-        slack = 1e-5 * scale if self.device.type == "cuda" else 0.0
-        self.stochastic = any(
-            not bool(((answer - answers[0]).abs() <= slack).all()) and bool(answer.isfinite().all()) for answer in answers[1:]
-        )
+        with torch.no_grad(), self.raising_by_name():
+            # Two that are not numbers are no difference: such a model is refused for what it says of clean images.
+            answers = [self(x).nan_to_num() for _ in range(draws)]
+        slack = 1e-5 * answers[0].abs().max().item() if self.device.type == "cuda" else 0.0
+        self.stochastic = any(not bool(((answer - answers[0]).abs() <= slack).all()) for answer in answers[1:])
         return self.stochastic
+
+    @contextmanager
+    def raising_by_name(self) -> Iterator[None]:
+        """Turn whatever the module raises in this block into a CannotEvaluate that names it."""
+        try:
+            yield
+        except (KwbenchError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as failure:
+            raise CannotEvaluate(f"{self.name}: the model raised {type(failure).__name__}: {failure}") from failure
 
     def reseed(self, *address: object) -> None:
         """Start the stream of the module's own randomness anew, at a named place."""

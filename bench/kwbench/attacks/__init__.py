@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -82,6 +82,16 @@ def parameters_of(attack: Attack) -> dict[str, Any]:
     hidden = {field.name for field in fields(attack) if not field.metadata.get("parameter", True)}
     shallow = {field.name: getattr(attack, field.name) for field in fields(attack) if field.name not in hidden}
     return {name: _plain(value) for name, value in shallow.items()}
+
+
+def default_parameters(name: str) -> dict[str, Any]:
+    """The parameters that users can set and what they are when not set; None where there is no default."""
+    defaults: dict[str, Any] = {}
+    for each in fields(ATTACKS[name]):
+        if each.metadata.get("parameter", True):
+            value = each.default_factory() if each.default_factory is not MISSING else each.default
+            defaults[each.name] = None if value is MISSING else _plain(value)
+    return defaults
 
 
 def _plain(value: Any) -> Any:

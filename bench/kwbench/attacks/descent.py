@@ -41,7 +41,8 @@ class Descent:
     ) -> tuple[Tensor, Tensor]:
         """Images near x (b, c, h, w), from `start` on, and which of them (b,) were seen misclassified on the way.
 
-        Only with `early_exit` does it look. The last iterate is not looked at: the judge does that. `rows` are the samples' places in the metered batch.
+        Only with `early_exit` does it look, and never at the last iterate: the judge does that. `rows` are the samples'
+        places in the metered batch.
         """
         early_exit = self.early_exit and not model.stochastic
         final, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)

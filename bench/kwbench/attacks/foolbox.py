@@ -30,6 +30,9 @@ class Foolbox:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
+    # What any of them can do; an attack's own answers stand in the instance.
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+    minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = True
 
     attack: str
@@ -43,23 +46,15 @@ class Foolbox:
             self._kind(**self.parameters)
         except (TypeError, ValueError) as refusal:
             raise ValueError(f"Foolbox refuses these parameters: {refusal}") from None
-
-    @property
-    def norms(self) -> frozenset[str]:
-        """A fixed budget is in the attack's own norm; what a minimum-norm attack finds can be judged in any."""
         import foolbox
-
-        if self.minimum_norm:
-            return frozenset(NORMS)
-        own = {name for name in NORMS if getattr(foolbox.distances, name) is self._kind.distance}
-        return frozenset(own)
-
-    @property
-    def minimum_norm(self) -> bool:
-        """Whether it looks for the nearest adversarial example."""
         from foolbox.attacks.base import MinimizationAttack
 
-        return issubclass(self._kind, MinimizationAttack)
+        minimum_norm = issubclass(self._kind, MinimizationAttack)
+        object.__setattr__(self, "minimum_norm", minimum_norm)
+        if not minimum_norm:
+            # A fixed budget is in the attack's own norm; what a minimum-norm attack finds can be judged in any.
+            own = frozenset(name for name in NORMS if getattr(foolbox.distances, name) is self._kind.distance)
+            object.__setattr__(self, "norms", own)
 
     @property
     def _kind(self) -> Any:
