@@ -78,7 +78,9 @@ def read_suite(name: str) -> Suite:
     return Suite(
         name=path.stem,
         attacks=tuple(
-            SuiteAttack(_checked_label(label, str(path)), section.attack or label, section.when, dict(section.model_extra or {}))
+            SuiteAttack(
+                _checked_label(label, str(path)), section.attack or label, section.when, dict(section.model_extra or {})
+            )
             for label, section in file.attacks.items()
         ),
         description=file.description,
@@ -95,21 +97,21 @@ def suite_of(names: Sequence[str]) -> Suite:
         raise UsageError("--attack names no attack")
     if len(set(names)) < len(names):
         raise UsageError(f"--attack {','.join(names)}: an attack is named twice")
-    return Suite(
-        name="+".join(names), attacks=tuple(SuiteAttack(_checked_label(name, "--attack"), name) for name in names)
-    )
+    return Suite(name="+".join(names), attacks=tuple(SuiteAttack(_checked_label(name, "--attack"), name) for name in names))
 
 
 def override(suite: Suite, settings: Sequence[str]) -> Suite:
     """The suite with parameters set, each written LABEL.PARAMETER=VALUE; nested ones LABEL.gradient.kind=eot.
 
-    Raises UsageError for a label that the suite lacks.
+    Raises UsageError for a label that the suite lacks, and for a parameter inside one that has no parts.
     """
     attacks = {attack.label: attack for attack in suite.attacks}
     for setting in settings:
         path, separator, text = setting.partition("=")
-        label, dot, rest = path.partition(".")
-        if not separator or not dot or not rest:
+        # A label may hold dots itself: pgd-0.1.steps=5.
+        label = max((each for each in attacks if path.startswith(f"{each}.")), key=len, default=path.partition(".")[0])
+        rest = path[len(label) + 1 :]
+        if not separator or not label or not all(rest.split(".")):
             raise UsageError(f"--set {setting}: write LABEL.PARAMETER=VALUE, such as pgd.steps=100")
         if label not in attacks:
             raise UsageError(f"--set {setting}: the suite has no attack {label!r}; {did_you_mean(label, attacks)}")
@@ -117,6 +119,8 @@ def override(suite: Suite, settings: Sequence[str]) -> Suite:
         inner = parameters
         *groups, last = rest.split(".")
         for group in groups:
+            if not isinstance(inner.get(group) or {}, dict):
+                raise UsageError(f"--set {setting}: {group!r} is {inner[group]!r} and has no parts")
             inner[group] = dict(inner.get(group) or {})
             inner = inner[group]
         inner[last] = parse_yaml(f"value: {text}", f"--set {setting}")["value"]

@@ -11,20 +11,46 @@ Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[str, ...] = get_args(Norm)
 
 
+# Farther apart than any two images, in any norm.
+_LARGEST = 10**9
+
+
+def exact_fraction(value: str | int | float | Fraction) -> Fraction:
+    """The number as it is written: 0.1 is one tenth, not the nearest binary fraction, and "8/255" is exact.
+
+    Raises ValueError for what is not a finite number. A decimal too small for a float is 0.
+    """
+    if isinstance(value, Fraction):
+        return value
+    text = str(value)
+    if "/" not in text:
+        # Asked first: as a fraction, 1e999999999 would fill the memory.
+        nearest = float(text)
+        if not math.isfinite(nearest):
+            raise ValueError(f"{text} is not a finite number")
+        if nearest == 0:
+            return Fraction(0)
+    try:
+        return Fraction(text)
+    except ZeroDivisionError:
+        raise ValueError(f"{text} divides by zero") from None
+
+
 def parse_eps(value: str | int | float | Fraction, norm: str) -> Fraction:
     """The radius as an exact fraction, from "8/255", "0.031" or a number.
 
     Raises UsageError unless it is finite and positive, and at most 1 in linf (pixels lie in [0, 1]).
     """
     try:
-        # str() first: 0.1 means one tenth, not the nearest binary fraction.
-        eps = Fraction(value) if isinstance(value, Fraction) else Fraction(str(value))
-    except (ValueError, ZeroDivisionError):
+        eps = exact_fraction(value)
+    except ValueError:
         raise UsageError(f"eps: {value!r} is not a number; write a fraction such as 8/255 or a decimal") from None
-    if not math.isfinite(eps) or eps <= 0:
+    if eps <= 0 or (eps < 1 and float(eps) == 0):
         raise UsageError(f"eps: {value} is not positive; an attack needs room to move")
     if norm == "linf" and eps > 1:
         raise UsageError(f"eps: {value} exceeds 1, the whole range of a pixel in linf; 8 of 255 is written 8/255")
+    if eps > _LARGEST:
+        raise UsageError(f"eps: {value} is larger than any image")
     return eps
 
 

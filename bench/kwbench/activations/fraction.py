@@ -2,10 +2,15 @@
 
 from fractions import Fraction
 
+from kwbench.threat import exact_fraction
+
 
 def sparsity(gamma: Fraction | float | str) -> Fraction:
     """gamma as written, exactly: 0.1 is one tenth. Raises ValueError outside (0, 1]."""
-    exact = gamma if isinstance(gamma, Fraction) else Fraction(str(gamma))
+    try:
+        exact = exact_fraction(gamma)
+    except ValueError:
+        raise ValueError(f"gamma: {gamma!r} is not a number; write a decimal or a fraction such as 1/10") from None
     if not 0 < exact <= 1:
         raise ValueError(f"gamma: {gamma} is not in (0, 1]")
     return exact
