@@ -1,5 +1,6 @@
 """The activations, by the name that registry entries use, each with the parameters it takes."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from kwbench.activations.kwta import Kwta
 from kwbench.activations.lwta import Lwta
 from kwbench.activations.stochastic_lwta import StochasticLwta
 from kwbench.errors import UsageError, did_you_mean
+
+__all__ = ["ACTIVATIONS", "ActivationFactory", "Kwta", "Lwta", "StochasticLwta", "activation_factory", "stochastic_divergence"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -25,6 +28,11 @@ def activation_factory(name: str, parameters: Mapping[str, Any]) -> ActivationFa
     """Makes one fresh activation module a call. Raises UsageError for unknown names and impossible parameters."""
     if name not in ACTIVATIONS:
         raise UsageError(f"activation {name!r} is unknown; {did_you_mean(name, ACTIVATIONS)}")
+
+    known = list(inspect.signature(ACTIVATIONS[name]).parameters)
+    for parameter in parameters:
+        if parameter not in known:
+            raise UsageError(f"activation {name!r} has no parameter {parameter!r}; {did_you_mean(parameter, known)}")
 
     def make() -> nn.Module:
         return ACTIVATIONS[name](**parameters)

@@ -1,5 +1,6 @@
 """k-winners-take-all (Xiao, Zhong, Zheng 2020, ICLR, arXiv:1905.10510)."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -55,7 +56,7 @@ class Kwta(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, ...) to the same shape."""
-        n = x[0].numel()
+        n = math.prod(x.shape[1:])
         return kwta(x, max(1, self.gamma.numerator * n // self.gamma.denominator))
 
     def extra_repr(self) -> str:

@@ -24,7 +24,7 @@ def lwta(x: Tensor, units: int) -> Tensor:
 
 
 def _compete(x: Tensor, units: int) -> Tensor:
-    blocks = x.unflatten(1, (-1, units))
+    blocks: Tensor = x.unflatten(1, (-1, units))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         best = blocks.amax(dim=2, keepdim=True)
         if bool(best.isnan().any()):

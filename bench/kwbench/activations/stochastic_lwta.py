@@ -26,10 +26,10 @@ class StochasticLwta(nn.Module):
         self, units: int = 2, sampling: Sampling = "hard", temperature: float = 0.01, train_temperature: float = 0.67
     ) -> None:
         super().__init__()
-        if units < 2:
-            raise ValueError(f"units: {units}; at least 2 must compete")
-        if temperature <= 0 or train_temperature <= 0:
-            raise ValueError("temperature and train_temperature must be positive")
+        if not isinstance(units, int) or units < 2:
+            raise ValueError(f"units: {units!r}; a whole number of at least 2 must compete")
+        if not (0 < temperature < math.inf and 0 < train_temperature < math.inf):
+            raise ValueError("temperature and train_temperature must be positive and finite")
         if sampling not in ("hard", "relaxed"):
             raise ValueError(f"sampling: {sampling!r} is neither 'hard' nor 'relaxed'")
         self.units, self.sampling = units, sampling
@@ -40,11 +40,10 @@ class StochasticLwta(nn.Module):
         """(b, c) or (b, c, ...) to the same shape; fresh draws at every call, from torch's global generator."""
         if x.shape[1] % self.units:
             raise ValueError(f"units: {x.shape[1]} channels do not divide into blocks of {self.units}")
-        blocks = x.unflatten(1, (-1, self.units))
+        blocks: Tensor = x.unflatten(1, (-1, self.units))  # type: ignore[no-untyped-call]
         if not self.training and self.sampling == "hard":
             return (blocks * _one_hot_sample(blocks.detach())).flatten(1, 2)
-        # The floors keep both logarithms finite; 1 - 2^-24 is the largest float below 1 that rand can give.
-        gumbel = -(-torch.rand_like(blocks).clamp(1e-20, 1 - 2**-24).log()).log()
+        gumbel = _gumbel_noise(blocks)
         if self.training:
             log_q = F.log_softmax(blocks, dim=2)
             mask = F.softmax((log_q + gumbel) / self.train_temperature, dim=2)
@@ -61,9 +60,21 @@ class StochasticLwta(nn.Module):
 
 def _one_hot_sample(blocks: Tensor) -> Tensor:
     """One winner in dimension 2, drawn from softmax, as 0 and 1 in the dtype of the blocks."""
-    cumulative = F.softmax(blocks, dim=2).cumsum(dim=2)
+    # Half precision would round probabilities and draws to a few hundred steps.
+    cumulative = F.softmax(blocks, dim=2, dtype=_at_least_float32(blocks)).cumsum(dim=2)
     # One uniform number a block falls into the interval of its winner; the last interval takes what rounding leaves over.
     passed = torch.rand_like(cumulative[:, :, :1]) < cumulative[:, :, :-1]
     reached = torch.cat([passed, torch.ones_like(passed[:, :, :1])], dim=2)
     before = torch.cat([torch.zeros_like(passed[:, :, :1]), passed], dim=2)
     return (reached & ~before).to(blocks.dtype)
+
+
+def _gumbel_noise(blocks: Tensor) -> Tensor:
+    """-log(-log V), V uniform on (0, 1), of the shape and dtype of the blocks."""
+    uniform = torch.rand_like(blocks, dtype=_at_least_float32(blocks))
+    # The floors keep both logarithms finite; 1 - 2^-24 is the largest float32 below 1 that rand can give.
+    return (-(-uniform.clamp(1e-20, 1 - 2**-24).log()).log()).to(blocks.dtype)
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,5 +1,6 @@
 """The networks, by the name that registry entries use. Each takes pixels in [0, 1] and gives logits."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -49,6 +50,13 @@ def build_network(
     """An untrained network. Raises UsageError for unknown names and impossible parameters."""
     if name not in ARCHITECTURES:
         raise UsageError(f"architecture {name!r} is unknown; {did_you_mean(name, ARCHITECTURES)}")
+    own = {"channels", "classes", "activation"}
+    known = [each for each in inspect.signature(ARCHITECTURES[name]).parameters if each not in own]
+    for parameter, value in parameters.items():
+        if parameter not in known:
+            raise UsageError(f"architecture {name!r} has no parameter {parameter!r}; {did_you_mean(parameter, known)}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UsageError(f"architecture {name!r}: {parameter}: {value!r} is not a positive whole number")
     try:
         return ARCHITECTURES[name](channels=channels, classes=classes, activation=activation, **parameters)
     except (TypeError, ValueError) as failure:
