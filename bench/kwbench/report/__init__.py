@@ -1,13 +1,11 @@
 """Reports: a web page, Markdown, CSV and LaTeX, from the record alone. Equal records give equal bytes."""
 
-import os
-import tempfile
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from kwbench.errors import CannotEvaluate, UsageError, did_you_mean
+from kwbench.errors import UsageError, did_you_mean
+from kwbench.files import write_whole
 from kwbench.report.leaderboard import Board, boards
 from kwbench.report.page import html_page
 from kwbench.report.tables import csv_table, latex_tables, markdown_page
@@ -47,23 +45,5 @@ def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[P
     for each, (name, render) in _FILES.items():
         if each in formats:
             written.append(folder / name)
-            _write(folder / name, render(tables, found))
+            write_whole(folder / name, render(tables, found))
     return written
-
-
-def _write(path: Path, text: str) -> None:
-    draft = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            draft = Path(file.name)
-            file.write(text)
-        draft.chmod(0o644)
-        os.replace(draft, path)
-    except OSError as failure:
-        if draft is not None:
-            with suppress(OSError):
-                draft.unlink()
-        raise CannotEvaluate(f"{path}: the report cannot be written ({failure.strerror})") from None

@@ -1,0 +1,32 @@
+"""Files that appear whole or not at all."""
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from kwbench.errors import CannotEvaluate
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write text as UTF-8 under a name beside it, then give it its own: no reader and no kill ever sees half of it.
+
+    Folders on the way are made. Raises CannotEvaluate if it cannot be written; what was there before stays.
+    """
+    draft = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            draft = Path(file.name)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.chmod(0o644)
+        draft.replace(path)
+    except OSError as failure:
+        if draft is not None:
+            with suppress(OSError):
+                draft.unlink()
+        raise CannotEvaluate(f"{path}: cannot be written ({failure.strerror})") from None
