@@ -5,7 +5,7 @@ split is for reported numbers only; eps, epochs and recipes are chosen on the va
 """
 
 import hashlib
-import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,9 +39,8 @@ class Batch:
     def take(self, rows: Sequence[int]) -> "Batch":
         """Only these rows, in this order."""
         chosen = list(rows)
-        return Batch(
-            tuple(self.samples[row] for row in chosen), tuple(self.indices[row] for row in chosen), self.x[chosen], self.y[chosen]
-        )
+        samples, indices = tuple(self.samples[row] for row in chosen), tuple(self.indices[row] for row in chosen)
+        return Batch(samples, indices, self.x[chosen], self.y[chosen])
 
     def tiles(self, size: int) -> list["Batch"]:
         """The batch cut into pieces of `size`, the last one perhaps shorter."""
@@ -63,11 +62,16 @@ class Split:
         return len(self.labels)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """The samples at these positions, as float32."""
+        """The samples at these positions, as float32. The second of two equal samples gets a hash of its own."""
         chosen = list(indices)
         images, labels = _as_float(self.images[chosen]), self.labels[chosen].astype(np.int64)
-        samples = tuple(sample_hash(image, int(label)) for image, label in zip(images, labels, strict=True))
-        return Batch(samples, tuple(chosen), torch.from_numpy(images), torch.from_numpy(labels))
+        samples, seen = [], Counter[str]()
+        for image, label in zip(images, labels, strict=True):
+            sample = sample_hash(image, int(label))
+            seen[sample] += 1
+            again = seen[sample] - 1
+            samples.append(hashlib.sha256(f"{sample} {again}".encode()).hexdigest()[:32] if again else sample)
+        return Batch(tuple(samples), tuple(chosen), torch.from_numpy(images), torch.from_numpy(labels))
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,7 @@ DEFAULT_THREATS: dict[str, ThreatModel] = {
 }
 
 
-def load_dataset(
-    name: str, *, data: Path | None = None, data_dir: Path | None = None, download: bool = False
-) -> DataSet:
+def load_dataset(name: str, *, data: Path | None = None, data_dir: Path | None = None, download: bool = False) -> DataSet:
     """A data set by name, or from `data`, an npz file or a folder of images in one folder a class.
 
     Raises UsageError for an unknown name, CannotEvaluate for missing files, DamagedData for files that are not what they
@@ -163,6 +165,8 @@ def _torchvision(reader: str, options: Callable[[bool], dict[str, Any]]) -> Call
                 raise CannotEvaluate(
                     f"{reader}: cannot be read under {root} ({failure}); name its folder with --data-dir, or add --download"
                 ) from None
+            except Exception as failure:  # noqa: BLE001 - the readers check little, and fail however they fail
+                raise DamagedData(f"{reader}: a file under {root} is damaged ({type(failure).__name__}: {failure})") from None
             images = np.asarray(part.data)
             labels = np.asarray(part.targets if hasattr(part, "targets") else part.labels).astype(np.int64)
             if images.ndim == 3:
@@ -195,7 +199,7 @@ def _read_npz(path: Path) -> tuple[tuple[Split, Split, Split], int]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("x_test", "y_test", "x_train", "y_train") if key in archive}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as failure:
+    except Exception as failure:  # noqa: BLE001 - numpy and zipfile raise nearly anything on damaged files
         raise DamagedData(f"{path}: not a readable npz file of plain arrays ({failure})") from None
     for key in ("x_test", "y_test"):
         if key not in arrays:
@@ -204,6 +208,8 @@ def _read_npz(path: Path) -> tuple[tuple[Split, Split, Split], int]:
     if ("x_train" in arrays) != ("y_train" in arrays):
         raise DamagedData(f"{path}: x_train and y_train come together, one of them is missing")
     train = _checked(path, "train", arrays["x_train"], arrays["y_train"]) if "x_train" in arrays else _none_like(test)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DamagedData(f"{path}: images are {train.images.shape[1:]} in x_train and {test.images.shape[1:]} in x_test")
     return (test, train, _none_like(test)), 1 + max(int(split.labels.max()) for split in (test, train) if len(split))
 
 
@@ -213,7 +219,9 @@ def _none_like(split: Split) -> Split:
 
 def _checked(path: Path, part: str, images: Array, labels: Array) -> Split:
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise DamagedData(f"{path}: x_{part} has shape {images.shape}; it must be (n, channels, height, width), channels 1 or 3")
+        raise DamagedData(
+            f"{path}: x_{part} has shape {images.shape}; it must be (n, channels, height, width) with 1 or 3 channels"
+        )
     if images.dtype == np.uint8:
         pass
     elif np.issubdtype(images.dtype, np.floating):
@@ -231,7 +239,7 @@ def _checked(path: Path, part: str, images: Array, labels: Array) -> Split:
         raise DamagedData(f"{path}: y_{part} is {labels.dtype} of shape {labels.shape}; it must be a row of integers")
     if len(labels) != len(images):
         raise DamagedData(f"{path}: {len(images)} images in x_{part}, {len(labels)} labels in y_{part}")
-    if not len(labels):
+    if not images.size:
         raise DamagedData(f"{path}: x_{part} is empty")
     if labels.min() < 0:
         raise DamagedData(f"{path}: y_{part} holds the label {labels.min()}; labels count from 0")
@@ -239,28 +247,52 @@ def _checked(path: Path, part: str, images: Array, labels: Array) -> Split:
 
 
 def _read_folder(path: Path) -> tuple[tuple[Split, Split, Split], int]:
-    datasets = import_torchvision().datasets
-    parts = []
-    for root in (path / "test" if (path / "test").is_dir() else path, path / "train"):
-        if not root.is_dir():
-            parts.append(_none_like(parts[0]))
-            continue
-        try:
-            folder = datasets.ImageFolder(str(root))
-        except (FileNotFoundError, RuntimeError) as failure:
-            raise CannotEvaluate(f"{root}: {failure}; it must hold one folder of images for each class") from None
-        images = []
-        for file, _ in folder.samples:
-            try:
-                image = np.asarray(folder.loader(file), dtype=np.uint8).transpose(2, 0, 1)
-            except OSError as failure:
-                raise DamagedData(f"{file}: not a readable image ({failure})") from None
-            if images and image.shape != images[0].shape:
-                raise DamagedData(f"{file}: has shape {image.shape}, the images before it {images[0].shape}; all must be equal")
-            images.append(image)
-        parts.append(Split(np.stack(images), np.asarray(folder.targets, dtype=np.int64)))
-    test, train = parts
-    return (test, train, _none_like(test)), 1 + int(max(test.labels.max(), train.labels.max() if len(train) else 0))
+    parts = {part: path / part for part in ("test", "train") if (path / part).is_dir()}
+    if "test" not in parts:
+        parts = {"test": path}
+    found = {part: _read_classes(root) for part, root in parts.items()}
+    test, classes = found["test"]
+    train, train_classes = found.get("train", (_none_like(test), classes))
+    if train_classes != classes:
+        odd = ", ".join(sorted(set(classes) ^ set(train_classes)))
+        raise DamagedData(f"{path}: test and train must have the same classes; only one of them has {odd}")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DamagedData(f"{path}: images are {train.images.shape[1:]} in train and {test.images.shape[1:]} in test")
+    return (test, train, _none_like(test)), len(classes)
+
+
+def _read_classes(root: Path) -> tuple[Split, list[str]]:
+    """Images from one folder a class. Their order mixes the classes, so that the first n are a fair sample."""
+    try:
+        folder = import_torchvision().datasets.ImageFolder(str(root))
+    except (OSError, RuntimeError) as failure:
+        raise CannotEvaluate(f"{root}: {failure}; it must hold one folder of images for each class") from None
+    images: list[Array] = []
+    for file, _ in folder.samples:
+        image = _read_image(Path(file))
+        if images and image.shape != images[0].shape:
+            raise DamagedData(f"{file}: has shape {image.shape}, the images before it {images[0].shape}; all must be equal")
+        images.append(image)
+    hashes = [sample_hash(_as_float(image), label) for image, label in zip(images, folder.targets, strict=True)]
+    order = sorted(range(len(images)), key=lambda index: (hashes[index], index))
+    split = Split(np.stack([images[index] for index in order]), np.asarray(folder.targets, dtype=np.int64)[order])
+    return split, list(folder.classes)
+
+
+def _read_image(file: Path) -> Array:
+    """(c, h, w) as uint8: one channel if the file is grey, otherwise three."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            if image.mode in ("1", "L"):
+                return np.asarray(image.convert("L"), dtype=np.uint8)[None]
+            if image.mode in ("P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"):
+                return np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1)
+            mode = image.mode
+    except Exception as failure:  # noqa: BLE001 - image readers raise nearly anything on damaged files
+        raise DamagedData(f"{file}: not a readable image ({failure})") from None
+    raise DamagedData(f"{file}: has pixels of mode {mode}; they must have 8 bits")
 
 
 def _as_float(images: Array) -> npt.NDArray[np.float32]:

@@ -24,7 +24,8 @@ def showing(stream: TextIO = sys.stderr) -> Iterator[Callable[[Progress], None]]
         yield _plain_lines(stream)
         return
     columns = (
-        TextColumn("{task.description}"),
+        # Without markup: brackets in a model's name are not colours.
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

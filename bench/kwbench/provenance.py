@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("kwbench", "torch", "torchvision", "numpy", "scipy", "pyautoattack", "foolbox", "sqlalchemy")
+_PACKAGES = ("kwbench", "torch", "torchvision", "numpy", "scipy", "pyautoattack", "foolbox")
 # Modules that turn outcomes into words and pages; everything else can change an outcome.
-_HARMLESS = ("cli", "report", "check", "standing", "statistics", "store", "errors", "doctor", "training")
+_HARMLESS = ("cli", "report", "check", "standing", "statistics", "store", "errors", "doctor", "training", "progress", "wording")
 
 
 def digest(value: Mapping[str, Any]) -> str:
@@ -44,5 +44,5 @@ def code_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if relative.parts[0].removesuffix(".py") not in _HARMLESS:
-            sha.update(str(relative).encode() + b"\0" + path.read_bytes() + b"\0")
+            sha.update(relative.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return sha.hexdigest()

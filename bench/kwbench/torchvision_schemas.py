@@ -20,9 +20,10 @@ def import_torchvision() -> ModuleType:
     except RuntimeError as failure:
         if "torchvision::nms" not in str(failure):
             raise
-        fragment = torch.library.Library("torchvision", "DEF")
-        fragment.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        fragment.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        fragment = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        for operator in ("nms", "qnms"):
+            schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            fragment.define(schema)  # type: ignore[no-untyped-call]
         _fragments.append(fragment)
         import torchvision
     return torchvision  # type: ignore[no-any-return]

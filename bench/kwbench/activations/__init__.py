@@ -29,10 +29,13 @@ def activation_factory(name: str, parameters: Mapping[str, Any]) -> ActivationFa
     if name not in ACTIVATIONS:
         raise UsageError(f"activation {name!r} is unknown; {did_you_mean(name, ACTIVATIONS)}")
 
-    known = list(inspect.signature(ACTIVATIONS[name]).parameters)
+    known = inspect.signature(ACTIVATIONS[name]).parameters
     for parameter in parameters:
         if parameter not in known:
             raise UsageError(f"activation {name!r} has no parameter {parameter!r}; {did_you_mean(parameter, known)}")
+    for parameter, declared in known.items():
+        if declared.default is inspect.Parameter.empty and parameter not in parameters:
+            raise UsageError(f"activation {name!r} needs the parameter {parameter!r}")
 
     def make() -> nn.Module:
         return ACTIVATIONS[name](**parameters)

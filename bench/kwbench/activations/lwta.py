@@ -1,4 +1,4 @@
-"""Local winner-take-all (Srivastava et al. 2013, "Compete to Compute"), as Xiao et al. 2020 (arXiv:1905.10510, D.3) compare it."""
+"""Local winner-take-all (Srivastava et al. 2013, "Compete to Compute"), which xiao2020 D.3 (arXiv:1905.10510) compares with."""
 
 from fractions import Fraction
 

@@ -12,7 +12,9 @@ from kwbench.activations import ActivationFactory
 class Cnn3(nn.Module):
     """Convolutions of `width` and 2 * `width` channels, pooled to 4x4, then `hidden` units."""
 
-    def __init__(self, channels: int, classes: int, activation: ActivationFactory, width: int = 32, hidden: int = 256) -> None:
+    def __init__(
+        self, channels: int, classes: int, activation: ActivationFactory, *, width: int = 32, hidden: int = 256
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 5, padding=2)
         self.activation1 = activation()

@@ -1,4 +1,4 @@
-"""ResNet-18 with the CIFAR stem (He et al. 2016, arXiv:1512.03385): a 3x3 first convolution and no pooling before the stages."""
+"""ResNet-18 with the CIFAR stem (He et al. 2016, arXiv:1512.03385): a 3x3 first convolution, no pooling before the stages."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """Four stages of two blocks, `width` channels in the first, doubled from stage to stage."""
 
-    def __init__(self, channels: int, classes: int, activation: ActivationFactory, width: int = 64) -> None:
+    def __init__(self, channels: int, classes: int, activation: ActivationFactory, *, width: int = 64) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -15,7 +15,7 @@ class Vgg(nn.Module):
     Raises ValueError for a depth other than 11, 13, 16 or 19.
     """
 
-    def __init__(self, channels: int, classes: int, activation: ActivationFactory, depth: int = 19, width: int = 64) -> None:
+    def __init__(self, channels: int, classes: int, activation: ActivationFactory, *, depth: int = 19, width: int = 64) -> None:
         super().__init__()
         if depth not in _STAGES:
             raise ValueError(f"depth: {depth} is none of {', '.join(map(str, _STAGES))}")

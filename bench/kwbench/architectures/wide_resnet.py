@@ -33,7 +33,7 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self, channels: int, classes: int, activation: ActivationFactory, depth: int = 34, widen: int = 10, stem: int = 16
+        self, channels: int, classes: int, activation: ActivationFactory, *, depth: int = 34, widen: int = 10, stem: int = 16
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
