@@ -372,7 +372,7 @@ def _check_entry(store: Store, entry: _Entry, found: Sequence[Standing], max_dro
     points = 100 * test.difference
     words = {
         Verdict.FINE: f"drop {points:.1f} points, at most {max_drop:g} allowed",
-        Verdict.REGRESSION: f"A_rob: {points:.1f} points less ({test.lost} samples worse, {test.gained} better, p {test.p:.2g})",
+        Verdict.REGRESSION: f"A_rob: {points:.1f} points less (worse on {test.lost}, better on {test.gained}, p {test.p:.2g})",
         Verdict.UNSURE: f"A_rob: {points:.1f} points less, which may be chance (p {test.p:.2g}); more samples can tell",
     }
     return ModelCheck(

@@ -1,9 +1,10 @@
 """The tables for the terminal."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -16,20 +17,27 @@ from kwbench.wording import percent, plain
 _FIGURE = 10
 
 
-def text_table(standings: Sequence[Standing], width: int = 100) -> Group:
+def text_table(standings: Sequence[Standing]) -> ConsoleRenderable:
     """The papers' tables, one for each set of comparable evaluations: A_std, one figure for each attack, A_rob, in percent
-    with 95 % intervals and n. Models are rows; where the attacks are too many for `width` characters, models are columns, in
+    with 95 % intervals and n. Models are rows; where the attacks are too many for the console's width, models are columns, in
     as many tables as it takes. Print it with a rich console."""
-    parts: list[Table | Text] = []
-    for board in boards(standings):
-        parts.extend([_across(board)] if _across_width(board) <= width else _down(board, width))
-        parts.extend(
-            Text(f"  incomplete, not ranked: {plain(row.standing.model)} ({plain('; '.join(row.standing.missing))})", "yellow")
-            for row in board.rows
-            if not row.standing.complete
-        )
-        parts.extend(Text(f"  {note}", "dim") for note in notes(board))
-    return Group(*parts)
+    return _Tables(tuple(boards(standings)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    boards: tuple[Board, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for board in self.boards:
+            fits = _across_width(board) <= options.max_width
+            yield from [_across(board)] if fits else _down(board, options.max_width)
+            for row in board.rows:
+                if not row.standing.complete:
+                    why = plain("; ".join(row.standing.missing))
+                    yield Text(f"  incomplete, not ranked: {plain(row.standing.model)} ({why})", "yellow")
+            for note in notes(board):
+                yield Text(f"  {note}", "dim")
 
 
 def notes(board: Board) -> list[str]:
