@@ -161,11 +161,11 @@ def _torchvision(reader: str, options: Callable[[bool], dict[str, Any]]) -> Call
         for train in (False, True):
             try:
                 part = getattr(datasets, reader)(root=str(root), download=download, **options(train))
-            except (RuntimeError, OSError) as failure:
-                raise CannotEvaluate(
-                    f"{reader}: cannot be read under {root} ({failure}); name its folder with --data-dir, or add --download"
-                ) from None
             except Exception as failure:  # noqa: BLE001 - the readers check little, and fail however they fail
+                if download or isinstance(failure, OSError) or "not found" in str(failure):
+                    raise CannotEvaluate(
+                        f"{reader}: cannot be read under {root} ({failure}); name its folder with --data-dir, or add --download"
+                    ) from None
                 raise DamagedData(f"{reader}: a file under {root} is damaged ({type(failure).__name__}: {failure})") from None
             images = np.asarray(part.data)
             labels = np.asarray(part.targets if hasattr(part, "targets") else part.labels).astype(np.int64)
@@ -194,10 +194,15 @@ _READERS: dict[str, Callable[[Path | None, bool], tuple[Split, Split, Split]]] =
 
 
 def _read_npz(path: Path) -> tuple[tuple[Split, Split, Split], int]:
-    if not path.exists():
-        raise CannotEvaluate(f"{path}: no such file; --data takes an npz file with x_test and y_test, or a folder of images")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        content = path.open("rb")
+    except OSError as failure:
+        reason = "no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read ({failure.strerror})"
+        raise CannotEvaluate(
+            f"{path}: {reason}; --data takes an npz file with x_test and y_test, or a folder of images"
+        ) from None
+    try:
+        with content, np.load(content, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("x_test", "y_test", "x_train", "y_train") if key in archive}
     except Exception as failure:  # noqa: BLE001 - numpy and zipfile raise nearly anything on damaged files
         raise DamagedData(f"{path}: not a readable npz file of plain arrays ({failure})") from None

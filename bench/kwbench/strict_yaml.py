@@ -94,7 +94,7 @@ def validate(section: type[Section], data: Any, name: str) -> Section:
             known = _keys_at(section, first["loc"][:-1])
             raise UsageError(f"{name}: unknown key '{key}'; {did_you_mean(str(first['loc'][-1]), known)}") from None
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "model_type":
+        if first["type"] in ("model_type", "dict_type"):
             message = "must be a mapping of keys to values"
         got = "" if first["type"] == "missing" else f", got {_shortened(repr(first['input']))}"
         raise UsageError(f"{name}: {key}: {message}{got}") from None

@@ -1,0 +1,85 @@
+"""The threat model: which radii and norms there are."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from kwbench.errors import UsageError
+from kwbench.threat import ThreatModel, exact_fraction, parse_eps
+
+
+@pytest.mark.parametrize(
+    ("written", "eps"),
+    [
+        ("8/255", Fraction(8, 255)),
+        ("0.2", Fraction(1, 5)),
+        (0.1, Fraction(1, 10)),
+        (0.047, Fraction(47, 1000)),
+        (1, Fraction(1)),
+        ("1e-3", Fraction(1, 1000)),
+        (Fraction(2, 255), Fraction(2, 255)),
+        (" 0.5 ", Fraction(1, 2)),
+    ],
+)
+def test_radii_are_read_exactly_as_written(written: Any, eps: Fraction) -> None:
+    assert parse_eps(written, "linf") == eps
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("eps", ["0", 0, -1, "-8/255", "0.0", "1e-400", "1e-999999999"])
+def test_radii_must_be_positive(eps: Any, norm: str) -> None:
+    with pytest.raises(UsageError, match="is not positive"):
+        ThreatModel.of(norm, eps)
+
+
+@pytest.mark.parametrize("eps", ["8", 1.0001, "256/255"])
+def test_in_linf_radii_over_1_are_refused_with_a_hint(eps: Any) -> None:
+    with pytest.raises(UsageError, match=r"exceeds 1.*8/255"):
+        ThreatModel.of("linf", eps)
+    assert ThreatModel.of("l2", eps).eps > 1
+
+
+@pytest.mark.parametrize("eps", ["1/0", "abc", "nan", "inf", "", None, True, float("nan"), "8/255/2", "1e400", "1e999999999"])
+def test_radii_must_be_numbers(eps: Any) -> None:
+    with pytest.raises(UsageError, match="is not a number"):
+        ThreatModel.of("l2", eps)
+
+
+def test_radii_larger_than_any_image_are_refused() -> None:
+    with pytest.raises(UsageError, match="larger than any image"):
+        ThreatModel.of("l2", "1e12")
+
+
+def test_radii_that_no_float_can_hold_are_not_positive() -> None:
+    with pytest.raises(UsageError, match="is not positive"):
+        ThreatModel.of("l2", "1/1" + "0" * 400)
+
+
+@pytest.mark.parametrize("norm", ["linfty", "L2", "", "l0"])
+def test_unknown_norms_are_refused_with_the_list(norm: str) -> None:
+    with pytest.raises(UsageError, match="one of linf, l2, l1"):
+        ThreatModel.of(norm, "0.1")
+
+
+def test_threat_models_are_equal_exactly_when_norm_and_radius_are() -> None:
+    assert ThreatModel.of("linf", "1/5") == ThreatModel.of("linf", 0.2)
+    assert ThreatModel.of("linf", "8/255") != ThreatModel.of("linf", "0.0314")
+    assert ThreatModel.of("linf", 0.5) != ThreatModel.of("l2", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"), [("8/255", "linf 8/255"), ("0.2", "linf 0.2"), ("1/3", "linf 1/3"), ("51/255", "linf 0.2"), (1, "linf 1")]
+)
+def test_radii_are_written_as_people_write_them(eps: Any, text: str) -> None:
+    assert str(ThreatModel.of("linf", eps)) == text
+
+
+def test_the_radius_is_the_nearest_float() -> None:
+    assert ThreatModel.of("linf", "8/255").radius == 8 / 255
+
+
+def test_exact_fractions_refuse_division_by_zero_by_name() -> None:
+    with pytest.raises(ValueError, match="divides by zero"):
+        exact_fraction("1/0")
+    assert exact_fraction("1e-999999999") == 0
