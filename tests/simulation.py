@@ -33,8 +33,8 @@ def rates(kind: str, churn: float, drop: float, runs: int, *, n: int = 360, seed
 
 def table(runs_deterministic: int, runs_stochastic: int) -> str:
     """The rates as Markdown: "exit 1 / exit 3" in percent."""
-    heads = "".join(f" {100 * drop:g} |" for drop in DROPS)
-    lines = [f"| model | churn | true drop, points:{heads[1:]}", "| :-- | --: |" + " --: |" * len(DROPS)]
+    heads = " | ".join(f"{100 * drop:g}" for drop in DROPS)
+    lines = [f"| model | churn | drop {heads} |", "| :-- | --: |" + " --: |" * len(DROPS)]
     for kind, churns, runs in (
         ("deterministic", DETERMINISTIC, runs_deterministic),
         ("stochastic", STOCHASTIC, runs_stochastic),
