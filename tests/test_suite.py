@@ -1,0 +1,174 @@
+"""Evaluation protocols: from files, from names, and with parameters overridden."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kwbench.attacks import build_attack
+from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.model import Model
+from kwbench.suite import Suite, SuiteAttack, override, read_suite, suite_names, suite_of
+from kwbench.threat import ThreatModel
+
+
+def written(folder: Path, text: str) -> Suite:
+    file = folder / "mine.yaml"
+    file.write_text(text)
+    return read_suite(str(file))
+
+
+def parameters(suite: Suite) -> dict[str, dict[str, Any]]:
+    return {attack.label: attack.parameters for attack in suite.attacks}
+
+
+@pytest.fixture(scope="module")
+def surrogate() -> Model:
+    return Model(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), name="stub", classes=10, shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_shipped_suite_is_well_formed_and_all_its_attacks_can_be_built(name: str, surrogate: Model) -> None:
+    suite = read_suite(name)
+    assert suite.name == name
+    assert suite.description
+    for attack in suite.attacks:
+        built = build_attack(attack.attack, attack.parameters, lambda _: surrogate)
+        assert built.norms
+    for stochastic in (False, True):
+        assert any(attack.applies(stochastic) for attack in suite.attacks)
+
+
+def test_the_suite_all_holds_every_attack_that_the_card_names() -> None:
+    attacks = {attack.attack for attack in read_suite("all").attacks}
+    assert {"fgsm", "pgd", "mim", "deepfool", "cw", "square", "transfer", "autoattack", "gaussian-noise"} <= attacks
+    assert suite_of(["all"]) == read_suite("all")
+
+
+def test_a_suite_file_says_everything_about_a_protocol(tmp_path: Path) -> None:
+    suite = written(
+        tmp_path,
+        """
+        description: Mine.
+        threat: {norm: linf, eps: 8/255}
+        paper_attacks: [pgd]
+        attacks:
+          pgd: {steps: 7, gradient: {kind: eot, draws: 3}}
+          strong: {attack: pgd, when: deterministic, steps: 100}
+          drawn: {attack: pgd, when: stochastic}
+        """,
+    )
+    assert suite.name == "mine"
+    assert suite.threat == ThreatModel.of("linf", "8/255")
+    assert suite.paper_attacks == ("pgd",)
+    assert suite.attacks[0] == SuiteAttack("pgd", "pgd", "always", {"steps": 7, "gradient": {"kind": "eot", "draws": 3}})
+    assert (suite.attacks[1].attack, suite.attacks[1].parameters) == ("pgd", {"steps": 100})
+    assert [attack.label for attack in suite.attacks if attack.applies(False)] == ["pgd", "strong"]
+    assert [attack.label for attack in suite.attacks if attack.applies(True)] == ["pgd", "drawn"]
+
+
+def test_a_suite_without_a_threat_or_a_paper_leaves_both_open(tmp_path: Path) -> None:
+    suite = written(tmp_path, "attacks: {pgd: {}}\n")
+    assert (suite.threat, suite.paper_attacks) == (None, None)
+    assert written(tmp_path, "paper_attacks: []\nattacks: {pgd: {}}\n").paper_attacks == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("attacks: {}\n", "attacks: there is none"),
+        ("description: x\n", "attacks: Field required"),
+        ("attacks: {pgd: {}}\nthread: {}\n", "unknown key 'thread'; did you mean 'threat'"),
+        ("attacks: {pgd: {}, pgd: {}}\n", "duplicate key"),
+        ("attacks: {pgd: {when: sometimes}}\n", "attacks.pgd.when"),
+        ("attacks: {pgd: {attack: 3}}\n", "attacks.pgd.attack"),
+        ("attacks:\n  pgd:\n", "attacks.pgd: must be a mapping of keys to values"),
+        ("attacks: [pgd]\n", "attacks: must be a mapping"),
+        ("attacks: {clean: {attack: pgd}}\n", "'clean' is the name of the images themselves"),
+        ("attacks: {pgd: {}}\npaper_attacks: [pgb]\n", "paper_attacks: 'pgb' is not among the attacks; did you mean 'pgd'"),
+        ("attacks: {pgd: {}}\nthreat: {norm: linf, eps: 8}\n", "eps: 8 exceeds 1"),
+        ("attacks: {pgd: {}}\nthreat: {norm: l3, eps: 8}\n", "norm: 'l3' is unknown"),
+        ("attacks: {pgd: {}}\nthreat: {norm: linf}\n", "threat.eps: Field required"),
+        ("attacks: {pgd: {}}\nthreat: {norm: linf, eps: 0.1, esp: 1}\n", "'threat.esp'; did you mean 'eps'"),
+        ("attacks: {pgd: {step_size: .nan}}\n", "attacks.pgd.step_size: must be a finite number"),
+    ],
+)
+def test_malformed_suites_are_refused_with_the_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        written(tmp_path, text)
+
+
+def test_unknown_and_missing_suites_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="suite 'controlls' is unknown; did you mean 'controls'"):
+        read_suite("controlls")
+    with pytest.raises(CannotEvaluate, match=r"none\.yaml: cannot be read"):
+        read_suite(str(tmp_path / "none.yaml"))
+
+
+def test_names_make_a_suite_of_defaults() -> None:
+    suite = suite_of(["fgsm", "foolbox:LinfPGD"])
+    assert suite.name == "fgsm+foolbox:LinfPGD"
+    assert suite.attacks == (SuiteAttack("fgsm", "fgsm"), SuiteAttack("foolbox:LinfPGD", "foolbox:LinfPGD"))
+    for names, message in (([], "names no attack"), (["pgd", "pgd"], "named twice"), (["clean"], "the images themselves")):
+        with pytest.raises(UsageError, match=message):
+            suite_of(names)
+
+
+def test_settings_override_one_parameter_each_and_leave_the_suite_itself_alone() -> None:
+    suite = Suite("mine", (SuiteAttack("pgd", "pgd", parameters={"steps": 3, "gradient": {"kind": "eot", "draws": 2}}),))
+    changed = override(suite, ["pgd.steps=7", "pgd.gradient.draws=9", "pgd.step_size=2/255", "pgd.random_start=false"])
+    assert parameters(changed) == {
+        "pgd": {"steps": 7, "gradient": {"kind": "eot", "draws": 9}, "step_size": "2/255", "random_start": False}
+    }
+    assert parameters(suite) == {"pgd": {"steps": 3, "gradient": {"kind": "eot", "draws": 2}}}
+    assert changed.name == "mine with pgd.steps=7, pgd.gradient.draws=9, pgd.step_size=2/255, pgd.random_start=false"
+    assert override(suite, []) == suite
+
+
+def test_a_nested_parameter_can_be_set_where_there_was_none() -> None:
+    changed = override(suite_of(["pgd"]), ["pgd.gradient.kind=eot", "pgd.gradient.draws=4"])
+    attack: Any = build_attack("pgd", changed.attacks[0].parameters)
+    assert attack.gradient.draws == 4
+
+
+def test_labels_may_hold_dots() -> None:
+    suite = Suite("mine", (SuiteAttack("pgd", "pgd"), SuiteAttack("pgd.1", "pgd"), SuiteAttack("pgd-0.1", "pgd")))
+    assert parameters(override(suite, ["pgd-0.1.steps=5", "pgd.1.steps=6", "pgd.steps=7"])) == {
+        "pgd": {"steps": 7},
+        "pgd.1": {"steps": 6},
+        "pgd-0.1": {"steps": 5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pgd", "write LABEL.PARAMETER=VALUE"),
+        ("pgd=3", "write LABEL.PARAMETER=VALUE"),
+        ("pgd.=3", "write LABEL.PARAMETER=VALUE"),
+        ("pgd..x=3", "write LABEL.PARAMETER=VALUE"),
+        (".steps=3", "write LABEL.PARAMETER=VALUE"),
+        ("pgd.steps", "write LABEL.PARAMETER=VALUE"),
+        ("pdg.steps=3", "no attack 'pdg'; did you mean 'pgd'"),
+        ("pgd.steps.inner=3", "'steps' is 5 and has no parts"),
+        ("pgd.steps=[1", "--set pgd.steps="),
+        ("pgd.steps=.nan", "must be a finite number"),
+        ("pgd.steps=!!int 3", "tags are not allowed"),
+        ("pgd.steps=2001-01-01", "would be read as a date"),
+    ],
+)
+def test_settings_that_say_nothing_sensible_are_refused(setting: str, message: str) -> None:
+    suite = Suite("mine", (SuiteAttack("pgd", "pgd", parameters={"steps": 5}),))
+    with pytest.raises(UsageError, match=message):
+        override(suite, [setting])
+
+
+def test_unknown_attack_parameters_in_a_suite_are_refused_when_the_attack_is_built() -> None:
+    with pytest.raises(UsageError, match="'pgd' has no parameter 'stepz'; did you mean 'steps'"):
+        build_attack("pgd", {"stepz": 3})
+
+
+def test_a_stub_surrogate_answers(surrogate: Model) -> None:
+    assert surrogate(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
