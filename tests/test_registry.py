@@ -104,7 +104,7 @@ def test_a_missing_registry_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "../x.safetensors", "a/../../x", "..\\x", "C:\\x"])
 def test_checkpoints_cannot_lie_outside_the_registrys_folder(file: str) -> None:
-    with pytest.raises(UsageError, match="checkpoint.file: must be a path below"):
+    with pytest.raises(UsageError, match=r"checkpoint\.file: must be a path below"):
         entry(checkpoint={"file": file, "sha256": SHA})
 
 

@@ -37,7 +37,7 @@ def showing(stream: TextIO = sys.stderr) -> Iterator[Callable[[Progress], None]]
 
         def show(progress: Progress) -> None:
             if progress.model not in tasks:
-                tasks[progress.model] = bar.add_task(progress.model, total=progress.rows_in_all)
+                tasks[progress.model] = bar.add_task(printable(progress.model), total=progress.rows_in_all)
             bar.update(
                 tasks[progress.model],
                 completed=progress.done_in_all,
