@@ -343,13 +343,17 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
 def _lacks(row: Tally, index: NDArray[np.int64], n: int, stochastic: bool, felled: NDArray[np.bool_] | None) -> str | None:
     """Why an attack has no accuracy, or None. `felled`, for cascades: the samples that it need not have seen."""
     for status in (Status.ERROR, Status.INVALID):
-        if count := int((row.status == _LETTERS[status]).sum()):
+        if count := _count(row, status):
             return f"{count} of {len(row)} rows {status.value}"
     if len(index) != n:
         return f"{len(row)} of {n} samples, {len(index)} of the clean images"
-    if not np.isin(row.index, index, assume_unique=True).all():
-        return "rows of other samples than the clean images"
-    seen = len(row) if felled is None else int((felled | np.isin(index, row.index, assume_unique=True)).sum())
+    if row.index is index:
+        # One array stands for all attack runs on the same samples; comparing it with itself would take most of the time.
+        seen = n
+    else:
+        if not np.isin(row.index, index, assume_unique=True).all():
+            return "rows of other samples than the clean images"
+        seen = len(row) if felled is None else int((felled | np.isin(index, row.index, assume_unique=True)).sum())
     if seen != n:
         return f"{seen} of {n} samples"
     if stochastic and (len(row.fresh) != n or np.isnan(row.fresh).any() or np.isnan(row.selection).any()):
@@ -364,7 +368,7 @@ def _attack(
     surrogate = parameters.get("surrogate") if isinstance(parameters, Mapping) else None
     if row is None:
         return AttackStanding(spec.label, spec, 0, None, None, dict.fromkeys(Status, 0), 0, 0, 0.0, surrogate=surrogate)
-    counts = {status.value: int((row.status == letter).sum()) for status, letter in _LETTERS.items()}
+    counts = {status.value: _count(row, status) for status in Status}
     whole = usable and len(row) == n
     # A verdict under the other rule exists where the attack ran; samples that were wrong before have neither.
     both = whole and not stochastic and row.other_rows > 0 and row.other_rows == n - counts[Status.WRONG]
@@ -382,6 +386,10 @@ def _attack(
         surrogate=surrogate,
         surrogate_accuracy=accuracy_of_hits(row.surrogate_right, row.surrogate_rows) if row.surrogate_rows else None,
     )
+
+
+def _count(row: Tally, status: Status) -> int:
+    return row.status.tobytes().count(_LETTERS[status])
 
 
 def _values(row: Tally, stochastic: bool) -> NDArray[np.float64]:
