@@ -49,6 +49,8 @@ def cnn(**options: Any) -> Model:
 
 
 def wrapped(module: nn.Module, **options: Any) -> Model:
+    # So small a network gains nothing by a second thread, and waits for it where the machine is busy.
+    torch.set_num_threads(1)
     return Model(module, name="small", **{"classes": 10, "shape": (1, 8, 8), **options})
 
 
@@ -58,7 +60,7 @@ def sharp(batch: Batch, model: Model | None = None) -> Batch:
     return batch.take((predicted == batch.y).nonzero().squeeze(1).tolist())
 
 
-def test_images(n: int) -> Batch:
+def first_images(n: int) -> Batch:
     return digits().test.batch(range(n))
 
 

@@ -94,7 +94,9 @@ def test_minimum_norm_attacks_find_the_distance(name: str, norm: str, classes: i
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "mim", "square", "gaussian-noise", "random-sign", "autoattack", "deepfool", "cw"])
+@pytest.mark.parametrize(
+    "name", ["fgsm", "pgd", "mim", "square", "gaussian-noise", "random-sign", "autoattack", "deepfool", "cw"]
+)
 def test_of_ten_classes_nothing_breaks_below_the_distance(name: str, norm: str) -> None:
     model, batch, others = _problem(10)
     near = _distances(model, batch, others, norm)

@@ -37,23 +37,22 @@ def project(z: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     if threat.norm == "linf":
         eps = threat.radius
         return torch.minimum(torch.maximum(z, x - eps), x + eps).clamp(0, 1)
-    return _pulled_in(z, x, threat, torch.inf)
+    return _pulled_in(z, x, threat, threat.radius, torch.inf)
 
 
 def settle(z: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """The z pulled back onto the ball where they lie outside by less than 1e-5 of eps: another library's float32 rounding.
-
-    What lies farther out stays there, for the judge to refuse.
+    """The z pulled back onto the ball where another library's float32 rounding left them outside: beyond what the judge
+    forgives, by less than 1e-5 of eps. What lies farther out stays there, for the judge to refuse.
     """
-    return _pulled_in(z, x, threat, threat.radius * (1 + 1e-5))
+    return _pulled_in(z, x, threat, threat.radius + TOLERANCE, threat.radius * (1 + 1e-5))
 
 
-def _pulled_in(z: Tensor, x: Tensor, threat: ThreatModel, limit: float) -> Tensor:
-    """The z in [0, 1], those between the ball and the radius `limit` moved into the ball."""
+def _pulled_in(z: Tensor, x: Tensor, threat: ThreatModel, beyond: float, limit: float) -> Tensor:
+    """The z in [0, 1], those at distances from `beyond` to `limit` moved into the ball."""
     # Measured as the judge measures: in float32 the norm of many pixels is off by more than the tolerance.
     delta = z.double() - x.double()
     length = norms(delta, threat.norm)
-    outside = ((length > threat.radius) & (length <= limit)).view(-1, 1, 1, 1)
+    outside = ((length > beyond) & (length <= limit)).view(-1, 1, 1, 1)
     # Rounding the result to float32 must not lead out again.
     eps = threat.radius * (1 - 1e-7)
     if threat.norm == "linf":

@@ -140,7 +140,7 @@ class Model:
     def _charge(self, size: int, rows: Tensor | None, kind: Literal["forwards", "backwards"]) -> None:
         meter, draws = self._meter, self.prediction.draws
         ledger: Tensor = getattr(meter, kind)
-        if rows is not None:
+        if rows is not None and len(ledger):
             ledger.index_add_(0, rows.cpu(), torch.full((len(rows),), draws))
         elif size == len(ledger):
             ledger += draws
