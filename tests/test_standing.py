@@ -74,6 +74,14 @@ def test_without_the_clean_images_there_is_no_number(store: Store) -> None:
     assert not found.complete
 
 
+def test_without_an_attack_there_is_no_robust_accuracy(store: Store) -> None:
+    deterministic(store, {"clean": "hhhh"})
+    found = only(store)
+    assert value(found.a_std) == 1
+    assert found.a_rob is None
+    assert found.missing == ("there is no attack",)
+
+
 def test_an_attack_on_other_samples_does_not_count(store: Store) -> None:
     spec = specification(n=3)
     record(store, spec, {"clean": rows("hhh"), "pgd": rows("hhh", start=5)})

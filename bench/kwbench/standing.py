@@ -317,6 +317,8 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
     missing = [f"{', '.join(labels)}: {lacks}" for lacks, labels in lacking.items()]
     if first is None:
         missing.insert(0, "nothing is known of the clean images")
+    if all(each.label == CLEAN for each in spec.attacks):
+        missing.append("there is no attack")
     by_name = {each.name: each for each in found}
     clean = by_name.get(CLEAN)
     attacks = tuple(each for each in found if each.name != CLEAN)
