@@ -8,6 +8,7 @@ from torch import nn
 
 from kwbench.activations import ACTIVATIONS, Kwta, Lwta, StochasticLwta, activation_factory
 from kwbench.architectures import ARCHITECTURES, Normalised, build_network
+from kwbench.architectures.wide_resnet import PreActivationBlock
 from kwbench.errors import UsageError
 
 RELU = activation_factory("relu", {})
@@ -103,6 +104,16 @@ def test_kwta_layers_leave_the_chosen_share_of_every_activation() -> None:
 def test_wide_resnet_refuses_other_depths(depth: int) -> None:
     with pytest.raises(UsageError, match=f"depth: {depth} is not 6 n"):
         build_network("wide_resnet", {"depth": depth}, RELU, 3, 10)
+
+
+def test_a_wide_block_adds_its_input_where_shapes_agree_and_otherwise_a_convolution_of_the_activated_input() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    for outputs, stride in ((4, 1), (8, 1), (4, 2)):
+        block = PreActivationBlock(4, outputs, stride, RELU).eval()
+        nn.init.zeros_(block.conv2.weight)
+        expected = x if block.shortcut is None else block.shortcut(block.bn1(x).clamp(min=0))
+        assert (block.shortcut is None) == ((outputs, stride) == (4, 1))
+        assert torch.allclose(block(x), expected)
 
 
 def test_vgg_refuses_other_depths() -> None:

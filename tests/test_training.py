@@ -138,6 +138,17 @@ def test_training_images_stay_in_the_ball_and_among_the_pixels(few: DataSet, epo
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_the_steps_of_the_adversary_warm_up_with_its_radius(few: DataSet) -> None:
+    attack = TrainingAttack.model_validate({"eps": "0.2", "steps": 1, "step_size": "0.02", "warmup_epochs": 3})
+    batch = few.train.batch(range(64))
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    torch.manual_seed(0)
+    start = (batch.x + torch.empty_like(batch.x).uniform_(-0.05, 0.05)).clamp(0, 1)
+    torch.manual_seed(0)
+    z = _adversarial(linear, batch.x, batch.y, attack, 0)
+    assert (z - start).abs().max().item() == pytest.approx(0.005, abs=1e-6)
+
+
 def test_adversarial_training_makes_the_network_more_robust(few: DataSet) -> None:
     attack = TrainingAttack.model_validate({"eps": "0.2", "steps": 10, "step_size": "0.05"})
     batch = few.validation.batch(range(len(few.validation)))

@@ -46,12 +46,13 @@ class StochasticLwta(nn.Module):
         gumbel = _gumbel_noise(blocks)
         if self.training:
             log_q = F.log_softmax(blocks, dim=2)
-            mask = F.softmax((log_q + gumbel) / self.train_temperature, dim=2)
+            mask = F.softmax((log_q + gumbel) / self.train_temperature, dim=2).to(blocks.dtype)
             # log q - log p at the relaxed sample, summed over blocks and positions, meaned over samples.
             self.kl = (mask * (log_q + math.log(self.units))).sum() / len(x)
             return (blocks * mask).flatten(1, 2)
         # softmax ignores the constant that separates values from log-probabilities.
-        return (blocks * F.softmax((blocks + gumbel) / self.temperature, dim=2)).flatten(1, 2)
+        mask = F.softmax((blocks + gumbel) / self.temperature, dim=2).to(blocks.dtype)
+        return (blocks * mask).flatten(1, 2)
 
     def extra_repr(self) -> str:
         """For print."""
@@ -70,10 +71,10 @@ def _one_hot_sample(blocks: Tensor) -> Tensor:
 
 
 def _gumbel_noise(blocks: Tensor) -> Tensor:
-    """-log(-log V), V uniform on (0, 1), of the shape and dtype of the blocks."""
+    """-log(-log V), V uniform on (0, 1), of the shape of the blocks, in float32 at least."""
     uniform = torch.rand_like(blocks, dtype=_at_least_float32(blocks))
     # The floors keep both logarithms finite; 1 - 2^-24 is the largest float32 below 1 that rand can give.
-    return (-(-uniform.clamp(1e-20, 1 - 2**-24).log()).log()).to(blocks.dtype)
+    return -(-uniform.clamp(1e-20, 1 - 2**-24).log()).log()
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:
