@@ -1,0 +1,137 @@
+"""Gradient estimators: each on its own, and each in every gradient attack."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kwbench.attacks import build_attack
+from kwbench.attacks.losses import margin
+from kwbench.gradients import EXACT, Eot, Es, Gradient, Smooth
+from kwbench.outcome import Status
+from kwbench.randomness import SampleRandom
+from kwbench.threat import ThreatModel
+from small_models import Linear, Noisy, Quantised, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
+
+LINF = ThreatModel.of("linf", "0.12")
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "exact": {"kind": "exact"},
+    "eot": {"kind": "eot", "draws": 2},
+    "smooth": {"kind": "smooth", "sigma": 0.05, "draws": 3},
+    "es": {"kind": "es", "sigma": 0.1, "draws": 40},
+}
+
+
+def _rng(samples: tuple[str, ...]) -> SampleRandom:
+    return SampleRandom(0, "test", samples)
+
+
+def _two(logits: Tensor) -> Tensor:
+    return torch.stack([logits[:, 0], logits[:, 3] - logits[:, 1]])
+
+
+@pytest.mark.parametrize(
+    ("gradient", "slack"),
+    [(EXACT, 1e-6), (Eot(draws=3), 1e-6), (Smooth(sigma=0.1, draws=3), 1e-6), (Es(sigma=0.1, draws=4000), 0.9)],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_every_estimator_finds_the_gradient_of_a_linear_model(gradient: Gradient, slack: float) -> None:
+    weight = torch.randn((10, 64), generator=torch.Generator().manual_seed(0))
+    model = wrapped(Linear(weight, torch.zeros(10)))
+    batch = first_images(5)
+    estimate = gradient(model, batch.x, _two, _rng(batch.samples))
+    assert estimate.logits.shape == (5, 10)
+    assert estimate.values.shape == (2, 5)
+    expected = torch.stack([weight[0], weight[3] - weight[1]]).view(2, 1, 1, 8, 8).expand(2, 5, 1, 8, 8)
+    # The noise of a difference estimate is the gradient's length over the root of the draws: five times that.
+    torch.testing.assert_close(estimate.gradients, expected, atol=slack, rtol=0)
+    torch.testing.assert_close(estimate.logits, model(batch.x))
+
+
+@pytest.mark.parametrize("gradient", [Smooth(sigma=0.1, draws=7), Es(sigma=0.1, draws=7)], ids=lambda each: each.kind)
+def test_some_rows_get_the_gradients_they_get_in_company(gradient: Gradient) -> None:
+    batch, model = first_images(6), cnn()
+
+    def objective(labels: Tensor) -> Any:
+        return lambda logits: margin(logits, labels)[None]
+
+    whole = gradient(model, batch.x, objective(batch.y), _rng(batch.samples))
+    some = batch.take([4, 1])
+    alone = gradient(model, some.x, objective(some.y), _rng(some.samples))
+    assert torch.equal(alone.gradients, whole.gradients[:, [4, 1]])
+
+
+def test_work_is_charged_to_the_rows_it_is_for() -> None:
+    model, batch = cnn(), first_images(3)
+    rows = torch.tensor([2, 0])
+
+    def objective(logits: Tensor) -> Tensor:
+        return logits.T[:2]
+
+    for gradient, forwards, backwards in [
+        (EXACT, 1, 2),
+        (Eot(draws=3), 3, 6),
+        (Smooth(sigma=0.1, draws=3), 4, 6),
+        (Es(sigma=0.1, draws=3), 7, 0),
+    ]:
+        with model.metering(5):
+            gradient(model, batch.x[:2], objective, _rng(batch.samples[:2]), rows)
+            assert model.work() == ([forwards, 0, forwards, 0, 0], [backwards, 0, backwards, 0, 0])
+
+
+def test_es_sees_jumps_that_autograd_cannot() -> None:
+    model = wrapped(Quantised(trained_cnn()))
+    batch = sharp(first_images(64), model)
+    blind = run("pgd", {"random_start": False}, batch, LINF, model=model)
+    assert not broken(blind).any()
+    assert all(outcome.distance == 0 for outcome in blind), "a zero gradient moves nothing"
+    parameters = {"steps": 10, "relative_step_size": 0.2, "gradient": ESTIMATORS["es"]}
+    assert broken(run("pgd", parameters, batch, LINF, model=model)).double().mean() > 0.25
+
+
+def test_expectation_over_transformation_beats_one_draw_on_a_noisy_model() -> None:
+    model = wrapped(Noisy(trained_cnn(), 0.4), tile=32)
+    assert model.measure_randomness(first_images(32).x)
+    batch = first_images(64)
+
+    def accuracy(gradient: dict[str, Any]) -> float:
+        parameters = {"random_start": False, "steps": 10, "relative_step_size": 0.1, "gradient": gradient}
+        outcomes = run("pgd", parameters, batch, LINF, model=model)
+        return sum(outcome.fresh_correct for outcome in outcomes) / sum(outcome.fresh_draws for outcome in outcomes)
+
+    assert accuracy({"kind": "eot", "draws": 30}) < accuracy({"kind": "exact"}) - 0.01
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("fgsm", {}),
+        ("pgd", {"steps": 3, "relative_step_size": 0.4}),
+        ("mim", {"steps": 3}),
+        ("transfer", {"steps": 3, "relative_step_size": 0.4}),
+        ("deepfool", {"steps": 15}),  # estimates are noisy, and it takes noise for slope
+        ("cw", {"steps": 20, "step_size": 0.1, "initial_const": 10.0}),
+    ],
+)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_every_gradient_attack_takes_every_estimator(name: str, parameters: dict[str, Any], estimator: str, norm: str) -> None:
+    batch = sharp(first_images(24))
+    threat = ThreatModel.of(norm, {"linf": "0.2", "l2": "1.2"}[norm])
+    outcomes = run(name, {**parameters, "gradient": ESTIMATORS[estimator]}, batch, threat, model=cnn(tile=24))
+    assert {outcome.status for outcome in outcomes} <= {Status.BROKEN, Status.HELD}
+    assert broken(outcomes).any()
+
+
+@pytest.mark.parametrize(("kind", "settings"), [(Eot, {"draws": 0}), (Smooth, {"sigma": 0.0}), (Es, {"sigma": -1.0})])
+def test_estimators_refuse_what_makes_no_sense(kind: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        kind(**settings)
+
+
+def test_an_attack_refuses_an_unknown_estimator() -> None:
+    from kwbench.errors import UsageError
+
+    with pytest.raises(UsageError, match=r"pgd\.gradient"):
+        build_attack("pgd", {"gradient": {"kind": "magic"}})

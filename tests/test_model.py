@@ -1,0 +1,221 @@
+"""The model: rows that depend on themselves alone, honest counts, and randomness found by trial."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kwbench.errors import CannotEvaluate
+from kwbench.model import Prediction
+from small_models import Noisy, cnn, first_images, trained_cnn, wrapped
+
+
+class Deep(nn.Module):
+    """Convolutions wide enough for batch sizes to change the last bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = nn.Parameter(torch.randn((48, 1, 3, 3), generator=generator) / 3)
+        self.second = nn.Parameter(torch.randn((48, 48, 3, 3), generator=generator) / 20)
+        self.last = nn.Parameter(torch.randn((10, 48 * 64), generator=generator) / 50)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(
+            F.conv2d(F.conv2d(x, self.first, padding=1).relu(), self.second, padding=1).relu().flatten(1), self.last
+        )
+
+
+def _gradient(model: Any, x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf).logsumexp(dim=1).sum(), leaf)
+    return gradient
+
+
+def test_a_row_depends_on_itself_alone_forward_and_backward_to_the_bit() -> None:
+    model, x = wrapped(Deep(), tile=16), first_images(50).x
+    logits, gradient = model(x), _gradient(model, x)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    for rows in (order, order[:17], order[:1], torch.arange(30, 46)):
+        assert torch.equal(model(x[rows]), logits[rows])
+        assert torch.equal(_gradient(model, x[rows]), gradient[rows])
+
+
+def test_without_equal_tiles_the_last_bits_would_differ() -> None:
+    """Otherwise the test above would prove nothing."""
+    x = first_images(50).x
+    bare = wrapped(Deep(), tile=50)
+    small = torch.cat([wrapped(Deep(), tile=size)(x) for size in (50,)])
+    differs = any(not torch.equal(wrapped(Deep(), tile=size)(x), bare(x)) for size in (1, 2, 3, 5, 7))
+    assert torch.equal(small, bare(x))
+    assert differs
+
+
+def test_a_module_that_writes_into_its_input_does_not_reach_ours() -> None:
+    class Writing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x.mul_(0.5)
+            return x.flatten(1)[:, :10]
+
+    model = wrapped(Writing(), tile=4)
+    for count in (4, 3):
+        x = first_images(count).x
+        before = x.clone()
+        model(x)
+        _gradient(model, x)
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x.flatten(1)[:, :9], "9 classes"),
+        (lambda x: x.flatten(1)[:1, :10], "must return logits"),
+        (lambda x: x, "must return logits"),
+        (lambda x: (x.flatten(1)[:, :10],), "tuple"),
+        (lambda x: x.flatten(1)[:, :10].long(), "floating point"),
+    ],
+)
+def test_wrong_answers_are_refused_in_words(answer: Any, message: str) -> None:
+    class Answering(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return answer(x)
+
+    with pytest.raises(CannotEvaluate, match=message):
+        wrapped(Answering())(first_images(3).x)
+
+
+def test_images_of_another_shape_are_refused() -> None:
+    with pytest.raises(CannotEvaluate, match=r"\(1, 9, 9\)"):
+        cnn()(torch.zeros(2, 1, 9, 9))
+
+
+def test_weights_get_no_gradients_and_batch_norm_does_not_learn() -> None:
+    module = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    model = wrapped(module)
+    _gradient(model, first_images(8).x)
+    assert all(not weight.requires_grad and weight.grad is None for weight in module.parameters())
+    assert int(module[0].num_batches_tracked) == 0
+
+
+class NumpyNoise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.from_numpy(np.random.default_rng(np.random.randint(2**31)).normal(size=x.shape)).float()
+        return trained_cnn()(x + 0.1 * noise)
+
+
+class PythonNoise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return trained_cnn()(x + 0.1 * random.random())
+
+
+class Dropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return trained_cnn()(F.dropout(x, 0.2, training=True))
+
+
+class Counting(nn.Module):
+    """Deterministic, but for a state that changes from call to call."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return trained_cnn()(x) * self.calls
+
+
+@pytest.mark.parametrize("kind", [NumpyNoise, PythonNoise, Dropout, Counting])
+def test_randomness_is_found_whatever_its_source(kind: type[nn.Module]) -> None:
+    model = wrapped(kind())
+    assert model.measure_randomness(first_images(8).x)
+    assert model.stochastic
+
+
+@pytest.mark.parametrize("kind", [NumpyNoise, PythonNoise, Dropout])
+def test_randomness_repeats_from_a_named_place_and_leaves_the_global_generators_alone(kind: type[nn.Module]) -> None:
+    model, x = wrapped(kind()), first_images(8).x
+    model.stochastic = True
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    expected = (torch.rand(1).item(), np.random.rand(), random.random())
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    answers = []
+    for place in ("here", "here", "there"):
+        model.reseed(0, place)
+        answers.append(torch.stack([model(x), model(x)]))
+    assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.equal(answers[0], answers[2])
+    assert not torch.equal(answers[0][0], answers[0][1]), "every pass is a draw of its own"
+
+
+def test_a_deterministic_model_is_found_to_be_one() -> None:
+    for model in (cnn(), wrapped(nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 10)))):
+        assert not model.measure_randomness(first_images(8).x)
+
+
+def test_not_a_number_is_not_taken_for_randomness_nor_does_it_hide_it() -> None:
+    class Broken(nn.Module):
+        def __init__(self, noise: float) -> None:
+            super().__init__()
+            self.noise = noise
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = trained_cnn()(x) + self.noise * torch.rand(len(x), 1)
+            logits[:, 3] = torch.nan
+            return logits
+
+    assert not wrapped(Broken(0.0)).measure_randomness(first_images(4).x)
+    assert wrapped(Broken(1.0)).measure_randomness(first_images(4).x)
+
+
+def test_the_mean_of_logits_is_the_mean_and_pays_for_its_draws() -> None:
+    x = first_images(4).x
+    model = wrapped(Noisy(trained_cnn(), 0.3), tile=4, prediction=Prediction("mean_logits", 6))
+    single = wrapped(Noisy(trained_cnn(), 0.3), tile=4)
+    model.stochastic = single.stochastic = True
+    model.reseed("place")
+    single.reseed("place")
+    with model.metering(4):
+        mean = model(x)
+        assert model.work() == ([6] * 4, [0] * 4)
+    torch.testing.assert_close(mean, torch.stack([single(x) for _ in range(6)]).mean(dim=0))
+
+
+def test_work_is_counted_row_by_row() -> None:
+    model, x = cnn(tile=4), first_images(6).x
+    with model.metering(6):
+        model(x)
+        model(x[:2], torch.tensor([5, 1]))
+        leaf = x[:1].clone().requires_grad_()
+        logits = model(leaf, torch.tensor([3]))
+        for index in range(3):
+            torch.autograd.grad(logits[0, index], leaf, retain_graph=True)
+        assert model.work() == ([1, 2, 1, 2, 1, 2], [0, 0, 0, 3, 0, 0])
+        model(x[:3])  # nobody is named: shared, rounded up
+        assert model.work()[0] == [2, 3, 2, 3, 2, 3]
+
+
+def test_a_model_can_be_asked_outside_of_any_metering() -> None:
+    cnn()(first_images(2).x, torch.tensor([0, 7]))
+
+
+def test_a_non_finite_answer_is_never_counted_correct() -> None:
+    class Blank(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 10), torch.nan) + 0 * x.flatten(1)[:, :10]
+
+    correct, finite = wrapped(Blank()).count_correct(first_images(4).x, torch.zeros(4, dtype=torch.long), 3)
+    assert correct.tolist() == [0] * 4
+    assert finite.tolist() == [False] * 4
+
+
+def test_no_images_make_no_logits() -> None:
+    assert cnn()(torch.zeros(0, 1, 8, 8)).shape == (0, 10)
