@@ -1,5 +1,6 @@
 """What is installed, what is wrong, and how to mend it."""
 
+import hashlib
 import importlib
 import shutil
 import sqlite3
@@ -28,24 +29,28 @@ class Finding:
 
 def examine(database: Path) -> list[Finding]:
     """Look at everything; never raises."""
-    findings = []
-    for look in (_python, _packages, _torch, _torchvision, _device, _sqlite, lambda: _disk(database), _registry):
-        findings += _safely(look)
-    return findings
+    looks: dict[str, Callable[[], list[Finding]]] = {
+        "python": _python,
+        "packages": _packages,
+        "torch": _torch,
+        "torchvision": _torchvision,
+        "device": _device,
+        "sqlite": _sqlite,
+        "disk": lambda: _disk(database),
+        "registry": _registry,
+    }
+    return [finding for subject, look in looks.items() for finding in _safely(subject, look)]
 
 
-def _safely(look: Callable[[], list[Finding]]) -> list[Finding]:
+def _safely(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return look()
     except Exception as failure:  # noqa: BLE001 - a broken installation may raise anything
-        return [Finding(look.__name__.strip("_<>"), "problem", f"{type(failure).__name__}: {failure}")]
+        return [Finding(subject, "problem", f"{type(failure).__name__}: {failure}")]
 
 
 def _python() -> list[Finding]:
-    found = sys.version.split()[0]
-    if sys.version_info < (3, 11):
-        return [Finding("python", "problem", found, "kwbench needs Python 3.11 or newer")]
-    return [Finding("python", "ok", found)]
+    return [Finding("python", "ok", sys.version.split()[0])]
 
 
 def _packages() -> list[Finding]:
@@ -96,10 +101,12 @@ def _sqlite() -> list[Finding]:
 
 
 def _disk(database: Path) -> list[Finding]:
-    folder = database.resolve().parent
+    # Where the folder is yet to be made, what holds it counts.
+    folder = next(each for each in database.resolve().parents if each.is_dir())
     free = shutil.disk_usage(folder).free
     if free < 200_000_000:
-        return [Finding("disk", "problem", f"{free / 1e6:.0f} MB free in {folder}", "make room, or name another file with --db")]
+        remedy = "make room, or name another file with --db"
+        return [Finding("disk", "problem", f"{free / 1e6:.0f} MB free in {folder}", remedy)]
     return [Finding("disk", "ok", f"{free / 1e9:.1f} GB free in {folder}")]
 
 
@@ -108,13 +115,20 @@ def _registry() -> list[Finding]:
         registry = read_registry()
     except KwbenchError as failure:
         return [Finding("registry", "problem", str(failure), "mend the file, or name another with --registry")]
-    missing = [
-        name
-        for name, entry in registry.entries.items()
-        if entry.checkpoint is not None and not (registry.root / entry.checkpoint.file).is_file()
-    ]
+    missing, damaged = [], []
+    for name, entry in registry.entries.items():
+        if entry.checkpoint is None:
+            continue
+        path = registry.checkpoint_path(name)
+        if not path.is_file():
+            missing.append(name)
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != entry.checkpoint.sha256:
+            damaged.append(name)
+    findings = []
+    if damaged:
+        found = f"{registry.path}: the checkpoint is not the pinned one for {', '.join(damaged)}"
+        findings.append(Finding("checkpoints", "problem", found, "restore the files, or kwbench train NAME --pin"))
     if missing:
-        return [
-            Finding("registry", "note", f"{registry.path}: no checkpoint for {', '.join(missing)}", "kwbench train NAME makes one")
-        ]
-    return [Finding("registry", "ok", f"{registry.path}: {len(registry.entries)} models")]
+        found = f"{registry.path}: no checkpoint for {', '.join(missing)}"
+        findings.append(Finding("checkpoints", "note", found, "kwbench train NAME makes one"))
+    return findings or [Finding("registry", "ok", f"{registry.path}: {len(registry.entries)} models")]

@@ -3,13 +3,13 @@
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from kwbench.activations import activation_factory
 from kwbench.architectures import Normalised, build_network
@@ -27,10 +27,28 @@ class Loaded:
 
 
 def build_module(entry: ModelEntry, shape: tuple[int, ...], classes: int) -> nn.Module:
-    """The entry's network, untrained, for images (c, h, w). Raises UsageError for impossible parameters."""
+    """The entry's network, untrained, for images (c, h, w). Raises UsageError for impossible parameters and image sizes."""
     factory = activation_factory(entry.activation.name, entry.activation.parameters)
     network = build_network(entry.architecture.name, entry.architecture.parameters, factory, shape[0], classes)
-    return Normalised(network, entry.normalise.mean, entry.normalise.std) if entry.normalise else network
+    if entry.normalise:
+        for statistic in ("mean", "std"):
+            given = len(getattr(entry.normalise, statistic))
+            if given != shape[0]:
+                raise UsageError(f"normalise.{statistic}: has {given} values, the images have {shape[0]} channels")
+        network = Normalised(network, entry.normalise.mean, entry.normalise.std)
+    _require_answer(network, shape)
+    return network
+
+
+def _require_answer(network: nn.Module, shape: tuple[int, ...]) -> None:
+    """Sizes that do not fit each other show only when an image passes. Leaves the random numbers as they were."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            network.eval()(torch.zeros(1, *shape))
+        except (RuntimeError, TypeError, ValueError) as failure:
+            reason = str(failure).splitlines()[0]
+            raise UsageError(f"the network cannot take images of {' x '.join(map(str, shape))}: {reason}") from None
+    network.train()
 
 
 def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSet, file: Path | None = None) -> Loaded:
@@ -40,7 +58,7 @@ def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSe
     """
     if entry.checkpoint is None:
         raise CannotEvaluate(f"model {name!r} has no checkpoint in {registry.path}; `kwbench train {name}` makes one")
-    path = file or registry.root / entry.checkpoint.file
+    path = file or registry.checkpoint_path(name)
     try:
         content = path.read_bytes()
     except OSError as failure:
@@ -51,10 +69,15 @@ def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSe
     digest = hashlib.sha256(content).hexdigest()
     if digest != entry.checkpoint.sha256:
         raise DamagedData(
-            f"{path}: {describe_content(content)} with sha256 {digest}, but {registry.path} pins {entry.checkpoint.sha256} "
-            f"for {name!r}; restore the file, or pin the new hash if the change is meant"
+            f"{path}: {describe_content(content)} with sha256 {digest}, but {registry.holding(name).path} pins "
+            f"{entry.checkpoint.sha256} for {name!r}; restore the file, or pin the new hash if the change is meant"
         )
     module = build_module(entry, dataset.shape, dataset.classes)
+    if not dataset.fixed_classes:
+        # The labels at hand may miss the last classes; the checkpoint knows how many there are.
+        classes = _classes_in(content, module)
+        if classes > dataset.classes:
+            module = build_module(entry, dataset.shape, classes)
     load_weights(module, content, str(path))
     return Loaded(module.eval(), digest)
 
@@ -64,10 +87,7 @@ def load_weights(module: nn.Module, content: bytes, name: str) -> None:
 
     Floating point weights may be stored in half precision. Raises DamagedData that names the keys at fault.
     """
-    try:
-        tensors = safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as failure:
-        raise DamagedData(f"{name}: not a safetensors file ({failure})") from None
+    tensors = _tensors_in(content, name)
     own = module.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
@@ -80,9 +100,24 @@ def load_weights(module: nn.Module, content: bytes, name: str) -> None:
             raise DamagedData(f"{name}: {key} has shape {tuple(tensor.shape)}, the network needs {tuple(own[key].shape)}")
         if tensor.is_floating_point() != own[key].is_floating_point():
             raise DamagedData(f"{name}: {key} is {tensor.dtype}, the network needs {own[key].dtype}")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        # As they will be: a finite double may be infinite as a float.
+        if tensor.is_floating_point() and not bool(tensor.to(own[key].dtype).isfinite().all()):
             raise DamagedData(f"{name}: {key} holds NaN or infinity")
     module.load_state_dict(tensors, strict=True)
+
+
+def _tensors_in(content: bytes, name: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(content)
+    except Exception as failure:  # noqa: BLE001 - the parser raises nearly anything on damaged bytes
+        raise DamagedData(f"{name}: not a safetensors file ({failure})") from None
+
+
+def _classes_in(content: bytes, module: nn.Module) -> int:
+    """How many logits a checkpoint gives; the last weights of every network here are its logits' biases."""
+    last = list(module.state_dict())[-1]
+    bias = _tensors_in(content, "checkpoint").get(last)
+    return len(bias) if bias is not None and bias.dim() == 1 else 0
 
 
 def describe_content(content: bytes) -> str:
@@ -106,6 +141,7 @@ def is_file_model(name: str) -> bool:
 def load_file_model(name: str) -> Loaded:
     """The module that `factory()` of path/to/file.py:factory returns. Its folder comes first on the import path.
 
+    The hash covers the file, the weights, and the modules imported from its folder.
     Runs the user's code: call it in a process of its own. Raises UsageError if there is no such file or factory, or it does
     not return a module, CannotEvaluate if it raises.
     """
@@ -118,10 +154,11 @@ def load_file_model(name: str) -> Loaded:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: Python cannot import it")
     namespace = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
     sys.modules.setdefault(path.stem, namespace)
     try:
         spec.loader.exec_module(namespace)
-    except Exception as failure:  # noqa: BLE001 - foreign code
+    except (Exception, SystemExit) as failure:  # noqa: BLE001 - foreign code
         raise CannotEvaluate(f"{path}: importing it raised {type(failure).__name__}: {failure}") from None
     factory = getattr(namespace, factory_name, None)
     if not callable(factory):
@@ -129,13 +166,23 @@ def load_file_model(name: str) -> Loaded:
         raise UsageError(f"{path}: has no factory {factory_name!r}; it defines: {found or 'nothing callable'}")
     try:
         module = factory()
-    except Exception as failure:  # noqa: BLE001 - foreign code
+    except (Exception, SystemExit) as failure:  # noqa: BLE001 - foreign code
         raise CannotEvaluate(f"{path}:{factory_name} raised {type(failure).__name__}: {failure}") from None
     if not isinstance(module, nn.Module):
         raise UsageError(f"{path}:{factory_name} returned {type(module).__name__}; it must return a torch.nn.Module")
     digest = hashlib.sha256(content)
+    for relative, source in sorted(_sources_below(path.resolve().parent, set(sys.modules) - before)):
+        digest.update(relative.encode() + source)
     for key, tensor in sorted(module.state_dict().items()):
         # The file alone does not say which weights it loaded.
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return Loaded(module.float().eval(), digest.hexdigest())
+
+
+def _sources_below(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Path and content of the source files below a folder from which these modules were imported."""
+    for name in names:
+        file = Path(getattr(sys.modules[name], "__file__", None) or folder).resolve()
+        if file.is_file() and file.is_relative_to(folder):
+            yield file.relative_to(folder).as_posix(), file.read_bytes()
