@@ -24,6 +24,8 @@ def digits() -> DataSet:
 @cache
 def trained_cnn() -> nn.Module:
     """A CNN that reads 97 % of the digits; trained in about a second."""
+    # So small a network gains nothing by a second thread, and waits for it where the machine is busy.
+    torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(
@@ -49,7 +51,6 @@ def cnn(**options: Any) -> Model:
 
 
 def wrapped(module: nn.Module, **options: Any) -> Model:
-    # So small a network gains nothing by a second thread, and waits for it where the machine is busy.
     torch.set_num_threads(1)
     return Model(module, name="small", **{"classes": 10, "shape": (1, 8, 8), **options})
 

@@ -57,7 +57,7 @@ def test_rows_are_the_same_at_any_batch_size_and_order(name: str, norm: str) -> 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_stochastic_model_gives_the_same_rows_twice_and_in_any_order_of_tiles(name: str) -> None:
     batch, threat = first_images(48), ThreatModel.of("linf", "0.12")
-    parameters = {**SHORT, "square": {"steps": 5, "draws": 2}, "cw": {"steps": 5}}.get(name, {})
+    parameters = {**SHORT, "square": {"steps": 5, "draws": 2}, "cw": {"steps": 5}, "deepfool": {"steps": 8}}.get(name, {})
 
     def rows(pieces: list[Batch]) -> dict[str, Outcome]:
         model = wrapped(Noisy(trained_cnn(), 0.1), tile=16)
@@ -75,7 +75,7 @@ def test_a_stochastic_model_gives_the_same_rows_twice_and_in_any_order_of_tiles(
 def test_another_seed_gives_other_random_starts() -> None:
     batch, threat = sharp(first_images(32)), ThreatModel.of("linf", "0.12")
     distances = [
-        [outcome.distance for outcome in run("pgd", {"steps": 1, "early_exit": False}, batch, threat, seed=seed)]
+        [outcome.distance for outcome in run("pgd", {"steps": 1, "step_size": 1e-3}, batch, threat, seed=seed)]
         for seed in (0, 1)
     ]
     assert distances[0] != distances[1]
@@ -121,15 +121,14 @@ def test_square_drops_a_sample_as_soon_as_it_is_broken() -> None:
     for outcome in outcomes:
         if outcome.status is Status.HELD:
             assert outcome.forwards == 201
-    assert min(outcome.forwards for outcome in outcomes) < 50
+    assert any(1 < outcome.forwards < 201 for outcome in outcomes)
     assert all(outcome.backwards == 0 for outcome in outcomes)
 
 
 def test_square_follows_the_papers_schedule() -> None:
     shares = build_attack("square", {})._share  # type: ignore[attr-defined]
-    assert [shares(step) / 0.8 for step in (0, 10, 11, 51, 201, 501, 1001, 2001, 4001)] == [
-        2.0**-k for k in (0, 0, 1, 2, 3, 4, 5, 6, 7)
-    ]
+    halved = [shares(step) / 0.8 for step in (0, 10, 11, 51, 201, 501, 1001, 2001, 4001)]
+    assert halved == [2.0**-k for k in (0, 0, 1, 2, 3, 4, 5, 6, 7)]
     rescaled = build_attack("square", {"steps": 100, "rescale_schedule": True})._share  # type: ignore[attr-defined]
     assert rescaled(99) / 0.8 == 2.0**-9
 

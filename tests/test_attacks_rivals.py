@@ -17,10 +17,12 @@ from kwbench.attacks import build_attack
 from kwbench.attacks.as_module import AsModule
 from kwbench.attacks.foolbox import foolbox_attacks
 from kwbench.data import Batch
+from kwbench.errors import CannotEvaluate
 from kwbench.geometry import distance
+from kwbench.model import Model
 from kwbench.randomness import SampleRandom, seeded_globally
 from kwbench.threat import ThreatModel
-from small_models import broken, cnn, first_images, run, sharp, trained_cnn
+from small_models import Linear, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
 
 foolbox_attacks()  # imports Foolbox without the warning of its own import
 import foolbox  # noqa: E402
@@ -258,15 +260,35 @@ def test_autoattack_equals_pyautoattack_on_the_bare_network(batch: Batch) -> Non
     assert (ours == (cnn().predict(theirs)[0] != few.y)).double().mean() >= 0.98
 
 
-@pytest.mark.parametrize("classes", [2, 3, 5])
-def test_autoattack_runs_with_few_classes(classes: int) -> None:
-    from small_models import Linear, wrapped
+@pytest.mark.parametrize(
+    ("classes", "parameters"),
+    [
+        (2, {}),
+        (3, {}),
+        (5, {}),
+        (2, {"version": "rand"}),
+        (4, {"version": "custom", "attacks": ["apgd-t"]}),
+        (2, {"version": "custom", "attacks": ["fab-t"]}),
+    ],
+)
+def test_autoattack_runs_with_few_classes(classes: int, parameters: dict[str, Any]) -> None:
+    model, few = _few_classes(classes)
+    assert broken(run("autoattack", parameters, few, ThreatModel.of("linf", "0.3"), model=model)).all()
+    # Where samples stand, every target is tried.
+    assert not broken(run("autoattack", parameters, few, ThreatModel.of("linf", "1e-5"), model=model)).any()
 
+
+def test_a_part_of_autoattack_that_needs_more_classes_is_refused_where_it_was_asked_for() -> None:
+    model, few = _few_classes(3)
+    with pytest.raises(CannotEvaluate, match="apgd-t needs 4 classes, there are 3"):
+        run("autoattack", {"version": "custom", "attacks": ["apgd-t"]}, few, ThreatModel.of("linf", "0.3"), model=model)
+
+
+def _few_classes(classes: int) -> tuple[Model, Batch]:
     generator = torch.Generator().manual_seed(0)
     model = wrapped(Linear(torch.randn((classes, 64), generator=generator), torch.zeros(classes)), classes=classes)
     x = torch.rand((8, 1, 8, 8), generator=generator)
-    few = Batch(tuple(f"{row:032x}" for row in range(8)), tuple(range(8)), x, model.predict(x)[0])
-    assert broken(run("autoattack", {}, few, ThreatModel.of("linf", "0.3"), model=model)).all()
+    return model, Batch(tuple(f"{row:032x}" for row in range(8)), tuple(range(8)), x, model.predict(x)[0])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.attacks import build_attack
+from kwbench.attacks.losses import fooled
 from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
@@ -50,7 +51,7 @@ class NotANumberNear(nn.Module):
         self.network, self.value = trained_cnn(), value
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.where(x[:, 0, 0, :1] > 0, self.value, self.network(x))
+        return self.network(x) * torch.where(x[:, 0, 0, :1] > 0, self.value, 1.0)
 
 
 def _brighter(x: Tensor, y: Tensor) -> Tensor:
@@ -76,6 +77,30 @@ def test_no_attack_lets_a_defence_hide_behind_not_a_number(name: str) -> None:
     assert fallen >= min(0.9, plain / len(outcomes) - 0.05)
     if name in ("pgd", "mim"):
         assert {outcome.status for outcome in outcomes} == {Status.BROKEN}
+        # To the last step: where the answer is no number there is no way on, and none is needed.
+        outcomes = run(name, {"early_exit": False}, batch, ThreatModel.of("linf", "0.3"), model=model)
+        assert Status.INVALID not in {outcome.status for outcome in outcomes}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "mim", "deepfool", "cw"])
+def test_gradients_that_are_not_numbers_are_no_robustness(name: str, norm: str) -> None:
+    class Smeared(nn.Module):
+        """Adds the root of 0, whose slope is infinite, times 0."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return trained_cnn()(x) + (0 * x).abs().sqrt().flatten(1).sum(dim=1, keepdim=True)
+
+    model = wrapped(Smeared())
+    statuses = {outcome.status for outcome in run(name, {}, sharp(first_images(8)), ThreatModel.of(norm, "0.3"), model=model)}
+    # A random start may break a sample by itself.
+    assert Status.INVALID in statuses
+    assert Status.HELD not in statuses
+
+
+def test_a_sample_is_fooled_by_another_class_or_by_no_number() -> None:
+    logits = torch.tensor([[2.0, 1.0], [1.0, 2.0], [torch.nan, torch.nan], [torch.inf, 0.0]])
+    assert fooled(logits, torch.zeros(4, dtype=torch.long)).tolist() == [False, True, True, True]
 
 
 def test_a_model_that_says_not_a_number_of_a_clean_image_is_refused() -> None:
@@ -203,6 +228,9 @@ def test_samples_that_were_wrong_before_are_not_attacked() -> None:
     wrong = sum(outcome.status is Status.WRONG for outcome in outcomes)
     assert 0 < wrong < 20
     assert seen == [200 - wrong]
+    seen.clear()
+    assert _judged(propose, batch, whole_tiles=True) is not None
+    assert seen == [64, 64, 64, 8], "a library that draws for the whole tile must see it whole"
     assert all(outcome.clean_prediction != outcome.label for outcome in outcomes if outcome.status is Status.WRONG)
 
 

@@ -25,9 +25,8 @@ class Deep(nn.Module):
         self.last = nn.Parameter(torch.randn((10, 48 * 64), generator=generator) / 50)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(
-            F.conv2d(F.conv2d(x, self.first, padding=1).relu(), self.second, padding=1).relu().flatten(1), self.last
-        )
+        hidden = F.conv2d(F.conv2d(x, self.first, padding=1).relu(), self.second, padding=1).relu()
+        return F.linear(hidden.flatten(1), self.last)
 
 
 def _gradient(model: Any, x: Tensor) -> Tensor:

@@ -78,16 +78,22 @@ def _onto_l1_ball(delta: Tensor, eps: float) -> Tensor:
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """The direction of unit norm along which a linear function with this gradient rises fastest; zero where it is flat.
 
-    It does not depend on the gradient's scale: those of a saturated model are tiny, and point the right way.
+    It does not depend on the gradient's scale: those of a saturated model are tiny, and point the right way. A gradient that
+    is not a number has no direction: the step is not a number either, and the judge refuses where it leads.
     """
     if norm == "linf":
-        return gradient.sign()
+        return _sign(gradient)
     if norm == "l2":
         scaled = gradient / _column(norms(gradient, "linf").clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
         return scaled / _column(norms(scaled, "l2").clamp_min(1e-30), gradient)
     flat = gradient.flatten(1)
     largest = flat.abs().argmax(dim=1, keepdim=True)
-    return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
+    return torch.zeros_like(flat).scatter(1, largest, _sign(flat.gather(1, largest))).view_as(gradient)
+
+
+def _sign(values: Tensor) -> Tensor:
+    # torch's sign of not-a-number is 0.
+    return torch.where(values.isnan(), values, values.sign())
 
 
 def random_start(x: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:

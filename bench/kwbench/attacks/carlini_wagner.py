@@ -99,6 +99,9 @@ class CarliniWagner:
             far = norms(z - x[active], norm)
             closer = wins & (far < nearest[active])
             best[active[closer]], nearest[active[closer]] = z[closer], far[closer]
+            # A gradient that is not a number leads nowhere; the judge refuses the sample unless something was found.
+            lost = ~gradient.isfinite().flatten(1).all(dim=1)
+            best[active[lost & nearest[active].isinf()]] = torch.nan
 
             age[active] += 1
             lowest[active] = torch.minimum(lowest[active], loss)
@@ -108,15 +111,16 @@ class CarliniWagner:
                 over |= due & ~(lowest[active] <= 0.9999 * lowest_before[active])
                 lowest_before[active[due]] = lowest[active[due]]
             ended = active[over]
+            done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
             if len(ended):
                 finished = search.next_round(ended, nearest)
                 # l2 starts each round at the image, linf where it last succeeded.
                 w[ended] = search.enter(best[ended]) if norm == "linf" else start[ended]
                 adam.reset(ended)
                 age[ended], lowest[ended], lowest_before[ended] = 0, torch.inf, torch.inf
-                done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
                 done[ended[finished]] = True
-                active = active[~done[active]]
+            done[active[lost]] = True
+            active = active[~done[active]]
         return best
 
 
