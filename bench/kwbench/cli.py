@@ -5,13 +5,17 @@ import json
 import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kwbench.errors import KwbenchError, UsageError
+from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
+
+if TYPE_CHECKING:
+    from kwbench.standing import Standing
 
 app = typer.Typer(
     name="kwbench",
@@ -69,7 +73,7 @@ def evaluate(
     from kwbench.evaluator import Request
     from kwbench.progress import showing
     from kwbench.runner import evaluate as run
-    from kwbench.standing import standings, text_table, to_json
+    from kwbench.standing import standings, to_json
     from kwbench.store import Store
     from kwbench.suite import override, read_suite, suite_of
 
@@ -108,13 +112,9 @@ def evaluate(
         answers = [to_json(each) for each in found]
         _print_json(answers[0] if len(answers) == 1 else answers)
     else:
-        print(text_table(found))
+        _print_tables(found)
     if not all(each.complete for each in found):
-        raise CannotTell("some rows are invalid or errors, so there is no robust accuracy; `kwbench show` names them")
-
-
-class CannotTell(KwbenchError):
-    """There is an answer on record, but no number that could be trusted."""
+        raise CannotEvaluate("some rows are invalid or errors, so there is no robust accuracy; `kwbench show MODEL` names them")
 
 
 @app.command()
@@ -160,7 +160,7 @@ def train(
 
     found = read_registry(registry)
     short, entry = found.find(name)
-    where = output or found.root / (entry.checkpoint.file if entry.checkpoint else f"models/{dataset_of(short)}/{short}.safetensors")
+    where = output or found.checkpoint_path(short)
     dataset = load_dataset(dataset_of(short), data=data, data_dir=data_dir, download=download)
 
     def show(epoch: Epoch) -> None:
@@ -247,7 +247,7 @@ def show(
 ) -> None:
     """Show what is on record about a model: its newest evaluation, and the rows without a truthful answer."""
     from kwbench.errors import did_you_mean
-    from kwbench.standing import standings, text_table, to_json
+    from kwbench.standing import standings, to_json
     from kwbench.store import Store
 
     store = Store.open(db)
@@ -266,7 +266,7 @@ def show(
         _print_json({**to_json(found), "created": mine[-1].created, "spec": mine[-1].spec.spec, "rows": rows})
         return
     if not failures:
-        print(text_table([found]))
+        _print_tables([found])
     _print_rows(rows, as_json=False)
 
 
@@ -327,6 +327,15 @@ def _names(text: str) -> list[str]:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _print_tables(found: Sequence["Standing"]) -> None:
+    from rich.console import Console
+
+    from kwbench.report import text_table
+
+    # Piped output has no width of its own; a table folded to 80 columns would be unreadable.
+    Console(width=None if sys.stdout.isatty() else 160).print(text_table(found))
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -151,16 +151,17 @@ class _File(Strict):
 
 
 class Registry:
-    """The entries of one registry file, by full name."""
+    """The entries of a registry file, by full name, and behind them those that come with kwbench."""
 
-    def __init__(self, path: Path, entries: dict[str, ModelEntry]) -> None:
+    def __init__(self, path: Path, entries: dict[str, ModelEntry], behind: "Registry | None" = None) -> None:
         self.path = path
-        self.entries = entries
+        self.own = entries
+        self.behind = behind
 
     @property
-    def root(self) -> Path:
-        """The folder below which checkpoints lie."""
-        return self.path.parent
+    def entries(self) -> dict[str, ModelEntry]:
+        """Every entry that can be found, the file's own first."""
+        return {**self.own, **(self.behind.entries if self.behind else {}), **self.own}
 
     def find(self, name: str) -> tuple[str, ModelEntry]:
         """The entry's name and content; `digits/x` and `x` are the same. Raises UsageError with a suggestion."""
@@ -172,6 +173,17 @@ class Registry:
             )
         return short, self.entries[short]
 
+    def holding(self, name: str) -> "Registry":
+        """The registry whose own entry `name` is; its folder is where the entry's checkpoint lies."""
+        return self if name in self.own or self.behind is None else self.behind.holding(name)
+
+    def checkpoint_path(self, name: str) -> Path:
+        """Where the checkpoint of an entry lies, or would lie once trained."""
+        registry = self.holding(name)
+        checkpoint = registry.own[name].checkpoint
+        file = checkpoint.file if checkpoint else f"models/{dataset_of(name)}/{name.split('/')[-1]}.safetensors"
+        return registry.path.parent / file
+
 
 def dataset_of(name: str) -> str:
     """The data set that a model's name says it was trained for."""
@@ -179,24 +191,28 @@ def dataset_of(name: str) -> str:
 
 
 def read_registry(path: Path | None = None) -> Registry:
-    """The registry at `path`, or in the working folder, or the one that comes with kwbench, whichever is there first.
+    """The registry at `path`, or `registry.yaml` of the working folder if there is one, before the one that comes with kwbench.
 
     Raises UsageError if it is malformed, naming file and key.
     """
-    chosen = path or default_registry_path()
-    data = read_yaml(chosen)
-    file = validate(_File, data, str(chosen))
+    starter = _starter_path()
+    behind = Registry(starter, _read_entries(starter))
+    here = path or Path("registry.yaml")
+    if path is None and not here.exists() or here.exists() and here.samefile(starter):
+        return behind
+    return Registry(here, _read_entries(here), behind)
+
+
+def _read_entries(path: Path) -> dict[str, ModelEntry]:
+    file = validate(_File, read_yaml(path), str(path))
     for name in file.models:
         if not _NAME.fullmatch(name):
-            raise UsageError(f"{chosen}: models.{name}: names match [dataset/]name in a-z, 0-9, '.', '_' and '-'")
-    return Registry(chosen, {name.removeprefix(f"{DEFAULT_DATASET}/"): entry for name, entry in file.models.items()})
+            raise UsageError(f"{path}: models.{name}: names match [dataset/]name in a-z, 0-9, '.', '_' and '-'")
+    return {name.removeprefix(f"{DEFAULT_DATASET}/"): entry for name, entry in file.models.items()}
 
 
-def default_registry_path() -> Path:
-    """`registry.yaml` of the working folder, of the wheel, or of the source tree."""
-    here = Path(os.getcwd()) / "registry.yaml"
-    if here.exists():
-        return here
+def _starter_path() -> Path:
+    """`registry.yaml` as the wheel carries it, or that of the source tree."""
     starter = Path(__file__).parent / "starter" / "registry.yaml"
     return starter if starter.exists() else Path(__file__).parents[2] / "registry.yaml"
 
@@ -206,13 +222,15 @@ def pin_checkpoint(registry: Registry, name: str, file: Path, sha256: str) -> No
 
     Raises UsageError if the checkpoint does not lie below the registry's folder.
     """
+    registry = registry.holding(name)
+    root = registry.path.parent.resolve()
     try:
-        relative = file.resolve().relative_to(registry.root.resolve()).as_posix()
+        relative = file.resolve().relative_to(root).as_posix()
     except ValueError:
-        raise UsageError(f"{file}: a pinned checkpoint must lie below {registry.root.resolve()}") from None
+        raise UsageError(f"{file}: a pinned checkpoint must lie below {root}") from None
     yaml = YAML()
     yaml.preserve_quotes = True
-    yaml.width = 120
+    yaml.width = 1 << 20  # no line is folded
     data = yaml.load(registry.path.read_text(encoding="utf-8"))
     key = name if name in data["models"] else f"{DEFAULT_DATASET}/{name}"
     checkpoint = data["models"][key].setdefault("checkpoint", {})
