@@ -158,11 +158,13 @@ def test_proposals_that_are_no_images_in_the_ball_are_invalid() -> None:
 def test_a_proposal_beyond_the_pixel_range_is_invalid_even_for_minimum_norm_attacks() -> None:
     outcomes = _judged(lambda x, y: x + 1, sharp(first_images(8)), minimum_norm=True)
     assert {outcome.status for outcome in outcomes} == {Status.INVALID}
+    assert {outcome.status for outcome in outcomes} == {Status.INVALID}
 
 
 @pytest.mark.parametrize("proposal", [None, "image", torch.zeros(1, 1, 8, 8), torch.zeros(8, 3, 8, 8)], ids=str)
 def test_what_is_not_a_batch_of_images_is_invalid(proposal: Any) -> None:
     outcomes = _judged(lambda x, y: proposal, sharp(first_images(8)))
+    assert {outcome.status for outcome in outcomes} == {Status.INVALID}
     assert {outcome.status for outcome in outcomes} == {Status.INVALID}
     assert all("where" in outcome.note for outcome in outcomes)
 
@@ -213,6 +215,7 @@ def test_an_attack_cannot_move_the_images_it_is_measured_against() -> None:
 
     outcomes = _judged(propose, batch)
     assert torch.equal(batch.x, before)
+    assert {outcome.status for outcome in outcomes} == {Status.INVALID}
     assert {outcome.status for outcome in outcomes} == {Status.INVALID}
 
 
