@@ -54,7 +54,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="An npz file or a folder of images to evaluate on.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie; default: data.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Read the entry's checkpoint from here; its hash still holds.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Read the checkpoint from here; its hash still holds.")] = None,
     registry: RegistryFile = None,
     n: Annotated[int | None, typer.Option("--n", help="Only the first N test images.")] = None,
     eps: Annotated[str | None, typer.Option(help="Radius, such as 8/255 or 0.2.")] = None,
@@ -252,7 +252,7 @@ def show(
 
     store = Store.open(db)
     everything = store.evaluations()
-    mine = [each for each in everything if each.spec.model == model]
+    mine = sorted((each for each in everything if each.spec.model == model), key=lambda each: (each.asked, each.id))
     if not mine:
         raise UsageError(f"{db}: nothing on record about {model!r}; {did_you_mean(model, {e.spec.model for e in everything})}")
     (found,) = standings(store, mine[-1:])
@@ -273,17 +273,42 @@ def show(
 @app.command()
 def check(
     baseline: Annotated[Path, typer.Option(metavar="FILE", help="What was accepted before; --update writes it.")],
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help="Only these; default: all of the baseline.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL...]", help="Only these; default: all of the baseline.")
+    ] = None,
     max_drop: Annotated[float, typer.Option(help="Points of robust accuracy that may be lost.")] = 1.0,
     alpha: Annotated[float, typer.Option(help="Level of the paired test.")] = 0.01,
     update: Annotated[bool, typer.Option("--update", help="Write the newest results into the baseline.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML.")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Also append a Markdown summary, as GITHUB_STEP_SUMMARY wants it.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Also append Markdown, as GITHUB_STEP_SUMMARY wants it.")] = None,
     db: Db = "results.db",
     as_json: Json = False,
 ) -> None:
     """Compare the newest results with a baseline. Exit code 1: less robust; 3: cannot tell; 0: fine."""
-    raise NotImplementedError
+    from kwbench.check import append_summary, check_json, markdown_summary, write_junit
+    from kwbench.check import check as run
+    from kwbench.check import update as write_baseline
+    from kwbench.store import Store
+
+    store = Store.open(db)
+    if update:
+        written = write_baseline(store, baseline, models)
+        if as_json:
+            _print_json({"baseline": str(baseline), "models": written})
+        else:
+            print(f"{baseline}: {', '.join(written)}")
+        return
+    result = run(store, baseline, max_drop=max_drop, alpha=alpha, models=models)
+    if junit is not None:
+        write_junit(result, junit)
+    if summary is not None:
+        append_summary(result, summary)
+    if as_json:
+        _print_json(check_json(result))
+    else:
+        print(markdown_summary(result))
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
 
 
 @app.command()
@@ -294,13 +319,50 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare two models on the same samples, with the paired test."""
-    raise NotImplementedError
+    from kwbench.check import compare as run
+    from kwbench.check import comparison_json
+    from kwbench.store import Store
+
+    found = run(Store.open(db), first, second)
+    if as_json:
+        _print_json(comparison_json(found))
+        return
+    from kwbench.progress import printable
+
+    for each in found:
+        print(
+            f"{printable(each.first.model)} - {printable(each.second.model)}: {each.first.dataset}, {each.first.evaluation.spec.suite}, {each.first.threat}, n = {each.first.n}"
+        )
+        for name, difference, test in (
+            ("A_std", each.a_std_difference, each.a_std),
+            ("A_rob", each.a_rob_difference, each.a_rob),
+        ):
+            print(
+                f"  {name}: {100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}], "
+                f"p = {test.p:.3g} ({test.method}, n = {test.n})"
+            )
 
 
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="Where to.")] = Path()) -> None:
-    """Put a registry with one example entry, a suite and a CI workflow into a folder."""
-    raise NotImplementedError
+    """Put a registry, a suite and a CI workflow to start from into a folder; nothing that is there is overwritten."""
+    from importlib.resources import files
+
+    source = files("kwbench") / "project"
+    targets = {
+        "registry.yaml": source / "registry.yaml",
+        "suite.yaml": source / "suite.yaml",
+        ".github/workflows/robustness.yml": files("kwbench") / "ci" / "github-actions.yml",
+    }
+    for name in targets:
+        path = folder / name
+        if path.exists():
+            raise UsageError(f"{path}: is there already; kwbench init overwrites nothing")
+    for name, template in targets.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+        print(path)
 
 
 @app.command()

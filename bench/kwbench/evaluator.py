@@ -205,7 +205,9 @@ class LocalEvaluator:
                 continue
             attack = build_attack(each.attack, each.parameters, self._surrogate_loader(each.label))
             if self._threat.norm not in attack.norms:
-                raise UsageError(f"attack {each.label!r} works in {', '.join(sorted(attack.norms))}, not in {self._threat.norm}")
+                raise UsageError(
+                    f"attack {each.label!r} works in {', '.join(sorted(attack.norms))}, not in {self._threat.norm}"
+                )
             built[each.label] = (each.attack, attack)
         if not built:
             kind = "stochastic" if stochastic else "deterministic"
@@ -269,11 +271,13 @@ class _SpawnedEvaluator:
 
     def judge_clean(self, rows: Sequence[int]) -> list[Outcome]:
         """See Evaluator."""
-        return self._ask("judge_clean", list(rows))
+        answer: list[Outcome] = self._ask("judge_clean", list(rows))
+        return answer
 
     def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome]) -> list[Outcome]:
         """See Evaluator."""
-        return self._ask("judge", label, list(rows), list(clean))
+        answer: list[Outcome] = self._ask("judge", label, list(rows), list(clean))
+        return answer
 
     def close(self) -> None:
         """See Evaluator."""
@@ -349,4 +353,3 @@ def _device(name: str) -> torch.device:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-

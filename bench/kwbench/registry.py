@@ -12,6 +12,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.strict_yaml import Strict, read_yaml, validate
+from kwbench.threat import exact_fraction
 
 # Bare names belong to this data set.
 DEFAULT_DATASET = "digits"
@@ -20,10 +21,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)?")
 
 def _fraction(value: Any) -> Any:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
-        try:
-            return Fraction(str(value))
-        except (ValueError, ZeroDivisionError):
-            raise ValueError("must be a number or a fraction such as 8/255") from None
+        return exact_fraction(value)
     return value
 
 
@@ -121,7 +119,9 @@ class Recipe(Strict):
 
     epochs: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0)]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    # Sums round differently in other numbers of threads; None takes what torch takes, and reproduces on equal machines only.
+    threads: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=2)] = 128
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
@@ -181,13 +181,13 @@ class Registry:
         """Where the checkpoint of an entry lies, or would lie once trained."""
         registry = self.holding(name)
         checkpoint = registry.own[name].checkpoint
-        file = checkpoint.file if checkpoint else f"models/{dataset_of(name)}/{name.split('/')[-1]}.safetensors"
+        file = checkpoint.file if checkpoint else f"models/{dataset_of(name)}/{name.rsplit('/', maxsplit=1)[-1]}.safetensors"
         return registry.path.parent / file
 
 
 def dataset_of(name: str) -> str:
     """The data set that a model's name says it was trained for."""
-    return name.split("/")[0] if "/" in name else DEFAULT_DATASET
+    return name.split("/", maxsplit=1)[0] if "/" in name else DEFAULT_DATASET
 
 
 def read_registry(path: Path | None = None) -> Registry:
@@ -198,7 +198,7 @@ def read_registry(path: Path | None = None) -> Registry:
     starter = _starter_path()
     behind = Registry(starter, _read_entries(starter))
     here = path or Path("registry.yaml")
-    if path is None and not here.exists() or here.exists() and here.samefile(starter):
+    if (path is None and not here.exists()) or (here.exists() and here.samefile(starter)):
         return behind
     return Registry(here, _read_entries(here), behind)
 
@@ -208,6 +208,9 @@ def _read_entries(path: Path) -> dict[str, ModelEntry]:
     for name in file.models:
         if not _NAME.fullmatch(name):
             raise UsageError(f"{path}: models.{name}: names match [dataset/]name in a-z, 0-9, '.', '_' and '-'")
+        short = name.removeprefix(f"{DEFAULT_DATASET}/")
+        if short != name and short in file.models:
+            raise UsageError(f"{path}: models.{name}: the same model as models.{short}; keep one of them")
     return {name.removeprefix(f"{DEFAULT_DATASET}/"): entry for name, entry in file.models.items()}
 
 

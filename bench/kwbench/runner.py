@@ -4,7 +4,7 @@ Kill it at any moment; the same command goes on where the record ends, and ends 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
         "origin": origin,
         "suite": request.suite.name,
         "attacks": [attack.identity for attack in attacks],
+        "protocol": [asdict(attack) for attack in request.suite.attacks],
         "model": facts.model,
         "dataset": facts.dataset,
         "cascade": False,
@@ -115,7 +116,10 @@ def _pending(samples: Sequence[str], recorded: dict[str, Outcome], tile: int, si
     tiles = [list(range(start, min(start + tile, len(samples)))) for start in range(0, len(samples), tile)]
     missing = [rows for rows in tiles if any(samples[row] not in recorded for row in rows)]
     tiles_in_batch = size // tile
-    return [sum(missing[start : start + tiles_in_batch], []) for start in range(0, len(missing), tiles_in_batch)]
+    return [
+        [row for rows in missing[start : start + tiles_in_batch] for row in rows]
+        for start in range(0, len(missing), tiles_in_batch)
+    ]
 
 
 def _judge_backing_off(

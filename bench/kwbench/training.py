@@ -43,8 +43,10 @@ def train(entry: ModelEntry, dataset: DataSet, report: Callable[[Epoch], None], 
     recipe = entry.recipe
     if recipe is None:
         raise UsageError("the entry has no recipe; add one to train it")
-    if not len(dataset.train):
-        raise UsageError(f"data set {dataset.name!r} has no training images")
+    if len(dataset.train) < 2:
+        raise UsageError(f"data set {dataset.name!r} has {len(dataset.train)} training images; batch norm needs at least 2")
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     module = build_module(entry, dataset.shape, dataset.classes).to(device)
     winners = [layer for layer in module.modules() if isinstance(layer, Kwta)]
@@ -67,7 +69,7 @@ def train(entry: ModelEntry, dataset: DataSet, report: Callable[[Epoch], None], 
             layer.gamma = phase.gamma or layer.gamma
         module.train()
         loss, right = 0.0, 0
-        order = torch.randperm(len(x), generator=generator).split(recipe.batch_size)
+        order = torch.split(torch.randperm(len(x), generator=generator), recipe.batch_size)
         # A batch norm cannot learn from a single left-over image.
         batches = [rows for rows in order if len(rows) > 1]
         for index, rows in enumerate(batches):
@@ -76,8 +78,13 @@ def train(entry: ModelEntry, dataset: DataSet, report: Callable[[Epoch], None], 
             images, labels = _shifted(x[rows], recipe.shift, generator), y[rows]
             if recipe.adversarial is not None:
                 images = _adversarial(module, images, labels, recipe.adversarial, number)
-            logits = module(images)
+            try:
+                logits = module(images)
+            except ValueError as failure:  # winner-take-all layers refuse the NaN of a diverged network
+                raise CannotEvaluate(f"training stopped in epoch {number + 1}: {failure}; lower learning_rate") from None
             objective = F.cross_entropy(logits, labels)
+            if not bool(objective.isfinite()):
+                raise CannotEvaluate(f"the loss is not finite in epoch {number + 1}; lower learning_rate in the recipe")
             weight = 1 / len(x) if recipe.kl_weight is None else recipe.kl_weight
             total = objective + weight * stochastic_divergence(module)
             optimiser.zero_grad()
@@ -87,8 +94,6 @@ def train(entry: ModelEntry, dataset: DataSet, report: Callable[[Epoch], None], 
             optimiser.step()
             loss += objective.item() * len(rows)
             right += int((logits.argmax(dim=1) == labels).sum())
-        if not torch.isfinite(torch.tensor(loss)):
-            raise CannotEvaluate(f"the loss is not finite after epoch {number + 1}; lower learning_rate in the recipe")
         seen = sum(len(rows) for rows in batches)
         report(Epoch(number + 1, len(phases), loss / seen, right / seen))
     return module.cpu().eval()
@@ -131,8 +136,16 @@ def _lowering(incremental: Incremental, target: Fraction) -> Iterator[_Phase]:
         for _ in range(incremental.epochs):
             yield _Phase(lambda _: incremental.learning_rate, gamma)
     for epoch in range(incremental.final_epochs):
-        left = incremental.final_epochs - epoch
-        yield _Phase(lambda done, left=left: incremental.learning_rate * (left - done) / incremental.final_epochs, target)
+        yield _Phase(_falling(incremental, epoch), target)
+
+
+def _falling(incremental: Incremental, epoch: int) -> Callable[[float], float]:
+    """Linear decay to zero over the final epochs."""
+
+    def rate(done: float) -> float:
+        return incremental.learning_rate * (1 - (epoch + done) / incremental.final_epochs)
+
+    return rate
 
 
 def _shifted(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
@@ -162,7 +175,8 @@ def accuracy(module: nn.Module, split: Split) -> float:
     batch = split.batch(range(len(split)))
     with torch.no_grad():
         right = sum(
-            int((module(x).argmax(dim=1) == y).sum()) for x, y in zip(batch.x.split(256), batch.y.split(256), strict=True)
+            int((module(x).argmax(dim=1) == y).sum())
+            for x, y in zip(torch.split(batch.x, 256), torch.split(batch.y, 256), strict=True)
         )
     return right / len(split)
 
