@@ -1,4 +1,4 @@
-"""What many tests share: a small real model on the digits, made once."""
+"""What all tests share."""
 
 from pathlib import Path
 
@@ -9,5 +9,5 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

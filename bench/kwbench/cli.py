@@ -330,9 +330,9 @@ def compare(
     from kwbench.progress import printable
 
     for each in found:
-        print(
-            f"{printable(each.first.model)} - {printable(each.second.model)}: {each.first.dataset}, {each.first.evaluation.spec.suite}, {each.first.threat}, n = {each.first.n}"
-        )
+        spec = each.first.evaluation.spec
+        names = f"{printable(spec.model)} - {printable(each.second.model)}"
+        print(f"{names}: {printable(spec.dataset)}, {printable(spec.suite)}, {spec.threat}, n = {spec.n}")
         for name, difference, test in (
             ("A_std", each.a_std_difference, each.a_std),
             ("A_rob", each.a_rob_difference, each.a_rob),

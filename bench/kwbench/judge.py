@@ -64,7 +64,7 @@ def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:
     return outcomes
 
 
-def judge(  # noqa: PLR0917 - what a verdict depends on
+def judge(
     model: Model,
     attack: Attack,
     label: str,
