@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from torch import Tensor
+from torch import Tensor, nn
 
-from kwbench.activations import Kwta, Lwta, StochasticLwta, activation_factory, stochastic_divergence
+from kwbench.activations import Kwta, Lwta, StochasticLwta, activation_factory, effective_sparsity, stochastic_divergence
 from kwbench.activations.kwta import kwta
 from kwbench.activations.lwta import lwta
 from kwbench.errors import UsageError
@@ -421,3 +421,10 @@ def test_activations_print_their_parameters() -> None:
     assert "gamma=1/10" in str(Kwta(0.1))
     assert "gamma=1/5, units=5" in str(Lwta(0.2))
     assert "units=2, sampling='hard'" in str(StochasticLwta())
+
+
+def test_effective_sparsity_is_what_really_survives_each_layer() -> None:
+    network = nn.Sequential(Kwta("0.3"), Lwta("0.3"), nn.ReLU(), StochasticLwta(2))
+    shares = effective_sparsity(network, torch.rand(2, 10, 2, 2))
+    # 12 of 40 values; groups of three leave one of ten channels alone, so four survive; one of two.
+    assert shares == {"0": Fraction(12, 40), "1": Fraction(4, 10), "3": Fraction(1, 2)}

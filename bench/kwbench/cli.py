@@ -42,6 +42,13 @@ class NormName(StrEnum):
     L1 = "l1"
 
 
+class Split(StrEnum):
+    """The splits that --split takes."""
+
+    TEST = "test"
+    VALIDATION = "validation"
+
+
 @app.command()
 def evaluate(
     models: Models,
@@ -57,6 +64,7 @@ def evaluate(
     checkpoint: Annotated[Path | None, typer.Option(help="Read the checkpoint from here; its hash still holds.")] = None,
     registry: RegistryFile = None,
     n: Annotated[int | None, typer.Option("--n", help="Only the first N test images.")] = None,
+    split: Annotated[Split, typer.Option(help="test, or validation to choose settings on.")] = Split.TEST,
     eps: Annotated[str | None, typer.Option(help="Radius, such as 8/255 or 0.2.")] = None,
     norm: Annotated[NormName | None, typer.Option(help="Norm of the radius.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
@@ -71,7 +79,9 @@ def evaluate(
 ) -> None:
     """Attack models and say what their robust accuracy is."""
     from kwbench.evaluator import Request
+    from kwbench.loading import is_file_model
     from kwbench.progress import showing
+    from kwbench.registry import read_registry
     from kwbench.runner import evaluate as run
     from kwbench.standing import standings, to_json
     from kwbench.store import Store
@@ -83,6 +93,10 @@ def evaluate(
         raise UsageError("--checkpoint: one file cannot serve several models")
     chosen = read_suite(suite) if suite is not None else suite_of(_names(attack or "all"))
     chosen = override(chosen, settings or [])
+    if named := [model for model in models if not is_file_model(model)]:
+        known = read_registry(registry)
+        for model in named:
+            known.find(model)  # the last one's name is worth checking before the first one's hours
     requests = [
         Request(
             model=model,
@@ -94,6 +108,7 @@ def evaluate(
             data_dir=data_dir,
             download=download,
             n=n,
+            split=split.value,
             norm=norm.value if norm is not None else None,
             eps=eps,
             seed=seed,
@@ -425,6 +440,7 @@ def main() -> None:
 
         print(f"kwbench: {printable(str(failure))}", file=sys.stderr)
         raise SystemExit(failure.exit_code) from None
-    except KeyboardInterrupt:
-        print("kwbench: interrupted; the same command continues", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == 130:  # what Typer makes of Ctrl-C
+            print("kwbench: interrupted; the same command continues", file=sys.stderr)
+        raise

@@ -5,15 +5,20 @@ A user's own file runs in a freshly spawned process: its imports cannot clash wi
 
 import multiprocessing
 import multiprocessing.connection
+import os
+import signal
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
+from kwbench.activations import effective_sparsity
 from kwbench.attacks import build_attack, parameters_of
 from kwbench.attacks.attack import Attack
 from kwbench.data import load_dataset, slice_hash
@@ -39,6 +44,7 @@ class Request:
     data: Path | None = None
     data_dir: Path | None = None
     download: bool = False
+    split: Literal["test", "validation"] = "test"
     n: int | None = None
     norm: str | None = None
     eps: str | Fraction | None = None
@@ -64,6 +70,8 @@ class Facts:
     # By label: the attack's name, every parameter, and whether it must see tiles whole.
     attacks: dict[str, dict[str, Any]]
     whole_tiles: frozenset[str]
+    # The share of values that survives each winner-take-all layer, by the layer's name; empty without such layers.
+    effective_sparsity: dict[str, str]
 
 
 class Evaluator(Protocol):
@@ -99,10 +107,11 @@ class LocalEvaluator:
         self._dataset = load_dataset(
             self._dataset_name, data=request.data, data_dir=request.data_dir, download=request.download
         )
-        n = len(self._dataset.test) if request.n is None else request.n
-        if not 1 <= n <= len(self._dataset.test):
-            raise UsageError(f"--n {n}: {self._dataset.name} has {len(self._dataset.test)} test images")
-        self._batch = self._dataset.test.batch(range(n)).to(self._device)
+        split = self._dataset.test if request.split == "test" else self._dataset.validation
+        n = len(split) if request.n is None else request.n
+        if not 1 <= n <= len(split):
+            raise UsageError(f"--n {n}: {self._dataset.name} has {len(split)} {request.split} images")
+        self._batch = split.batch(range(n)).to(self._device)
         self._threat = self._threat_model()
         name, loaded, prediction = self._load(registry)
         self._model = self._wrap(name, loaded, prediction)
@@ -117,7 +126,7 @@ class LocalEvaluator:
         self._attacks = self._build_attacks(stochastic)
         self.facts = Facts(
             model=name,
-            dataset=self._dataset.name,
+            dataset=self._dataset.name if request.split == "test" else f"{self._dataset.name} ({request.split})",
             samples=self._batch.samples,
             threat=self._threat,
             stochastic=stochastic,
@@ -147,6 +156,9 @@ class LocalEvaluator:
                 for label, (attack_name, attack) in self._attacks.items()
             },
             whole_tiles=frozenset(label for label, (_, attack) in self._attacks.items() if attack.whole_tiles),
+            effective_sparsity={
+                layer: str(share) for layer, share in effective_sparsity(loaded.module, self._batch.x[:1].clone()).items()
+            },
         )
 
     def judge_clean(self, rows: Sequence[int]) -> list[Outcome]:
@@ -248,9 +260,12 @@ def open_evaluator(request: Request, time_limit: float | None = None) -> Evaluat
 
     Raises UsageError, CannotEvaluate or DamagedData, whatever stands in the way.
     """
-    if is_file_model(request.model):
-        return _SpawnedEvaluator(request, time_limit)
-    return LocalEvaluator(request)
+    try:
+        return _SpawnedEvaluator(request, time_limit) if is_file_model(request.model) else LocalEvaluator(request)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise CannotEvaluate(
+            f"{request.model}: memory does not hold the model and {request.tile} samples at once; give a smaller --tile"
+        ) from None
 
 
 class _SpawnedEvaluator:
@@ -261,10 +276,12 @@ class _SpawnedEvaluator:
         self._pipe, theirs = context.Pipe()
         self._name, self._time_limit = request.model, time_limit
         self._process = context.Process(target=_serve, args=(theirs, request), daemon=True)
-        self._process.start()
+        with _interrupts_ignored():
+            self._process.start()
         theirs.close()
         try:
-            self.facts: Facts = self._answer()
+            self._answer(None)  # our own imports take the time they take
+            self.facts: Facts = self._answer(time_limit)
         except BaseException:
             self.close()
             raise
@@ -290,15 +307,15 @@ class _SpawnedEvaluator:
             self._pipe.send((method, arguments))
         except (BrokenPipeError, OSError):
             self._died()
-        return self._answer()
+        return self._answer(self._time_limit)
 
-    def _answer(self) -> Any:
-        if not self._pipe.poll(self._time_limit):
+    def _answer(self, limit: float | None) -> Any:
+        if not self._pipe.poll(limit):
             self.close()
-            raise CannotEvaluate(f"{self._name}: no answer within {self._time_limit:g} s; the process was stopped")
+            raise CannotEvaluate(f"{self._name}: no answer within {limit:g} s; the process was stopped")
         try:
             answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._died()
         if isinstance(answer, BaseException):
             raise answer
@@ -311,27 +328,55 @@ class _SpawnedEvaluator:
         )
 
 
-def _serve(pipe: multiprocessing.connection.Connection, request: Request) -> None:
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal; one that starts in this block leaves it to us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        evaluator = LocalEvaluator(request)
-        pipe.send(evaluator.facts)
-    except KwbenchError as failure:
-        pipe.send(failure)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _serve(pipe: multiprocessing.connection.Connection, request: Request) -> None:
+    os.dup2(2, 1)  # what foreign code prints must not mix with the results on stdout
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    pipe.send("started")
+    evaluator = _served(request.model, lambda: LocalEvaluator(request))
+    if isinstance(evaluator, BaseException):
+        pipe.send(evaluator)
         return
-    except Exception as failure:  # noqa: BLE001 - foreign code
-        pipe.send(_foreign(request.model, failure))
-        return
+    pipe.send(evaluator.facts)
     while True:
         try:
             method, arguments = pipe.recv()
         except EOFError:
             return
-        try:
-            pipe.send(getattr(evaluator, method)(*arguments))
-        except KwbenchError as failure:
-            pipe.send(failure)
-        except Exception as failure:  # noqa: BLE001 - foreign code
-            pipe.send(_foreign(request.model, failure))
+        pipe.send(_served(request.model, lambda: getattr(evaluator, method)(*arguments)))  # noqa: B023
+
+
+def _served(name: str, work: Callable[[], Any]) -> Any:
+    """What the work returns, or else why it does not."""
+    try:
+        return work()
+    except (torch.OutOfMemoryError, MemoryError) as failure:
+        torch.cuda.empty_cache()
+        return type(failure)(str(failure))
+    except KwbenchError as failure:
+        return failure
+    except Exception as failure:  # noqa: BLE001 - foreign code
+        return _foreign(name, failure)
+
+
+def _end_with_parent() -> None:
+    """A hanging model must not outlive a command that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _foreign(name: str, failure: Exception) -> CannotEvaluate:

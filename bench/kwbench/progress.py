@@ -48,17 +48,21 @@ def showing(stream: TextIO = sys.stderr) -> Iterator[Callable[[Progress], None]]
 
 
 def _plain_lines(stream: TextIO) -> Callable[[Progress], None]:
-    began: dict[str, tuple[float, int]] = {}
+    began: dict[str, float] = {}
+    # Rows that were on record before: what an attack begins with.
+    recorded: dict[str, dict[str, int]] = {}
     spoken = 0.0
 
     def show(progress: Progress) -> None:
         nonlocal spoken
         now = time.monotonic()
-        start, already = began.setdefault(progress.model, (now, progress.done_in_all))
+        start = began.setdefault(progress.model, now)
+        already = recorded.setdefault(progress.model, {})
+        already.setdefault(progress.label, progress.done)
         if 0 < progress.done < progress.samples and now - spoken < _QUIET:
             return
         spoken = now
-        fresh = progress.done_in_all - already
+        fresh = progress.done_in_all - sum(already.values())
         left = (now - start) / fresh * (progress.rows_in_all - progress.done_in_all) if fresh else None
         remaining = "" if left is None else f", about {left:.0f} s left"
         print(

@@ -45,6 +45,8 @@ def evaluate(
         raise UsageError(f"--batch-size {request.batch_size}: must be at least 1")
     if request.tile < 1:
         raise UsageError(f"--tile {request.tile}: must be at least 1")
+    if time_limit is not None and not time_limit > 0:
+        raise UsageError(f"--time-limit {time_limit:g}: must be above 0")
     evaluator = open_evaluator(request, time_limit)
     try:
         evaluation = store.register(describe(request, evaluator.facts, command))
@@ -82,7 +84,13 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
         stochastic=facts.stochastic,
         attacks=tuple(attacks),
         spec=spec,
-        provenance={**machine(), "device": facts.device, "threads": torch.get_num_threads(), "command": command},
+        provenance={
+            **machine(),
+            "device": facts.device,
+            "threads": torch.get_num_threads(),
+            "effective_sparsity": facts.effective_sparsity,
+            "command": command,
+        },
     )
 
 
@@ -125,16 +133,14 @@ def _pending(samples: Sequence[str], recorded: dict[str, Outcome], tile: int, si
 def _judge_backing_off(
     evaluator: Evaluator, label: str, rows: list[int], clean: dict[str, Outcome], facts: Facts, tile: int
 ) -> list[list[Outcome]]:
-    """The outcomes of a batch; if GPU memory runs out, of its halves, down to one tile."""
+    """The outcomes of a batch; if memory runs out, of its halves, down to one tile."""
     try:
         if label == CLEAN:
             return [evaluator.judge_clean(rows)]
         return [evaluator.judge(label, rows, [clean[facts.samples[row]] for row in rows])]
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         if len(rows) <= tile:
-            raise CannotEvaluate(
-                f"{facts.model}: the GPU's memory does not hold {tile} samples at once; give a smaller --tile"
-            ) from None
+            raise CannotEvaluate(f"{facts.model}: memory does not hold {tile} samples at once; give a smaller --tile") from None
     torch.cuda.empty_cache()
     half = -(-len(rows) // tile // 2) * tile
     return [

@@ -2,16 +2,28 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from kwbench.activations.kwta import Kwta
 from kwbench.activations.lwta import Lwta
 from kwbench.activations.stochastic_lwta import StochasticLwta
 from kwbench.errors import UsageError, did_you_mean
 
-__all__ = ["ACTIVATIONS", "ActivationFactory", "Kwta", "Lwta", "StochasticLwta", "activation_factory", "stochastic_divergence"]
+__all__ = [
+    "ACTIVATIONS",
+    "ActivationFactory",
+    "Kwta",
+    "Lwta",
+    "StochasticLwta",
+    "activation_factory",
+    "effective_sparsity",
+    "stochastic_divergence",
+]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -50,3 +62,33 @@ def activation_factory(name: str, parameters: Mapping[str, Any]) -> ActivationFa
 def stochastic_divergence(module: nn.Module) -> Any:
     """The KL term of eq. 9 over all stochastic layers of the last training pass, a scalar tensor; 0.0 without such layers."""
     return sum((layer.kl for layer in module.modules() if isinstance(layer, StochasticLwta)), start=0.0)
+
+
+def effective_sparsity(module: nn.Module, x: Tensor) -> dict[str, Fraction]:
+    """The share of a sample's values that really survive each winner-take-all layer, by the layer's name.
+
+    It differs from gamma where gamma * N is no whole number (k-WTA) or groups do not divide the channels (LWTA).
+    `x` is a batch of images (b, c, h, w) for one pass.
+    """
+    shares: dict[str, Fraction] = {}
+
+    def watch(name: str, layer: nn.Module) -> RemovableHandle:
+        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if isinstance(layer, Kwta):
+                n = inputs[0][0].numel()
+                shares[name] = Fraction(layer.winners(n), n)
+            elif isinstance(layer, Lwta):
+                shares[name] = layer.effective_sparsity(inputs[0].shape[1])
+            elif isinstance(layer, StochasticLwta):
+                shares[name] = Fraction(1, layer.units)
+
+        return layer.register_forward_pre_hook(note)
+
+    handles = [watch(name, layer) for name, layer in module.named_modules() if isinstance(layer, Kwta | Lwta | StochasticLwta)]
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shares

@@ -56,8 +56,11 @@ class Kwta(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, ...) to the same shape."""
-        n = math.prod(x.shape[1:])
-        return kwta(x, max(1, self.gamma.numerator * n // self.gamma.denominator))
+        return kwta(x, self.winners(math.prod(x.shape[1:])))
+
+    def winners(self, n: int) -> int:
+        """k for a layer of n values a sample."""
+        return max(1, self.gamma.numerator * n // self.gamma.denominator)
 
     def extra_repr(self) -> str:
         """For print."""
