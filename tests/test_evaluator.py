@@ -1,0 +1,369 @@
+"""The evaluator: models of users' own in a process of their own, whatever they do there."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kwbench import evaluator as evaluator_module
+from kwbench import runner
+from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.evaluator import Request, open_evaluator
+from kwbench.runner import evaluate
+from kwbench.store import Evaluation, Store
+from kwbench.suite import Suite, SuiteAttack, override, read_suite, suite_of
+from small_models import digits, first_images, run, trained_cnn, wrapped
+from small_registry import count, fast_suite, request, rows, write_registry
+
+# The network of small_models, as a user would have written it.
+DEFENCE = """\
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(),
+            nn.Linear(512, 10),
+        )
+        self.layers.load_state_dict(torch.load(Path(__file__).resolve().parent / "weights.pt", weights_only=True))
+
+    def forward(self, x):
+{forward}
+
+
+def net():
+    return Net()
+"""
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_registry(tmp_path_factory.mktemp("registry"))
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    return tmp_path / "results.db"
+
+
+@pytest.fixture
+def at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh processes that have torch imported already, to save the seconds; else as spawned ones."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["kwbench.runner", "pyautoattack", "foolbox", "sklearn.datasets"])
+    monkeypatch.setattr(evaluator_module.multiprocessing, "get_context", lambda _: found)
+
+
+def defence(folder: Path, forward: str = "return self.layers(x)", head: str = "") -> str:
+    """The name of a model in a file of a user's own; `head` comes before everything in the file."""
+    torch.save(trained_cnn().state_dict(), folder / "weights.pt")
+    body = "\n".join(f"        {line}" for line in forward.splitlines())
+    (folder / "defence.py").write_text(f"{head}\n{DEFENCE.format(forward=body)}")
+    return f"{folder / 'defence.py'}:net"
+
+
+def own(model: str, **options: Any) -> Request:
+    return Request(model, **{"suite": fast_suite("fgsm"), "n": 32, "eps": "0.1", "tile": 16, "threads": 1} | options)
+
+
+def carry_out(what: Request, db: Path, time_limit: float | None = None) -> Evaluation:
+    store = Store.open(str(db), create=True)
+    try:
+        return evaluate(what, store, time_limit=time_limit)
+    finally:
+        store.close()
+
+
+class TestOwnFiles:
+    def test_a_folder_with_its_own_models_package_is_evaluated_as_the_same_network_here_is(
+        self, tmp_path: Path, db: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "models").mkdir()
+        defence(tmp_path)
+        network = (tmp_path / "defence.py").read_text().replace("resolve().parent", "resolve().parents[1]")
+        (tmp_path / "models" / "__init__.py").write_text("from .wide import net\n")
+        (tmp_path / "models" / "wide.py").write_text("from . import blocks\nnet = blocks.net\n")
+        (tmp_path / "models" / "blocks.py").write_text(network)
+        (tmp_path / "defence.py").write_text("import models\n\ndef factory():\n    return models.net()\n")
+        # A registry of some other program is none of ours.
+        (tmp_path / "registry.yaml").write_text("something: else\n")
+        monkeypatch.chdir(tmp_path)
+        what = own("defence.py:factory", suite=fast_suite("pgd", settings=("pgd.steps=5",)))
+        evaluation = carry_out(what, db)
+        assert evaluation.spec.model == "defence.py:factory"
+        assert not evaluation.spec.stochastic
+        assert (tmp_path / "registry.yaml").read_text() == "something: else\n"
+        assert "models" not in sys.modules
+        found = rows(db)["pgd"]
+        expected = run("pgd", {"steps": 5}, first_images(32), evaluation.spec.threat, model=wrapped(trained_cnn(), tile=16))
+        assert [(row["status"], row["distance"]) for row in found] == [(each.status, each.distance) for each in expected]
+        assert len({row["status"] for row in found}) > 1
+
+    def test_what_the_file_prints_does_not_reach_stdout(
+        self, tmp_path: Path, db: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        forward = 'os.write(1, b"from below")\nreturn self.layers(x)'
+        carry_out(own(defence(tmp_path, forward, 'import os\nprint("loading the weights")')), db)
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert "loading the weights" in err
+        assert "from below" in err
+
+    @pytest.mark.usefixtures("at_hand")
+    def test_a_model_that_writes_into_its_input_gets_the_rows_of_one_that_does_not(self, tmp_path: Path) -> None:
+        suite = fast_suite("noop", "square", settings=("square.steps=5",))
+        plain = evaluated(own(defence(tmp_path), suite=suite), tmp_path / "plain.db")
+        careless = defence(tmp_path, "y = self.layers(x)\nx.zero_()\nreturn y")
+        assert evaluated(own(careless, suite=suite), tmp_path / "careless.db") == plain
+
+    @pytest.mark.usefixtures("at_hand")
+    @pytest.mark.parametrize(
+        "noise",
+        [
+            "torch.from_numpy(numpy.random.normal(size=x.shape).astype('float32'))",
+            "random.random()",
+            "torch.randn_like(x)",
+            # Random only where no image of the data set lies.
+            "torch.randn_like(x) * (x * 16 != (x * 16).round())",
+        ],
+    )
+    def test_random_models_are_found_out_whatever_they_draw_from(self, tmp_path: Path, db: Path, noise: str) -> None:
+        model = defence(tmp_path, f"return self.layers(x + 0.2 * {noise})", "import random\nimport numpy")
+        what = own(model, n=16, suite=fast_suite("noop"))
+        evaluation = carry_out(what, db)
+        assert evaluation.spec.stochastic
+        assert all(row["fresh_draws"] == 100 for row in rows(db)["noop"])
+        assert rows(db) == evaluated(what, tmp_path / "again.db")
+
+    @pytest.mark.usefixtures("at_hand")
+    def test_a_changed_file_is_another_run(self, tmp_path: Path, db: Path) -> None:
+        carry_out(own(defence(tmp_path)), db)
+        carry_out(own(defence(tmp_path, "return 2 * self.layers(x)")), db)
+        assert count(db, "attack_runs") == 4
+
+    @pytest.mark.usefixtures("at_hand")
+    def test_a_users_own_data_may_lack_the_last_classes(self, tmp_path: Path, db: Path) -> None:
+        test = digits().test
+        few = [index for index in range(len(test)) if test.labels[index] < 4][:20]
+        np.savez(tmp_path / "few.npz", x_test=test.images[few], y_test=test.labels[few])
+        evaluation = carry_out(own(defence(tmp_path), data=tmp_path / "few.npz", n=None), db)
+        assert (evaluation.spec.dataset, evaluation.spec.n) == ("few", 20)
+        assert sum(row["status"] == "wrong" for row in rows(db)["clean"]) <= 2
+
+
+def evaluated(what: Request, db: Path) -> dict[str, list[dict[str, Any]]]:
+    return rows(db, carry_out(what, db))
+
+
+@pytest.mark.usefixtures("at_hand")
+class TestOwnFilesThatFail:
+    @pytest.mark.parametrize(
+        ("forward", "head", "message"),
+        [
+            ("return self.layers(x) / 0 * 0", "", "logits of clean image 0 are not finite"),
+            ("return self.layers(x)[:, :7]", "", "has 7 classes, the data set has 10"),
+            ("return self.layers(x), x", "", r"must return logits \(16, classes\), it returned tuple"),
+            ("return self.layers(x)[0]", "", r"must return logits \(16, classes\), it returned \(10,\)"),
+            ("return self.layers(x).argmax(dim=1)", "", r"it returned \(16,\)"),
+            ("return self.layers(x).long()", "", "logits must be floating point"),
+            ("return self.layers(x.repeat(1, 3, 1, 1))", "", "the model raised RuntimeError: .*channels"),
+            ("raise RuntimeError('what of it')", "", "the model raised RuntimeError: what of it"),
+            ("raise SystemExit(7)", "", r"its process died \(exit code 7\)"),
+            ("raise torch.OutOfMemoryError('full')", "", "memory does not hold the model and 16 samples at once"),
+            ("return self.layers(x)", "import not_installed", "importing it raised ModuleNotFoundError.*not_installed"),
+            ("return self.layers(x)", "from .layers import Layer", "importing it raised ImportError.*relative import"),
+            ("return self.layers(x)", "import sys\nsys.exit(3)", "importing it raised SystemExit: 3"),
+            ("return self.layers(x)", "import os\nos._exit(9)", r"its process died \(exit code 9\)"),
+        ],
+    )
+    def test_the_reason_is_said_and_the_exit_code_is_3(
+        self, tmp_path: Path, db: Path, forward: str, head: str, message: str
+    ) -> None:
+        with pytest.raises(CannotEvaluate, match=message) as failure:
+            carry_out(own(defence(tmp_path, forward, head)), db)
+        assert failure.value.exit_code == 3
+        assert "defence.py" in str(failure.value)
+        assert count(db) == 0
+
+    @pytest.mark.parametrize("body", ["raise ValueError('no weights')", "import sys; sys.exit('no weights')"])
+    def test_a_factory_that_fails_is_named(self, tmp_path: Path, db: Path, body: str) -> None:
+        (tmp_path / "defence.py").write_text(f"def net():\n    {body}\n")
+        with pytest.raises(CannotEvaluate, match=r"defence.py:net raised (ValueError|SystemExit): no weights"):
+            carry_out(own(f"{tmp_path}/defence.py:net"), db)
+
+    @pytest.mark.parametrize("model", ["defence.py:nte", "missing.py:net", "defence.py:Path"])
+    def test_a_file_without_the_factory_is_wrong_use(self, tmp_path: Path, db: Path, model: str) -> None:
+        defence(tmp_path)
+        with pytest.raises(UsageError, match=r"defence.py|missing.py: no such file"):
+            carry_out(own(f"{tmp_path}/{model}"), db)
+
+    # Attacks that follow gradients meet the failure, the one before them does not.
+    FIRST = fast_suite("noop", "fgsm")
+
+    @pytest.mark.parametrize(
+        ("act", "message"),
+        [
+            ("os.abort()", r"its process died \(exit code -6\); what was finished is on record"),
+            ("os.kill(os.getpid(), 9)", r"its process died \(exit code -9\)"),
+            ("raise torch.OutOfMemoryError('full')", "memory does not hold 16 samples at once; give a smaller --tile"),
+            ("raise MemoryError", "memory does not hold 16 samples at once"),
+        ],
+    )
+    def test_a_crash_leaves_on_record_what_was_finished(self, tmp_path: Path, db: Path, act: str, message: str) -> None:
+        model = defence(tmp_path, f"if x.requires_grad:\n    {act}\nreturn self.layers(x)", "import os")
+        with pytest.raises(CannotEvaluate, match=message):
+            carry_out(own(model, suite=self.FIRST), db)
+        assert {label: len(found) for label, found in rows(db).items()} == {"clean": 32, "noop": 32, "fgsm": 0}
+
+    def test_a_hang_is_stopped_at_the_time_limit(self, tmp_path: Path, db: Path) -> None:
+        model = defence(tmp_path, "if x.requires_grad:\n    time.sleep(600)\nreturn self.layers(x)", "import time")
+        started = time.monotonic()
+        with pytest.raises(CannotEvaluate, match=r"defence.py:net: no answer within 4 s; the process was stopped"):
+            carry_out(own(model, suite=self.FIRST), db, time_limit=4)
+        assert time.monotonic() - started < 30
+        assert not [each for each in multiprocessing.active_children() if each.name.startswith("ForkServer")]
+        assert len(rows(db)["noop"]) == 32
+
+    def test_a_factory_that_hangs_is_stopped_too(self, tmp_path: Path, db: Path) -> None:
+        with pytest.raises(CannotEvaluate, match=r"no answer within 1.5 s"):
+            carry_out(own(defence(tmp_path, head="import time\ntime.sleep(600)")), db, time_limit=1.5)
+
+    def test_an_attack_that_the_model_makes_raise_leaves_error_rows(self, tmp_path: Path, db: Path) -> None:
+        model = defence(tmp_path, "if x.requires_grad:\n    raise ValueError('no gradients')\nreturn self.layers(x)")
+        carry_out(own(model, suite=self.FIRST), db)
+        found = [row for row in rows(db)["fgsm"] if row["status"] != "wrong"]
+        assert {(row["status"], row["note"]) for row in found} == {("error", "ValueError: no gradients")}
+
+
+def test_running_out_of_memory_travels_between_processes_as_what_it_is() -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError("full")
+
+    answer = pickle.loads(pickle.dumps(evaluator_module._served("model", full)))
+    assert isinstance(answer, torch.OutOfMemoryError)
+
+
+def test_a_batch_that_does_not_fit_in_the_models_process_is_halved(tmp_path: Path, at_hand: None) -> None:
+    # The model counts the rows that its process was given, as a GPU's memory would.
+    head = """\
+import kwbench.evaluator as theirs
+import torch
+judge = theirs.LocalEvaluator.judge
+def small(self, label, rows, clean):
+    if len(rows) > 16:
+        raise torch.OutOfMemoryError("full")
+    return judge(self, label, rows, clean)
+theirs.LocalEvaluator.judge = small
+"""
+    found = evaluated(own(defence(tmp_path, head=head), n=48), tmp_path / "full.db")
+    assert found == evaluated(own(defence(tmp_path), n=48), tmp_path / "plain.db")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_hanging_model_does_not_outlive_its_command(tmp_path: Path, how: signal.Signals) -> None:
+    (tmp_path / "hang.py").write_text(
+        "import os, pathlib, time\n"
+        "def net():\n"
+        "    draft = pathlib.Path(__file__).with_name('draft')\n"
+        "    draft.write_text(str(os.getpid()))\n"
+        "    draft.rename(draft.with_name('pid'))\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", "from kwbench.cli import main; main()", "evaluate", "hang.py:net", "--attack", "fgsm"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child = int((tmp_path / "pid").read_text())
+    if how is signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does
+    else:
+        process.kill()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
+    assert out == ""
+    assert err == ("kwbench: interrupted; the same command continues\n" if how is signal.SIGINT else "")
+    while _alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _alive(process: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class TestRequests:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"eps": "0"}, "eps"),
+            ({"eps": "-0.1"}, "eps"),
+            ({"eps": "1.5"}, "eps"),
+            ({"eps": "much"}, "eps"),
+            ({"norm": "l2", "eps": None}, r"--norm l2: say how far with --eps; the default, linf 0.2, is in another norm"),
+            ({"device": "gpu"}, "--device gpu: not usable here"),
+            ({"dataset": "digit"}, "did you mean 'digits'"),
+            ({"model": "smal"}, "did you mean 'small'"),
+            ({"suite": suite_of(["pgdd"])}, "attack 'pgdd' is unknown; did you mean 'pgd'"),
+            ({"suite": override(suite_of(["pgd"]), ["pgd.stps=3"])}, "'stps'; did you mean 'steps'"),
+            ({"suite": override(suite_of(["transfer"]), ["transfer.surrogate=vgg"])}, "vgg"),
+            ({"suite": Suite("one", (SuiteAttack("pgd", "pgd", "stochastic"),))}, "no attack for a deterministic model"),
+            ({"norm": "l1", "eps": "1", "suite": suite_of(["mim"])}, "attack 'mim' works in l2, linf, not in l1"),
+        ],
+        ids=str,
+    )
+    def test_what_cannot_be_is_refused_by_name(self, registry: Path, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            open_evaluator(request(registry, **options))
+
+    def test_the_threat_is_the_data_sets_unless_the_suite_or_the_user_says_otherwise(self, registry: Path) -> None:
+        suite = read_suite("controls")
+        assert str(open_evaluator(request(registry, suite=suite, eps=None)).facts.threat) == "linf 0.2"
+        own_threat = Suite("own", suite.attacks, threat=open_evaluator(request(registry, eps="1/8")).facts.threat)
+        assert open_evaluator(request(registry, suite=own_threat, eps=None)).facts.threat.eps == own_threat.threat.eps
+        assert open_evaluator(request(registry, suite=own_threat, eps="0.3")).facts.threat.radius == 0.3
+        assert open_evaluator(request(registry, suite=own_threat, norm="l2", eps="2")).facts.threat.norm == "l2"
+
+    def test_a_surrogate_belongs_to_the_run(self, registry: Path, tmp_path: Path) -> None:
+        suite = override(suite_of(["transfer"]), ["transfer.surrogate=small"])
+        first = open_evaluator(request(registry, suite=suite)).facts
+        (tmp_path / "other").mkdir()
+        second = open_evaluator(request(write_registry(tmp_path / "other", epochs=1), suite=suite)).facts
+        assert first.attacks["transfer"]["surrogate_sha256"] == first.identity["model_sha256"]
+        assert second.attacks["transfer"]["surrogate_sha256"] != first.attacks["transfer"]["surrogate_sha256"]
+
+    def test_prose_in_an_entry_does_not_belong_to_the_run(self, registry: Path, tmp_path: Path) -> None:
+        before = open_evaluator(request(registry)).facts
+        other = write_registry(tmp_path)
+        other.write_text(other.read_text().replace("  small:\n", "  small:\n    description: new words\n"))
+        facts = open_evaluator(request(other)).facts
+        what = request(registry)
+        assert runner.describe(what, facts).identity == runner.describe(what, before).identity
