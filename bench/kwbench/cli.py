@@ -434,7 +434,7 @@ def main() -> None:
     """The `kwbench` command."""
     warnings.filterwarnings("ignore")  # libraries' advice to programmers; ours would be errors or rows
     try:
-        app()
+        app(prog_name="kwbench")
     except KwbenchError as failure:
         from kwbench.progress import printable
 

@@ -17,8 +17,9 @@ _QUIET = 15.0
 
 
 @contextmanager
-def showing(stream: TextIO = sys.stderr) -> Iterator[Callable[[Progress], None]]:
-    """Shows what it is called with until the block ends."""
+def showing(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None]]:
+    """Shows what it is called with until the block ends; on stderr, as it is then."""
+    stream = stream or sys.stderr
     console = Console(file=stream)
     if not console.is_terminal:
         yield _plain_lines(stream)

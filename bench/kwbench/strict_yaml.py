@@ -88,7 +88,8 @@ def validate(section: type[Section], data: Any, name: str) -> Section:
     try:
         return section.model_validate(data)
     except ValidationError as invalid:
-        first = invalid.errors()[0]
+        # A mistyped key is also a missing one; what was written says more than what was not.
+        first = min(invalid.errors(), key=lambda each: each["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _keys_at(section, first["loc"][:-1])
