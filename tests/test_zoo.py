@@ -1,0 +1,63 @@
+"""The shipped models keep what the README promises of them."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from kwbench.activations import Kwta, effective_sparsity
+from kwbench.data import DataSet, load_dataset
+from kwbench.loading import load_entry
+from kwbench.registry import Registry, read_registry
+from kwbench.training import accuracy
+
+REGISTRY = Path(__file__).resolve().parents[1] / "registry.yaml"
+TRAININGS = [
+    f"resnet18-{activation}{at}" for activation in ("relu", "kwta0.1", "kwta0.2", "lwta0.2", "slwta2") for at in ("", "-at")
+]
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return read_registry(REGISTRY)
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSet:
+    return load_dataset("digits")
+
+
+def test_the_zoo_holds_every_activation_under_both_trainings_a_surrogate_and_a_wide_resnet(registry: Registry) -> None:
+    assert {*TRAININGS, "vgg11", "wrn16-2-relu"} <= set(registry.entries)
+
+
+def test_every_shipped_model_has_a_recipe_and_a_checkpoint_that_hashes_to_what_is_pinned(registry: Registry) -> None:
+    for name, entry in registry.entries.items():
+        assert entry.recipe is not None, name
+        assert entry.checkpoint is not None, name
+        content = registry.checkpoint_path(name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == entry.checkpoint.sha256, name
+
+
+def test_checkpoints_stay_within_3_mb_each_and_40_mb_together(registry: Registry) -> None:
+    sizes = [registry.checkpoint_path(name).stat().st_size for name in registry.entries]
+    assert max(sizes) <= 3_000_000
+    assert sum(sizes) <= 40_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [(name, 0.98 if name == "resnet18-relu" else 0.96) for name in TRAININGS if not name.endswith("-at")]
+)
+def test_a_naturally_trained_model_reads_the_test_digits(registry: Registry, digits: DataSet, name: str, least: float) -> None:
+    module = load_entry(registry, name, registry.entries[name], digits).module
+    torch.manual_seed(0)  # stochastic LWTA answers by one draw
+    assert accuracy(module, digits.test) >= least
+
+
+def test_incremental_training_ended_at_the_gamma_of_the_entry(registry: Registry, digits: DataSet) -> None:
+    name = "resnet18-kwta0.1"
+    module = load_entry(registry, name, registry.entries[name], digits).module
+    shares = effective_sparsity(module, digits.test.batch([0]).x)
+    assert len(shares) == sum(isinstance(layer, Kwta) for layer in module.modules()) == 17
+    assert all(0.09 < share <= 0.1 for share in shares.values())
