@@ -8,8 +8,13 @@ import torch
 
 from kwbench.activations import Kwta, effective_sparsity
 from kwbench.data import DataSet, load_dataset
+from kwbench.evaluator import Request
 from kwbench.loading import load_entry
 from kwbench.registry import Registry, read_registry
+from kwbench.runner import evaluate
+from kwbench.standing import standings
+from kwbench.store import Store
+from kwbench.suite import suite_of
 from kwbench.training import accuracy
 
 REGISTRY = Path(__file__).resolve().parents[1] / "registry.yaml"
@@ -61,3 +66,20 @@ def test_incremental_training_ended_at_the_gamma_of_the_entry(registry: Registry
     shares = effective_sparsity(module, digits.test.batch([0]).x)
     assert len(shares) == sum(isinstance(layer, Kwta) for layer in module.modules()) == 17
     assert all(0.09 < share <= 0.1 for share in shares.values())
+
+
+def test_pgd_mim_and_autoattack_each_leave_natural_relu_below_5_percent(tmp_path: Path) -> None:
+    attacks = ["pgd", "mim", "transfer", "autoattack"]
+    store = Store.open(str(tmp_path / "results.db"), create=True)
+    request = Request("resnet18-relu", suite_of(attacks), registry=REGISTRY, n=128, threads=1)
+    (found,) = standings(store, [evaluate(request, store)])
+    accuracy = {attack.name: attack.accuracy.value for attack in found.attacks if attack.accuracy is not None}
+    assert found.complete
+    assert set(accuracy) == set(attacks)
+    assert max(accuracy[name] for name in ("pgd", "mim", "autoattack")) < 0.05
+    assert found.a_rob is not None
+    assert found.a_rob.value <= min(accuracy.values())
+    (transfer,) = (attack for attack in found.attacks if attack.name == "transfer")
+    assert transfer.surrogate == "vgg11"
+    assert transfer.surrogate_accuracy is not None
+    assert transfer.surrogate_accuracy.value < 0.05

@@ -71,6 +71,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Samples attacked together; changes no result.")] = 256,
     tile: Annotated[int, typer.Option(help="Samples in every forward pass; part of a run's identity.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: torch's own choice.")] = None,
     time_limit: Annotated[
         float | None, typer.Option(help="For your own file: stop its process if a batch takes more seconds than this.")
     ] = None,
@@ -115,6 +116,7 @@ def evaluate(
             batch_size=batch_size,
             tile=tile,
             device=device,
+            threads=threads,
         )
         for model in models
     ]
