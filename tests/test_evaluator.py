@@ -169,6 +169,17 @@ def evaluated(what: Request, db: Path) -> dict[str, list[dict[str, Any]]]:
     return rows(db, carry_out(what, db))
 
 
+def arrive() -> None:
+    time.sleep(5)
+
+
+class SlowToArrive:
+    """Takes its time on the way to another process, where it is None."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return arrive, ()
+
+
 @pytest.mark.usefixtures("at_hand")
 class TestOwnFilesThatFail:
     @pytest.mark.parametrize(
@@ -242,6 +253,10 @@ class TestOwnFilesThatFail:
         with pytest.raises(CannotEvaluate, match=r"no answer within 1.5 s"):
             carry_out(own(defence(tmp_path, head="import time\ntime.sleep(600)")), db, time_limit=1.5)
 
+    def test_the_time_limit_is_the_models_and_not_that_of_starting_a_process(self, tmp_path: Path, db: Path) -> None:
+        carry_out(own(defence(tmp_path), data_dir=SlowToArrive()), db, time_limit=4)
+        assert count(db) == 64
+
     def test_an_attack_that_the_model_makes_raise_leaves_error_rows(self, tmp_path: Path, db: Path) -> None:
         model = defence(tmp_path, "if x.requires_grad:\n    raise ValueError('no gradients')\nreturn self.layers(x)")
         carry_out(own(model, suite=self.FIRST), db)
@@ -276,10 +291,10 @@ theirs.LocalEvaluator.judge = small
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_hanging_model_does_not_outlive_its_command(tmp_path: Path, how: signal.Signals) -> None:
     (tmp_path / "hang.py").write_text(
-        "import os, pathlib, time\n"
+        "import os, pathlib, signal, time\n"
         "def net():\n"
         "    draft = pathlib.Path(__file__).with_name('draft')\n"
-        "    draft.write_text(str(os.getpid()))\n"
+        "    draft.write_text(f'{os.getpid()} {signal.getsignal(signal.SIGINT).name}')\n"
         "    draft.rename(draft.with_name('pid'))\n"
         "    time.sleep(600)\n"
     )
@@ -298,7 +313,8 @@ def test_a_hanging_model_does_not_outlive_its_command(tmp_path: Path, how: signa
     while not (tmp_path / "pid").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    child = int((tmp_path / "pid").read_text())
+    child, handler = (tmp_path / "pid").read_text().split()
+    assert handler == "SIG_IGN"  # else it would tell of Ctrl-C too, with a traceback
     if how is signal.SIGINT:
         os.killpg(process.pid, how)  # as a terminal does
     else:
@@ -307,7 +323,7 @@ def test_a_hanging_model_does_not_outlive_its_command(tmp_path: Path, how: signa
     assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
     assert out == ""
     assert err == ("kwbench: interrupted; the same command continues\n" if how is signal.SIGINT else "")
-    while _alive(child):
+    while _alive(int(child)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

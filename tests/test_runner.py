@@ -158,6 +158,17 @@ class TestInterruption:
         assert count(db) == 288 - 15
         assert evaluated(request(registry), db) == uninterrupted
 
+    def test_single_rows_are_made_up_for_in_the_company_that_they_had(self, registry: Path, tmp_path: Path) -> None:
+        # A stochastic model's draws belong to a tile, not to a row.
+        what = request(registry, "small-random", n=32, suite=fast_suite("noop"))
+        whole = evaluated(what, tmp_path / "whole.db")
+        carry_out(what, tmp_path / "holes.db")
+        connection = sqlite3.connect(tmp_path / "holes.db")
+        connection.execute('DELETE FROM outcomes WHERE "index" % 5 = 1')
+        connection.commit()
+        connection.close()
+        assert evaluated(what, tmp_path / "holes.db") == whole
+
     def test_what_is_on_record_is_not_overwritten(self, registry: Path, db: Path) -> None:
         carry_out(request(registry), db)
         connection = sqlite3.connect(db)
