@@ -71,7 +71,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Samples attacked together; changes no result.")] = 256,
     tile: Annotated[int, typer.Option(help="Samples in every forward pass; part of a run's identity.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: torch's own choice.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; default: one for small images, else its own choice.")
+    ] = None,
     time_limit: Annotated[
         float | None, typer.Option(help="For your own file: stop its process if a batch takes more seconds than this.")
     ] = None,

@@ -21,7 +21,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)?")
 
 def _fraction(value: Any) -> Any:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return exact_fraction(value)
+        try:
+            return exact_fraction(value)
+        except ValueError:
+            raise ValueError("must be a number or a fraction such as 8/255") from None
     return value
 
 

@@ -87,7 +87,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
         provenance={
             **machine(),
             "device": facts.device,
-            "threads": torch.get_num_threads(),
+            "threads": facts.threads,
             "effective_sparsity": facts.effective_sparsity,
             "command": command,
         },
