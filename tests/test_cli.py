@@ -508,8 +508,15 @@ class TestTheRealCommand:
         registry = write_registry(tmp_path)
         words = ["evaluate", "small", "--registry", str(registry), "--attack", "pgd", "--set", "pgd.steps=3000"]
         words += ["--eps", "0.001", "--n", "32", "--tile", "16", "--batch-size", "16"]
+        # A shell's background job ignores Ctrl-C, and its children inherit that.
+        code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from kwbench.cli import main; main()"
         process = subprocess.Popen(
-            [*COMMAND, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+            [sys.executable, "-c", code, *words],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
         )
         deadline = time.monotonic() + 60
         while not ((tmp_path / "results.db").exists() and count(tmp_path / "results.db") >= 48):

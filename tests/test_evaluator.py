@@ -298,7 +298,9 @@ def test_a_hanging_model_does_not_outlive_its_command(tmp_path: Path, how: signa
         "    draft.rename(draft.with_name('pid'))\n"
         "    time.sleep(600)\n"
     )
-    command = [sys.executable, "-c", "from kwbench.cli import main; main()", "evaluate", "hang.py:net", "--attack", "fgsm"]
+    # A shell's background job ignores Ctrl-C, and its children inherit that.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from kwbench.cli import main; main()"
+    command = [sys.executable, "-c", code, "evaluate", "hang.py:net", "--attack", "fgsm"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command,

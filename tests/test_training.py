@@ -109,14 +109,20 @@ def test_recipes_that_do_not_suit_the_network_are_refused(few: DataSet) -> None:
     bare = validate(ModelEntry, {"architecture": CNN, "activation": {"name": "relu"}}, "registry.yaml")
     with pytest.raises(UsageError, match="no recipe"):
         train(bare, few, quiet)
-    nothing = DataSet("own", 10, few.test, Split(few.train.images[:0], few.train.labels[:0]), few.validation, few.threat)
-    with pytest.raises(UsageError, match="'own' has no training images"):
-        train(entry(), nothing, quiet)
+    for n in (0, 1):
+        little = DataSet("own", 10, few.test, Split(few.train.images[:n], few.train.labels[:n]), few.validation, few.threat)
+        with pytest.raises(UsageError, match=f"'own' has {n} training images; batch norm needs at least 2"):
+            train(entry(), little, quiet)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(few: DataSet) -> None:
-    with pytest.raises(CannotEvaluate, match="the loss is not finite after epoch 1; lower learning_rate"):
+    with pytest.raises(CannotEvaluate, match="the loss is not finite in epoch 1; lower learning_rate"):
         train(entry(learning_rate=1e30), few, quiet)
+
+
+def test_a_winner_take_all_network_that_diverges_ends_the_training_in_words(few: DataSet) -> None:
+    with pytest.raises(CannotEvaluate, match="NaN, which has no rank; lower learning_rate"):
+        train(entry({"name": "kwta", "gamma": 0.5}, learning_rate=1e30), few, quiet)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
