@@ -363,8 +363,9 @@ class TestRequests:
             open_evaluator(request(registry, **options))
 
     def test_the_threat_is_the_data_sets_unless_the_suite_or_the_user_says_otherwise(self, registry: Path) -> None:
-        suite = read_suite("controls")
+        suite = suite_of(["fgsm"])
         assert str(open_evaluator(request(registry, suite=suite, eps=None)).facts.threat) == "linf 0.2"
+        assert str(open_evaluator(request(registry, suite=read_suite("controls"), eps=None)).facts.threat) == "linf 1/255"
         own_threat = Suite("own", suite.attacks, threat=open_evaluator(request(registry, eps="1/8")).facts.threat)
         assert open_evaluator(request(registry, suite=own_threat, eps=None)).facts.threat.eps == own_threat.threat.eps
         assert open_evaluator(request(registry, suite=own_threat, eps="0.3")).facts.threat.radius == 0.3
