@@ -1,0 +1,1 @@
+"""Soft backward passes for any PyTorch module."""
