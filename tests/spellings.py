@@ -1,0 +1,50 @@
+"""The zoo's winner-take-all networks with the same weights and the activation written in other ways.
+
+The activations themselves are those of user_files/winner_take_all.py, which never heard of kwbench;
+user_files/spellings.py offers the same networks as users' own models.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from kwbench.activations import Kwta, StochasticLwta
+from kwbench.loading import load_entry
+from kwbench.registry import read_registry
+from small_models import digits
+from user_files.winner_take_all import KWTA, LWTA
+
+__all__ = ["FILE", "HIDDEN", "KWTA", "LWTA", "kwta", "slwta", "swap"]
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = Path(__file__).resolve().parent / "user_files" / "spellings.py"
+
+# What happens inside these cannot be seen from PyTorch's operations.
+HIDDEN = frozenset({"function", "script", "numpy"})
+
+
+def slwta(way: str, name: str = "resnet18-slwta2") -> nn.Module:
+    """A trained stochastic LWTA network of the zoo, its activations written in this way."""
+    return swap(_zoo(name), StochasticLwta, LWTA[way])
+
+
+def kwta(way: str, name: str = "resnet18-kwta0.1") -> nn.Module:
+    """A trained k-WTA network of the zoo, its activations written in this way."""
+    network = _zoo(name)
+    (gamma,) = {float(layer.gamma) for layer in network.modules() if isinstance(layer, Kwta)}
+    return swap(network, Kwta, lambda: KWTA[way](gamma))
+
+
+def swap(network: nn.Module, kind: type[nn.Module], make: Callable[[], nn.Module]) -> nn.Module:
+    """The network itself, every submodule of this kind replaced by a new one."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, kind):
+                setattr(module, name, make())
+    return network.eval().requires_grad_(False)
+
+
+def _zoo(name: str) -> nn.Module:
+    registry = read_registry(ROOT / "registry.yaml")
+    return load_entry(registry, *registry.find(name), digits()).module
