@@ -8,11 +8,13 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
-from kwbench.store import APPLICATION_ID, Store, pack
+from kwbench.finding import Finding
+from kwbench.store import APPLICATION_ID, SCHEMA_VERSION, Store, pack
 from record import deterministic, drawn, record, rows, specification
 
 
@@ -61,6 +63,108 @@ def test_attack_runs_are_shared_between_evaluations_that_ask_for_the_same(store:
     assert large.attack_runs["clean"] == small.attack_runs["clean"]
     assert len(store.outcomes(large.attack_runs["clean"])) == 4
     assert list(large.attack_runs) == ["clean", "pgd", "cw"]
+
+
+def test_findings_are_read_as_they_were_recorded_and_replaced_check_by_check(store: Store) -> None:
+    evaluation, other = deterministic(store, {"pgd": "h"}), deterministic(store, {"pgd": "b"}, model="other")
+    first = Finding("flat", 0.5, 0.01, True, "Half of the gradients are zero.", ("a", "b"), "masking")
+    second = Finding("random", None, 0.0, False, "ü was not measured.")
+    store.record_findings(evaluation.id, [first, second])
+    store.record_findings(other.id, [second])
+    assert store.findings(evaluation.id) == [first, second]
+    again = replace(first, figure=0.25, samples=())
+    store.record_findings(evaluation.id, [again])
+    assert store.findings(evaluation.id) == [second, again]
+    assert store.findings(other.id) == [second]
+    with pytest.raises(CannotEvaluate, match="check flat: figure and threshold must be finite"):
+        store.record_findings(evaluation.id, [replace(first, figure=float("nan"))])
+    with pytest.raises(CannotEvaluate):
+        store.record_findings(99, [first])
+    assert store.findings(evaluation.id) == [second, again]
+
+
+def test_kept_images_are_read_to_the_last_bit_and_stay_as_they_are(store: Store) -> None:
+    image = np.random.default_rng(0).random((3, 4, 5), dtype=np.float32)
+    held, broken = rows("hb")
+    evaluation = record(store, specification(n=2), {"pgd": [held, replace(broken, image=image)]})
+    run = evaluation.attack_runs["pgd"]
+    (kept,) = store.adversarials(run).values()
+    assert kept.dtype == np.float32
+    assert (kept == image).all()
+    # A row that is there may get its image later, and then keeps it.
+    store.append(run, [replace(held, image=image + 1), replace(broken, image=image + 1)])
+    assert store.with_adversarials(run) == {held.sample, broken.sample}
+    assert (store.adversarials(run)[held.sample] == image + 1).all()
+    assert (store.adversarials(run)[broken.sample] == image).all()
+    assert store.outcomes(run) == [held, broken]
+
+
+def test_a_damaged_image_is_named(store: Store, path: Path) -> None:
+    (row,) = rows("b")
+    evaluation = record(store, specification(n=1), {"pgd": [replace(row, image=np.zeros((1, 2, 2), dtype=np.float32))]})
+    for change in ("image = x'00'", "width = 3"):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"UPDATE adversarials SET {change}")  # noqa: S608 - a test's own text
+            connection.commit()
+        with pytest.raises(DamagedData, match=f"the adversarial image of sample {row.sample} is damaged"):
+            store.adversarials(evaluation.attack_runs["pgd"])
+
+
+def _as_version_1(path: Path) -> list[tuple[object, ...]]:
+    """Make the database what an earlier kwbench left; its outcomes."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE findings")
+        connection.execute("DROP TABLE adversarials")
+        connection.execute("UPDATE schema_version SET version = 1")
+        connection.commit()
+        return connection.execute("SELECT * FROM outcomes").fetchall()
+
+
+def test_a_database_of_version_1_is_brought_up_to_date_and_keeps_its_data(store: Store, path: Path) -> None:
+    deterministic(store, {"clean": "whhh", "pgd": "whbe"})
+    before = store.evaluations()
+    store.close()
+    outcomes = _as_version_1(path)
+    store = Store.open(str(path))
+    assert store.evaluations() == before
+    store.record_findings(before[0].id, [Finding("flat", 0.0, 0.01, False, "None is zero.")])
+    (row, *_) = rows("h", start=9)
+    store.append(before[0].attack_runs["pgd"], [replace(row, image=np.zeros((1, 2, 2), dtype=np.float32))])
+    store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(SCHEMA_VERSION,)]
+        assert set(outcomes) < set(connection.execute("SELECT * FROM outcomes").fetchall())
+    assert _tables(path) == _tables(_new(path.with_name("new.db")))
+
+
+def _tables(path: Path) -> dict[str, str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return dict(connection.execute("SELECT name, sql FROM sqlite_master"))
+
+
+def _new(path: Path) -> Path:
+    Store.open(str(path), create=True).close()
+    return path
+
+
+def _open(path: str, barrier: object) -> None:
+    barrier.wait()  # type: ignore[attr-defined]
+    Store.open(path).close()
+
+
+def test_two_processes_bring_a_database_up_to_date_at_once(store: Store, path: Path) -> None:
+    deterministic(store, {"clean": "whhh", "pgd": "whbe"})
+    store.close()
+    _as_version_1(path)
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    openers = [context.Process(target=_open, args=(str(path), barrier)) for _ in range(2)]
+    for opener in openers:
+        opener.start()
+    for opener in openers:
+        opener.join(60)
+    assert [opener.exitcode for opener in openers] == [0, 0]
+    assert len(Store.open(str(path)).tallies()) == 2
 
 
 def _append(path: str, start: int, barrier: object) -> None:

@@ -1,7 +1,10 @@
 """What happened to one sample under one attack: the only thing that is ever stored about robustness."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Status(StrEnum):
@@ -46,3 +49,5 @@ class Outcome:
     backwards: int = 0
     seconds: float = 0.0
     note: str = ""
+    # The image that was judged, (c, h, w), where it is to be kept. It is evidence for the row and no part of it.
+    image: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)

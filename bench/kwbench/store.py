@@ -8,6 +8,7 @@ registered and appended twice, also by two processes at once.
 import json
 import math
 import os
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
+from kwbench.finding import Finding
 from kwbench.outcome import Outcome, Status
 from kwbench.threat import ThreatModel
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # "kwbn" in SQLite's header tells our databases from other people's.
 APPLICATION_ID = 0x6B77626E
 
@@ -103,9 +105,36 @@ _outcomes = sa.Table(
     sqlite_with_rowid=False,
 )
 
+_findings = sa.Table(
+    "findings",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("evaluation", sa.ForeignKey("evaluations.id"), nullable=False, index=True),
+    sa.Column("check", sa.String, nullable=False),
+    # The fields of Finding, as JSON.
+    sa.Column("finding", sa.Text, nullable=False),
+)
+
+_adversarials = sa.Table(
+    "adversarials",
+    _metadata,
+    sa.Column("attack_run", sa.Integer, primary_key=True),
+    sa.Column("sample", sa.String(32), primary_key=True),
+    sa.Column("channels", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    # Little-endian float32, row by row, compressed by zlib.
+    sa.Column("image", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(["attack_run", "sample"], ["outcomes.attack_run", "outcomes.sample"]),
+)
+
+# What version 2 added.
+_SINCE_1 = [_findings, _adversarials]
+
 _COUNTS = ("selection_correct", "selection_draws", "fresh_correct", "fresh_draws")
 
-OUTCOME_COLUMNS = [field.name for field in fields(Outcome)]
+# An image has a table of its own.
+OUTCOME_COLUMNS = [field.name for field in fields(Outcome) if field.name != "image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +303,7 @@ class Store:
         return next(iter(self.evaluations(spec.identity)))
 
     def append(self, attack_run: int, outcomes: Sequence[Outcome]) -> None:
-        """Add outcomes in one transaction. Rows that are already there stay as they are.
+        """Add outcomes, and the images of those that carry one, in one transaction. What is already there stays as it is.
 
         Raises CannotEvaluate if they cannot be written, or a value is impossible; what was committed before stays.
         """
@@ -283,13 +312,68 @@ class Store:
             if not math.isfinite(outcome.seconds) or not math.isfinite(outcome.distance or 0.0):
                 raise CannotEvaluate(f"{self._name}: sample {outcome.sample}: distance and seconds must be finite")
         with self._naming(self._name), self._engine.begin() as connection:
-            _insert(connection, _outcomes, [{"attack_run": attack_run, **asdict(outcome)} for outcome in outcomes])
+            _insert(connection, _outcomes, [{"attack_run": attack_run, **_columns(outcome)} for outcome in outcomes])
+            _insert(
+                connection,
+                _adversarials,
+                [
+                    {
+                        "attack_run": attack_run,
+                        "sample": outcome.sample,
+                        **dict(zip(("channels", "height", "width"), outcome.image.shape, strict=True)),
+                        "image": zlib.compress(outcome.image.astype("<f4").tobytes()),
+                    }
+                    for outcome in outcomes
+                    if outcome.image is not None
+                ],
+            )
 
     def outcomes(self, attack_run: int) -> list[Outcome]:
         """What is on record for an attack run, by position in the split."""
         query = sa.select(_outcomes).where(_outcomes.c.attack_run == attack_run).order_by(_outcomes.c.index)
         with self._naming(self._name), self._engine.connect() as connection:
             return [_outcome(row) for row in connection.execute(query)]
+
+    def adversarials(self, attack_run: int) -> dict[str, NDArray[np.float32]]:
+        """The adversarial images (c, h, w) that were kept, by sample. Raises DamagedData for bytes that are no such image."""
+        table = _adversarials.c
+        query = sa.select(table.sample, table.channels, table.height, table.width, table.image)
+        with self._naming(self._name), self._engine.connect() as connection:
+            rows = connection.execute(query.where(table.attack_run == attack_run).order_by(table.sample)).all()
+        return {sample: self._image(sample, (c, h, w), packed) for sample, c, h, w, packed in rows}
+
+    def with_adversarials(self, attack_run: int) -> set[str]:
+        """The samples whose adversarial images were kept."""
+        query = sa.select(_adversarials.c.sample).where(_adversarials.c.attack_run == attack_run)
+        with self._naming(self._name), self._engine.connect() as connection:
+            return set(connection.execute(query).scalars())
+
+    def record_findings(self, evaluation: int, findings: Sequence[Finding]) -> None:
+        """Put what checks found on record; it replaces what the same checks found before.
+
+        Raises CannotEvaluate for a figure that is not finite, and if it cannot be written.
+        """
+        for finding in findings:
+            if not math.isfinite(finding.threshold) or not math.isfinite(finding.figure or 0.0):
+                raise CannotEvaluate(f"{self._name}: check {finding.check}: figure and threshold must be finite")
+        with self._naming(self._name), self._engine.begin() as connection:
+            connection.execute(
+                sa.delete(_findings).where(
+                    _findings.c.evaluation == evaluation, _findings.c.check.in_([each.check for each in findings])
+                )
+            )
+            _insert(
+                connection,
+                _findings,
+                [{"evaluation": evaluation, "check": each.check, "finding": _to_json(asdict(each))} for each in findings],
+            )
+
+    def findings(self, evaluation: int) -> list[Finding]:
+        """What checks found on an evaluation, in the order in which it was recorded."""
+        query = sa.select(_findings.c.finding).where(_findings.c.evaluation == evaluation).order_by(_findings.c.id)
+        with self._naming(self._name), self._engine.connect() as connection:
+            found = [json.loads(text) for text in connection.execute(query).scalars()]
+        return [Finding(**{**each, "samples": tuple(each["samples"])}) for each in found]
 
     def evaluations(self, identity: str | None = None) -> list[Evaluation]:
         """Everything on record, oldest first; or the one evaluation of this identity, if it is there."""
@@ -352,7 +436,7 @@ class Store:
             sa.func.count(sa.case((_outcomes.c.other_status == Status.HELD.value, 1))),
             sa.func.count(_outcomes.c.surrogate_prediction),
             sa.func.count(sa.case((_outcomes.c.surrogate_prediction == _outcomes.c.label, 1))),
-            sa.func.max(_outcomes.c.fresh_draws),
+            sa.func.max(_outcomes.c.selection_draws + _outcomes.c.fresh_draws),
         ]
         drawn = [text(sa.cast(column, sa.String), ",") for column in (_outcomes.c[name] for name in _COUNTS)]
         tallies: dict[int, Tally] = {}
@@ -400,9 +484,18 @@ class Store:
             if not sa.inspect(connection).has_table(_schema.name):
                 raise DamagedData(f"{self._name}: not a kwbench database, its tables are not there")
             version = connection.execute(sa.select(_schema.c.version)).scalar()
+        if version == 1:
+            with self._engine.begin() as connection:
+                version = _migrate(connection)
         if version != SCHEMA_VERSION:
             advice = "update kwbench" if isinstance(version, int) and version > SCHEMA_VERSION else "use another file with --db"
             raise DamagedData(f"{self._name}: schema version {version}, this kwbench reads {SCHEMA_VERSION}; {advice}")
+
+    def _image(self, sample: str, shape: tuple[int, int, int], packed: bytes) -> NDArray[np.float32]:
+        try:
+            return np.frombuffer(zlib.decompress(packed), dtype="<f4").astype(np.float32).reshape(shape)
+        except (zlib.error, ValueError) as failure:
+            raise DamagedData(f"{self._name}: the adversarial image of sample {sample} is damaged ({failure})") from None
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -426,6 +519,15 @@ def _insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any
 def _create(connection: sa.Connection) -> None:
     _metadata.create_all(connection)
     _insert(connection, _schema, [{"version": SCHEMA_VERSION}])
+
+
+def _migrate(connection: sa.Connection) -> int:
+    """Bring a database of version 1 to this version, in the transaction at hand; what is on record stays as it is."""
+    # The update comes first: it takes the lock for writing, so of two processes one waits here and then finds nothing to do.
+    updated = connection.execute(sa.update(_schema).where(_schema.c.version == 1).values(version=SCHEMA_VERSION))
+    if updated.rowcount:
+        _metadata.create_all(connection, _SINCE_1)
+    return int(connection.execute(sa.select(_schema.c.version)).scalar_one())
 
 
 def _make_file(path: Path) -> None:
@@ -504,6 +606,10 @@ def _begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN")
 
 
+def _columns(outcome: Outcome) -> dict[str, Any]:
+    return {name: getattr(outcome, name) for name in OUTCOME_COLUMNS}
+
+
 def _outcome(row: Any) -> Outcome:
     values = {name: getattr(row, name) for name in OUTCOME_COLUMNS if name != "index"}
     values["status"] = Status(values["status"])
@@ -516,7 +622,7 @@ def pack(frame: pd.DataFrame) -> dict[int, Tally]:
     tallies = {}
     for attack_run, group in frame.groupby("attack_run", sort=False):
         rows = group.sort_values("index")
-        stochastic = bool((rows["fresh_draws"] > 0).any())
+        stochastic = bool((rows["selection_draws"] + rows["fresh_draws"] > 0).any())
         others, surrogates = rows["other_status"].notna(), rows["surrogate_prediction"].notna()
         tallies[int(str(attack_run))] = Tally(
             index=rows["index"].to_numpy(dtype=np.int64),
