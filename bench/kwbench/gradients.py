@@ -5,6 +5,7 @@ An objective maps logits (b, k) to one or more values a sample, (m, b); an estim
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
+from kwbench.relaxation import relaxed
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -151,7 +153,32 @@ class Es:
         return Estimate(logits, values, gradients / (2 * self.sigma * self.draws))
 
 
-Gradient = Annotated[Exact | Eot | Smooth | Es, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class Relaxed:
+    """Autograd through the unmodified forward pass, with soft gradients for the operations that hide theirs.
+
+    Backward pass differentiable approximation (Athalye et al. 2018, arXiv:1802.00420), found automatically for any module: see
+    `kwbench.relaxation`. `softness` multiplies scales that are taken from the data.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _strict
+    kind: Literal["relaxed"] = "relaxed"
+    softness: float = 1.0
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.softness <= 0:
+            raise ValueError(f"draws: {self.draws} and softness: {self.softness} must be positive")
+
+    def __call__(
+        self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None = None
+    ) -> Estimate:
+        """Estimate at x (b, c, h, w). Two forwards a draw, and a backward for each of the m values."""
+        with model.running(partial(relaxed, softness=self.softness), passes=2):
+            return _mean([EXACT(model, x, objective, rng, rows) for _ in range(self.draws)])
+
+
+Gradient = Annotated[Exact | Eot | Smooth | Es | Relaxed, Field(discriminator="kind")]
 
 
 def _mean(estimates: list[Estimate]) -> Estimate:

@@ -1,6 +1,6 @@
 """A frozen classifier, from pixels in [0, 1] (b, c, h, w) to logits (b, k), that counts its own work."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -62,13 +62,16 @@ class Model:
         self._stream: object = "unseeded"
         self._draw = 0
         self._meter = _Meter()
+        self._run: Callable[[nn.Module, Tensor], Tensor] = lambda module, x: module(x)
+        self._passes = 1
 
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (b, k) of x (b, c, h, w); differentiable in x. `rows` names the rows of the metered batch that pay for it."""
         if tuple(x.shape[1:]) != self.shape:
             raise CannotEvaluate(f"{self.name}: images are {tuple(x.shape[1:])}, the model takes {self.shape}")
         tiles = [self._predict(x[start : start + self.tile]) for start in range(0, len(x), self.tile)]
-        self._charge(len(x), rows, "forwards")
+        for _ in range(self._passes):
+            self._charge(len(x), rows, "forwards")
         logits = torch.cat(tiles) if tiles else x.new_zeros((0, self.classes))
         if logits.requires_grad:
             logits.register_hook(lambda _: self._charge(len(x), rows, "backwards"))  # type: ignore[no-untyped-call]
@@ -123,6 +126,16 @@ class Model:
         self._stream, self._draw = address, 0
 
     @contextmanager
+    def running(self, run: Callable[[nn.Module, Tensor], Tensor], passes: int) -> Iterator[None]:
+        """Let `run(module, x)` carry out every forward pass of this block, at the cost of `passes` of them."""
+        before = self._run, self._passes
+        self._run, self._passes = run, passes
+        try:
+            yield
+        finally:
+            self._run, self._passes = before
+
+    @contextmanager
     def metering(self, size: int) -> Iterator[None]:
         """Count work per row of a batch of `size` samples until the block ends; read it with `work`."""
         self._meter = _Meter(torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long))
@@ -159,7 +172,7 @@ class Model:
         self._draw += 1
         seeded = seeded_globally(derived_seed(self._stream, self._draw)) if self.stochastic else nullcontext()
         with seeded:
-            logits = self.module(full)
+            logits = self._run(self.module, full)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.tile:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise CannotEvaluate(f"{self.name}: the model must return logits ({self.tile}, classes), it returned {got}")

@@ -1,1 +1,0 @@
-"""Soft backward passes for any PyTorch module."""
