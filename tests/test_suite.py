@@ -75,6 +75,37 @@ def test_a_suite_without_a_threat_or_a_paper_leaves_both_open(tmp_path: Path) ->
     assert written(tmp_path, "paper_attacks: []\nattacks: {pgd: {}}\n").paper_attacks == ()
 
 
+def test_a_cascade_has_conditions_and_escalations(tmp_path: Path) -> None:
+    suite = written(
+        tmp_path,
+        """
+        cascade: true
+        protocol: [pgd]
+        attacks:
+          pgd: {}
+          drawn: {attack: pgd, when: stochastic, escalate: 1}
+          es: {attack: pgd, after: pgd, escalate: 2, steps: 3}
+          last: {attack: square, after: [drawn, es]}
+        """,
+    )
+    assert (suite.cascade, suite.protocol, suite.by_name) == (True, ("pgd",), False)
+    stages = [(stage.label, stage.doubled, stage.after) for stage in suite.stages(stochastic=False)]
+    assert stages == [
+        ("pgd", 0, ()),
+        ("es", 0, ("pgd",)),
+        ("es x2", 1, ("es",)),
+        ("es x4", 2, ("es x2",)),
+        ("last", 0, ("drawn", "es")),
+    ]
+    assert [stage.label for stage in suite.stages(stochastic=True)][:3] == ["pgd", "drawn", "drawn x2"]
+    # A parameter that is set reaches the escalations too.
+    assert {stage.attack.parameters.get("steps") for stage in override(suite, ["es.steps=9"]).stages(False)[1:4]} == {9}
+
+
+def test_a_protocol_outside_a_cascade_may_stand_anywhere(tmp_path: Path) -> None:
+    assert written(tmp_path, "protocol: [pgd]\nattacks: {fgsm: {}, pgd: {escalate: 1}}\n").protocol == ("pgd",)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -88,6 +119,17 @@ def test_a_suite_without_a_threat_or_a_paper_leaves_both_open(tmp_path: Path) ->
         ("attacks: [pgd]\n", "attacks: must be a mapping"),
         ("attacks: {clean: {attack: pgd}}\n", "'clean' is the name of the images themselves"),
         ("attacks: {pgd: {}}\npaper_attacks: [pgb]\n", "paper_attacks: 'pgb' is not among the attacks; did you mean 'pgd'"),
+        ("attacks: {pgd: {after: fgsm}, fgsm: {}}\n", "pgd.after: 'fgsm' is not among .* before it; must come before 'pgd'"),
+        ("attacks: {pgd: {after: pgd}}\n", "attacks.pgd.after: 'pgd' is not among the attacks before it"),
+        ("attacks: {pgd: {}, fgsm: {after: [pgb]}}\n", "attacks.fgsm.after: 'pgb' .*; did you mean 'pgd'"),
+        ("attacks: {pgd: {escalate: -1}}\n", "attacks.pgd.escalate"),
+        ("attacks: {pgd: {escalate: 11}}\n", "attacks.pgd.escalate"),
+        ("attacks: {pgd: {escalate: true}}\n", "attacks.pgd.escalate"),
+        ("attacks: {pgd: {escalate: 1}, pgd x2: {attack: pgd}}\n", "attacks.pgd x2: 'pgd' escalates to this label"),
+        ("attacks: {pgd: {}}\nprotocol: [pgb]\n", "protocol: 'pgb' is not among the attacks; did you mean 'pgd'"),
+        ("cascade: true\nprotocol: [pgd]\nattacks: {fgsm: {}, pgd: {}}\n", "protocol: in a cascade .*'fgsm' is in the way"),
+        ("cascade: true\nprotocol: [pgd]\nattacks: {pgd: {escalate: 1}}\n", "protocol: in a cascade .*'pgd' is in the way"),
+        ("cascade: 1\nattacks: {pgd: {}}\n", "cascade"),
         ("attacks: {pgd: {}}\nthreat: {norm: linf, eps: 8}\n", "eps: 8 exceeds 1"),
         ("attacks: {pgd: {}}\nthreat: {norm: l3, eps: 8}\n", "norm: 'l3' is unknown"),
         ("attacks: {pgd: {}}\nthreat: {norm: linf}\n", "threat.eps: Field required"),
@@ -110,6 +152,7 @@ def test_unknown_and_missing_suites_are_told_apart(tmp_path: Path) -> None:
 def test_names_make_a_suite_of_defaults() -> None:
     suite = suite_of(["fgsm", "foolbox:LinfPGD"])
     assert suite.name == "fgsm+foolbox:LinfPGD"
+    assert suite.by_name
     assert suite.attacks == (SuiteAttack("fgsm", "fgsm"), SuiteAttack("foolbox:LinfPGD", "foolbox:LinfPGD"))
     for names, message in (([], "names no attack"), (["pgd", "pgd"], "named twice"), (["clean"], "the images themselves")):
         with pytest.raises(UsageError, match=message):

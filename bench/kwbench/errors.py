@@ -31,6 +31,10 @@ class DamagedData(KwbenchError):
     exit_code = 4
 
 
+class NotApplicable(Exception):
+    """An attack cannot be made for this model; the message says why. A suite goes on without it."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: a suggestion, or the list of what there is."""
     names = sorted(known)

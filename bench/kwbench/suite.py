@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.strict_yaml import Strict, parse_yaml, read_yaml, validate
@@ -16,12 +16,18 @@ _FOLDER = Path(__file__).parent / "suites"
 
 @dataclass(frozen=True, slots=True)
 class SuiteAttack:
-    """One attack of a suite: its label there, the attack's name, for which models it is, and the parameters given."""
+    """One attack of a suite: its label there, the attack's name, for which models it is, and the parameters given.
+
+    `after`: it runs only if one of these attacks before it gained; always if there are none. `escalate`: as long as it gains,
+    it runs again with its budget doubled, at most so often.
+    """
 
     label: str
     attack: str
     when: Literal["always", "deterministic", "stochastic"] = "always"
     parameters: dict[str, Any] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    escalate: int = 0
 
     def applies(self, stochastic: bool) -> bool:
         """Whether models of this kind are to be attacked with it."""
@@ -29,21 +35,59 @@ class SuiteAttack:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """What a suite runs at one time: an attack, or its repetition with the budget doubled `doubled` times.
+
+    It runs only if one of the stages `after` gained; always if there are none.
+    """
+
+    label: str
+    attack: SuiteAttack
+    doubled: int = 0
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Suite:
     """A named protocol. `threat` None means the data set's own; `paper_attacks` are the labels that the paper's table
-    includes, None where there is no paper."""
+    includes, None where there is no paper.
+
+    `cascade`: each attack sees only the samples that those before it left standing. `protocol`: the labels whose worst case
+    is the accuracy that a usual evaluation would report. `by_name`: its attacks were asked for by name, so each must apply.
+    """
 
     name: str
     attacks: tuple[SuiteAttack, ...]
     description: str = ""
     threat: ThreatModel | None = None
     paper_attacks: tuple[str, ...] | None = None
+    cascade: bool = False
+    protocol: tuple[str, ...] | None = None
+    by_name: bool = False
+
+    def stages(self, stochastic: bool) -> list[Stage]:
+        """All that may have to run on a model of this kind, in order."""
+        found = []
+        for attack in self.attacks:
+            if attack.applies(stochastic):
+                found.append(Stage(attack.label, attack, after=attack.after))
+                for doubled in range(1, attack.escalate + 1):
+                    found.append(Stage(escalated(attack.label, doubled), attack, doubled, (found[-1].label,)))
+        return found
+
+
+def escalated(label: str, doubled: int) -> str:
+    """The label of an attack whose budget was doubled so many times: `es`, `es x2`, `es x4`."""
+    return f"{label} x{2**doubled}" if doubled else label
 
 
 class _AttackSection(Strict):
     model_config = ConfigDict(extra="allow")
     attack: str | None = None
     when: Literal["always", "deterministic", "stochastic"] = "always"
+    after: str | list[str] = Field(default_factory=list)
+    # 2 ** 10 times the budget is more than anybody has.
+    escalate: Annotated[int, Field(ge=0, le=10)] = 0
 
 
 class _ThreatSection(Strict):
@@ -56,6 +100,8 @@ class _File(Strict):
     description: str = ""
     threat: _ThreatSection | None = None
     paper_attacks: list[str] | None = None
+    cascade: bool = False
+    protocol: list[str] | None = None
 
 
 def suite_names() -> list[str]:
@@ -72,21 +118,31 @@ def read_suite(name: str) -> Suite:
     file = validate(_File, data, str(path))
     if not file.attacks:
         raise UsageError(f"{path}: attacks: there is none")
-    for label in file.paper_attacks or []:
-        if label not in file.attacks:
-            raise UsageError(f"{path}: paper_attacks: {label!r} is not among the attacks; {did_you_mean(label, file.attacks)}")
-    return Suite(
+    for key, labels in (("paper_attacks", file.paper_attacks), ("protocol", file.protocol)):
+        for label in labels or []:
+            if label not in file.attacks:
+                raise UsageError(f"{path}: {key}: {label!r} is not among the attacks; {did_you_mean(label, file.attacks)}")
+    suite = Suite(
         name=path.stem,
         attacks=tuple(
             SuiteAttack(
-                _checked_label(label, str(path)), section.attack or label, section.when, dict(section.model_extra or {})
+                _checked_label(label, str(path)),
+                section.attack or label,
+                section.when,
+                dict(section.model_extra or {}),
+                (section.after,) if isinstance(section.after, str) else tuple(section.after),
+                section.escalate,
             )
             for label, section in file.attacks.items()
         ),
         description=file.description,
         threat=ThreatModel.of(file.threat.norm, file.threat.eps) if file.threat else None,
         paper_attacks=tuple(file.paper_attacks) if file.paper_attacks is not None else None,
+        cascade=file.cascade,
+        protocol=tuple(file.protocol) if file.protocol is not None else None,
     )
+    _check_order(suite, str(path))
+    return suite
 
 
 def suite_of(names: Sequence[str]) -> Suite:
@@ -97,7 +153,8 @@ def suite_of(names: Sequence[str]) -> Suite:
         raise UsageError("--attack names no attack")
     if len(set(names)) < len(names):
         raise UsageError(f"--attack {','.join(names)}: an attack is named twice")
-    return Suite(name="+".join(names), attacks=tuple(SuiteAttack(_checked_label(name, "--attack"), name) for name in names))
+    attacks = tuple(SuiteAttack(_checked_label(name, "--attack"), name) for name in names)
+    return Suite(name="+".join(names), attacks=attacks, by_name=True)
 
 
 def override(suite: Suite, settings: Sequence[str]) -> Suite:
@@ -133,3 +190,27 @@ def _checked_label(label: str, where: str) -> str:
     if label == "clean":
         raise UsageError(f"{where}: 'clean' is the name of the images themselves and cannot be an attack's")
     return label
+
+
+def _check_order(suite: Suite, where: str) -> None:
+    """Conditions name what runs before; a protocol in a cascade sees every sample."""
+    known = [attack.label for attack in suite.attacks]
+    seen: set[str] = set()
+    for attack in suite.attacks:
+        for label in attack.after:
+            if label not in seen:
+                why = f"must come before {attack.label!r}" if label in known else did_you_mean(label, known)
+                raise UsageError(f"{where}: attacks.{attack.label}.after: {label!r} is not among the attacks before it; {why}")
+        for doubled in range(1, attack.escalate + 1):
+            if escalated(attack.label, doubled) in known:
+                taken = escalated(attack.label, doubled)
+                raise UsageError(f"{where}: attacks.{taken}: {attack.label!r} escalates to this label; choose another")
+        seen.add(attack.label)
+    if suite.cascade and suite.protocol:
+        first = suite.attacks[: len(suite.protocol)]
+        for attack in first:
+            if attack.label not in suite.protocol or attack.after or attack.escalate:
+                raise UsageError(
+                    f"{where}: protocol: in a cascade its attacks must be the first, unconditional and without escalation, "
+                    f"to see every sample; {attack.label!r} is in the way"
+                )
