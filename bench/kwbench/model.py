@@ -33,9 +33,10 @@ class _Meter:
 class Model:
     """The classifier as every attack and the judge see it.
 
-    Forward and backward passes run on tiles of exactly `tile` samples, padded when short: float32 convolutions round
-    differently at other batch sizes, and an attack amplifies the difference. Hence a row's logits and gradients depend on
-    that row alone. A stochastic module's own randomness is reseeded at every pass from the stream set by `reseed`.
+    Forward and backward passes of a deterministic module run on tiles of exactly `tile` samples, padded when short: float32
+    convolutions round differently at other batch sizes, and an attack amplifies the difference. Hence a row's logits and
+    gradients depend on that row alone. A stochastic module's tiles are not padded; its own randomness is reseeded at every
+    pass from the stream set by `reseed`.
 
     `shape` is (c, h, w). Raises CannotEvaluate if the module answers with anything but finite-width logits (b, classes).
     """
@@ -166,16 +167,17 @@ class Model:
         return answers[0] if len(answers) == 1 else torch.stack(answers).mean(dim=0)
 
     def _forward(self, x: Tensor) -> Tensor:
-        missing = self.tile - len(x)
+        # Where a pass has a seed of its own, rounding is drowned by what it draws, and padding would only cost.
+        missing = 0 if self.stochastic else self.tile - len(x)
         # A copy either way: a module that writes into its input must not reach ours.
         full = torch.cat([x, x[-1:].detach().expand(missing, *x.shape[1:])]) if missing else x.clone()
         self._draw += 1
         seeded = seeded_globally(derived_seed(self._stream, self._draw)) if self.stochastic else nullcontext()
         with seeded:
             logits = self._run(self.module, full)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != self.tile:
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(full):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise CannotEvaluate(f"{self.name}: the model must return logits ({self.tile}, classes), it returned {got}")
+            raise CannotEvaluate(f"{self.name}: the model must return logits ({len(full)}, classes), it returned {got}")
         if logits.shape[1] != self.classes:
             raise CannotEvaluate(f"{self.name}: the model has {logits.shape[1]} classes, the data set has {self.classes}")
         if not logits.is_floating_point():
