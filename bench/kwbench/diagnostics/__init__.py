@@ -1,0 +1,46 @@
+"""Checks of a model that tell whether attacks on it can be believed. A new one is a function here and a line in CHECKS."""
+
+from collections.abc import Callable
+
+import torch
+
+from kwbench.diagnostics.answers import answers_are_logits, answers_depend_on_the_image, answers_vary
+from kwbench.diagnostics.attacks import accuracy_falls_with_eps, budget_is_enough, free_attack_succeeds, many_steps_beat_one
+from kwbench.diagnostics.case import Case
+from kwbench.diagnostics.gradients import (
+    answer_moves_with_the_image,
+    gradient_is_one,
+    gradient_is_there,
+    gradient_is_true,
+    loss_has_settled,
+)
+from kwbench.finding import Finding
+
+__all__ = ["CHECKS", "Case", "examine"]
+
+# About 150 forward and backward passes of one tile together, and twice the budget of what gained.
+CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
+    "outputs": answers_are_logits,
+    "state": answers_depend_on_the_image,
+    "randomness": answers_vary,
+    "zero gradients": gradient_is_there,
+    "shattered gradients": gradient_is_true,
+    "gradient noise": gradient_is_one,
+    "plateaus": answer_moves_with_the_image,
+    "rising loss": loss_has_settled,
+    "single step": many_steps_beat_one,
+    "eps sweep": accuracy_falls_with_eps,
+    "unbounded attack": free_attack_succeeds,
+    "twice the budget": budget_is_enough,
+}
+
+
+def examine(check: str, case: Case) -> list[Finding]:
+    """What one of CHECKS finds. One that cannot be carried out leaves a finding without a figure, which supports nothing."""
+    try:
+        return CHECKS[check](case)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as failure:  # noqa: BLE001 - foreign code may raise anything
+        why = f"could not be carried out: {type(failure).__name__}: {failure}"[:500]
+        return [Finding(check, None, 0.0, False, why, (), "doubt")]

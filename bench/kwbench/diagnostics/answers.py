@@ -1,0 +1,96 @@
+"""Checks of what the model answers: are they logits, do they depend on the image alone, how random are they?"""
+
+import torch
+
+from kwbench.diagnostics.case import Case, percent
+from kwbench.finding import Finding
+from kwbench.randomness import derived_seed
+
+# exp(-87) is the smallest float32 that is held in full: beyond it cross-entropy's gradient is lost.
+GAP = 87.0
+SATURATED_SHARE = 0.05
+# Relative to the largest logit. On equal tiles permuted rows give equal bits; other kernels round by 1e-6.
+ROUNDING = 1e-4
+DRAWS = 20
+# A model that answers otherwise more often than this is random in what it says, not only in its last bits.
+SPREAD = 0.01
+
+
+def answers_are_logits(case: Case) -> list[Finding]:
+    """Probabilities instead of logits, and gaps so wide that float32 loses the gradient of cross-entropy."""
+    case.random("outputs")
+    with torch.no_grad():
+        logits = case.model(case.batch.x)
+    probabilities = ((logits >= -1e-5).all(dim=1)) & ((logits.sum(dim=1) - 1).abs() < 1e-4)
+    share = probabilities.float().mean().item()
+    two = logits.topk(2, dim=1).values
+    saturated = two[:, 0] - two[:, 1] > GAP
+    wide = saturated.float().mean().item()
+    return [
+        case.finding(
+            "probabilities",
+            share,
+            0.5,
+            f"the answers to {percent(share)} of the samples sum to 1 and are not negative: probabilities, whose cross-entropy "
+            "is flat where they are sure",
+            "masking",
+        ),
+        case.finding(
+            "saturation",
+            wide,
+            SATURATED_SHARE,
+            f"on {percent(wide)} of the samples the largest logit leads by more than {GAP:g}, where float32 loses the gradient "
+            "of cross-entropy",
+            "masking",
+            concerned=saturated,
+        ),
+    ]
+
+
+def answers_depend_on_the_image(case: Case) -> list[Finding]:
+    """The same images again, after other images, and in other company: are the logits the same?
+
+    Under one seed of the global generators, which is what every pass gets. A random model's noise goes by place in the batch,
+    so other company is for deterministic ones only.
+    """
+    model, x = case.model, case.batch.x
+    rng = case.random("state")
+    noise = rng.uniform("noise", x.shape[1:]).to(x)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(derived_seed(case.seed, "company"))).to(x.device)
+    with torch.no_grad():
+        case.same_draws("state")
+        first = model(x)
+        model(noise)
+        case.same_draws("state")
+        again = [model(x)]
+        if not model.stochastic:
+            permuted = torch.empty_like(first)
+            permuted[order] = model(x[order])
+            half = len(x) // 2
+            mixed = model(torch.cat([x[:half], noise[half:]]))
+            again += [permuted, torch.cat([mixed[:half], first[half:]])]
+    scale = first.abs().amax(dim=1).clamp_min(1e-30)
+    off = torch.stack([(each - first).abs().amax(dim=1) / scale for each in again]).nan_to_num(nan=torch.inf).amax(dim=0)
+    moved = off > ROUNDING
+    share = moved.float().mean().item()
+    statement = (
+        f"the logits of {percent(share)} of the samples are others in other company, or the second time; "
+        "a classifier's answer must depend on the image alone"
+    )
+    return [case.finding("state", share, 0.0, statement, "doubt", concerned=moved)]
+
+
+def answers_vary(case: Case) -> list[Finding]:
+    """How often a stochastic model answers otherwise than it mostly does."""
+    if not case.model.stochastic:
+        return []
+    case.random("randomness")
+    x = case.batch.x
+    votes = torch.zeros((len(x), case.model.classes), device=x.device)
+    for _ in range(DRAWS):
+        predicted, _ = case.model.predict(x)
+        votes[torch.arange(len(x), device=x.device), predicted] += 1
+    spread = 1 - votes.amax(dim=1) / DRAWS
+    figure = spread.mean().item()
+    statement = f"of {DRAWS} answers to the same image {percent(figure)} differ from the most frequent one, on average"
+    return [case.finding("randomness", figure, SPREAD, statement, "note", concerned=spread > 0)]

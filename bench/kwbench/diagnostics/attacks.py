@@ -1,0 +1,153 @@
+"""Checks that attack: accuracy must fall with eps, a free attack must succeed, many steps must beat one, twice the budget must
+change nothing."""
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from kwbench.attacks.fgsm import Fgsm
+from kwbench.attacks.pgd import Pgd
+from kwbench.diagnostics.case import Case, percent
+from kwbench.finding import Finding
+from kwbench.gradients import EXACT, Es, Gradient, Smooth
+from kwbench.judge import judge, judge_clean
+from kwbench.outcome import Status
+from kwbench.randomness import derived_seed
+from kwbench.threat import ThreatModel
+
+# Radii of the sweep, in eps; 20 steps each.
+SWEEP = (Fraction(1, 2), Fraction(1), Fraction(2))
+STEPS = 20
+# A larger ball holds the smaller one: more accuracy in it is the attack's failure. Luck of the start accounts for less.
+RISE = 0.05
+# What may be left where every image can be turned into any other.
+LEFT = 0.05
+# Of samples that one step breaks and many do not.
+SINGLE = 0.05
+# Points of robust accuracy that twice the budget may bring.
+GAIN = 0.01
+
+
+def accuracy_falls_with_eps(case: Case) -> list[Finding]:
+    """PGD on the model's own gradients at half, once and twice eps, and where any image can be turned grey."""
+    grey = half_range(case.threat, case.batch.x[0].numel())
+    radii = sorted({case.threat.eps * factor for factor in SWEEP if case.threat.eps * factor < grey} | {grey})
+    accuracies = [_left(case, radius, EXACT, f"eps sweep {radius}").mean().item() for radius in radii]
+    rise = max(later - min(accuracies[: at + 1]) for at, later in enumerate(accuracies[1:]))
+    shown = ", ".join(f"{float(radius):.3g}: {percent(value)}" for radius, value in zip(radii, accuracies, strict=True))
+    # Grey images all look the same: no more than the share of one class can be right.
+    chance = case.batch.y.bincount().max().item() / len(case.batch)
+    room = 2 * (chance * (1 - chance) / len(case.batch)) ** 0.5
+    return [
+        case.finding(
+            "eps sweep",
+            rise,
+            RISE,
+            f"accuracy under PGD rises by {percent(rise)} from a smaller to a larger ball ({shown})",
+            "masking",
+        ),
+        case.finding(
+            "large eps",
+            accuracies[-1],
+            round(min(chance + room, 1.0), 6),
+            f"where PGD may turn every image grey, {percent(accuracies[-1])} of the samples stay right",
+            "masking",
+        ),
+    ]
+
+
+def free_attack_succeeds(case: Case) -> list[Finding]:
+    """PGD that may change every pixel at will; on what it leaves, smoothed gradients and gradients from function values."""
+    everything = half_range(case.threat, case.batch.x[0].numel()) * 2
+    left = _left(case, everything, EXACT, "unbounded")
+    alone = left.mean().item()
+    found = [
+        case.finding(
+            "unbounded attack",
+            alone,
+            LEFT,
+            f"PGD that may change every pixel at will leaves {percent(alone)} of the samples right",
+            "masking",
+            concerned=left > 0.5,
+        )
+    ]
+    if alone > LEFT:
+        for name, gradient in (("smooth", Smooth(0.1, draws=4)), ("es", Es(0.1, draws=20))):
+            left = torch.minimum(left, _left(case, everything, gradient, f"unbounded {name}"))
+    best = left.mean().item()
+    statement = (
+        f"no gradient, smoothed ones and those from function values included, leads an unbounded attack past {percent(best)}"
+    )
+    return [*found, case.finding("unreachable", best, LEFT, statement, "doubt", concerned=left > 0.5)]
+
+
+def many_steps_beat_one(case: Case) -> list[Finding]:
+    """Samples that one step of the gradient's sign breaks and 20 steps do not."""
+    one = _propose(case, Fgsm(loss="margin"), case.threat, "single step")
+    left = _left(case, case.threat.eps, EXACT, "many steps")
+    better = (one <= 0.5) & (left > 0.5)
+    share = better.float().mean().item()
+    statement = f"a single step breaks {percent(share)} of the samples that {STEPS} steps on the same gradients do not"
+    return [case.finding("single step", share, SINGLE, statement, "masking", concerned=better)]
+
+
+def budget_is_enough(case: Case) -> list[Finding]:
+    """Attacks with twice their budget and other random numbers, on samples that the evaluation did not break.
+
+    The gain is scaled to the whole evaluation by the share that survived it.
+    """
+    if case.survivors is None or not len(case.survivors):
+        return [Finding("twice the budget", 0.0, GAIN, False, "nothing is left that twice the budget could break", (), "doubt")]
+    if not case.attacks:
+        raise ValueError("none of the suite's attacks can be given twice its budget")
+    batch, seed = case.survivors, derived_seed(case.seed, "twice the budget")
+    clean = judge_clean(case.model, batch, seed)
+    values = list(case.values)
+    rows = list(range(len(batch)))
+    for label, attack in case.attacks.items():
+        if not rows:
+            break
+        outcomes = judge(case.model, attack, label, batch.take(rows), case.threat, seed, [clean[row] for row in rows])
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if outcome.status in (Status.ERROR, Status.INVALID):
+                raise ValueError(f"{label}: {outcome.note}")
+            if not case.model.stochastic:
+                values[row] = min(values[row], float(outcome.status is Status.HELD))
+            elif outcome.fresh_draws and outcome.selection_correct / outcome.selection_draws < values[row]:
+                values[row] = outcome.fresh_correct / outcome.fresh_draws
+        rows = [row for row in rows if values[row] > 0]
+    before, after = sum(case.values) / len(values), sum(values) / len(values)
+    gain = (before - after) / before * case.standing if before else 0.0
+    labels = ", ".join(case.attacks)
+    statement = (
+        f"twice the budget ({labels}; {len(batch)} of the samples that stood) takes {100 * gain:.1f} points of robust accuracy"
+    )
+    lowered = tuple(batch.samples[row] for row in range(len(batch)) if values[row] < case.values[row] - 0.5)
+    return [Finding("twice the budget", round(gain, 6), GAIN, gain > GAIN, statement, lowered, "doubt")]
+
+
+def half_range(threat: ThreatModel, pixels: int) -> Fraction:
+    """The radius within which every image of so many pixels can be turned grey."""
+    if threat.norm == "linf":
+        return Fraction(1, 2)
+    return Fraction(pixels, 2) if threat.norm == "l1" else Fraction(round(500 * pixels**0.5) + 1, 1000)
+
+
+def _left(case: Case, radius: Fraction, gradient: Gradient, name: str) -> Tensor:
+    """The accuracies (b,) that PGD leaves within a radius."""
+    attack = Pgd(steps=STEPS, relative_step_size=1 / 8, loss="margin", gradient=gradient)
+    return _propose(case, attack, ThreatModel(case.threat.norm, radius), name)
+
+
+def _propose(case: Case, attack: Pgd | Fgsm, threat: ThreatModel, name: str) -> Tensor:
+    rng = case.random(name)
+    try:
+        z = attack(case.model, case.batch.x.clone(), case.batch.y.clone(), threat, rng)
+    except RuntimeError as failure:
+        if "does not require grad" not in str(failure) and "not have been used in the graph" not in str(failure):
+            raise
+        return case.right(case.batch.x)
+    z = torch.where(z.isfinite(), z, case.batch.x)
+    case.same_draws(name, "answers")
+    return case.right(z)

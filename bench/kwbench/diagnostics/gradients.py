@@ -1,0 +1,160 @@
+"""Checks of the gradient that autograd gives: is it there, does it say where the loss rises, is it the same twice?"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kwbench.attacks.losses import margin
+from kwbench.diagnostics.case import Case, percent
+from kwbench.finding import Finding
+from kwbench.geometry import project, random_start, steepest
+from kwbench.gradients import EXACT, Eot, Es, Objective, Smooth
+
+# Float32 networks have no flat places: a ReLU network needs all units of a layer dead.
+ZERO_SHARE = 0.01
+# Of 64 samples of sound networks (ReLU, softplus, linear; natural and adversarial training) at least 95 % agree.
+AGREEMENT = 0.6
+# Smooth networks rise by what autograd says, within a factor of two; jumps make it any number.
+FACTOR = 2.0
+# Random directions of d numbers have a cosine of 1 / sqrt(d); below this most of the gradient is noise.
+COSINE = 0.2
+# Sound networks stay below 0.08. (Pintor et al. 2022, arXiv:2106.09947, I4, look at the last tenth.)
+RISE = 0.15
+# A float32 network without steps answers otherwise as soon as a pixel moves.
+PLATEAU_SHARE = 0.05
+# Draws of an averaged gradient, as many as strong evaluations can afford at every step.
+MEAN_DRAWS = 16
+
+
+def gradient_is_there(case: Case) -> list[Finding]:
+    """Zero or non-finite gradients of the margin at a random point of the ball; where they are zero, other estimators."""
+    rng = case.random("zero gradients")
+    x = random_start(case.batch.x, case.threat, rng)
+    loss = _margin(case)
+    lost = _lost(case.slope(x, loss, rng).gradients[0])
+    share = lost.float().mean().item()
+    found = [
+        case.finding(
+            "zero gradients",
+            share,
+            ZERO_SHARE,
+            f"autograd's gradient of the margin is zero or not finite on {percent(share)} of the samples",
+            "masking",
+            concerned=lost,
+        )
+    ]
+    blind = lost
+    if bool(lost.any()):
+        sigma = case.threat.radius / 2 if case.threat.norm == "linf" else case.threat.radius / x[0].numel() ** 0.5
+        for gradient in (Smooth(sigma, draws=4), Es(sigma, draws=10)):
+            blind = blind & _lost(case.slope(x, loss, rng, gradient).gradients[0])
+    share = blind.float().mean().item()
+    statement = f"no estimator, with or without autograd, sees any slope of the margin on {percent(share)} of the samples"
+    return [*found, case.finding("flat", share, ZERO_SHARE, statement, "doubt", concerned=blind)]
+
+
+def gradient_is_true(case: Case) -> list[Finding]:
+    """Shattered gradients (Athalye et al. 2018, arXiv:1802.00420): does the margin rise along the gradient as autograd says?
+
+    Central differences over eps / 100 along the steepest direction, under one draw of the model's randomness.
+    """
+    rng = case.random("shattered gradients")
+    x = random_start(case.batch.x, case.threat, rng)
+    with torch.no_grad():
+        logits = case.model(x)
+    other = logits.masked_fill(F.one_hot(case.batch.y, logits.shape[1]).bool(), -torch.inf).argmax(dim=1)
+
+    def rival(logits: Tensor) -> Tensor:
+        # One and the same rival class all along: another runner-up would be a kink of the loss, not of the network.
+        chosen = logits.gather(1, torch.stack([other, case.batch.y], dim=1))
+        return (chosen[:, 0] - chosen[:, 1])[None]
+
+    case.same_draws("shattered gradients")
+    gradient = case.slope(x, rival, rng).gradients[0]
+    direction = steepest(gradient.nan_to_num(), case.threat.norm)
+    promised = (gradient * direction).flatten(1).sum(dim=1)
+    step = case.threat.radius / 100
+    ends = []
+    for sign in (1, -1):
+        case.same_draws("shattered gradients")
+        with torch.no_grad():
+            ends.append(rival(case.model(x + sign * step * direction))[0])
+    rise = (ends[0] - ends[1]) / (2 * step)
+    agrees = (rise > promised / FACTOR) & (rise < promised * FACTOR) & (promised > 0)
+    share = agrees.float().mean().item()
+    statement = (
+        f"on {percent(share)} of the samples the margin rises along autograd's gradient as much as it says, within a factor of "
+        f"{FACTOR:g}; for a network without jumps it is nearly all"
+    )
+    return [
+        case.finding("shattered gradients", share, AGREEMENT, statement, "masking", fires=share < AGREEMENT, concerned=~agrees)
+    ]
+
+
+def gradient_is_one(case: Case) -> list[Finding]:
+    """For stochastic models: the cosine of gradients from two independent draws, and of two means of 16 draws."""
+    if not case.model.stochastic:
+        return []
+    rng = case.random("gradient noise")
+    loss = _margin(case)
+    found = []
+    for name, gradient, draws in (("gradient noise", EXACT, 1), ("averaged gradient noise", Eot(draws=MEAN_DRAWS), MEAN_DRAWS)):
+        first, second = (case.slope(case.batch.x, loss, rng, gradient).gradients[0].flatten(1) for _ in range(2))
+        cosine = F.cosine_similarity(first.double(), second.double(), dim=1, eps=1e-300).nan_to_num()
+        figure = cosine.mean().item()
+        statement = (
+            f"gradients from {draws} draw{'s' if draws > 1 else ''} and from as many others have a cosine of {figure:.2f}: "
+            "near 0 is noise"
+        )
+        found.append(case.finding(name, figure, COSINE, statement, "masking", fires=figure < COSINE, concerned=cosine < COSINE))
+    return found
+
+
+def loss_has_settled(case: Case) -> list[Finding]:
+    """Does the loss of an ordinary PGD (20 steps of eps / 8) still rise in its last quarter?"""
+    rng = case.random("rising loss")
+    steps, step_size = 20, case.threat.radius / 8
+    z = random_start(case.batch.x, case.threat, rng)
+    loss = _margin(case)
+    values = []
+    for step in range(steps):
+        estimate = case.slope(z, loss, rng.child(step))
+        values.append(estimate.values[0])
+        z = project(z + step_size * steepest(estimate.gradients[0].nan_to_num(), case.threat.norm), case.batch.x, case.threat)
+    with torch.no_grad():
+        values.append(loss(case.model(z))[0])
+    highest = torch.stack(values).cummax(dim=0).values
+    whole = highest[-1] - highest[0]
+    late = (highest[-1] - highest[-1 - steps // 4]) / whole.clamp_min(1e-12)
+    share = late.mean().item()
+    statement = (
+        f"the last quarter of PGD's steps brings {percent(share)} of the rise of its loss; a finished attack gains little"
+    )
+    return [case.finding("rising loss", share, RISE, statement, "masking", concerned=late > RISE)]
+
+
+def answer_moves_with_the_image(case: Case) -> list[Finding]:
+    """Plateaus: do the logits stay the same, to the last bit, when every pixel moves by eps / 1000?"""
+    rng = case.random("plateaus")
+    x = random_start(case.batch.x, case.threat, rng)
+    signs = torch.where(rng.uniform("signs", x.shape[1:]) < 0.5, -1.0, 1.0).to(x)
+    scale = 1.0 if case.threat.norm == "linf" else x[0].numel() ** (-0.5 if case.threat.norm == "l2" else -1.0)
+    answers = []
+    for shift in (0.0, case.threat.radius * scale / 1000):
+        case.same_draws("plateaus")
+        with torch.no_grad():
+            answers.append(case.model((x + shift * signs).clamp(0, 1)))
+    still = (answers[0] == answers[1]).all(dim=1)
+    share = still.float().mean().item()
+    statement = f"the logits of {percent(share)} of the samples do not change at all when every pixel moves by a little"
+    return [case.finding("plateaus", share, PLATEAU_SHARE, statement, "masking", concerned=still)]
+
+
+def _margin(case: Case) -> Objective:
+    return lambda logits: margin(logits, case.batch.y)[None]
+
+
+def _lost(gradient: Tensor) -> Tensor:
+    """Which gradients (b, ...) are zero or hold a number that is not finite."""
+    flat = gradient.flatten(1)
+    return (flat == 0).all(dim=1) | ~flat.isfinite().all(dim=1)
