@@ -8,21 +8,21 @@ attacks that do nothing turn p = 0.87 into 0.79.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kwbench.cascade import CLEAN, Turn, cascaded, onto, turns
 from kwbench.outcome import Status
 from kwbench.statistics import Interval, accuracy_of_hits, accuracy_of_values
-from kwbench.store import AttackSpec, Evaluation, Store, Tally, pack
+from kwbench.store import AttackSpec, Evaluation, EvaluationSpec, Store, Tally, pack
+from kwbench.suite import escalated
 from kwbench.threat import ThreatModel
-
-# The label of the clean images among the attacks of an evaluation.
-CLEAN = "clean"
 
 _LETTERS = {status: status.value[:1].encode() for status in Status}
 _HELD = _LETTERS[Status.HELD]
@@ -34,9 +34,12 @@ class AttackStanding:
 
     `n` counts its rows; in a cascade they are fewer than the samples. `accuracy` is None unless every sample has a verdict.
     `standing` is for cascades: the accuracy that is left after this attack and all before it.
+    `broke` counts the samples whose worst case it is: that it broke and no attack before it (deterministic models), or whose
+    chosen candidate is its own (stochastic models).
     `statuses` counts rows; costs are sums over all rows, forwards and backwards in samples, `seconds` of the whole batch's
-    time divided among its samples. `other_accuracy` is the accuracy under the judging rule that was not chosen (minimum-norm
-    attacks), `surrogate_accuracy` the surrogate's own on the images made against it (transfer attacks).
+    time divided among its samples. `budget` is the largest number of passes, forwards and backwards, that the attack may
+    spend on a sample, None where it does not say. `other_accuracy` is the accuracy under the judging rule that was not
+    chosen (minimum-norm attacks), `surrogate_accuracy` the surrogate's own on the images made against it (transfer attacks).
     """
 
     name: str
@@ -51,15 +54,25 @@ class AttackStanding:
     other_accuracy: Interval | None = None
     surrogate: str | None = None
     surrogate_accuracy: Interval | None = None
+    broke: int = 0
+    budget: int | None = None
+
+    @property
+    def used(self) -> float:
+        """Passes, forwards and backwards, per sample that it saw."""
+        return (self.forwards + self.backwards) / self.n if self.n else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """An evaluation and its numbers, fractions of 1 with 95 % intervals; None where there is no truthful number.
 
-    `attacks` leaves out the clean images, whose numbers are `clean`. `complete` is false, and `missing` says why, if any
-    attack lacks a verdict on any sample it should have seen; such an evaluation has no `a_rob` and is not ranked.
-    `index`, `clean_values` and `robust_values` are the values behind A_std and A_rob, one a sample: 0 or 1, or a p-hat.
+    `attacks` leaves out the clean images, whose numbers are `clean`, and what did not run, which `skipped` lists by label with
+    the reason. `complete` is false, and `missing` says why, if any attack lacks a verdict on any sample it should have seen;
+    such an evaluation has no `a_rob` and is not ranked. `a_protocol` is the accuracy under the worst case of the suite's
+    `protocol` alone, None where the suite names none.
+    `index`, `clean_values`, `robust_values` and `protocol_values` are the values behind A_std, A_rob and A_protocol, one a
+    sample: 0 or 1, or a p-hat. `worst` is the label of the attack behind each robust value, `clean` where that is none.
     """
 
     evaluation: Evaluation
@@ -73,6 +86,10 @@ class Standing:
     index: NDArray[np.int64] = field(repr=False, compare=False)
     clean_values: NDArray[np.float64] | None = field(repr=False, compare=False)
     robust_values: NDArray[np.float64] | None = field(repr=False, compare=False)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    a_protocol: Interval | None = None
+    protocol_values: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
+    worst: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def model(self) -> str:
@@ -102,7 +119,23 @@ class Standing:
     @property
     def cascade(self) -> bool:
         """Whether each attack saw only the samples that still stood."""
-        return bool(self.evaluation.spec.spec.get("cascade", False))
+        return cascaded(self.evaluation.spec)
+
+    @property
+    def protocol(self) -> tuple[str, ...]:
+        """The labels of the attacks behind `a_protocol`."""
+        return tuple(self.evaluation.spec.spec.get("protocol_attacks") or ())
+
+    @property
+    def budget(self) -> int | None:
+        """The largest number of passes, forwards and backwards, that the attacks that ran may spend on a sample, in all."""
+        known = [attack.budget for attack in self.attacks]
+        return sum(each for each in known if each is not None) if known and None not in known else None
+
+    @property
+    def used(self) -> float:
+        """Passes, forwards and backwards, per sample of the evaluation, in all attacks."""
+        return sum(attack.forwards + attack.backwards for attack in self.attacks) / self.n
 
 
 def standing(evaluation: Evaluation, frame: pd.DataFrame) -> Standing:
@@ -142,7 +175,12 @@ def comparison_key(evaluation: Evaluation) -> Comparison:
     protocol: Any = spec.spec.get("protocol")
     attacks: list[Any] = [(each.label, each.spec.get("parameters", {})) for each in spec.attacks]
     if isinstance(protocol, list):
-        only = {each.get("label") for each in protocol if isinstance(each, Mapping) and each.get("when", "always") != "always"}
+        only = {
+            escalated(str(each.get("label")), doubled)
+            for each in protocol
+            if isinstance(each, Mapping) and each.get("when", "always") != "always"
+            for doubled in range(each.get("escalate", 0) + 1)
+        }
         attacks = [each for each in attacks if each[0] not in only]
     # A deterministic model answers the same under every rule of prediction.
     prediction = origin.get("prediction") if spec.stochastic else {"kind": "draw", "draws": 1}
@@ -186,7 +224,11 @@ def to_json(standing: Standing) -> dict[str, Any]:
         "a_rob": _interval_json(standing.a_rob),
         "cascade": standing.cascade,
         "a_rob_as_in_paper": _interval_json(standing.a_rob_as_in_paper),
+        "protocol": list(standing.protocol),
+        "a_protocol": _interval_json(standing.a_protocol),
+        "passes": {"budget": standing.budget, "used": round(standing.used, 3)},
         "attacks": [_attack_json(each, standing.cascade) for each in standing.attacks],
+        "skipped": [{"name": label, "reason": reason} for label, reason in standing.skipped.items()],
     }
 
 
@@ -225,6 +267,8 @@ def to_frame(standings: Sequence[Standing]) -> pd.DataFrame:
                 | _columns("standing", attack.standing if each.cascade else None)
                 | dict(attack.statuses)
                 | {
+                    "broke": attack.broke,
+                    "budget": attack.budget,
                     "other_accuracy": attack.other_accuracy.value if attack.other_accuracy else None,
                     "surrogate": attack.surrogate,
                     "surrogate_accuracy": attack.surrogate_accuracy.value if attack.surrogate_accuracy else None,
@@ -270,7 +314,9 @@ def _attack_json(attack: AttackStanding, cascade: bool) -> dict[str, Any]:
         "name": attack.name,
         "n": attack.n,
         "accuracy": _interval_json(attack.accuracy),
+        "broke": attack.broke,
         "statuses": dict(attack.statuses),
+        "passes": {"budget": attack.budget, "used": round(attack.used, 3)},
         "forwards": attack.forwards,
         "backwards": attack.backwards,
         "seconds": attack.seconds,
@@ -291,42 +337,41 @@ def _interval_json(interval: Interval | None) -> dict[str, float] | None:
 
 def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
     spec = evaluation.spec
-    cascade = bool(spec.spec.get("cascade", False)) and not spec.stochastic
+    cascade = cascaded(spec)
     rows = [tallies.get(evaluation.attack_runs[each.label]) for each in spec.attacks]
+    taken = turns(spec, rows)
     # The samples of the evaluation: those of the clean images, by which all else is aligned.
     first = next((row for each, row in zip(spec.attacks, rows, strict=True) if each.label == CLEAN), None)
     index = first.index if first is not None else np.empty(0, dtype=np.int64)
-    felled = np.zeros(len(index), dtype=bool)
+    values = _worst_cases(taken, rows, index, spec.stochastic)
     # Labels by what they lack.
     lacking: dict[str, list[str]] = {}
     found: list[AttackStanding] = []
-    complete: list[Tally] = []
-    for each, row in zip(spec.attacks, rows, strict=True):
-        if row is None:
-            lacks: str | None = f"0 of {spec.n} samples"
-        else:
-            lacks = _lacks(row, index, spec.n, spec.stochastic, felled if cascade else None)
+    for each, row, turn, after in zip(spec.attacks, rows, taken, values, strict=True):
+        if turn.skipped is not None:
+            continue
+        lacks = _lacks(row, turn, index, spec)
         if lacks:
             lacking.setdefault(lacks, []).append(each.label)
-        elif row is not None:
-            complete.append(row)
-            if cascade:
-                felled[np.searchsorted(index, row.index[row.status != _HELD])] = True
-        left = accuracy_of_hits(int((~felled).sum()), spec.n) if cascade and not lacking else None
-        found.append(_attack(each, row, spec.n, spec.stochastic, usable=not lacks, left=left))
-    missing = [f"{', '.join(labels)}: {lacks}" for lacks, labels in lacking.items()]
+        left = _accuracy(after, spec.stochastic) if cascade and not lacking else None
+        found.append(_attack(each, row, spec, usable=not lacks, left=left))
+    worst = np.full(len(index), 0)
+    for position, turn in enumerate(taken):
+        worst[turn.lowered] = position
+    labels = tuple(spec.attacks[position].label for position in worst.tolist())
+    counts = Counter(labels)
+    found = [replace(each, broke=counts[each.name]) for each in found]
+    missing = [f"{', '.join(those)}: {lacks}" for lacks, those in lacking.items()]
     if first is None:
         missing.insert(0, "nothing is known of the clean images")
     if all(each.label == CLEAN for each in spec.attacks):
         missing.append("there is no attack")
     by_name = {each.name: each for each in found}
     clean = by_name.get(CLEAN)
-    attacks = tuple(each for each in found if each.name != CLEAN)
     a_std = clean.accuracy if clean is not None else None
     clean_values = _values(first, spec.stochastic) if first is not None and a_std is not None else None
-    robust_values = None
-    if not missing and first is not None:
-        robust_values = _worst_case(complete) if spec.stochastic else _never_broken(complete, index)
+    robust_values = values[-1] if not missing else None
+    protocol_values = _protocol_values(spec, rows, index, [label for those in lacking.values() for label in those])
     return Standing(
         evaluation=evaluation,
         complete=not missing,
@@ -335,48 +380,88 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
         a_rob=None if robust_values is None else _accuracy(robust_values, spec.stochastic),
         a_rob_as_in_paper=_as_in_paper(spec.spec.get("paper_attacks"), by_name),
         clean=clean,
-        attacks=attacks,
+        attacks=tuple(each for each in found if each.name != CLEAN),
         index=index,
         clean_values=clean_values,
         robust_values=robust_values,
+        skipped={turn.label: turn.skipped for turn in taken if turn.skipped is not None},
+        a_protocol=None if protocol_values is None else _accuracy(protocol_values, spec.stochastic),
+        protocol_values=protocol_values,
+        worst=labels if robust_values is not None else (),
     )
 
 
-def _lacks(row: Tally, index: NDArray[np.int64], n: int, stochastic: bool, felled: NDArray[np.bool_] | None) -> str | None:
-    """Why an attack has no accuracy, or None. `felled`, for cascades: the samples that it need not have seen."""
+def _worst_cases(
+    taken: Sequence[Turn], rows: Sequence[Tally | None], index: NDArray[np.int64], stochastic: bool
+) -> list[NDArray[np.float64]]:
+    """The value of each sample after each attack: the score of the candidate that the selection has chosen by then."""
+    values = np.ones(len(index))
+    found = []
+    for turn, row in zip(taken, rows, strict=True):
+        scores = np.full(len(index), np.nan) if row is None else onto(index, row, _values(row, stochastic))
+        # The clean images are the first candidate, whatever their selection draws say.
+        values = scores if turn.label == CLEAN else np.where(turn.lowered, scores, values)
+        found.append(values)
+    return found
+
+
+def _protocol_values(
+    spec: EvaluationSpec, rows: Sequence[Tally | None], index: NDArray[np.int64], lacking: Collection[str]
+) -> NDArray[np.float64] | None:
+    """The worst case over the attacks of the suite's protocol alone; None without a protocol, or where it lacks rows."""
+    wanted = {CLEAN, *(spec.spec.get("protocol_attacks") or ())}
+    members = [(each, row) for each, row in zip(spec.attacks, rows, strict=True) if each.label in wanted]
+    if len(members) < 2 or any(each.label in lacking for each, _ in members):
+        return None
+    theirs = [row for _, row in members]
+    taken = turns(replace(spec, attacks=tuple(each for each, _ in members), spec={}), theirs)
+    return _worst_cases(taken, theirs, index, spec.stochastic)[-1]
+
+
+def _lacks(  # noqa: PLR0911 - one reason after the other
+    row: Tally | None, turn: Turn, index: NDArray[np.int64], spec: EvaluationSpec
+) -> str | None:
+    """Why an attack has no verdict on every sample that it is to see, or None."""
+    n = spec.n
+    cascade = cascaded(spec) and turn.label != CLEAN
+    expected = int(turn.sees.sum()) if cascade and len(index) == n else n
+    if row is None:
+        return f"0 of {expected} samples" if expected else None
     for status in (Status.ERROR, Status.INVALID):
         if count := _count(row, status):
             return f"{count} of {len(row)} rows {status.value}"
     if len(index) != n:
         return f"{len(row)} of {n} samples, {len(index)} of the clean images"
-    if row.index is index:
-        # One array stands for all attack runs on the same samples; comparing it with itself would take most of the time.
-        seen = n
-    else:
-        if not np.isin(row.index, index, assume_unique=True).all():
-            return "rows of other samples than the clean images"
-        seen = len(row) if felled is None else int((felled | np.isin(index, row.index, assume_unique=True)).sum())
-    if seen != n:
-        return f"{seen} of {n} samples"
-    if stochastic and (len(row.fresh) != n or np.isnan(row.fresh).any() or np.isnan(row.selection).any()):
+    # One array stands for all attack runs on the same samples; comparing it with itself would take most of the time.
+    if row.index is not index and not np.isin(row.index, index, assume_unique=True).all():
+        return "rows of other samples than the clean images"
+    if not turn.finished:
+        return f"{int(np.isin(index[turn.sees], row.index, assume_unique=True).sum())} of {expected} samples"
+    # In a cascade only what lowered the selection need be scored.
+    needed = turn.lowered if cascade else np.ones(n, dtype=bool)
+    drawn = len(row.selection) == len(row) and not np.isnan(row.selection).any()
+    if spec.stochastic and not (drawn and not np.isnan(onto(index, row, row.fresh)[needed]).any()):
         return "rows without draws"
     return None
 
 
 def _attack(
-    spec: AttackSpec, row: Tally | None, n: int, stochastic: bool, *, usable: bool, left: Interval | None
+    attack: AttackSpec, row: Tally | None, spec: EvaluationSpec, *, usable: bool, left: Interval | None
 ) -> AttackStanding:
-    parameters = spec.spec.get("parameters", {})
+    n, stochastic = spec.n, spec.stochastic
+    budget = spec.spec.get("passes", {}).get(attack.label)
+    parameters = attack.spec.get("parameters", {})
     surrogate = parameters.get("surrogate") if isinstance(parameters, Mapping) else None
     if row is None:
-        return AttackStanding(spec.label, spec, 0, None, None, dict.fromkeys(Status, 0), 0, 0, 0.0, surrogate=surrogate)
+        counts = {status.value: 0 for status in Status}
+        return AttackStanding(attack.label, attack, 0, None, left, counts, 0, 0, 0.0, surrogate=surrogate, budget=budget)
     counts = {status.value: _count(row, status) for status in Status}
-    whole = usable and len(row) == n
+    whole = usable and len(row) == n and not (stochastic and np.isnan(row.fresh).any())
     # A verdict under the other rule exists where the attack ran; samples that were wrong before have neither.
     both = whole and not stochastic and row.other_rows > 0 and row.other_rows == n - counts[Status.WRONG]
     return AttackStanding(
-        name=spec.label,
-        spec=spec,
+        name=attack.label,
+        spec=attack,
         n=len(row),
         accuracy=_accuracy(_values(row, stochastic), stochastic) if whole else None,
         standing=left,
@@ -387,6 +472,7 @@ def _attack(
         other_accuracy=accuracy_of_hits(row.other_held, n) if both else None,
         surrogate=surrogate,
         surrogate_accuracy=accuracy_of_hits(row.surrogate_right, row.surrogate_rows) if row.surrogate_rows else None,
+        budget=budget,
     )
 
 
@@ -395,26 +481,14 @@ def _count(row: Tally, status: Status) -> int:
 
 
 def _values(row: Tally, stochastic: bool) -> NDArray[np.float64]:
-    return row.fresh if stochastic else (row.status == _HELD).astype(float)
+    values = (row.status == _HELD).astype(float)
+    if stochastic:
+        values = row.fresh if len(row.fresh) else np.full(len(row), np.nan)
+    return values
 
 
 def _accuracy(values: NDArray[np.float64], stochastic: bool) -> Interval:
     return accuracy_of_values(values) if stochastic else accuracy_of_hits(int(values.sum()), len(values))
-
-
-def _worst_case(rows: Sequence[Tally]) -> NDArray[np.float64]:
-    """The fresh p-hat of each sample at the candidate that the selection draws choose; the earliest of the suite in a tie."""
-    chosen = np.argmin(np.stack([row.selection for row in rows]), axis=0)
-    fresh = np.stack([row.fresh for row in rows])
-    scored: NDArray[np.float64] = fresh[chosen, np.arange(fresh.shape[1])]
-    return scored
-
-
-def _never_broken(rows: Sequence[Tally], index: NDArray[np.int64]) -> NDArray[np.float64]:
-    values = np.ones(len(index))
-    for row in rows:
-        values[np.searchsorted(index, row.index[row.status != _HELD])] = 0.0
-    return values
 
 
 def _as_in_paper(labels: Sequence[str] | None, attacks: Mapping[str, AttackStanding]) -> Interval | None:

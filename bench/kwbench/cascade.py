@@ -1,0 +1,98 @@
+"""How an evaluation goes on: which attacks run and which samples each is to see, from the record alone.
+
+The runner asks it what comes next, and `standing` what the record comes to, so that reruns, interruptions and reports agree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kwbench.outcome import Status
+from kwbench.store import EvaluationSpec, Tally
+
+# The label of the clean images among the attacks of an evaluation.
+CLEAN = "clean"
+
+# An attack on a stochastic model gained if it lowered the mean of the best selection shares by at least this much. The noise of
+# the shares alone may do so: that costs passes and no truth, for what is scored are fresh draws.
+GAIN = 0.005
+
+_LETTERS = {status: status.value[:1].encode() for status in Status}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One attack of an evaluation in its turn; arrays have one entry a sample, in the order of the clean images' rows.
+
+    `skipped` says why it does not run, None where it does or where this cannot be told yet. It is to attack the samples that
+    it `sees`. `best` is the least value of each sample before it: the share of right selection draws of a stochastic model,
+    else 1 or 0, right or not. `lowered`: where it found a better candidate than all before it. `finished`: it has a row for
+    every sample that it sees. `gained`: what it found is worth going on in its direction.
+    """
+
+    label: str
+    skipped: str | None
+    sees: NDArray[np.bool_]
+    best: NDArray[np.float64]
+    lowered: NDArray[np.bool_]
+    finished: bool
+    gained: bool
+
+
+def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
+    """The turns of the attacks of an evaluation, as far as `rows` go: the outcomes of its first attack runs, None if empty."""
+    after = spec.spec.get("after", {})
+    not_applicable = spec.spec.get("not_applicable", {})
+    clean = next((row for each, row in zip(spec.attacks, rows, strict=False) if each.label == CLEAN), None)
+    index = clean.index if clean is not None else np.empty(0, dtype=np.int64)
+    best = np.ones(len(index))
+    found: dict[str, Turn] = {}
+    for each, recorded in zip(spec.attacks, rows, strict=False):
+        sees = best > 0 if cascaded(spec) and each.label != CLEAN else np.ones(len(index), dtype=bool)
+        skipped = not_applicable.get(each.label) or _ruled_out(after.get(each.label, ()), found)
+        # What ran for another evaluation is no part of this one.
+        row = recorded if skipped is None else None
+        values = onto(index, row, _values(row, spec.stochastic))
+        lowered = values < best
+        present = onto(index, row, np.ones(0 if row is None else len(row))) > 0
+        gain = np.where(lowered, best - values, 0.0)
+        gained = bool(gain.sum() >= GAIN * spec.n) if spec.stochastic else bool(lowered.any())
+        found[each.label] = Turn(each.label, skipped, sees, best, lowered, bool(present[sees].all()), gained)
+        best = np.where(lowered, values, best)
+    return list(found.values())
+
+
+def cascaded(spec: EvaluationSpec) -> bool:
+    """Whether each attack sees only the samples that still stand."""
+    return bool(spec.spec.get("cascade", False))
+
+
+def onto(index: NDArray[np.int64], row: Tally | None, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values of an attack's rows, one for each sample of `index`; NaN where there is no row."""
+    if row is None:
+        return np.full(len(index), np.nan)
+    if row.index is index:
+        return values
+    aligned = np.full(len(index), np.nan)
+    known = np.isin(row.index, index, assume_unique=True)
+    aligned[np.searchsorted(index, row.index[known])] = values[known]
+    return aligned
+
+
+def _values(row: Tally | None, stochastic: bool) -> NDArray[np.float64]:
+    if row is None:
+        return np.empty(0)
+    if stochastic:
+        return row.selection if len(row.selection) else np.full(len(row), np.nan)
+    fell = (row.status == _LETTERS[Status.BROKEN]) | (row.status == _LETTERS[Status.WRONG])
+    return np.where(fell, 0.0, np.where(row.status == _LETTERS[Status.HELD], 1.0, np.nan))
+
+
+def _ruled_out(after: Sequence[str], before: dict[str, Turn]) -> str | None:
+    """Why an attack does not run that runs only after gains of others; None if it does, or they are not finished."""
+    conditions = [before[label] for label in after if label in before]
+    if not after or any(turn.gained or not (turn.finished or turn.skipped) for turn in conditions):
+        return None
+    return f"{', '.join(after)} gained nothing"
