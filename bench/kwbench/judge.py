@@ -1,11 +1,12 @@
 """The judge: it alone decides what an attack has achieved, by measuring everything again.
 
 Distances in float64, the pixel range, and fresh float32 predictions. For stochastic models a proposal is scored twice, on
-selection draws, by which the worst attack of a sample is chosen, and on fresh draws that no choice has seen.
+selection draws, by which the worst attack of a sample is chosen, and on fresh draws that no choice has seen. In a cascade the
+draws end as soon as it is certain that a proposal will not be chosen.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,8 @@ from kwbench.threat import ThreatModel
 
 SELECTION_DRAWS = 50
 FRESH_DRAWS = 100
+# In a cascade, the selection draws after which proposals that can no longer be chosen are left.
+SCREENING_DRAWS = 10
 
 # The name under which the clean images themselves are on record.
 CLEAN = "clean"
@@ -72,8 +75,15 @@ def judge(
     threat: ThreatModel,
     seed: int,
     clean: Sequence[Outcome],
+    *,
+    to_beat: Sequence[int] | None = None,
+    keep: bool = False,
 ) -> list[Outcome]:
     """One outcome for each sample of the batch. `label` is the attack's name in the suite, `clean` what `judge_clean` said.
+
+    `to_beat`, for stochastic models in a cascade: the fewest right selection draws so far, one for each sample of the batch. A
+    proposal that does not fall below has no fresh draws and may have fewer selection draws; its status goes by those.
+    `keep`: outcomes carry the image that was judged, those of deterministic models where it is broken.
 
     Deterministic models: samples that are wrong before the attack are not attacked. Stochastic models: all are.
     An attack that raises, or drives the model to raise, leaves `error` rows. Running out of memory is raised on, for the
@@ -81,7 +91,8 @@ def judge(
     """
     if threat.norm not in attack.norms:
         raise UsageError(f"attack {label!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}")
-    case = _Case(model, attack, label, threat, seed)
+    bars = dict(zip(batch.samples, to_beat, strict=True)) if to_beat is not None else None
+    case = _Case(model, attack, label, threat, seed, bars, keep)
     groups = batch.tiles(model.tile) if model.stochastic or attack.whole_tiles else [batch]
     before = {outcome.sample: outcome for outcome in clean}
     outcomes: list[Outcome] = []
@@ -92,13 +103,16 @@ def judge(
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """Who is attacked, by what, within which ball, and where the random numbers come from."""
+    """Who is attacked, by what, within which ball, where the random numbers come from, and what is asked for besides."""
 
     model: Model
     attack: Attack
     label: str
     threat: ThreatModel
     seed: int
+    # By sample; None: every proposal is scored in full.
+    to_beat: Mapping[str, int] | None
+    keep: bool
 
     @property
     def source(self) -> Model | None:
@@ -192,11 +206,11 @@ def _verdicts(case: _Case, batch: Batch, proposal: Tensor, drafts: list[Outcome]
     at_distance = torch.where((valid & inside).view(-1, 1, 1, 1), safe, x)
     by_rule = {"distance": at_distance, "clipped": project(safe, x, threat) if attack.minimum_norm else at_distance}
     rule: str = getattr(attack, "judged", "distance") if attack.minimum_norm else "distance"
-    final = _score(model, batch, by_rule[rule], case.seed, case.label)
+    final = _score(model, batch, by_rule[rule], case.seed, case.label, case.to_beat)
     other, found = None, torch.ones_like(valid)
     if attack.minimum_norm:
         other_rule = "clipped" if rule == "distance" else "distance"
-        other = _score(model, batch, by_rule[other_rule], case.seed, f"{case.label} {other_rule}")
+        other = _score(model, batch, by_rule[other_rule], case.seed, f"{case.label} {other_rule}", case.to_beat)
         if not model.stochastic:
             # The distance of a point that fools nobody is the distance of nothing.
             found = _score(model, batch, safe, case.seed, case.label).broken
@@ -227,6 +241,8 @@ def _verdicts(case: _Case, batch: Batch, proposal: Tensor, drafts: list[Outcome]
                 else "found no adversarial image at any distance"
             ),
         )
+        if case.keep and (model.stochastic or bool(final.broken[row])):
+            outcome = replace(outcome, image=by_rule[rule][row].cpu().numpy())
         outcomes.append(final.onto(outcome, row))
     return outcomes
 
@@ -239,31 +255,47 @@ def _why_invalid(finite: bool, in_range: bool, far: float | None) -> str:
     return f"proposed a point at distance {far:.6g}, outside the ball"
 
 
-def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str) -> "_Score":
+def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat: Mapping[str, int] | None = None) -> "_Score":
     """What the model says of z (b, c, h, w), in float32 and anew."""
     model.reseed(seed, label, "predict", *batch.samples)
     predicted, finite = model.predict(z)
     if not model.stochastic:
         return _Score(predicted, finite, (predicted != batch.y) | ~finite, None)
-    model.reseed(seed, label, "selection", *batch.samples)
-    selection, finite_in_selection = model.count_correct(z, batch.y, SELECTION_DRAWS)
-    model.reseed(seed, label, "fresh", *batch.samples)
-    fresh, finite_in_fresh = model.count_correct(z, batch.y, FRESH_DRAWS)
-    finite = finite & finite_in_selection & finite_in_fresh
-    return _Score(predicted, finite, 2 * fresh < FRESH_DRAWS, (selection.tolist(), fresh.tolist()))
+    rows = torch.arange(len(z), device=z.device)
+    bar = torch.full_like(rows, SELECTION_DRAWS + 1)
+    if to_beat is not None:
+        bar = torch.tensor([to_beat[sample] for sample in batch.samples], device=z.device)
+    # Right answers and draws of the selection, then of the scoring.
+    tally = torch.zeros((4, len(z)), dtype=torch.long, device=z.device)
+    for purpose, right, draws in (
+        ("selection", 0, SCREENING_DRAWS),
+        (None, 0, SELECTION_DRAWS - SCREENING_DRAWS),
+        ("fresh", 2, FRESH_DRAWS),
+    ):
+        if purpose is not None:
+            model.reseed(seed, label, purpose, *batch.samples)
+        rows = rows[tally[0, rows] < bar[rows]]
+        if len(rows):
+            correct, always_finite = model.count_correct(z[rows], batch.y[rows], draws)
+            tally[right, rows] += correct
+            tally[right + 1, rows] += draws
+            finite[rows] &= always_finite
+    selection, selection_draws, fresh, fresh_draws = tally
+    broken = torch.where(fresh_draws > 0, 2 * fresh < fresh_draws, 2 * selection < selection_draws)
+    return _Score(predicted, finite, broken, tally.T.tolist())
 
 
 @dataclass(frozen=True, slots=True)
 class _Score:
     """Predictions (b,), which samples had only finite answers, and which are broken: by one answer if the model is
-    deterministic (also one that is not finite), else by most of the fresh draws. `counts` of correct draws, selection and
-    fresh, are a stochastic model's.
+    deterministic (also one that is not finite), else by most of the fresh draws, or of the selection draws where there are no
+    fresh ones. `counts` are a stochastic model's: right and all selection draws, right and all fresh draws, of each row.
     """
 
     predicted: Tensor
     finite: Tensor
     broken: Tensor
-    counts: tuple[list[int], list[int]] | None
+    counts: list[list[int]] | None
 
     def status(self, row: int) -> Status:
         """The status of a sample that was right before the attack."""
@@ -273,11 +305,11 @@ class _Score:
         """The outcome with the row's counts, if there are any."""
         if self.counts is None:
             return outcome
-        selection, fresh = self.counts
+        selection, selection_draws, fresh, fresh_draws = self.counts[row]
         return replace(
             outcome,
-            selection_correct=selection[row],
-            selection_draws=SELECTION_DRAWS,
-            fresh_correct=fresh[row],
-            fresh_draws=FRESH_DRAWS,
+            selection_correct=selection,
+            selection_draws=selection_draws,
+            fresh_correct=fresh,
+            fresh_draws=fresh_draws,
         )

@@ -481,7 +481,7 @@ def _count(row: Tally, status: Status) -> int:
 
 
 def _values(row: Tally, stochastic: bool) -> NDArray[np.float64]:
-    values = (row.status == _HELD).astype(float)
+    values: NDArray[np.float64] = (row.status == _HELD).astype(float)
     if stochastic:
         values = row.fresh if len(row.fresh) else np.full(len(row), np.nan)
     return values
