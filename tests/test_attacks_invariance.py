@@ -18,6 +18,7 @@ from small_models import Noisy, broken, cnn, first_images, run, sharp, trained_c
 SHORT: dict[str, dict[str, Any]] = {
     "pgd": {"steps": 5, "restarts": 2, "relative_step_size": 0.2},
     "cw": {"steps": 20, "step_size": 0.05},
+    "apgd": {"steps": 6, "restarts": 2, "targets": 2},
     "square": {"steps": 120, "restarts": 2},
     "gaussian-noise": {"steps": 10},
     "transfer": {"steps": 5},
@@ -57,7 +58,13 @@ def test_rows_are_the_same_at_any_batch_size_and_order(name: str, norm: str) -> 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_stochastic_model_gives_the_same_rows_twice_and_in_any_order_of_tiles(name: str) -> None:
     batch, threat = first_images(48), ThreatModel.of("linf", "0.12")
-    parameters = {**SHORT, "square": {"steps": 5, "draws": 2}, "cw": {"steps": 5}, "deepfool": {"steps": 8}}.get(name, {})
+    parameters = {
+        **SHORT,
+        "apgd": {"steps": 5, "selection_draws": 3},
+        "square": {"steps": 5, "draws": 2},
+        "cw": {"steps": 5},
+        "deepfool": {"steps": 8},
+    }.get(name, {})
 
     def rows(pieces: list[Batch]) -> dict[str, Outcome]:
         model = wrapped(Noisy(trained_cnn(), 0.1), tile=16)

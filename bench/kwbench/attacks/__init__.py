@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack
 from kwbench.attacks.autoattack import AutoAttack
 from kwbench.attacks.carlini_wagner import CarliniWagner
@@ -24,6 +25,7 @@ from kwbench.model import Model
 ATTACKS: dict[str, type[Any]] = {
     "fgsm": Fgsm,
     "pgd": Pgd,
+    "apgd": Apgd,
     "mim": Mim,
     "deepfool": DeepFool,
     "cw": CarliniWagner,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kwbench.attacks.losses import LOSSES, fooled
+from kwbench.attacks.losses import LOSSES, LossName, fooled
 from kwbench.geometry import norms, project, steepest
 from kwbench.gradients import Gradient
 from kwbench.model import Model
@@ -23,7 +23,7 @@ class Descent:
 
     steps: int
     step_size: float
-    loss: str
+    loss: LossName
     gradient: Gradient
     early_exit: bool
     decay: float | None = None

@@ -1,7 +1,7 @@
 """The fast gradient method (Goodfellow et al. 2015, arXiv:1412.6572)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import ConfigDict
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kwbench.attacks.attack import strict
 from kwbench.attacks.descent import Descent
+from kwbench.attacks.losses import LossName
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
@@ -27,7 +28,7 @@ class Fgsm:
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 
-    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     gradient: Gradient = EXACT
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:

@@ -1,13 +1,29 @@
-"""Objectives that an attack raises, from logits (b, k) and labels (b,) to one value a sample (b,)."""
+"""Objectives that an attack raises, from logits (b, k) and labels (b,) to one value a sample (b,).
+
+A row's value and gradient depend on that row's logits alone, and are right at any scale of them: where a softmax saturates in
+float32 a loss goes on in a straight line, whose slope is exact in direction and does not vanish.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LossName = Literal["cross_entropy", "margin", "dlr", "probability_margin"]
+
+# The probability of all other classes below which float32 loses the gradient of a softmax.
+_SATURATED = 1e-4
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Minus the log-probability of the true class."""
-    return F.cross_entropy(logits, y, reduction="none")
+    """Minus the log-probability of the true class; torch's own, bit by bit, unless the true class is all but certain.
+
+    With u the log-odds of the other classes it is log(1 + e^u). Below 1e-4 it follows the tangent in u, and so ends below 0.
+    """
+    return _straight_below(F.cross_entropy(logits, y, reduction="none"), _odds(logits, _others(logits, y), y))
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -15,9 +31,60 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Carlini and Wagner 2017 (arXiv:1608.04644), f6 without its hinge.
     """
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
-    return others.amax(dim=1) - true
+    return _others(logits, y).amax(dim=1) - _at(logits, y)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """The margin over the gap between the largest logit and the third: the difference of logits ratio, which no scale changes.
+
+    Croce and Hein 2020 (arXiv:2003.01690), eq. 6. Of two classes it is the margin.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, y)
+    ordered = logits.sort(dim=1, descending=True).values
+    return margin(logits, y) / _not_zero(ordered[:, 0] - ordered[:, 2], ordered)
+
+
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The largest other probability minus the true one (Xie et al. 2024, arXiv:2411.15210).
+
+    Within 1e-4 of -1 it follows its tangent in the logarithm of the distance to -1, as `cross_entropy` does.
+    """
+    others = _others(logits, y)
+    value = margin(logits.softmax(dim=1), y)
+    # 1 + value is the sum of the other probabilities and the largest of them.
+    counted = torch.cat([others, others.amax(dim=1, keepdim=True)], dim=1)
+    return _straight_below(value + 1, _odds(logits, counted, y)) - 1
+
+
+def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The log-probability of the target class."""
+    return -F.cross_entropy(logits, target, reduction="none")
+
+
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The target's logit minus the true one."""
+    return _at(logits, target) - _at(logits, y)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The targeted margin over the gap between the largest logit and the mean of the third and fourth (eq. 7 of the paper).
+
+    Of three classes over the gap to the third; of two it is the margin.
+    """
+    if logits.shape[1] < 3:
+        return targeted_margin(logits, y, target)
+    ordered = logits.sort(dim=1, descending=True).values
+    gap = ordered[:, 0] - ordered[:, 2:4].mean(dim=1)
+    return targeted_margin(logits, y, target) / _not_zero(gap, ordered)
+
+
+def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The target's probability minus the true one; near -1 a straight line, as `probability_margin` is."""
+    probabilities, others = logits.softmax(dim=1), _others(logits, y)
+    value = _at(probabilities, target) - _at(probabilities, y)
+    counted = torch.cat([others, _at(logits, target)[:, None]], dim=1)
+    return _straight_below(value + 1, _odds(logits, counted, y)) - 1
 
 
 def fooled(logits: Tensor, y: Tensor) -> Tensor:
@@ -25,4 +92,44 @@ def fooled(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
 
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin}
+LOSSES: dict[LossName, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "probability_margin": probability_margin,
+}
+TARGETED: dict[LossName, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "cross_entropy": targeted_cross_entropy,
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+    "probability_margin": targeted_probability_margin,
+}
+
+
+def _at(values: Tensor, classes: Tensor) -> Tensor:
+    return values.gather(1, classes[:, None]).squeeze(1)
+
+
+def _others(logits: Tensor, y: Tensor) -> Tensor:
+    """The logits with minus infinity in the place of the true one."""
+    return logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+
+
+def _odds(logits: Tensor, against: Tensor, y: Tensor) -> Tensor:
+    """log(sum of e^against) minus the true logit, (b,)."""
+    return against.logsumexp(dim=1) - _at(logits, y)
+
+
+def _straight_below(value: Tensor, log_value: Tensor) -> Tensor:
+    """A value that nears e^log_value as that falls, continued by its tangent where it is below 1e-4."""
+    start = math.log(_SATURATED)
+    saturated = log_value.detach() < start
+    if not bool(saturated.any()):
+        return value
+    return torch.where(saturated, _SATURATED * (1 + log_value - start), value)
+
+
+def _not_zero(gap: Tensor, ordered: Tensor) -> Tensor:
+    """The gap, no less than a millionth of the spread of the logits, nor than 1e-20: equal logits have no third place."""
+    least = 1e-6 * (ordered[:, 0] - ordered[:, -1]).detach()
+    return torch.maximum(gap, least.clamp_min(1e-20))

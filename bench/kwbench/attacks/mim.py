@@ -1,7 +1,7 @@
 """The momentum iterative method (Dong et al. 2018, arXiv:1710.06081)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import ConfigDict
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kwbench.attacks.attack import Length, strict
 from kwbench.attacks.descent import Descent
+from kwbench.attacks.losses import LossName
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
@@ -33,7 +34,7 @@ class Mim:
     step_size: Length | None = None
     relative_step_size: float | None = None
     decay: float = 1.0
-    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     gradient: Gradient = EXACT
     early_exit: bool = True
 

@@ -1,7 +1,7 @@
 """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import ConfigDict
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kwbench.attacks.attack import Length, strict
 from kwbench.attacks.descent import Descent
-from kwbench.attacks.losses import LOSSES, fooled
+from kwbench.attacks.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
@@ -39,7 +39,7 @@ class Pgd:
     relative_step_size: float = 1 / 30
     restarts: int = 1
     random_start: bool = True
-    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     gradient: Gradient = EXACT
     early_exit: bool = True
     restart_draws: int = 20

@@ -1,12 +1,13 @@
 """Transfer: adversarial examples for another model (Papernot et al. 2017, arXiv:1602.02697)."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import Length, strict
+from kwbench.attacks.losses import LossName
 from kwbench.attacks.pgd import Pgd
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
@@ -32,7 +33,7 @@ class Transfer:
     step_size: Length | None = None
     relative_step_size: float = 1 / 30
     random_start: bool = True
-    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     gradient: Gradient = EXACT
     source: Model | None = field(default=None, repr=False, compare=False, metadata={"parameter": False})
 

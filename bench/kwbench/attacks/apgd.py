@@ -1,0 +1,290 @@
+"""Auto-PGD (Croce and Hein 2020, arXiv:2003.01690)."""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from kwbench.attacks.attack import strict
+from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin
+from kwbench.geometry import norms, project, random_start, steepest
+from kwbench.gradients import EXACT, Gradient, Smooth
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom
+from kwbench.threat import Norm, ThreatModel
+
+# Algorithm 1's: how much of a step is the new one, and the share of rising steps below which the step size is halved.
+_MOMENTUM, _RHO = 0.75, 0.75
+_DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2"}
+
+
+@dataclass(frozen=True)
+class Apgd:
+    """Steepest ascent with momentum, from step size 2 * eps on, which is halved at checkpoints where the loss rose too seldom.
+
+    The defaults are AutoAttack's: 100 steps, one restart. With `targets` the targeted form of the loss is raised for each of
+    the k most promising classes in turn, on the samples that still stand: those nearest by a linear estimate, logit gap over
+    the dual norm of its gradient (MALT, arXiv:2407.02240).
+
+    Deterministic models: of each sample the first misclassified iterate is proposed, and with `early_exit` the search ends
+    there; without one, the iterate of highest loss.
+    Stochastic models: the step size follows a cosine from 2 * eps to eps / 20, because noise would halve it at every
+    checkpoint (`schedule: auto`; also where gradients are smoothed by input noise). The start, the last iterate and that of
+    the highest mean loss, of every restart and target, are compared by how often each fails in `selection_draws` fresh draws.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = False
+
+    steps: int = 100
+    restarts: int = 1
+    loss: LossName = "cross_entropy"
+    targets: int = 0
+    random_start: bool = True
+    gradient: Gradient = EXACT
+    schedule: Literal["auto", "adaptive", "cosine"] = "auto"
+    early_exit: bool = True
+    selection_draws: int = 20
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1 or self.selection_draws < 1:
+            raise ValueError("steps, restarts and selection_draws must be at least 1")
+        if self.targets < 0:
+            raise ValueError("targets must not be negative; 0 is the untargeted attack")
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError("restarts without a random start all take the same path")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """Propose images for x (b, c, h, w) with labels y (b,)."""
+        best, score = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+        rows = torch.arange(len(x), device=x.device)
+        targets = self._targets(model, x, y, threat, rng) if self.targets else y[:, None]
+        for restart in range(self.restarts):
+            for turn in range(targets.shape[1]):
+                stream = rng.take(rows).child(f"restart {restart} target {turn}")
+                start = random_start(x[rows], threat, stream) if self.random_start else x[rows].clone()
+                climb = _Climb(
+                    self,
+                    model,
+                    threat,
+                    stream,
+                    _Place.at(start, x[rows], y[rows], targets[rows, turn], rows, 2 * threat.radius),
+                )
+                if model.stochastic:
+                    for z in climb.to_the_end():
+                        found = self._failures(model, z, y[rows], rows)
+                        better = found > score[rows]
+                        best[rows[better]], score[rows[better]] = z[better], found[better]
+                    rows = rows[score[rows] < 1]
+                else:
+                    best[rows], broken = climb.to_success()
+                    rows = rows[~broken]
+                if not len(rows):
+                    return best
+        return best
+
+    def adapts(self, model: Model) -> bool:
+        """Whether the step size follows the loss: a loss that is noise would halve it at every checkpoint."""
+        noisy = model.stochastic or isinstance(self.gradient, Smooth)
+        return self.schedule == "adaptive" or (self.schedule == "auto" and not noisy)
+
+    def _targets(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """The classes (b, m) to make for, the nearest first; by logit where gradients say nothing."""
+        rows = torch.arange(len(x), device=x.device)
+        with torch.no_grad():
+            others = model(x, rows).scatter(1, y[:, None], -torch.inf)
+        likely = others.argsort(dim=1, descending=True, stable=True)[:, : self._looked_at(model.classes)]
+
+        def gaps(logits: Tensor) -> Tensor:
+            return (logits.gather(1, likely) - logits.gather(1, y[:, None])).T
+
+        estimate = self.gradient(model, x, gaps, rng.child("targets"), rows)
+        slopes = torch.stack([norms(gradient, _DUAL[threat.norm]) for gradient in estimate.gradients])
+        far = (-estimate.values / slopes).T
+        far = torch.where(far.isfinite(), far, torch.inf)
+        return likely.gather(1, far.argsort(dim=1, stable=True))[:, : self.targets]
+
+    def _looked_at(self, classes: int) -> int:
+        """How many classes are looked at to choose the targets; MALT orders 100 to choose 9."""
+        return min(classes - 1, max(9, 4 * self.targets))
+
+    def _failures(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        """The share of draws (b,) that z fails, at least 1 if all; the mean margin decides between equals."""
+        failures, margins = torch.zeros(len(z), device=z.device), torch.zeros(len(z), device=z.device)
+        with torch.no_grad():
+            for _ in range(self.selection_draws):
+                logits = model(z, rows)
+                failures += fooled(logits, y)
+                margins += margin(logits, y).nan_to_num(nan=1e30, posinf=1e30, neginf=-1e30)
+        mean = margins / self.selection_draws
+        # Between 0 and half a draw.
+        return (failures + (1 + mean / (1 + mean.abs())) / 4) / self.selection_draws
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where each sample of a search stands; every field has one entry a sample."""
+
+    index: Tensor
+    payer: Tensor
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    z: Tensor
+    previous: Tensor
+    gradient: Tensor
+    value: Tensor
+    step_size: Tensor
+    # The highest of the loss, where it was, and its gradient there.
+    best: Tensor
+    best_gradient: Tensor
+    best_value: Tensor
+    # Since the last checkpoint: how often the loss rose, the highest before, and whether the step size was halved there.
+    rises: Tensor
+    best_before: Tensor
+    halved: Tensor
+
+    @staticmethod
+    def at(start: Tensor, x: Tensor, y: Tensor, target: Tensor, payer: Tensor, step_size: float) -> "_Place":
+        lowest = torch.full((len(x),), -torch.inf, device=x.device)
+        return _Place(
+            index=torch.arange(len(x), device=x.device),
+            payer=payer,
+            x=x,
+            y=y,
+            target=target,
+            z=start,
+            previous=start,
+            gradient=torch.zeros_like(x),
+            value=-lowest,
+            step_size=torch.full_like(lowest, step_size),
+            best=start,
+            best_gradient=torch.zeros_like(x),
+            best_value=lowest,
+            rises=torch.zeros_like(lowest),
+            best_before=lowest,
+            halved=torch.ones_like(lowest, dtype=torch.bool),
+        )
+
+    def take(self, kept: Tensor) -> "_Place":
+        return _Place(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
+
+class _Climb:
+    """One search from one start, for one target a sample."""
+
+    def __init__(self, attack: Apgd, model: Model, threat: ThreatModel, rng: SampleRandom, place: _Place) -> None:
+        self.attack, self.model, self.threat, self.rng, self.place = attack, model, threat, rng, place
+        self.adaptive, self.checkpoints = attack.adapts(model), _checkpoints(attack.steps)
+        self.window = 0  # steps since the last checkpoint
+
+    def to_success(self) -> tuple[Tensor, Tensor]:
+        """The proposals (b, c, h, w) and which of them (b,) are misclassified, for a deterministic model."""
+        start = self.place.z
+        final, broken = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        highest = torch.full((len(start),), -torch.inf, device=start.device)
+        for step in range(self.attack.steps + 1):
+            logits = self._look(step)
+            place = self.place
+            wins, index = fooled(logits, place.y), place.index
+            better = (wins & ~broken[index]) | ((wins == broken[index]) & (place.value > highest[index]))
+            final[index[better]], highest[index[better]] = place.z[better], place.value[better]
+            broken[index] |= wins
+            # Where a gradient is not a number there is no way on, and the judge refuses the sample unless it has fallen.
+            lost = steepest(place.gradient, self.threat.norm).isnan().flatten(1).any(dim=1)
+            final[index[lost & ~broken[index]]] = torch.nan
+            self.place = place.take(~((wins & self.attack.early_exit) | lost))
+            if step == self.attack.steps or not len(self.place.z):
+                break
+            self._move(step)
+        return final, broken
+
+    def to_the_end(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The start, the iterate with the highest of the estimator's mean losses, and the last, for a stochastic model."""
+        start = self.place.z
+        for step in range(self.attack.steps):
+            self._look(step)
+            self._move(step)
+        return start, self.place.best, self.place.z
+
+    def _look(self, step: int) -> Tensor:
+        """Learn the loss and its gradient where the samples stand; the logits (b, k) there."""
+        place = self.place
+        if step == self.attack.steps:
+            with torch.no_grad():
+                logits = self.model(place.z, place.payer)
+                value, gradient = self._objective(logits)[0], torch.zeros_like(place.z)
+        else:
+            estimate = self.attack.gradient(
+                self.model, place.z, self._objective, self.rng.take(place.index).child(step), place.payer
+            )
+            logits, value, gradient = estimate.logits, estimate.values[0], estimate.gradients[0]
+        # An answer that is not a number is what the judge calls broken; its gradient leads nowhere.
+        failed = ~logits.isfinite().all(dim=1)
+        value = value.masked_fill(failed, torch.inf)
+        gradient = gradient.masked_fill(failed.view(-1, 1, 1, 1), 0)
+        higher = value > place.best_value
+        column = higher.view(-1, 1, 1, 1)
+        self.place = replace(
+            place,
+            value=value,
+            gradient=gradient,
+            rises=place.rises + (value > place.value),
+            best=torch.where(column, place.z, place.best),
+            best_gradient=torch.where(column, gradient, place.best_gradient),
+            best_value=torch.where(higher, value, place.best_value),
+        )
+        return logits
+
+    def _check(self, steps: int) -> None:
+        """Halve the step size and go back to the best iterate where few of the last `steps` rose, or none rose above it."""
+        place = self.place
+        stuck = ~place.halved & (place.best_before >= place.best_value)
+        halved = (place.rises <= _RHO * steps) | stuck
+        column = halved.view(-1, 1, 1, 1)
+        self.place = replace(
+            place,
+            z=torch.where(column, place.best, place.z),
+            gradient=torch.where(column, place.best_gradient, place.gradient),
+            value=torch.where(halved, place.best_value, place.value),
+            step_size=torch.where(halved, place.step_size / 2, place.step_size),
+            rises=torch.zeros_like(place.rises),
+            best_before=place.best_value,
+            halved=halved,
+        )
+
+    def _move(self, step: int) -> None:
+        if self.adaptive and step in self.checkpoints:
+            self._check(step - self.window)
+            self.window = step
+        place, threat = self.place, self.threat
+        size = place.step_size
+        if not self.adaptive:
+            falling = (1 + math.cos(math.pi * step / max(self.attack.steps - 1, 1))) / 2
+            size = torch.full_like(size, threat.radius * (0.05 + 1.95 * falling))
+        ahead = project(place.z + size.view(-1, 1, 1, 1) * steepest(place.gradient, threat.norm), place.x, threat)
+        if step:
+            ahead = place.z + _MOMENTUM * (ahead - place.z) + (1 - _MOMENTUM) * (place.z - place.previous)
+            ahead = project(ahead, place.x, threat)
+        self.place = replace(place, z=ahead, previous=place.z)
+
+    def _objective(self, logits: Tensor) -> Tensor:
+        place = self.place
+        if self.attack.targets:
+            return TARGETED[self.attack.loss](logits, place.y, place.target)[None]
+        return LOSSES[self.attack.loss](logits, place.y)[None]
+
+
+def _checkpoints(steps: int) -> frozenset[int]:
+    """After how many steps the step size is looked at: 22 % of them, then ever fewer more, 6 % at last (section 3.1)."""
+    found, at, stretch = set(), 0, max(int(0.22 * steps), 1)
+    while at + stretch <= steps:
+        at += stretch
+        found.add(at)
+        stretch = max(stretch - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
+    return frozenset(found)
