@@ -2,34 +2,14 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from broken_defences import DEFENCES, EPS, Defence
-from kwbench.attacks.losses import margin
-from kwbench.geometry import project
 from kwbench.randomness import seeded_globally
 from kwbench.threat import ThreatModel
+from plain_pgd import accuracy, descend
 from small_models import first_images
 
 THREAT = ThreatModel.of("linf", EPS)
-
-
-def accuracy(network: nn.Module, x: Tensor, y: Tensor, draws: int = 1) -> float:
-    with torch.no_grad():
-        return torch.stack([network(x).argmax(dim=1) == y for _ in range(draws)]).float().mean().item()
-
-
-def descend(network: nn.Module, x: Tensor, y: Tensor, *, steps: int, step_size: float, plain: bool, draws: int = 1) -> Tensor:
-    """The last iterate of PGD by autograd; `plain` is torch's cross-entropy, otherwise it is the margin."""
-    z = (x + THREAT.radius * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
-    for _ in range(steps):
-        z = z.detach().requires_grad_()
-        answers = [network(z) for _ in range(draws)]
-        losses = [F.cross_entropy(each, y, reduction="sum") if plain else margin(each, y).sum() for each in answers]
-        (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), z)
-        z = project(z.detach() + step_size * gradient.sign(), x, THREAT)
-    return z
 
 
 @pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
@@ -38,15 +18,15 @@ def test_a_broken_defence_reads_digits_flatters_and_falls(defence: Defence) -> N
     draws = 50 if defence.kind == "stochastic" else 1
     network = defence.factory()
     with seeded_globally(0):
-        assert accuracy(network, batch.x, batch.y, draws) > 0.8
+        assert accuracy(network, batch.x, batch.y, draws).mean() > 0.8
         if defence.flattery == 1:
             assert not network(batch.x.clone().requires_grad_()).requires_grad
         else:
-            z = descend(network, batch.x, batch.y, steps=40, step_size=THREAT.radius / 30, plain=True)
-            assert accuracy(network, z, batch.y, draws) >= defence.flattery
+            z = descend(network, batch.x, batch.y, THREAT, steps=40, step_size=THREAT.radius / 30)
+            assert accuracy(network, z, batch.y, draws).mean() >= defence.flattery
         undefended, several = defence.undefended(), 10 if "random" in defence.undefended.__name__ else 1
-        z = descend(undefended, batch.x, batch.y, steps=40, step_size=THREAT.radius / 8, plain=False, draws=several)
-        assert accuracy(network, z, batch.y, draws) <= defence.truth
+        z = descend(undefended, batch.x, batch.y, THREAT, steps=40, step_size=THREAT.radius / 8, loss="margin", draws=several)
+        assert accuracy(network, z, batch.y, draws).mean() <= defence.truth
 
 
 @pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
