@@ -23,7 +23,9 @@ from kwbench.activations import effective_sparsity
 from kwbench.attacks import build_attack, parameters_of
 from kwbench.attacks.attack import Attack
 from kwbench.data import load_dataset, slice_hash
+from kwbench.diagnostics import Case, Question, examine, with_twice_the_budget
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
+from kwbench.finding import Finding
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.model import Model, Prediction, require_exact_float32
@@ -87,6 +89,10 @@ class Evaluator(Protocol):
 
     def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome]) -> list[Outcome]:
         """What an attack achieves."""
+        ...
+
+    def examine(self, check: str, question: Question) -> list[Finding]:
+        """What a diagnostic check finds."""
         ...
 
     def close(self) -> None:
@@ -173,6 +179,20 @@ class LocalEvaluator:
         """See Evaluator."""
         _, attack = self._attacks[label]
         return judge(self._model, attack, label, self._batch.take(rows), self._threat, self._request.seed, clean)
+
+    def examine(self, check: str, question: Question) -> list[Finding]:
+        """See Evaluator."""
+        case = Case(
+            self._model,
+            self._batch.take(question.rows),
+            self._threat,
+            self._request.seed,
+            survivors=self._batch.take(question.survivors),
+            values=question.values,
+            standing=question.standing,
+            attacks=with_twice_the_budget({label: attack for label, (_, attack) in self._attacks.items()}, question),
+        )
+        return examine(check, case)
 
     def close(self) -> None:
         """See Evaluator."""
@@ -301,6 +321,11 @@ class _SpawnedEvaluator:
     def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome]) -> list[Outcome]:
         """See Evaluator."""
         answer: list[Outcome] = self._ask("judge", label, list(rows), list(clean))
+        return answer
+
+    def examine(self, check: str, question: Question) -> list[Finding]:
+        """See Evaluator."""
+        answer: list[Finding] = self._ask("examine", check, question)
         return answer
 
     def close(self) -> None:

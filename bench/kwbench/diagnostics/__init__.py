@@ -6,7 +6,7 @@ import torch
 
 from kwbench.diagnostics.answers import answers_are_logits, answers_depend_on_the_image, answers_vary
 from kwbench.diagnostics.attacks import accuracy_falls_with_eps, budget_is_enough, free_attack_succeeds, many_steps_beat_one
-from kwbench.diagnostics.case import Case
+from kwbench.diagnostics.case import Case, Question, with_twice_the_budget
 from kwbench.diagnostics.gradients import (
     answer_moves_with_the_image,
     gradient_is_one,
@@ -16,7 +16,7 @@ from kwbench.diagnostics.gradients import (
 )
 from kwbench.finding import Finding
 
-__all__ = ["CHECKS", "Case", "examine"]
+__all__ = ["CHECKS", "Case", "Question", "examine", "with_twice_the_budget"]
 
 # About 150 forward and backward passes of one tile together, and twice the budget of what gained.
 CHECKS: dict[str, Callable[[Case], list[Finding]]] = {

@@ -20,6 +20,23 @@ DRAWS = 10
 
 
 @dataclass(frozen=True)
+class Question:
+    """What is to be examined, by positions in the slice: a tile of samples that were right before any attack, and samples that
+    the evaluation did not break, with their measured accuracies.
+
+    `doubled` are the labels of attacks whose budget is to be doubled; where none of them can be, the first two of `otherwise`
+    that can.
+    """
+
+    rows: tuple[int, ...]
+    survivors: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
+    standing: float = 0.0
+    doubled: tuple[str, ...] = ()
+    otherwise: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Case:
     """One model under examination.
 
@@ -81,6 +98,16 @@ class Case:
         fired = figure > threshold if fires is None else fires
         samples = () if concerned is None else tuple(self.batch.samples[row] for row in concerned.nonzero().flatten().tolist())
         return Finding(check, round(figure, 6), threshold, bool(fired), statement, samples, kind)
+
+
+def with_twice_the_budget(attacks: Mapping[str, Attack], question: Question) -> dict[str, Attack]:
+    """The attacks that the question asks for, each with twice its budget; without those that have none to double."""
+
+    def doubled(labels: Sequence[str]) -> dict[str, Attack]:
+        able = [label for label in labels if hasattr(attacks.get(label), "doubled")]
+        return {label: attacks[label].doubled(1) for label in able}  # type: ignore[attr-defined]
+
+    return doubled(question.doubled) or dict(list(doubled(question.otherwise).items())[:2])
 
 
 def percent(share: float) -> str:

@@ -1,0 +1,68 @@
+"""Diagnoses an evaluation: gathers the evidence from its record and from the model, and puts it on record."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kwbench.cascade import CLEAN
+from kwbench.diagnostics import CHECKS, Question
+from kwbench.evaluator import Evaluator
+from kwbench.evidence import evidence
+from kwbench.finding import Finding
+from kwbench.outcome import Status
+from kwbench.standing import Standing, standings
+from kwbench.store import Evaluation, Store
+from kwbench.suite import escalated
+
+# Samples examined at once, on which the checks cost about 150 forward and backward passes each.
+EXAMINED = 64
+# A stochastic model's sample has fallen when it is right less often than this.
+_ALIVE = 0.05
+
+
+def diagnose(
+    evaluator: Evaluator,
+    evaluation: Evaluation,
+    store: Store,
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Finding]:
+    """What every check finds about a finished evaluation, as it is put on record; the model is not examined twice.
+
+    `report` hears the name of each check of the model as it begins.
+    """
+    everything = standings(store)
+    mine = next(each for each in everything if each.evaluation.id == evaluation.id)
+    others = [each for each in everything if each.evaluation.id != evaluation.id and each.complete]
+    outcomes = {attack.name: store.outcomes(evaluation.attack_runs[attack.name]) for attack in mine.attacks}
+    outcomes[CLEAN] = store.outcomes(evaluation.attack_runs[CLEAN])
+    found = evidence(mine, outcomes, others)
+    known = {each.check: each for each in store.findings(evaluation.id)}
+    if not known:
+        right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
+        question = _question(mine, right or mine.index.tolist())
+        for check in CHECKS:
+            report(check)
+            found += evaluator.examine(check, question)
+    store.record_findings(evaluation.id, found)
+    return store.findings(evaluation.id)
+
+
+def _question(standing: Standing, right: list[int]) -> Question:
+    """What to examine: the first samples that are right, survivors from all over the slice, and whose budget to double.
+
+    That of every attack that gained and that the suite has not doubled itself until it gained no more.
+    """
+    values = np.zeros(0) if standing.robust_values is None else standing.robust_values
+    alive = np.flatnonzero(values >= _ALIVE)
+    chosen = alive[np.unique(np.linspace(0, len(alive) - 1, EXAMINED).round().astype(int))] if len(alive) else alive
+    ran = [attack.name for attack in standing.attacks]
+    again = {escalated(label, doubled) for label in ran for doubled in range(1, 11)}
+    gained = [attack.name for attack in standing.attacks if attack.broke and attack.name not in again]
+    return Question(
+        rows=tuple(right[:EXAMINED]),
+        survivors=tuple(standing.index[chosen].tolist()),
+        values=tuple(values[chosen].tolist()),
+        standing=float(values[alive].sum() / standing.n),
+        doubled=tuple(label for label in gained if escalated(label, 1) not in ran),
+        otherwise=tuple(label for label in ran if label not in again),
+    )

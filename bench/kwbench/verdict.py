@@ -1,0 +1,176 @@
+"""The verdict about a pair of model and protocol: can the protocol's number be believed, and can ours? Pure, without torch.
+
+Passing is evidence, never proof.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from kwbench.finding import Finding
+from kwbench.standing import Standing, origin_of
+from kwbench.statistics import Interval, difference_interval
+
+Word = Literal["degenerate", "overestimated", "confirmed", "inconclusive"]
+
+CAVEAT = "Passing the checks is evidence, never proof."
+
+# Points by which a protocol may overestimate.
+OVERESTIMATE = 0.01
+# One-sided 99 %: an interval whose lower end is passed by chance once in a hundred.
+LEVEL = 0.98
+# Below this nothing can be much too high.
+NOTHING = 0.005
+
+# Checks that tried twice the budget; without one of them nothing is confirmed.
+_PROOFS = ("twice the budget", "escalation")
+
+_REMEDIES = {
+    "twice the budget": "a larger budget: it still brings something",
+    "escalation": "a larger budget: it still brings something",
+    "failures": "mending the attacks or the model, so that every row has an answer",
+    "state": "a model whose answer depends on the image alone",
+    "unseen": "an attack that knows the operations that could not be seen, or a model that spells them so that they can",
+    "best known": "an attack made for this model, or its reproduction by others",
+    "twin": "an attack made for this model, or a reason for its lead over its twin",
+    "flat": "an estimator that sees a slope where none of ours does",
+    "unreachable": "an estimator that leads an unbounded attack to success",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`word` is about the pair of the model and the protocol of that name.
+
+    `overestimate` is the accuracy that the protocol leaves less the robust accuracy, on the same samples, with its 98 %
+    interval; None where there is no protocol. `reasons` are the findings that led to the verdict; `would_settle` says what
+    would make an inconclusive one conclusive, and is empty otherwise.
+    """
+
+    word: Word
+    protocol: str
+    overestimate: Interval | None
+    reasons: tuple[Finding, ...]
+    would_settle: str = ""
+
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        if self.word == "overestimated":
+            assert self.overestimate is not None
+            each = self.overestimate
+            return (
+                f"Overestimated: {self.protocol} leaves {100 * each.value:.1f} points more than the strongest attacks "
+                f"[{100 * each.low:.1f}, {100 * each.high:.1f}]."
+            )
+        if self.word == "confirmed":
+            return f"Confirmed: {'; '.join(each.statement for each in self.reasons)}."
+        if self.word == "degenerate":
+            return f"Degenerate: {'; '.join(each.statement for each in self.reasons)}."
+        return f"Inconclusive: {'; '.join(each.statement for each in self.reasons)}. What would settle it: {self.would_settle}."
+
+
+def verdict(standing: Standing, findings: Sequence[Finding], protocol: tuple[str, ArrayLike] | None = None) -> Verdict:
+    """The verdict from the numbers of a strong evaluation and what the checks found.
+
+    `protocol` is the name of another protocol and the values that it leaves, one a sample in the order of `standing.index`; by
+    default the suite's own.
+    """
+    name, values = protocol or (", ".join(standing.protocol), standing.protocol_values)
+    robust = standing.robust_values
+    overestimate = None
+    if values is not None and robust is not None:
+        overestimate = difference_interval(np.asarray(values, dtype=float) - robust, LEVEL)
+    masked = tuple(each for each in findings if each.fires and each.kind == "masking")
+    doubts = tuple(each for each in findings if each.kind == "doubt" and (each.fires or each.figure is None))
+
+    if standing.a_rob is None or robust is None:
+        why = Finding("failures", None, 0.0, True, f"there is no robust accuracy: {'; '.join(standing.missing)}", (), "doubt")
+        return Verdict("inconclusive", name, None, (why,), _REMEDIES["failures"])
+    if (found := _degenerate(standing, findings)) is not None:
+        return Verdict("degenerate", name, overestimate, (found,))
+    if overestimate is not None and overestimate.low > OVERESTIMATE:
+        return Verdict("overestimated", name, overestimate, (*masked, *doubts))
+    if standing.a_rob.value <= NOTHING:
+        left = f"{100 * standing.a_rob.value:.1f} % are left, which cannot be much too high"
+        return Verdict(
+            "confirmed", name, overestimate, (Finding("robust accuracy", standing.a_rob.value, NOTHING, False, left),)
+        )
+    reasons, would_settle = _open_questions(findings, doubts)
+    if reasons:
+        return Verdict("inconclusive", name, overestimate, reasons, would_settle)
+    shown = tuple(each for each in findings if each.check in _PROOFS)
+    return Verdict("confirmed", name, overestimate, (*shown, _no_doubt(findings)))
+
+
+def verdict_on_record(standing: Standing, findings: Sequence[Finding]) -> Verdict | None:
+    """The verdict on an evaluation that has been diagnosed; None if it has not."""
+    return verdict(standing, findings) if findings else None
+
+
+def finding_json(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON values."""
+    return {
+        "check": finding.check,
+        "kind": finding.kind,
+        "fires": finding.fires,
+        "figure": finding.figure,
+        "threshold": finding.threshold,
+        "statement": finding.statement,
+        "samples": list(finding.samples),
+    }
+
+
+def verdict_json(verdict: Verdict | None) -> dict[str, Any] | None:
+    """A verdict as JSON values, fractions of 1; None (null) for none."""
+    if verdict is None:
+        return None
+    each = verdict.overestimate
+    return {
+        "verdict": verdict.word,
+        "sentence": verdict.sentence(),
+        "protocol": verdict.protocol,
+        "overestimate": None if each is None else {"value": each.value, "low": each.low, "high": each.high},
+        "reasons": [finding_json(reason) for reason in verdict.reasons],
+        "would_settle": verdict.would_settle,
+        "caveat": CAVEAT,
+    }
+
+
+def _degenerate(standing: Standing, findings: Sequence[Finding]) -> Finding | None:
+    for each in findings:
+        if each.check == "constant" and each.fires:
+            return each
+    classes = origin_of(standing.evaluation).get("classes")
+    if standing.a_std is None or not isinstance(classes, int):
+        return None
+    chance = 1 / classes
+    if standing.a_std.low > chance:
+        return None
+    statement = f"the accuracy on the images themselves, {100 * standing.a_std.value:.1f} %, is not above chance"
+    return Finding("degenerate", round(standing.a_std.value, 6), chance, True, statement)
+
+
+def _open_questions(findings: Sequence[Finding], doubts: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], str]:
+    """What stands against believing the robust accuracy, and what would settle it; nothing and nothing if all is well."""
+    if not doubts and not any(each.check in _PROOFS for each in findings):
+        why = Finding("twice the budget", None, OVERESTIMATE, False, "twice the budget was not tried", (), "doubt")
+        return (why,), "`kwbench diagnose`, which tries twice the budget"
+    remedies = dict.fromkeys(
+        f"the check {each.check!r}, carried out"
+        if each.figure is None
+        else _REMEDIES.get(each.check, f"{each.check}, explained")
+        for each in doubts
+    )
+    return doubts, "; ".join(remedies)
+
+
+def _no_doubt(findings: Sequence[Finding]) -> Finding:
+    checks = [each for each in findings if each.kind == "doubt"]
+    masked = [each.check for each in findings if each.kind == "masking" and each.fires]
+    hidden = f", though the model hides its gradients from weaker attacks ({', '.join(masked)})" if masked else ""
+    return Finding(
+        "no doubt", 0.0, 0.0, False, f"none of {len(checks)} checks casts doubt on the robust accuracy{hidden}", (), "note"
+    )
