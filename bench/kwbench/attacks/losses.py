@@ -1,7 +1,8 @@
 """Objectives that an attack raises, from logits (b, k) and labels (b,) to one value a sample (b,).
 
-A row's value and gradient depend on that row's logits alone, and are right at any scale of them: where a softmax saturates in
-float32 a loss goes on in a straight line, whose slope is exact in direction and does not vanish.
+A row's value and gradient depend on that row's logits alone, and are right at any scale of them. Where a softmax saturates in
+float32 a loss goes on in a straight line, whose slope is exact in direction and does not vanish; logits that hardly differ are
+drawn apart first, as softmax would see no difference.
 """
 
 import math
@@ -17,12 +18,17 @@ LossName = Literal["cross_entropy", "margin", "dlr", "probability_margin"]
 # The probability of all other classes below which float32 loses the gradient of a softmax.
 _SATURATED = 1e-4
 
+# The spread of logits below which float32 loses their softmax, and what it is stretched to.
+_FLAT, _STRETCHED = 1e-3, 10.0
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Minus the log-probability of the true class; torch's own, bit by bit, unless the true class is all but certain.
+    """Minus the log-probability of the true class; torch's own, bit by bit, unless the true class is all but certain or all
+    logits within 1e-3.
 
     With u the log-odds of the other classes it is log(1 + e^u). Below 1e-4 it follows the tangent in u, and so ends below 0.
     """
+    logits = _stretched(logits)
     return _straight_below(F.cross_entropy(logits, y, reduction="none"), _odds(logits, _others(logits, y), y))
 
 
@@ -50,6 +56,7 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Within 1e-4 of -1 it follows its tangent in the logarithm of the distance to -1, as `cross_entropy` does.
     """
+    logits = _stretched(logits)
     others = _others(logits, y)
     value = margin(logits.softmax(dim=1), y)
     # 1 + value is the sum of the other probabilities and the largest of them.
@@ -59,7 +66,7 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """The log-probability of the target class."""
-    return -F.cross_entropy(logits, target, reduction="none")
+    return -F.cross_entropy(_stretched(logits), target, reduction="none")
 
 
 def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -70,9 +77,9 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """The targeted margin over the gap between the largest logit and the mean of the third and fourth (eq. 7 of the paper).
 
-    Of three classes over the gap to the third; of two it is the margin.
+    Of fewer than four classes, where it does not exist, it is the margin.
     """
-    if logits.shape[1] < 3:
+    if logits.shape[1] < 4:
         return targeted_margin(logits, y, target)
     ordered = logits.sort(dim=1, descending=True).values
     gap = ordered[:, 0] - ordered[:, 2:4].mean(dim=1)
@@ -81,6 +88,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """The target's probability minus the true one; near -1 a straight line, as `probability_margin` is."""
+    logits = _stretched(logits)
     probabilities, others = logits.softmax(dim=1), _others(logits, y)
     value = _at(probabilities, target) - _at(probabilities, y)
     counted = torch.cat([others, _at(logits, target)[:, None]], dim=1)
@@ -113,6 +121,17 @@ def _at(values: Tensor, classes: Tensor) -> Tensor:
 def _others(logits: Tensor, y: Tensor) -> Tensor:
     """The logits with minus infinity in the place of the true one."""
     return logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+
+
+def _stretched(logits: Tensor) -> Tensor:
+    """The logits; those of a row that are all within 1e-3 drawn apart, by a factor that carries no gradient."""
+    fixed = logits.detach()
+    top = fixed.amax(dim=1, keepdim=True)
+    spread = top - fixed.amin(dim=1, keepdim=True)
+    flat = spread < _FLAT
+    if not bool(flat.any()):
+        return logits
+    return torch.where(flat, (logits - top) * (_STRETCHED / spread.clamp_min(1e-20)), logits)
 
 
 def _odds(logits: Tensor, against: Tensor, y: Tensor) -> Tensor:
