@@ -75,9 +75,15 @@ class Judged:
             watch("clean", len(chosen))
             return judge_clean(evaluator, chosen)
 
-        def attacked(evaluator: LocalEvaluator, label: str, chosen: Sequence[int], before: Sequence[Outcome]) -> list[Outcome]:
+        def attacked(
+            evaluator: LocalEvaluator,
+            label: str,
+            chosen: Sequence[int],
+            before: Sequence[Outcome],
+            to_beat: Sequence[int] | None,
+        ) -> list[Outcome]:
             watch(label, len(chosen))
-            return judge(evaluator, label, chosen, before)
+            return judge(evaluator, label, chosen, before, to_beat)
 
         monkeypatch.setattr(LocalEvaluator, "judge_clean", clean)
         monkeypatch.setattr(LocalEvaluator, "judge", attacked)

@@ -21,10 +21,10 @@ import torch
 
 from kwbench.activations import effective_sparsity
 from kwbench.attacks import build_attack, parameters_of
-from kwbench.attacks.attack import Attack
+from kwbench.attacks.attack import Attack, Budgeted, Doubling
 from kwbench.data import load_dataset, slice_hash
 from kwbench.diagnostics import Case, Question, examine, with_twice_the_budget
-from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
+from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
 from kwbench.finding import Finding
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
@@ -56,6 +56,8 @@ class Request:
     tile: int = 64
     device: str = "auto"
     threads: int | None = None
+    # Whether adversarial images are to be on record too.
+    keep_adversarials: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Facts:
     identity: dict[str, Any]
     # By label: the attack's name, every parameter, and whether it must see tiles whole.
     attacks: dict[str, dict[str, Any]]
+    # The labels after which each is to run, if one of them gains; why an attack cannot be made for this model; the largest
+    # number of passes, forwards and backwards, that it may spend on a sample.
+    after: dict[str, list[str]]
+    not_applicable: dict[str, str]
+    passes: dict[str, int]
     whole_tiles: frozenset[str]
     threads: int
     # The share of values that survives each winner-take-all layer, by the layer's name; empty without such layers.
@@ -87,8 +94,8 @@ class Evaluator(Protocol):
         """What the model says of the images themselves."""
         ...
 
-    def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome]) -> list[Outcome]:
-        """What an attack achieves."""
+    def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome], to_beat: Sequence[int] | None) -> list[Outcome]:
+        """What an attack achieves; `to_beat` as for `judge.judge`."""
         ...
 
     def examine(self, check: str, question: Question) -> list[Finding]:
@@ -132,6 +139,7 @@ class LocalEvaluator:
         stochastic = self._model.measure_randomness(probe) or self._model.measure_randomness(near)
         self._model.stochastic = stochastic
         self._surrogates: dict[str, str] = {}
+        self._not_applicable: dict[str, str] = {}
         self._attacks = self._build_attacks(stochastic)
         self.facts = Facts(
             model=name,
@@ -164,6 +172,11 @@ class LocalEvaluator:
                 }
                 for label, (attack_name, attack) in self._attacks.items()
             },
+            after={stage.label: list(stage.after) for stage in request.suite.stages(stochastic) if stage.after},
+            not_applicable=self._not_applicable,
+            passes={
+                label: attack.passes(stochastic) for label, (_, attack) in self._attacks.items() if isinstance(attack, Budgeted)
+            },
             whole_tiles=frozenset(label for label, (_, attack) in self._attacks.items() if attack.whole_tiles),
             threads=torch.get_num_threads(),
             effective_sparsity={
@@ -175,10 +188,20 @@ class LocalEvaluator:
         """See Evaluator."""
         return judge_clean(self._model, self._batch.take(rows), self._request.seed)
 
-    def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome]) -> list[Outcome]:
+    def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome], to_beat: Sequence[int] | None) -> list[Outcome]:
         """See Evaluator."""
         _, attack = self._attacks[label]
-        return judge(self._model, attack, label, self._batch.take(rows), self._threat, self._request.seed, clean)
+        return judge(
+            self._model,
+            attack,
+            label,
+            self._batch.take(rows),
+            self._threat,
+            self._request.seed,
+            clean,
+            to_beat=to_beat,
+            keep=self._request.keep_adversarials,
+        )
 
     def examine(self, check: str, question: Question) -> list[Finding]:
         """See Evaluator."""
@@ -236,18 +259,29 @@ class LocalEvaluator:
 
     def _build_attacks(self, stochastic: bool) -> dict[str, tuple[str, Attack]]:
         built: dict[str, tuple[str, Attack]] = {}
-        for each in self._request.suite.attacks:
-            if not each.applies(stochastic):
-                continue
-            attack = build_attack(each.attack, each.parameters, self._surrogate_loader(each.label))
+        suite = self._request.suite
+        for stage in suite.stages(stochastic):
+            each = stage.attack
+            try:
+                attack = build_attack(each.attack, each.parameters, self._surrogate_loader(stage.label))
+            except NotApplicable as reason:
+                if suite.by_name:
+                    raise UsageError(f"attack {each.label!r} cannot be made for {self._model.name}: {reason}") from None
+                self._not_applicable[stage.label] = str(reason)
+                # It is a part of the protocol all the same, with all its parameters.
+                attack = build_attack(each.attack, each.parameters, lambda _: self._model)
             if self._threat.norm not in attack.norms:
                 raise UsageError(
                     f"attack {each.label!r} works in {', '.join(sorted(attack.norms))}, not in {self._threat.norm}"
                 )
-            built[each.label] = (each.attack, attack)
-        if not built:
+            if stage.doubled:
+                if not isinstance(attack, Doubling):
+                    raise UsageError(f"attack {each.label!r} cannot escalate: {each.attack} does not say what to double")
+                attack = attack.doubled(stage.doubled)
+            built[stage.label] = (each.attack, attack)
+        if not built.keys() - self._not_applicable.keys():
             kind = "stochastic" if stochastic else "deterministic"
-            raise UsageError(f"suite {self._request.suite.name!r} has no attack for a {kind} model such as {self._model.name}")
+            raise UsageError(f"suite {suite.name!r} has no attack for a {kind} model such as {self._model.name}")
         return built
 
     def _surrogate_loader(self, label: str) -> Callable[[str], Model]:
@@ -318,9 +352,9 @@ class _SpawnedEvaluator:
         answer: list[Outcome] = self._ask("judge_clean", list(rows))
         return answer
 
-    def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome]) -> list[Outcome]:
+    def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome], to_beat: Sequence[int] | None) -> list[Outcome]:
         """See Evaluator."""
-        answer: list[Outcome] = self._ask("judge", label, list(rows), list(clean))
+        answer: list[Outcome] = self._ask("judge", label, list(rows), list(clean), to_beat)
         return answer
 
     def examine(self, check: str, question: Question) -> list[Finding]:

@@ -3,23 +3,28 @@
 Kill it at any moment; the same command goes on where the record ends, and ends with the same rows.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
+from kwbench.cascade import turns
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluator import Evaluator, Facts, Request, open_evaluator
-from kwbench.judge import CLEAN
-from kwbench.outcome import Outcome
+from kwbench.judge import CLEAN, SELECTION_DRAWS
+from kwbench.outcome import Outcome, Status
 from kwbench.provenance import code_digest, digest, machine, versions
 from kwbench.store import AttackSpec, Evaluation, EvaluationSpec, Store
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an evaluation is: rows on record under `label`, of all its samples, and of the whole evaluation."""
+    """How far an evaluation is: rows on record under `label`, of all its samples, and of the whole evaluation.
+
+    In a cascade, `samples` are those that still stand, and `rows_in_all` what it comes to if no more of them fall.
+    """
 
     model: str
     label: str
@@ -60,25 +65,34 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
     """What is to be put on record: the identity of the evaluation and of each of its attack runs."""
     origin = {**facts.identity, "versions": versions(), "code_sha256": code_digest()}
     clean: dict[str, Any] = {"attack": CLEAN, "parameters": {}}
-    attacks = []
+    suite = request.suite
+    attacks: list[AttackSpec] = []
     for label, attack in {CLEAN: clean, **facts.attacks}.items():
-        attacks.append(AttackSpec(label, digest({"origin": origin, "label": label, **attack}), attack))
-    paper_attacks = request.suite.paper_attacks
+        identity = {"origin": origin, "label": label, **attack}
+        if suite.cascade and label != CLEAN:
+            # Which samples it sees depends on all that came before, and on whether that ran.
+            earlier = [[each.identity, facts.after.get(each.label, [])] for each in attacks]
+            identity["cascade"] = [earlier, facts.after.get(label, [])]
+        attacks.append(AttackSpec(label, digest(identity), attack))
     spec = {
         "origin": origin,
-        "suite": request.suite.name,
+        "suite": suite.name,
         "attacks": [attack.identity for attack in attacks],
-        "protocol": [asdict(attack) for attack in request.suite.attacks],
+        "protocol": [asdict(attack) for attack in suite.attacks],
         "model": facts.model,
         "dataset": facts.dataset,
-        "cascade": False,
-        "paper_attacks": [label for label in paper_attacks if label in facts.attacks] if paper_attacks is not None else None,
+        "cascade": suite.cascade,
+        "paper_attacks": _known(suite.paper_attacks, facts),
+        "protocol_attacks": _known(suite.protocol, facts),
+        "after": facts.after,
+        "not_applicable": facts.not_applicable,
+        "passes": facts.passes,
     }
     return EvaluationSpec(
         identity=digest(spec),
         model=facts.model,
         dataset=facts.dataset,
-        suite=request.suite.name,
+        suite=suite.name,
         threat=facts.threat,
         n=len(facts.samples),
         stochastic=facts.stochastic,
@@ -94,56 +108,132 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
     )
 
 
+def _known(labels: Sequence[str] | None, facts: Facts) -> list[str] | None:
+    return None if labels is None else [label for label in labels if label in facts.attacks]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What an attack has to do: the `rows` of the slice that it sees, and of their samples those that have no outcome yet, and
+    those that lack only their image. `whole`: what happens to a sample depends on its company, so rows come in tiles that
+    always start at the same places. `shares` are the least selection shares so far, by sample, of a stochastic model."""
+
+    label: str
+    rows: list[int]
+    whole: bool
+    missing: frozenset[str]
+    imageless: frozenset[str]
+    shares: Mapping[str, float] | None
+    cascade: bool
+
+    def to_beat(self, samples: Sequence[str]) -> list[int] | None:
+        """As for `judge.judge`."""
+        if self.shares is None or not self.cascade:
+            return None
+        return [round(self.shares[sample] * SELECTION_DRAWS) for sample in samples]
+
+    def succeeded(self, outcome: Outcome) -> bool:
+        """Whether the image of a row is worth keeping: it is broken, or the best so far of a stochastic model."""
+        if self.shares is None:
+            return outcome.status is Status.BROKEN
+        draws = outcome.selection_draws
+        return draws > 0 and outcome.selection_correct / draws < self.shares[outcome.sample]
+
+
 def _carry_out(
     request: Request, evaluator: Evaluator, evaluation: Evaluation, store: Store, report: Callable[[Progress], None]
 ) -> None:
     facts = evaluator.facts
-    rows_in_all = len(facts.samples) * len(evaluation.attack_runs)
     done_in_all = 0
     clean: dict[str, Outcome] = {}
-    for label, attack_run in evaluation.attack_runs.items():
+    for position, (label, attack_run) in enumerate(evaluation.attack_runs.items()):
         recorded = {outcome.sample: outcome for outcome in store.outcomes(attack_run)}
-        done = len(recorded)
-        progress = Progress(facts.model, label, done, len(facts.samples), done_in_all + done, rows_in_all)
+        task = _task(request, facts, evaluation, store, position, recorded)
+        if task is None:
+            continue
+        seen = len(task.rows)
+        done = seen - len(task.missing)
+        progress = Progress(
+            facts.model, label, done, seen, done_in_all + done, done_in_all + seen * (len(evaluation.attack_runs) - position)
+        )
         report(progress)
-        whole = facts.stochastic or label in facts.whole_tiles
-        size = request.tile if whole else max(1, request.batch_size // request.tile) * request.tile
-        for rows in _pending(facts.samples, recorded, request.tile, size):
-            for outcomes in _judge_backing_off(evaluator, label, rows, clean, facts, request.tile):
-                store.append(attack_run, outcomes)
-                recorded |= {outcome.sample: outcome for outcome in outcomes}
-            done = len(recorded)
-            report(Progress(facts.model, label, done, len(facts.samples), done_in_all + done, rows_in_all))
+        for rows in _pending(facts.samples, task, request):
+            for outcomes in _judge_backing_off(evaluator, task, rows, clean, facts, request.tile):
+                kept = [each if task.succeeded(each) else replace(each, image=None) for each in outcomes]
+                _require_the_same(task, kept, recorded, facts.model)
+                store.append(attack_run, kept)
+                # What is on record stays as it is.
+                recorded = {outcome.sample: replace(outcome, image=None) for outcome in kept} | recorded
+            done = seen - len(task.missing - recorded.keys())
+            report(replace(progress, done=done, done_in_all=done_in_all + done))
         if label == CLEAN:
             clean = recorded
-        done_in_all += len(recorded)
+        done_in_all += seen
 
 
-def _pending(samples: Sequence[str], recorded: dict[str, Outcome], tile: int, size: int) -> list[list[int]]:
-    """Rows still to be judged, in batches made of tiles that always start at the same places."""
-    tiles = [list(range(start, min(start + tile, len(samples)))) for start in range(0, len(samples), tile)]
-    missing = [rows for rows in tiles if any(samples[row] not in recorded for row in rows)]
-    tiles_in_batch = size // tile
-    return [
-        [row for rows in missing[start : start + tiles_in_batch] for row in rows]
-        for start in range(0, len(missing), tiles_in_batch)
-    ]
+def _task(
+    request: Request, facts: Facts, evaluation: Evaluation, store: Store, position: int, recorded: Mapping[str, Outcome]
+) -> _Task | None:
+    """What the attack at this position has to do, by what is on record of those before it; None if it is not to run."""
+    label, attack_run = list(evaluation.attack_runs.items())[position]
+    rows, shares = list(range(len(facts.samples))), None
+    if position:
+        before = list(evaluation.attack_runs.values())[:position]
+        tallies = store.tallies(before)
+        turn = turns(evaluation.spec, [*(tallies.get(run) for run in before), None])[position]
+        if turn.skipped is not None:
+            return None
+        rows = np.flatnonzero(turn.sees).tolist()
+        shares = dict(zip(facts.samples, turn.best.tolist(), strict=True)) if facts.stochastic else None
+    samples = {facts.samples[row] for row in rows}
+    whole = facts.stochastic or label in facts.whole_tiles
+    task = _Task(label, rows, whole, frozenset(samples - recorded.keys()), frozenset(), shares, request.suite.cascade)
+    if not request.keep_adversarials or not position:
+        return task
+    successes = {outcome.sample for outcome in recorded.values() if outcome.sample in samples and task.succeeded(outcome)}
+    return replace(task, imageless=frozenset(successes - store.with_adversarials(attack_run)))
+
+
+def _pending(samples: Sequence[str], task: _Task, request: Request) -> list[list[int]]:
+    """Rows that are still to be judged, in batches."""
+    tile, wanted = request.tile, task.missing | task.imageless
+    if task.whole:
+        tiles = [task.rows[start : start + tile] for start in range(0, len(task.rows), tile)]
+        return [each for each in tiles if any(samples[row] in wanted for row in each)]
+    pending = [row for row in task.rows if samples[row] in wanted]
+    size = max(1, request.batch_size // tile) * tile
+    return [pending[start : start + size] for start in range(0, len(pending), size)]
+
+
+def _require_the_same(task: _Task, again: Sequence[Outcome], recorded: Mapping[str, Outcome], model: str) -> None:
+    """An image that comes later must be evidence for the row that is there."""
+    for outcome in again:
+        before = recorded.get(outcome.sample)
+        if before is None or (outcome.image is None and outcome.sample not in task.imageless):
+            continue
+        for name in ("status", "prediction", "selection_correct", "selection_draws", "fresh_correct", "fresh_draws"):
+            if getattr(before, name) != getattr(outcome, name):
+                raise CannotEvaluate(
+                    f"{model}: {task.label}: sample {outcome.sample}, attacked again to keep its image, has {name} "
+                    f"{getattr(outcome, name)}, on record is {getattr(before, name)}; evaluate anew into another --db"
+                )
 
 
 def _judge_backing_off(
-    evaluator: Evaluator, label: str, rows: list[int], clean: dict[str, Outcome], facts: Facts, tile: int
+    evaluator: Evaluator, task: _Task, rows: list[int], clean: Mapping[str, Outcome], facts: Facts, tile: int
 ) -> list[list[Outcome]]:
     """The outcomes of a batch; if memory runs out, of its halves, down to one tile."""
     try:
-        if label == CLEAN:
+        if task.label == CLEAN:
             return [evaluator.judge_clean(rows)]
-        return [evaluator.judge(label, rows, [clean[facts.samples[row]] for row in rows])]
+        samples = [facts.samples[row] for row in rows]
+        return [evaluator.judge(task.label, rows, [clean[sample] for sample in samples], task.to_beat(samples))]
     except (torch.OutOfMemoryError, MemoryError):
         if len(rows) <= tile:
             raise CannotEvaluate(f"{facts.model}: memory does not hold {tile} samples at once; give a smaller --tile") from None
     torch.cuda.empty_cache()
     half = -(-len(rows) // tile // 2) * tile
     return [
-        *_judge_backing_off(evaluator, label, rows[:half], clean, facts, tile),
-        *_judge_backing_off(evaluator, label, rows[half:], clean, facts, tile),
+        *_judge_backing_off(evaluator, task, rows[:half], clean, facts, tile),
+        *_judge_backing_off(evaluator, task, rows[half:], clean, facts, tile),
     ]

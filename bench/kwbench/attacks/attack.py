@@ -1,7 +1,7 @@
 """What an attack is: a frozen configuration that proposes images. It never judges, stores or seeds globally."""
 
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor
@@ -44,4 +44,22 @@ class Attack(Protocol):
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose one image for each x (b, c, h, w) in [0, 1] with labels y (b,); the shape of x, detached."""
+        ...
+
+
+@runtime_checkable
+class Doubling(Attack, Protocol):
+    """An attack that knows how to spend more: a suite may escalate it."""
+
+    def doubled(self, times: int) -> Attack:
+        """The attack with its budget doubled so many times."""
+        ...
+
+
+@runtime_checkable
+class Budgeted(Attack, Protocol):
+    """An attack that knows what it may cost."""
+
+    def passes(self, stochastic: bool) -> int:
+        """The largest number of forwards and backwards that it may spend on a sample of such a model."""
         ...
