@@ -36,9 +36,14 @@ class Context:
 
     softness: float
     batch: int
+    # Whether to take tensors from outside for images of what was there before.
+    guess: bool = False
+    # Whether recorded results still hold.
+    unwritten: bool = False
     soft: dict[int, Soft] = field(default_factory=dict)
     relaxed: Counter[tuple[str, str]] = field(default_factory=Counter)
-    lost: Counter[tuple[str, str]] = field(default_factory=Counter)
+    # The operations, by id, behind which the gradient ends.
+    lost: set[int] = field(default_factory=set)
     # How a float came about, for spellings that only together saturate: exp over sum, and the like.
     origin: dict[int, tuple[str, tuple[Any, ...]]] = field(default_factory=dict)
     # The latest float of each shape that depends on the pixels, for what comes back from outside.
@@ -71,18 +76,18 @@ class Context:
         self.relaxed[_name(node.operation), node.where] += 1
 
     def lose(self, node: Any) -> None:
-        """Count an operation behind which the gradient ends, unless it asks for a shape only."""
+        """Note an operation behind which the gradient ends, unless it asks for a shape only."""
         if not _name(node.operation).startswith(_SHAPE_ONLY):
-            self.lost[_name(node.operation), node.where] += 1
+            self.lost.add(id(node))
 
     def carries(self, value: Any) -> bool:
         """Whether a value depends on the pixels in a way that a gradient can follow."""
         return isinstance(value, Tensor) and (value.requires_grad or id(value) in self.soft)
 
     def from_outside(self, tensor: Tensor) -> Tensor:
-        """A tensor that came from outside PyTorch: if it is like one that was there before, it is taken for its image, and the
-        gradient passes as through the identity (backward pass differentiable approximation, arXiv:1802.00420)."""
-        like = self.latest.get(tuple(tensor.shape))
+        """A tensor that came from outside PyTorch. Under `guess`, if it has the shape of one that was there before, the gradient
+        passes to that as through the identity (backward pass differentiable approximation, arXiv:1802.00420)."""
+        like = self.latest.get(tuple(tensor.shape)) if self.guess else None
         if like is None or not tensor.is_floating_point() or tensor.dim() < 2 or tensor.shape[0] % self.batch:
             return tensor
         self.relaxed["outside", ""] += 1
@@ -90,14 +95,38 @@ class Context:
 
     def scale(self, x: Tensor) -> Tensor:
         """The mean size of each sample's values, times the softness; broadcasts against x."""
-        size = x.detach().abs().nan_to_num(0.0, 0.0, 0.0)
-        if size.dim() and len(size) and len(size) % self.batch == 0:
+        return self.spread(self.sampled(x), x)
+
+    def spread(self, few: Tensor, x: Tensor) -> Tensor:
+        """The same, from some of the values."""
+        size = few.detach().abs().nan_to_num(0.0, 0.0, 0.0)
+        if x.dim() and len(x) and len(x) % self.batch == 0:
             means = size.reshape(self.batch, -1).mean(dim=1)
-            means = means.repeat_interleave(len(size) // self.batch).view(-1, *[1] * (x.dim() - 1))
+            means = means.repeat_interleave(len(x) // self.batch).view(-1, *[1] * (x.dim() - 1))
         else:
             # No telling which values are whose: rounded, so that a sample hardly depends on its company.
             means = torch.exp2(size.mean().clamp_min(1e-30).log2().round())
         return torch.where(means > 1e-20, means, torch.ones_like(means)) * self.softness
+
+    def recorded(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The values of an operation, without gradients."""
+        if self.unwritten:
+            return node.result
+        return _functional(node)(*_detached(args), **kwargs)
+
+    def sampled(self, x: Tensor, whole: int | None = None) -> Tensor:
+        """Some values of each sample, on a regular grid, detached: enough for a mean. The dimension `whole` stays whole."""
+        x = x.detach()
+        if x.dim() and len(x) > self.batch and len(x) % self.batch == 0:
+            x = x.unflatten(0, (self.batch, -1))  # type: ignore[no-untyped-call]
+            whole = whole + 1 if whole is not None and whole > 0 else whole
+        if whole is not None:
+            whole %= x.dim()
+        for dim in range(x.dim() - 1, 0, -1):
+            step = min(x.shape[dim], -(-x.numel() // (max(len(x), 1) * _ENOUGH)))
+            if dim != whole and step > 1:
+                x = x[(slice(None),) * dim + (slice(None, None, step),)]
+        return x
 
     def plain(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operation as it is. Truth values and whole numbers take part with their twins."""
@@ -149,6 +178,9 @@ class Context:
 # Operations whose result does not depend on the values they are given.
 _SHAPE_ONLY = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like", "new_")
 
+# Values of a sample from which its mean size is taken.
+_ENOUGH = 2048
+
 Rule = Callable[[Context, Any, tuple[Any, ...], dict[str, Any]], Any]
 RULES: dict[Any, Rule] = {}
 
@@ -158,7 +190,7 @@ class _Straight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:  # type: ignore[override]
-        return hard.clone()
+        return hard.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -257,7 +289,7 @@ def _truth(context: Context, node: Any, real: Tensor, soft: Tensor) -> Tensor:
 
 @rule("gt.Tensor", "gt.Scalar", "ge.Tensor", "ge.Scalar", "lt.Tensor", "lt.Scalar", "le.Tensor", "le.Scalar")
 def _order(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    real = _functional(node)(*_detached(args), **kwargs)
+    real = context.recorded(node, args, kwargs)
     if not any(context.carries(each) for each in args[:2]):
         return real
     a, b = (_number(context, each) for each in args[:2])
@@ -267,7 +299,7 @@ def _order(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 @rule("eq.Tensor", "eq.Scalar", "ne.Tensor", "ne.Scalar")
 def _equal(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    real = _functional(node)(*_detached(args), **kwargs)
+    real = context.recorded(node, args, kwargs)
     if not any(context.carries(each) for each in args[:2]):
         return real
     soft = _choice_equals(context, args[0], args[1])
@@ -306,15 +338,22 @@ def _choice_equals(context: Context, index: Any, places: Any) -> Tensor | None:
 
 @rule("logical_not.default", "bitwise_not.default")
 def _not(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    real = _functional(node)(args[0].detach(), **kwargs)
+    real = context.recorded(node, args, kwargs)
     if not context.carries(args[0]) or args[0].dtype != torch.bool:
         return real
     return _truth(context, node, real, 1 - _number(context, args[0]))
 
 
-@rule("logical_and.default", "bitwise_and.Tensor", "logical_or.default", "bitwise_or.Tensor", "logical_xor.default", "bitwise_xor.Tensor")
+@rule(
+    "logical_and.default",
+    "bitwise_and.Tensor",
+    "logical_or.default",
+    "bitwise_or.Tensor",
+    "logical_xor.default",
+    "bitwise_xor.Tensor",
+)
 def _connective(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    real = _functional(node)(*_detached(args), **kwargs)
+    real = context.recorded(node, args, kwargs)
     if not any(context.carries(each) for each in args[:2]) or real.dtype != torch.bool:
         if any(context.carries(each) for each in args[:2]):
             context.lose(node)
@@ -333,7 +372,7 @@ def _where(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str,
     condition, a, b = args
     twin = context.twin(condition)
     if any(context.twin(each) for each in (a, b)) and not node.result.is_floating_point():
-        real = node.operation(*_detached(args))
+        real = context.recorded(node, args, kwargs)
         a, b = _number(context, a), _number(context, b)
         soft = torch.where(condition, a, b)
         return _truth(context, node, real, soft)
@@ -393,7 +432,7 @@ def _to_copy(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[st
         if twin is None or twin.value is None:
             return node.operation(*args, **kwargs)
         return node.operation(twin.value, **kwargs)
-    real = node.operation(x.detach(), **kwargs)
+    real = context.recorded(node, args, kwargs)
     if twin is not None:
         return context.attach(real, twin)
     if not x.requires_grad:
@@ -408,7 +447,11 @@ def _copy(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, 
     target, source = args[:2]
     twin = context.twin(source)
     if target.is_floating_point():
-        return _number(context, source).to(target.dtype).expand(target.shape) if twin else source.to(target.dtype).expand(target.shape)
+        return (
+            _number(context, source).to(target.dtype).expand(target.shape)
+            if twin
+            else source.to(target.dtype).expand(target.shape)
+        )
     real = source.detach().to(target.dtype).expand(target.shape).clone()
     if twin is not None and source.shape == target.shape:
         return context.attach(real, twin)
@@ -432,7 +475,7 @@ def _sign(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, 
 @rule("heaviside.default")
 def _heaviside(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = args[0]
-    real = torch.heaviside(x.detach(), args[1].detach())
+    real = context.recorded(node, args, kwargs)
     if not x.requires_grad:
         return real
     context.note(node)
@@ -442,7 +485,7 @@ def _heaviside(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[
 @rule("round.default", "round.decimals", "floor.default", "ceil.default", "trunc.default", "fix.default")
 def _round(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x = args[0]
-    real = _functional(node)(x.detach(), *args[1:], **kwargs)
+    real = context.recorded(node, args, kwargs)
     if not x.requires_grad:
         return real
     context.note(node)
@@ -459,7 +502,7 @@ def _frac(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 @rule("floor_divide.default", "floor_divide.Scalar", "div.Tensor_mode", "div.Scalar_mode")
 def _floor_divide(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    real = _functional(node)(*_detached(args), **kwargs)
+    real = context.recorded(node, args, kwargs)
     if not any(context.carries(each) for each in args[:2]):
         return real
     a, b = (_number(context, each) for each in args[:2])
@@ -473,7 +516,15 @@ def _floor_divide(context: Context, node: Any, args: tuple[Any, ...], kwargs: di
 _LEAK = 0.1
 
 
-@rule("clamp.default", "clamp.Tensor", "clamp_min.default", "clamp_max.default", "hardtanh.default", "clamp_min.Tensor", "clamp_max.Tensor")
+@rule(
+    "clamp.default",
+    "clamp.Tensor",
+    "clamp_min.default",
+    "clamp_max.default",
+    "hardtanh.default",
+    "clamp_min.Tensor",
+    "clamp_max.Tensor",
+)
 def _clamp(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not isinstance(args[0], Tensor) or not args[0].requires_grad:
         return _functional(node)(*args, **kwargs) if context.twin(args[0]) is None else context.plain(node, args, kwargs)
@@ -507,8 +558,12 @@ def _threshold(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[
 
 def _tempered(context: Context, x: Tensor, dim: int | None) -> Tensor:
     """At least 1: by how much x must shrink for its softmax over `dim`, or its sigmoid, not to be flat."""
-    away = x.detach() - x.detach().mean(dim=dim, keepdim=True) if dim is not None else x.detach() / 2
-    return context.scale(away).clamp_min(1)
+    few = context.sampled(x, whole=dim)
+    if dim is not None:
+        # Sampling may have split the first dimension.
+        dim = dim + few.dim() - x.dim() if dim > 0 else dim
+        return context.spread(few - few.mean(dim=dim, keepdim=True), x).clamp_min(1)
+    return context.spread(few / 2, x).clamp_min(1)
 
 
 @rule("_softmax.default", "_safe_softmax.default")
@@ -516,7 +571,7 @@ def _softmax(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[st
     x, dim = args[0], args[1]
     if not x.requires_grad:
         return node.operation(*args, **kwargs)
-    return _softmax_of(context, node, node.operation(x.detach(), *args[1:], **kwargs), x, dim)
+    return _softmax_of(context, node, context.recorded(node, args, kwargs), x, dim)
 
 
 def _softmax_of(context: Context, node: Any, real: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -619,7 +674,7 @@ def _div(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, A
     over = context.how(b, "sum of exp")
     top = context.how(a, "exp")
     if over is not None and top is not None and over[0] is top[0] and a.requires_grad:
-        return _softmax_of(context, node, a.detach() / b.detach(), top[0], over[1])
+        return _softmax_of(context, node, context.recorded(node, args, kwargs), top[0], over[1])
     times = context.how(a, "times exp")
     if over is not None and times is not None and over[0] is times[1] and a.requires_grad:
         mask = times[2].detach() / b.detach()
@@ -665,7 +720,7 @@ def _along(context: Context, x: Tensor, dim: int) -> Tensor:
 
 @rule("argmax.default", "argmin.default")
 def _argmax(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    real = node.operation(*_detached(args), **kwargs)
+    real = context.recorded(node, args, kwargs)
     x, dim = _number(context, args[0]), args[1] if len(args) > 1 else kwargs.get("dim")
     keepdim = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
     if not context.carries(args[0]):
@@ -773,7 +828,9 @@ def _scatter(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[st
     twin = context.twin(index)
     if context.twin(x) is not None or context.twin(source) is not None:
         x, source = _number(context, x), _number(context, source)
-    result = _functional(node)(x, dim, index, source) if x.is_floating_point() or twin is None else x.scatter(dim, index, source)
+    result = (
+        _functional(node)(x, dim, index, source) if x.is_floating_point() or twin is None else x.scatter(dim, index, source)
+    )
     if twin is None:
         return result
     share = _share(twin, index, dim, result)
@@ -832,7 +889,11 @@ def _lookup(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str
     if isinstance(index, list | tuple):
         index = index[0] if len(index) == 1 else None
     twin = context.twin(index)
-    result = context.plain(node, args, kwargs) if context.twin(table) is not None and twin is None else node.operation(*args, **kwargs)
+    result = (
+        context.plain(node, args, kwargs)
+        if context.twin(table) is not None and twin is None
+        else node.operation(*args, **kwargs)
+    )
     if twin is None:
         return result
     if twin.choice is not None and twin.choice.shape[-1] == len(table):
@@ -851,7 +912,7 @@ def _lookup(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str
 def _bucketize(context: Context, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     first = _name(node.operation).startswith("bucketize")
     x, edges = args[:2] if first else (args[1], args[0])
-    real = node.operation(*_detached(args), **kwargs)
+    real = context.recorded(node, args, kwargs)
     if not x.requires_grad or edges.shape[-1] < 2:
         return real
     return _truth(context, node, real, x * (edges.shape[-1] / (edges[..., -1:] - edges[..., :1]).clamp_min(1e-12)))

@@ -39,6 +39,7 @@ class Tape:
     nodes: list[Node] = field(default_factory=list)
     outside: dict[int, Tensor] = field(default_factory=dict)
     before: dict[int, Tensor] = field(default_factory=dict)
+    # Whether anything was written into; otherwise every recorded result still holds.
     writes: bool = False
 
 
@@ -52,7 +53,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tape = self._tape
-        for tensor in _tensors(args, kwargs):
+        for tensor in tensors_in(args, kwargs):
             if id(tensor) not in self._made and id(tensor) not in self._own:
                 tape.outside.setdefault(id(tensor), tensor)
         written = [args[0]] if writes_into(func) and isinstance(args[0], Tensor) else []
@@ -63,8 +64,10 @@ class _Recorder(TorchDispatchMode):
         random = torch.Tag.nondeterministic_seeded in func.tags
         drawn = result.clone() if random and isinstance(result, Tensor) else None
         tape.nodes.append(Node(func, args, kwargs, result, self._place[-1], drawn))
-        tape.writes = tape.writes or bool(written)
-        self._made.update(id(tensor) for tensor in _tensors(result))
+        # A draw into fresh memory is kept as it fell.
+        fresh = random and bool(written) and id(written[0]) in self._made
+        tape.writes = tape.writes or (bool(written) and not fresh and not _only_turns(func))
+        self._made.update(id(tensor) for tensor in tensors_in(result))
         return result
 
 
@@ -88,6 +91,7 @@ def replay(tape: Tape, x: Tensor, root: Tensor, answer: Tensor, context: Context
     start = root.clone()
     again: dict[int, Tensor] = {id(x): start}
     context.latest[tuple(start.shape)] = start
+    context.unwritten = not tape.writes
     for key, copy in tape.before.items():
         if key != id(x):
             again[key] = copy.clone()
@@ -102,11 +106,15 @@ def replay(tape: Tape, x: Tensor, root: Tensor, answer: Tensor, context: Context
 
 def _step(node: Node, again: dict[int, Tensor], tape: Tape, context: Context) -> None:
     operation = node.operation
+    if context.unwritten and not context.guess and not any(id(each) in again for each in tensors_in(node.args, node.kwargs)):
+        return  # Nothing here depends on the pixels: the recorded result stands.
     if operation is _aten._local_scalar_dense.default:
         return
     args = _mapped(node.args, again, tape, context)
     kwargs = {name: _mapped(value, again, tape, context) for name, value in node.kwargs.items()}
     if node.drawn is not None and operation not in RULES:
+        if context.unwritten:
+            return
         drawn = node.drawn.clone()
         if writes_into(operation):
             with torch.no_grad():
@@ -116,7 +124,7 @@ def _step(node: Node, again: dict[int, Tensor], tape: Tape, context: Context) ->
         return
     rule = RULES.get(operation)
     result = context.plain(node, args, kwargs) if rule is None else rule(context, node, args, kwargs)
-    for each in _tensors(result):
+    for each in tensors_in(result):
         if each.requires_grad:
             context.latest[tuple(each.shape)] = each
     _bind(node.result, result, again)
@@ -141,6 +149,17 @@ def _mapped(value: Any, again: dict[int, Tensor], tape: Tape, context: Context) 
     return value
 
 
+def _only_turns(operation: Any) -> bool:
+    """Whether an operation changes the form of its argument and none of its values."""
+    return str(operation).removeprefix("aten.").partition(".")[0] in (
+        "as_strided_",
+        "squeeze_",
+        "unsqueeze_",
+        "transpose_",
+        "t_",
+    )
+
+
 def _kept(tensor: Tensor) -> Tensor:
     # Weights are not written into; what else is saved for the backward pass may be.
     return tensor.detach().clone() if not tensor.is_leaf or tensor.requires_grad else tensor
@@ -150,14 +169,15 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _tensors(*values: Any) -> Iterator[Tensor]:
+def tensors_in(*values: Any) -> Iterator[Tensor]:
+    """The tensors in nested arguments."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(*value)
+            yield from tensors_in(*value)
         elif isinstance(value, dict):
-            yield from _tensors(*value.values())
+            yield from tensors_in(*value.values())
 
 
 @contextmanager
