@@ -24,11 +24,11 @@ def diagnose(
     evaluator: Evaluator,
     evaluation: Evaluation,
     store: Store,
-    report: Callable[[str], None] = lambda _: None,
+    report: Callable[[int, int], None] = lambda done, checks: None,
 ) -> list[Finding]:
     """What every check finds about a finished evaluation, as it is put on record; the model is not examined twice.
 
-    `report` hears the name of each check of the model as it begins.
+    `report` hears how many checks of the model are done, and of how many.
     """
     everything = standings(store)
     mine = next(each for each in everything if each.evaluation.id == evaluation.id)
@@ -40,9 +40,10 @@ def diagnose(
     if not known:
         right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
         question = _question(mine, right or mine.index.tolist())
-        for check in CHECKS:
-            report(check)
+        for done, check in enumerate(CHECKS):
+            report(done, len(CHECKS))
             found += evaluator.examine(check, question)
+        report(len(CHECKS), len(CHECKS))
     store.record_findings(evaluation.id, found)
     return store.findings(evaluation.id)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kwbench.cascade import turns
+from kwbench.diagnosis import diagnose
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluator import Evaluator, Facts, Request, open_evaluator
 from kwbench.judge import CLEAN, SELECTION_DRAWS
@@ -56,6 +57,14 @@ def evaluate(
     try:
         evaluation = store.register(describe(request, evaluator.facts, command))
         _carry_out(request, evaluator, evaluation, store, report)
+        if request.suite.diagnose:
+            rows = sum(len(store.outcomes(attack_run)) for attack_run in evaluation.attack_runs.values())
+            diagnose(
+                evaluator,
+                evaluation,
+                store,
+                lambda done, checks: report(Progress(evaluator.facts.model, "diagnosis", done, checks, rows, rows)),
+            )
     finally:
         evaluator.close()
     return evaluation

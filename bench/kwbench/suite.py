@@ -54,6 +54,7 @@ class Suite:
 
     `cascade`: each attack sees only the samples that those before it left standing. `protocol`: the labels whose worst case
     is the accuracy that a usual evaluation would report. `by_name`: its attacks were asked for by name, so each must apply.
+    `diagnose`: the evaluation is diagnosed and gets a verdict.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Suite:
     cascade: bool = False
     protocol: tuple[str, ...] | None = None
     by_name: bool = False
+    diagnose: bool = False
 
     def stages(self, stochastic: bool) -> list[Stage]:
         """All that may have to run on a model of this kind, in order."""
@@ -102,6 +104,7 @@ class _File(Strict):
     paper_attacks: list[str] | None = None
     cascade: bool = False
     protocol: list[str] | None = None
+    diagnose: bool = False
 
 
 def suite_names() -> list[str]:
@@ -140,6 +143,7 @@ def read_suite(name: str) -> Suite:
         paper_attacks=tuple(file.paper_attacks) if file.paper_attacks is not None else None,
         cascade=file.cascade,
         protocol=tuple(file.protocol) if file.protocol is not None else None,
+        diagnose=file.diagnose,
     )
     _check_order(suite, str(path))
     return suite
