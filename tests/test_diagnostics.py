@@ -248,6 +248,16 @@ def test_nothing_left_needs_no_more_budget() -> None:
     assert (found.figure, found.fires) == (0, False)
 
 
+def test_operations_that_hide_gradients_are_named_and_so_is_what_cannot_be_seen() -> None:
+    quantised = findings(Quantised(trained_cnn()), "operations")
+    assert quantised["relaxed operations"].fires
+    assert "round" in quantised["relaxed operations"].statement
+    assert not quantised["unseen"].fires
+    detour = findings(Changed(lambda net, x: torch.from_numpy(net(x.detach()).numpy())), "operations")["unseen"]
+    assert (detour.fires, detour.kind) == (True, "doubt")
+    assert "numpy" in detour.statement
+
+
 def test_without_an_attack_to_double_nothing_is_shown() -> None:
     about = case(trained_cnn())
     (found,) = examine("twice the budget", replace(about, survivors=about.batch, values=[1.0] * 64, standing=1.0))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from kwbench.diagnostics.answers import answers_are_logits, answers_depend_on_the_image, answers_vary
+from kwbench.diagnostics.answers import answers_are_logits, answers_depend_on_the_image, answers_vary, operations_are_seen
 from kwbench.diagnostics.attacks import accuracy_falls_with_eps, budget_is_enough, free_attack_succeeds, many_steps_beat_one
 from kwbench.diagnostics.case import Case, Question, with_twice_the_budget
 from kwbench.diagnostics.gradients import (
@@ -23,6 +23,7 @@ CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
     "outputs": answers_are_logits,
     "state": answers_depend_on_the_image,
     "randomness": answers_vary,
+    "operations": operations_are_seen,
     "zero gradients": gradient_is_there,
     "shattered gradients": gradient_is_true,
     "gradient noise": gradient_is_one,

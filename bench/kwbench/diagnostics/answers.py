@@ -1,14 +1,21 @@
-"""Checks of what the model answers: are they logits, do they depend on the image alone, how random are they?"""
+"""Checks of what the model answers and by what operations: logits? of the image alone? how random? what hides in between?"""
+
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
 from kwbench.diagnostics.case import Case, percent
 from kwbench.finding import Finding
 from kwbench.randomness import derived_seed
+from kwbench.relaxation.survey import survey
 
 # exp(-87) is the smallest float32 that is held in full: beyond it cross-entropy's gradient is lost.
 GAP = 87.0
 SATURATED_SHARE = 0.05
+# Images whose pass is looked at, operation by operation, and what a statement names of it.
+SURVEYED = 8
+NAMED = 6
 # Relative to the largest logit. On equal tiles permuted rows give equal bits; other kernels round by 1e-6.
 ROUNDING = 1e-4
 DRAWS = 20
@@ -94,3 +101,34 @@ def answers_vary(case: Case) -> list[Finding]:
     figure = spread.mean().item()
     statement = f"of {DRAWS} answers to the same image {percent(figure)} differ from the most frequent one, on average"
     return [case.finding("randomness", figure, SPREAD, statement, "note", concerned=spread > 0)]
+
+
+def operations_are_seen(case: Case) -> list[Finding]:
+    """Operations whose gradients had to be softened, and what no relaxation could see on the way to the logits."""
+    found = survey(case.model.module, case.batch.x[:SURVEYED], derived_seed(case.seed, "survey"))
+    places = Counter(each.operation for each in found.relaxed)
+    named = [f"{name}{f' in {count} places' if count > 1 else ''}" for name, count in places.items()]
+    relaxed, unseen = len(found.relaxed), len(found.unseen)
+    return [
+        Finding(
+            "relaxed operations",
+            float(relaxed),
+            0.0,
+            relaxed > 0,
+            f"gradients had to be softened: {_listed(named)}" if named else "no operation hides its gradient",
+        ),
+        Finding(
+            "unseen",
+            float(unseen),
+            0.0,
+            unseen > 0,
+            f"not seen by the relaxation: {_listed(found.unseen)}" if unseen else "the relaxation sees every operation",
+            (),
+            "doubt",
+        ),
+    ]
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return ", ".join(items[:NAMED]) + more
