@@ -10,7 +10,7 @@ import pytest
 from kwbench.finding import Finding
 from kwbench.standing import Standing, standings
 from kwbench.store import Store
-from kwbench.verdict import CAVEAT, Verdict, verdict, verdict_json, verdict_on_record
+from kwbench.verdict import CAVEAT, verdict, verdict_json, verdict_on_record
 from record import deterministic, drawn, record, specification
 
 ENOUGH = Finding("twice the budget", 0.0, 0.01, False, "twice the budget takes 0.0 points", (), "doubt")
@@ -141,12 +141,15 @@ def test_a_stochastic_model_is_held_to_its_shares(store: Store) -> None:
 
 
 def test_an_evaluation_that_was_not_diagnosed_has_no_verdict(store: Store) -> None:
-    assert verdict_on_record(standing(store, 150, 10), []) is None
+    assert verdict_on_record(standing(store, 150, 10)) is None
     assert verdict_json(None) is None
 
 
 def test_json_says_what_the_sentence_says_and_that_passing_is_no_proof(store: Store) -> None:
-    found: Verdict | None = verdict_on_record(standing(store, 100, 100), [MORE])
+    mine = standing(store, 100, 100)
+    store.record_findings(mine.evaluation.id, [MORE])
+    (mine,) = standings(store)
+    found = verdict_on_record(mine)
     assert found is not None
     answer = verdict_json(found)
     assert answer is not None

@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kwbench.cascade import CLEAN, Turn, cascaded, onto, turns
+from kwbench.finding import Finding
 from kwbench.outcome import Status
 from kwbench.statistics import Interval, accuracy_of_hits, accuracy_of_values
 from kwbench.store import AttackSpec, Evaluation, EvaluationSpec, Store, Tally, pack
@@ -73,6 +74,7 @@ class Standing:
     `protocol` alone, None where the suite names none.
     `index`, `clean_values`, `robust_values` and `protocol_values` are the values behind A_std, A_rob and A_protocol, one a
     sample: 0 or 1, or a p-hat. `worst` is the label of the attack behind each robust value, `clean` where that is none.
+    `findings` are those of the diagnostic checks; empty if there were none.
     """
 
     evaluation: Evaluation
@@ -90,6 +92,7 @@ class Standing:
     a_protocol: Interval | None = None
     protocol_values: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
     worst: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    findings: tuple[Finding, ...] = field(default=(), repr=False)
 
     @property
     def model(self) -> str:
@@ -148,7 +151,8 @@ def standings(store: Store, evaluations: Sequence[Evaluation] | None = None) -> 
     chosen = store.evaluations() if evaluations is None else evaluations
     runs = None if evaluations is None else sorted({run for each in chosen for run in each.attack_runs.values()})
     tallies = store.tallies(runs)
-    return [_standing(each, tallies) for each in chosen]
+    findings = store.findings_by_evaluation()
+    return [replace(_standing(each, tallies), findings=tuple(findings.get(each.id, ()))) for each in chosen]
 
 
 class Comparison(NamedTuple):

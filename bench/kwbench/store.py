@@ -370,10 +370,17 @@ class Store:
 
     def findings(self, evaluation: int) -> list[Finding]:
         """What checks found on an evaluation, in the order in which it was recorded."""
-        query = sa.select(_findings.c.finding).where(_findings.c.evaluation == evaluation).order_by(_findings.c.id)
+        return self.findings_by_evaluation(_findings.c.evaluation == evaluation).get(evaluation, [])
+
+    def findings_by_evaluation(self, which: sa.ColumnElement[bool] | None = None) -> dict[int, list[Finding]]:
+        """What checks found, by evaluation: on all of them, or those that a condition chooses."""
+        query = sa.select(_findings.c.evaluation, _findings.c.finding).order_by(_findings.c.id)
+        found: dict[int, list[Finding]] = {}
         with self._naming(self._name), self._engine.connect() as connection:
-            found = [json.loads(text) for text in connection.execute(query).scalars()]
-        return [Finding(**{**each, "samples": tuple(each["samples"])}) for each in found]
+            for evaluation, text in connection.execute(query.where(sa.true() if which is None else which)):
+                each = json.loads(text)
+                found.setdefault(evaluation, []).append(Finding(**{**each, "samples": tuple(each["samples"])}))
+        return found
 
     def evaluations(self, identity: str | None = None) -> list[Evaluation]:
         """Everything on record, oldest first; or the one evaluation of this identity, if it is there."""

@@ -105,9 +105,9 @@ def verdict(standing: Standing, findings: Sequence[Finding], protocol: tuple[str
     return Verdict("confirmed", name, overestimate, (*shown, _no_doubt(findings)))
 
 
-def verdict_on_record(standing: Standing, findings: Sequence[Finding]) -> Verdict | None:
+def verdict_on_record(standing: Standing) -> Verdict | None:
     """The verdict on an evaluation that has been diagnosed; None if it has not."""
-    return verdict(standing, findings) if findings else None
+    return verdict(standing, standing.findings) if standing.findings else None
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:
