@@ -1,9 +1,9 @@
 """Classifiers of which every sample provably has an adversarial image: the active test of an attack.
 
-Zimmermann et al. 2022, "Increasing Confidence in Adversarial Robustness Evaluations" (arXiv:2206.13991). The features are those of
-a network as it is; on them, image by image, a linear read-out is fitted that tells 999 noisy images strictly inside the ball from
-one planted on its boundary, which goes to another class. An attack that finds fewer than 95 of 100 does not find what is there;
-random search, which finds at most 20, shows that it is not there for the picking.
+Zimmermann et al. 2022, "Increasing Confidence in Adversarial Robustness Evaluations" (arXiv:2206.13991). The features are those
+of a network as it is; on them, image by image, a linear read-out is fitted that tells 999 noisy images strictly inside the ball
+from one planted on its boundary, which goes to another class. An attack that finds fewer than 95 of 100 does not find what is
+there; random search, which finds at most 20, shows that it is not there for the picking.
 
 Each factory is a model of its own: `kwbench evaluate tests/planted.py:relu_features --suite strong --eps 0.15 --n 40`. It
 answers only near the first 40 test images.
