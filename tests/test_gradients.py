@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kwbench.attacks import build_attack
 from kwbench.attacks.losses import margin
-from kwbench.gradients import EXACT, Eot, Es, Gradient, Smooth
+from kwbench.gradients import EXACT, Eot, Es, Gradient, Relaxed, Smooth, passes, with_more_draws
 from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -18,6 +19,7 @@ LINF = ThreatModel.of("linf", "0.12")
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "exact": {"kind": "exact"},
     "eot": {"kind": "eot", "draws": 2},
+    "eot-auto": {"kind": "eot", "draws": "auto"},
     "smooth": {"kind": "smooth", "sigma": 0.05, "draws": 3},
     "es": {"kind": "es", "sigma": 0.1, "draws": 40},
 }
@@ -103,12 +105,95 @@ def test_expectation_over_transformation_beats_one_draw_on_a_noisy_model() -> No
     assert accuracy({"kind": "eot", "draws": 30}) < accuracy({"kind": "exact"}) - 0.01
 
 
+@pytest.mark.parametrize(("noise", "draws"), [(0.1, 2), (3.0, 8), (6.0, 32)])
+def test_expectation_over_transformation_draws_until_two_halves_agree(noise: float, draws: int) -> None:
+    """Means of n draws, of noise s times the signal, have a cosine of 1 / (1 + s^2 / n): 0.3 needs two times 3.9 or 15."""
+
+    class Shaky(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("bn,bnk->bk", x.flatten(1), weight + noise * torch.randn((len(x), 64, 10)))
+
+    weight = torch.randn((64, 10), generator=torch.Generator().manual_seed(0))
+    model, batch = wrapped(Shaky()), first_images(64)
+    model.stochastic = True
+    with model.metering(64):
+        Eot(draws="auto")(model, batch.x, _two, _rng(batch.samples))
+        assert {*model.work()[0]} == {draws}
+
+
+def test_expectation_over_transformation_gives_up_at_64_draws_and_takes_one_of_a_deterministic_model() -> None:
+    class Static(torch.nn.Module):
+        """Logits of white noise, times the image."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.flatten(1) @ torch.randn(64, 10)) * 1e-20
+
+    batch = first_images(8)
+    model = wrapped(Static())
+    for stochastic, expected in ((True, 64), (False, 1)):
+        model.stochastic = stochastic
+        with model.metering(8):
+            Eot(draws="auto")(model, batch.x, _two, _rng(batch.samples))
+            assert {*model.work()[0]} == {expected}
+
+
+def test_a_flat_model_is_not_drawn_again_and_again() -> None:
+    model = wrapped(Quantised(trained_cnn()))
+    model.stochastic = True
+    batch = first_images(8)
+    with model.metering(8):
+        Eot(draws="auto")(model, batch.x, _two, _rng(batch.samples))
+        assert {*model.work()[0]} == {2}
+
+
+def test_both_ends_of_a_difference_meet_the_same_randomness() -> None:
+    class Offset(torch.nn.Module):
+        """A linear model behind an offset a pass, far larger than what its input does."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x.flatten(1), weight) + 1e3 * torch.randn((len(x), 10))
+
+    weight = torch.randn((10, 64), generator=torch.Generator().manual_seed(0))
+    model = wrapped(Offset())
+    model.stochastic = True
+    batch = first_images(5)
+    estimate = Es(sigma=0.1, draws=4000)(model, batch.x, _two, _rng(batch.samples))
+    expected = torch.stack([weight[0], weight[3] - weight[1]]).view(2, 1, 1, 8, 8).expand(2, 5, 1, 8, 8)
+    assert F.cosine_similarity(estimate.gradients.flatten(2), expected.flatten(2), dim=2).min() > 0.9
+    before = model(batch.x)
+    assert not torch.equal(model(batch.x), before), "what follows is drawn anew"
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize(
+    "gradient", [EXACT, Eot(draws=3), Eot(draws="auto"), Smooth(sigma=0.1, draws=3), Es(sigma=0.1, draws=3)]
+)
+def test_no_estimate_costs_more_than_it_says(gradient: Gradient, stochastic: bool) -> None:
+    model, batch = wrapped(Noisy(trained_cnn(), 1.0)), first_images(4)
+    model.stochastic = stochastic
+    with model.metering(4):
+        gradient(model, batch.x, _two, _rng(batch.samples))
+        forwards, backwards = model.work()
+    most = passes(gradient, values=2)
+    assert max(forwards) + max(backwards) <= most
+    if getattr(gradient, "draws", 1) != "auto":
+        assert max(forwards) + max(backwards) == most
+
+
+def test_doubled_draws_are_those_that_were_chosen() -> None:
+    assert with_more_draws(Es(sigma=0.1, draws=5), 2) == Es(sigma=0.1, draws=20)
+    assert with_more_draws(Relaxed(draws=2), 1) == Relaxed(draws=4)
+    for settled in (EXACT, Eot(draws="auto"), Relaxed()):
+        assert with_more_draws(settled, 1) is None
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
         ("fgsm", {}),
         ("pgd", {"steps": 3, "relative_step_size": 0.4}),
+        ("apgd", {"steps": 3, "loss": "dlr"}),
         ("mim", {"steps": 3}),
         ("transfer", {"steps": 3, "relative_step_size": 0.4}),
         ("deepfool", {"steps": 15}),  # estimates are noisy, and it takes noise for slope

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
@@ -69,21 +70,50 @@ class Eot:
     """Expectation over transformation: the mean of autograd's gradients over fresh draws of a stochastic model.
 
     Athalye et al. 2018, "Synthesizing Robust Adversarial Examples" (arXiv:1707.07397).
+    `draws: auto` doubles them, from 2 up to 64, until the means of two independent halves have a cosine of 0.3, averaged
+    over the rows at hand; a deterministic model gets one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _strict
     kind: Literal["eot"] = "eot"
-    draws: int = 20
+    draws: int | Literal["auto"] = 20
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
+        if self.draws != "auto" and self.draws < 1:
             raise ValueError(f"draws: {self.draws} is not positive")
 
     def __call__(
         self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None = None
     ) -> Estimate:
         """Estimate at x (b, c, h, w). `draws` forwards, and as many backwards for each of the m values."""
-        return _mean([EXACT(model, x, objective, rng, rows) for _ in range(self.draws)])
+        if self.draws != "auto":
+            return _mean([EXACT(model, x, objective, rng, rows) for _ in range(self.draws)])
+        found = [EXACT(model, x, objective, rng, rows)]
+        while model.stochastic and len(found) < _MOST_DRAWS:
+            # As many again; their mean and that of those before are independent.
+            more = [EXACT(model, x, objective, rng, rows) for _ in found]
+            agreement = _agreement(_mean(found).gradients, _mean(more).gradients)
+            found += more
+            if agreement >= _ENOUGH:
+                break
+        return _mean(found)
+
+
+# Draws that `auto` ends at, and the cosine of two independent means that is enough.
+_MOST_DRAWS, _ENOUGH = 64, 0.3
+
+
+def _agreement(one: Tensor, other: Tensor) -> float:
+    """The mean cosine of gradients (m, b, c, h, w); 1 where none points anywhere, as more draws would be no help."""
+    cosines = (_unit(one) * _unit(other)).sum(dim=2)
+    told = cosines.isfinite() & (cosines != 0)
+    return cosines[told].mean().item() if bool(told.any()) else 1.0
+
+
+def _unit(gradients: Tensor) -> Tensor:
+    """Each gradient of (m, b, ...) at length 1, as (m, b, n); their squares alone would underflow."""
+    flat = gradients.flatten(2)
+    return F.normalize(flat / flat.abs().amax(dim=2, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny), dim=2)
 
 
 @dataclass(frozen=True)
@@ -109,7 +139,8 @@ class Smooth:
         with torch.no_grad():
             logits = model(x, rows)
         total: Estimate | None = None
-        for noise in _noises(self.draws, x, rng.child("smooth")):
+        # No more rows a pass than a tile holds: autograd keeps what each went through.
+        for noise in _noises(self.draws, x, rng.child("smooth"), at_once=max(1, model.tile // max(1, len(x)))):
             near, payers = (x + self.sigma * noise).flatten(0, 1), _repeated(rows, len(noise))
             found = EXACT(model, near, _stacked(objective, len(noise)), rng, payers)
             values = found.values.view(-1, *noise.shape[:2]).sum(dim=1)
@@ -124,7 +155,8 @@ class Es:
     """Antithetic differences of function values along Gaussian directions: the gradient of the smoothed objective, jumps
     included, without autograd.
 
-    The estimator with which Tramer et al. 2020 (arXiv:2002.08347, section 5) broke k-WTA. Query points are not clipped.
+    The estimator with which Tramer et al. 2020 (arXiv:2002.08347, section 5) broke k-WTA. Query points are not clipped. Both
+    ends of a difference meet the same randomness of a stochastic model, which then cancels.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _strict
@@ -146,8 +178,9 @@ class Es:
             gradients = x.new_zeros((len(values), *x.shape))
             for noise in _noises(self.draws, x, rng.child("es")):
                 stacked, payers = _stacked(objective, len(noise)), _repeated(rows, len(noise))
-                up = stacked(model((x + self.sigma * noise).flatten(0, 1), payers))
-                down = stacked(model((x - self.sigma * noise).flatten(0, 1), payers))
+                with model.same_draws():
+                    up = stacked(model((x + self.sigma * noise).flatten(0, 1), payers))
+                    down = stacked(model((x - self.sigma * noise).flatten(0, 1), payers))
                 rise = (up - down).view(-1, *noise.shape[:2])
                 gradients += torch.einsum("mdb,dbchw->mbchw", rise, noise)
         return Estimate(logits, values, gradients / (2 * self.sigma * self.draws))
@@ -189,20 +222,44 @@ def _mean(estimates: list[Estimate]) -> Estimate:
     )
 
 
-# Noise that is in memory at once, in numbers a sample.
-_CHUNK = 2**20
+def passes(gradient: Gradient, values: int = 1) -> int:
+    """The largest number of forwards and backwards that an estimate of so many values costs a sample."""
+    match gradient:
+        case Exact():
+            return 1 + values
+        case Eot(draws=draws):
+            return (_MOST_DRAWS if draws == "auto" else draws) * (1 + values)
+        case Smooth(draws=draws):
+            return 1 + draws * (1 + values)
+        case Es(draws=draws):
+            return 1 + 2 * draws
+        case Relaxed(draws=draws):
+            return draws * (2 + values)
 
 
-def _noises(draws: int, x: Tensor, rng: SampleRandom) -> Iterator[Tensor]:
-    """`draws` standard normal images for each x (b, c, h, w), in pieces (d, b, c, h, w).
+def with_more_draws(gradient: Gradient, times: int) -> Gradient | None:
+    """The estimator with its draws doubled so many times; None where that is no choice: there are none, or it is `auto`."""
+    if isinstance(gradient, Exact) or gradient.draws == "auto" or (isinstance(gradient, Relaxed) and gradient.draws == 1):
+        return None
+    return replace(gradient, draws=gradient.draws * 2**times)
+
+
+# Numbers that a sample's generator draws together.
+_CHUNK = 2**16
+
+
+def _noises(draws: int, x: Tensor, rng: SampleRandom, at_once: int | None = None) -> Iterator[Tensor]:
+    """`draws` standard normal images for each x (b, c, h, w), in pieces (d, b, c, h, w) of at most `at_once` draws.
 
     Several at once, because a generator a sample and draw costs more than a small network, and full tiles cost as much as
-    padded ones.
+    padded ones. The numbers do not depend on `at_once`.
     """
     size = max(1, min(draws, _CHUNK // x[0].numel()))
     for start in range(0, draws, size):
         count = min(size, draws - start)
-        yield rng.normal(start, (count, *x.shape[1:])).transpose(0, 1).to(x.device)
+        numbers = rng.normal(start, (count, *x.shape[1:])).transpose(0, 1)
+        for first in range(0, count, at_once or count):
+            yield numbers[first : first + (at_once or count)].to(x.device)
 
 
 def _stacked(objective: Objective, copies: int) -> Objective:

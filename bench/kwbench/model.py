@@ -62,6 +62,7 @@ class Model:
         self.module = module.to(self.device).eval().requires_grad_(False)
         self._stream: object = "unseeded"
         self._draw = 0
+        self._common: int | None = None
         self._meter = _Meter()
         self._run: Callable[[nn.Module, Tensor], Tensor] = lambda module, x: module(x)
         self._passes = 1
@@ -70,6 +71,8 @@ class Model:
         """Logits (b, k) of x (b, c, h, w); differentiable in x. `rows` names the rows of the metered batch that pay for it."""
         if tuple(x.shape[1:]) != self.shape:
             raise CannotEvaluate(f"{self.name}: images are {tuple(x.shape[1:])}, the model takes {self.shape}")
+        if self._common is not None:
+            self._draw = self._common
         tiles = [self._predict(x[start : start + self.tile]) for start in range(0, len(x), self.tile)]
         for _ in range(self._passes):
             self._charge(len(x), rows, "forwards")
@@ -125,6 +128,15 @@ class Model:
     def reseed(self, *address: object) -> None:
         """Start the stream of the module's own randomness anew, at a named place."""
         self._stream, self._draw = address, 0
+
+    @contextmanager
+    def same_draws(self) -> Iterator[None]:
+        """Let every call in this block meet the same randomness of the module: common random numbers, for differences."""
+        self._common = self._draw
+        try:
+            yield
+        finally:
+            self._common = None
 
     @contextmanager
     def running(self, run: Callable[[nn.Module, Tensor], Tensor], passes: int) -> Iterator[None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from kwbench.attacks.attack import strict
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin
 from kwbench.geometry import norms, project, random_start, steepest
-from kwbench.gradients import EXACT, Gradient, Smooth
+from kwbench.gradients import EXACT, Gradient, Smooth, passes, with_more_draws
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
@@ -88,6 +88,21 @@ class Apgd:
                     return best
         return best
 
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        looks = 3 * self.selection_draws if stochastic else 1
+        search = self.restarts * max(self.targets, 1) * (self.steps * passes(self.gradient) + looks)
+        return search + (1 + passes(self.gradient, self._looked_at()) if self.targets else 0)
+
+    def doubled(self, times: int) -> "Apgd":
+        """See Doubling: more draws of an estimator that has draws, else more restarts, or steps where all starts are one."""
+        gradient = with_more_draws(self.gradient, times)
+        if gradient is not None:
+            return replace(self, gradient=gradient)
+        if self.random_start:
+            return replace(self, restarts=self.restarts * 2**times)
+        return replace(self, steps=self.steps * 2**times)
+
     def adapts(self, model: Model) -> bool:
         """Whether the step size follows the loss: a loss that is noise would halve it at every checkpoint."""
         noisy = model.stochastic or isinstance(self.gradient, Smooth)
@@ -98,7 +113,7 @@ class Apgd:
         rows = torch.arange(len(x), device=x.device)
         with torch.no_grad():
             others = model(x, rows).scatter(1, y[:, None], -torch.inf)
-        likely = others.argsort(dim=1, descending=True, stable=True)[:, : self._looked_at(model.classes)]
+        likely = others.argsort(dim=1, descending=True, stable=True)[:, : min(self._looked_at(), model.classes - 1)]
 
         def gaps(logits: Tensor) -> Tensor:
             return (logits.gather(1, likely) - logits.gather(1, y[:, None])).T
@@ -109,9 +124,9 @@ class Apgd:
         far = torch.where(far.isfinite(), far, torch.inf)
         return likely.gather(1, far.argsort(dim=1, stable=True))[:, : self.targets]
 
-    def _looked_at(self, classes: int) -> int:
-        """How many classes are looked at to choose the targets; MALT orders 100 to choose 9."""
-        return min(classes - 1, max(9, 4 * self.targets))
+    def _looked_at(self) -> int:
+        """How many classes, if there are as many others, are looked at to choose the targets; MALT orders 100 to choose 9."""
+        return max(9, 4 * self.targets)
 
     def _failures(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """The share of draws (b,) that z fails, at least 1 if all; the mean margin decides between equals."""

@@ -11,10 +11,13 @@ from torch import Tensor
 from kwbench.attacks.attack import strict
 from kwbench.attacks.losses import margin
 from kwbench.geometry import norms
-from kwbench.gradients import EXACT, Gradient
+from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
+
+# Below a step of an 8-bit image there is nothing left to find.
+_LEAST_TAU = 1 / 256
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,14 @@ class CarliniWagner:
             active = active[~done[active]]
         return best
 
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        failures = math.ceil(math.log(max(self.largest_const / self.initial_const, 1), self.const_factor)) + 1
+        successes = math.ceil(math.log(_LEAST_TAU, self.tau_factor)) + 1
+        rounds = {"l2": self.binary_search_steps, "linf": failures + successes}
+        most = rounds[self.norm] if self.norm is not None else max(rounds.values())
+        return most * self.steps * passes(self.gradient)
+
 
 class _BinarySearch:
     """The l2 attack's const: tenfold until a round succeeds, then halving the gap between failure and success."""
@@ -193,8 +204,7 @@ class _TauSearch:
         lower = torch.minimum(self.tau[rows], nearest[rows]) * self.attack.tau_factor
         self.tau[rows] = torch.where(found, lower, self.tau[rows])
         self.const[rows] = torch.where(found, self.const[rows], self.const[rows] * self.attack.const_factor)
-        # Below a step of an 8-bit image there is nothing left to find.
-        return (self.const[rows] > self.attack.largest_const) | (self.tau[rows] < 1 / 256)
+        return (self.const[rows] > self.attack.largest_const) | (self.tau[rows] < _LEAST_TAU)
 
     @staticmethod
     def enter(x: Tensor) -> Tensor:

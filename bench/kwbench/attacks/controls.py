@@ -31,6 +31,10 @@ class NoOp:
         """A copy of x (b, c, h, w)."""
         return x.clone()
 
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        return 0
+
 
 @dataclass(frozen=True)
 class RandomSign:
@@ -45,6 +49,10 @@ class RandomSign:
         """Propose images for x (b, c, h, w); neither the model nor y is asked."""
         signs = torch.where(rng.uniform("signs", x.shape[1:]) < 0.5, -1.0, 1.0).to(x.device)
         return project(x + signs * threat.radius / _length_of_ones(x, threat), x, threat)
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,10 @@ class GaussianNoise:
                 if not len(rows):
                     break
         return best
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        return 0 if stochastic else self.steps
 
 
 def _length_of_ones(x: Tensor, threat: ThreatModel) -> float:

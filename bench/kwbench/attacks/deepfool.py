@@ -10,10 +10,13 @@ from torch import Tensor
 from kwbench.attacks.attack import strict
 from kwbench.attacks.losses import fooled
 from kwbench.geometry import norms, steepest
-from kwbench.gradients import EXACT, Gradient
+from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
+
+# ImageNet's; no data set at hand has more.
+_MOST_CLASSES = 1000
 
 _DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2"}
 
@@ -74,6 +77,11 @@ class DeepFool:
             z = (x[active] + (1 + self.overshoot) * total).clamp(0, 1)
         final[active] = z
         return final
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        rivals = (self.candidates or _MOST_CLASSES) - 1
+        return 1 + self.steps * passes(self.gradient, rivals)
 
     def _others(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """The classes (b, m) whose boundaries are looked at: all but the true one, or the likeliest of them."""

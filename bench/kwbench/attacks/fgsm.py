@@ -10,7 +10,7 @@ from torch import Tensor
 from kwbench.attacks.attack import strict
 from kwbench.attacks.descent import Descent
 from kwbench.attacks.losses import LossName
-from kwbench.gradients import EXACT, Gradient
+from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -35,3 +35,7 @@ class Fgsm:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
         step = Descent(1, threat.radius, self.loss, self.gradient, early_exit=False)
         return step(model, x, y, threat, rng, start=x, rows=torch.arange(len(x), device=x.device))[0]
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        return passes(self.gradient)

@@ -10,7 +10,7 @@ from torch import Tensor
 from kwbench.attacks.attack import Length, strict
 from kwbench.attacks.descent import Descent
 from kwbench.attacks.losses import LossName
-from kwbench.gradients import EXACT, Gradient
+from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -52,3 +52,7 @@ class Mim:
         step_size = self.step_size if self.step_size is not None else relative * threat.radius
         descend = Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, decay=self.decay)
         return descend(model, x, y, threat, rng, start=x, rows=torch.arange(len(x), device=x.device))[0]
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        return self.steps * passes(self.gradient)

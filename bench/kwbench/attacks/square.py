@@ -1,7 +1,7 @@
 """Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): random search, logits only."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -61,6 +61,15 @@ class Square:
                 if not len(rows):
                     break
         return best
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        looks = 1 + 2 * self.steps if stochastic else 1 + self.steps
+        return self.restarts * looks * (self.draws if stochastic else 1)
+
+    def doubled(self, times: int) -> "Square":
+        """See Doubling: more restarts."""
+        return replace(self, restarts=self.restarts * 2**times)
 
     def _search(
         self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom, *, rows: Tensor

@@ -46,6 +46,10 @@ class Transfer:
             raise ValueError(f"the surrogate {self.surrogate!r} has not been loaded")
         return self._descent()(self.source, x, y, threat, rng)
 
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted; they are the surrogate's."""
+        return self._descent().passes(stochastic)
+
     def _descent(self) -> Pgd:
         return Pgd(
             steps=self.steps,
