@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.finding import Finding
 from kwbench.outcome import Status
 from kwbench.report import boards, text_table, write_report
 from kwbench.standing import standings
@@ -125,6 +126,67 @@ def test_the_newest_evaluation_of_a_model_stands_in_the_table_and_older_ones_ben
     board = boards(standings(store))[1]
     assert [each.model for each in board.earlier] == ["wrn"]
     assert [row.standing.model for row in board.rows].count("wrn") == 1
+
+
+def diagnose(store: Store, model: str, *findings: Finding) -> None:
+    for each in store.evaluations():
+        if each.spec.model == model:
+            store.record_findings(each.id, findings)
+
+
+def verdicts(store: Store) -> None:
+    """A confirmed, an overestimated, an inconclusive model, and one that was not diagnosed."""
+    enough = Finding("twice the budget", 0.0, 0.01, False, "twice the budget takes 0.0 points", (), "doubt")
+    masked = Finding("shattered gradients", 0.1, 0.6, True, "gradients are shattered", ("a", "b"), "masking")
+    unseen = Finding("unseen", 1.0, 0.0, True, f"not seen: {HOSTILE[0]} {HOSTILE[7]} {HOSTILE[8]}", (), "doubt")
+    unfinished = Finding("eps sweep", None, 0.0, False, "could not be carried out", (), "doubt")
+    spec = {"protocol_attacks": ["pgd"]}
+    for name, drops in (("sound", [0.6, 0.6]), ("masked", [0.8, 0.1]), ("odd", [0.5, 0.5]), ("plain", [0.4, 0.4])):
+        network(store, name, 0.9, dict(zip(("pgd", "es"), drops, strict=True)), spec=spec, origin={"classes": 10})
+    diagnose(store, "sound", enough)
+    diagnose(store, "masked", enough, masked)
+    diagnose(store, "odd", enough, unseen, unfinished)
+
+
+def test_the_verdict_stands_beside_the_number_in_every_format_with_its_reasons(store: Store, tmp_path: Path) -> None:
+    verdicts(store)
+    files = report(store, tmp_path)
+    for text in (*files.values(), terminal(store)):
+        for word in ("confirmed", "overestimated", "inconclusive"):
+            assert word in text
+    for name in ("index.html", "leaderboard.md"):
+        assert "Overestimated: pgd leaves 70" in files[name]
+        assert "never proof" in files[name]
+        assert "could not be carried out" in files[name]
+    assert "never proof" in terminal(store)
+    assert "<summary>" in files["index.html"]
+    assert "gradients are shattered" in files["index.html"]
+    assert "not diagnosed" in files["index.html"]
+
+
+def test_without_a_diagnosis_no_table_speaks_of_verdicts(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    files = report(store, tmp_path)
+    for name in ("leaderboard.md", "results.csv", "tables.tex"):
+        assert "erdict" not in files[name]
+    assert "not diagnosed" not in files["index.html"]
+
+
+def test_what_a_finding_quotes_is_shown_and_never_run(store: Store, tmp_path: Path) -> None:
+    verdicts(store)
+    files = report(store, tmp_path)
+    assert "<img src=x" not in files["index.html"]
+    assert "&lt;img src=x" in files["index.html"]
+    assert "<img src=x" not in files["leaderboard.md"]
+    assert "](javascript" not in files["leaderboard.md"]
+
+
+def terminal(store: Store, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(text_table(standings(store)))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
 
 
 def test_models_that_cannot_be_told_apart_from_the_best_are_marked(store: Store) -> None:

@@ -56,9 +56,9 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def markdown(text: object) -> str:
+def markdown(text: object, longest: int = _LONGEST) -> str:
     """Text that Markdown shows as it is: no markup, no HTML, no link, no mention, no table cell boundary."""
-    escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    escaped = plain(text, longest).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     escaped = re.sub(r"([\\`*_{}\[\]()#|~!$])", r"\\\1", escaped)
     # GitHub makes links of bare addresses and mentions of @names.
     return escaped.replace("@", "&#64;").replace("://", "&#58;//").replace("www.", "www&#46;")

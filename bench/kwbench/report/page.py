@@ -15,6 +15,7 @@ from kwbench.report.leaderboard import LEVEL, Board, Row
 from kwbench.report.terminal import judging_rule, shown
 from kwbench.standing import AttackStanding, Standing
 from kwbench.statistics import Interval
+from kwbench.verdict import CAVEAT, verdict_on_record
 from kwbench.wording import count_text, duration_text, percent, plain
 
 _TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
@@ -44,6 +45,7 @@ def html_page(tables: Sequence[Board]) -> str:
         style_hash=_csp_hash(style),
         script_hash=_csp_hash(script),
         level=f"{100 * LEVEL:g} %",
+        caveat=CAVEAT,
     )
 
 
@@ -86,6 +88,7 @@ def _board_view(board: Board) -> dict[str, Any]:
         "ranked": len(ranked),
         "tied": [row.standing.model for row in ranked[1:] if row.tied],
         "attacks": _attack_parameters(board),
+        "judged": any(row.standing.findings for row in board.rows),
         "earlier": [_row_view(Row(each, None, None, tied=False), board, n) for each in board.earlier],
     }
 
@@ -110,6 +113,7 @@ def _row_view(row: Row, board: Board, n: int) -> dict[str, Any]:
         "rob": _figure(each.a_rob, n),
         "paper": _figure(each.a_rob_as_in_paper, n),
         "drawing": _drawing(each, n),
+        "verdict": _verdict_view(each),
         "matrix": matrix,
         "forwards": sum(attack.forwards for attack in each.attacks),
         "backwards": sum(attack.backwards for attack in each.attacks),
@@ -125,6 +129,32 @@ def _row_view(row: Row, board: Board, n: int) -> dict[str, Any]:
                 "provenance": spec.provenance,
             }
         ),
+    }
+
+
+def _verdict_view(standing: Standing) -> dict[str, Any] | None:
+    """The verdict, and every finding behind it: those that fire first, doubts before the rest."""
+    found = verdict_on_record(standing)
+    if found is None:
+        return None
+    order = {"doubt": 0, "masking": 1, "note": 2}
+    findings = sorted(standing.findings, key=lambda each: (not each.fires, each.figure is not None, order[each.kind]))
+    return {
+        "word": found.word,
+        # Longer than any name: it may hold several statements.
+        "sentence": Markup(escape(plain(found.sentence(), 2000))),
+        "findings": [
+            {
+                "check": each.check,
+                "kind": each.kind,
+                "fires": each.fires,
+                "figure": None if each.figure is None else f"{each.figure:.3g}",
+                "threshold": f"{each.threshold:.3g}",
+                "statement": Markup(escape(plain(each.statement, 1000))),
+                "samples": len(each.samples),
+            }
+            for each in findings
+        ],
     }
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from kwbench.report.leaderboard import Board, Row
-from kwbench.report.terminal import notes, shown
+from kwbench.report.terminal import notes, shown, verdicts
 from kwbench.standing import Standing, to_frame
 from kwbench.statistics import Interval
+from kwbench.verdict import verdict_on_record
 from kwbench.wording import count_text, duration_text, interval_text, latex, markdown, percent, spreadsheet
 
 BOUND = (
@@ -37,6 +38,9 @@ def markdown_page(tables: Sequence[Board]) -> str:
             for row in board.rows
             if not row.standing.complete
         ]
+        for row, found in zip(board.rows, verdicts(board), strict=False):
+            if found is not None:
+                bullets.append(f"- {markdown(row.standing.model)}: {markdown(found.sentence(), 2000)}")
         bullets += [f"- {markdown(note)}" for note in notes(board)[1:]]
         tied = [markdown(row.standing.model) for row in board.rows if row.tied]
         if tied:
@@ -49,6 +53,9 @@ def markdown_page(tables: Sequence[Board]) -> str:
 def csv_table(found: Sequence[Standing]) -> str:
     """One row for each evaluation and attack; numbers as numbers, and no text that a spreadsheet would run as a formula."""
     frame = to_frame(found)
+    words = {each.evaluation.spec.identity: one.word for each in found if (one := verdict_on_record(each))}
+    if words:
+        frame["verdict"] = frame["run"].map(words).fillna("")
     for name in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].map(lambda value: spreadsheet(value) if isinstance(value, str) else value)
@@ -86,20 +93,24 @@ def _frame(
     """The papers' form: model, A_std, one column for each attack, A_rob."""
     n = board.key.n
 
-    def cells(row: Row) -> list[str]:
+    judged = verdicts(board)
+
+    def cells(at: int, row: Row) -> list[str]:
         each = row.standing
         model = escape(each.model) + (" (stochastic)" if each.stochastic else "")
         found = [model if each.complete else f"{model} (incomplete)", figure(each.a_std, n)]
         found += [figure(shown(row, label, board.key.cascade), n) for label in board.labels]
         found.append(figure(each.a_rob, n))
+        found += ["–" if one is None else one.word for one in judged[at : at + 1]]
         if costs:
             found.append(count_text(sum(attack.forwards for attack in each.attacks)))
             found.append(count_text(sum(attack.backwards for attack in each.attacks)))
             found.append(duration_text(sum(attack.seconds for attack in each.attacks)))
         return found
 
-    columns = ["Model", names[0], *map(escape, board.labels), names[1], *(("forwards", "backwards", "time") if costs else ())]
-    return pd.DataFrame([cells(row) for row in board.rows], columns=columns)
+    columns = ["Model", names[0], *map(escape, board.labels), names[1], *(["Verdict"] if judged else [])]
+    columns += ["forwards", "backwards", "time"] if costs else []
+    return pd.DataFrame([cells(at, row) for at, row in enumerate(board.rows)], columns=columns)
 
 
 def _latex_interval(interval: Interval | None, n: int) -> str:

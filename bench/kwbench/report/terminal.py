@@ -8,13 +8,19 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResul
 from rich.table import Table
 from rich.text import Text
 
+from kwbench.finding import Finding
 from kwbench.report.leaderboard import Board, Row, boards
 from kwbench.standing import AttackStanding, Standing
 from kwbench.statistics import Interval
+from kwbench.verdict import CAVEAT, Verdict, verdict_on_record
 from kwbench.wording import percent, plain
 
 # "95.3–100.0"
 _FIGURE = 10
+_COLOURS = {"confirmed": "green", "overestimated": "red", "degenerate": "red", "inconclusive": "yellow"}
+# A verdict's sentence may hold several statements.
+_SENTENCE = 1000
+_KINDS = {"doubt": "red", "masking": "yellow", "note": "dim"}
 
 
 def text_table(standings: Sequence[Standing]) -> ConsoleRenderable:
@@ -36,6 +42,8 @@ class _Tables:
                 if not row.standing.complete:
                     why = plain("; ".join(row.standing.missing))
                     yield Text(f"  incomplete, not ranked: {plain(row.standing.model)} ({why})", "yellow")
+                elif (found := verdict_on_record(row.standing)) is not None:
+                    yield Text(f"  {plain(row.standing.model)}: {plain(found.sentence(), _SENTENCE)}")
             for note in notes(board):
                 yield Text(f"  {note}", "dim")
 
@@ -45,6 +53,8 @@ def notes(board: Board) -> list[str]:
     found = ["A_rob is an upper bound found by these attacks; stronger attacks can only lower it. Intervals: 95 %."]
     if board.key.cascade:
         found.append("Cascade: each attack saw only samples that still stood; its column is what is left after it.")
+    if any(verdict_on_record(row.standing) for row in board.rows):
+        found.append(CAVEAT)
     for row in board.rows:
         for attack in row.standing.attacks:
             if attack.other_accuracy is not None and attack.other_accuracy != attack.accuracy:
@@ -74,6 +84,12 @@ def shown(row: Row, label: str, cascade: bool) -> Interval | None:
     return None
 
 
+def verdicts(board: Board) -> list[Verdict | None]:
+    """The verdict on each row of a board, None for those not diagnosed; an empty list if none of them was."""
+    found = [verdict_on_record(row.standing) for row in board.rows]
+    return found if any(found) else []
+
+
 def _title(board: Board) -> Text:
     key = board.key
     return Text(f"{plain(key.dataset)}, {board.threat}, suite {plain(key.suite)}, n = {key.n}; percent", "bold")
@@ -83,10 +99,18 @@ def _across(board: Board) -> Table:
     table = Table(title=_title(board), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("model", "A_std", *map(plain, board.labels), "A_rob"):
         table.add_column(Text(name), justify="left" if name == "model" else "right", no_wrap=name == "model")
-    for row in board.rows:
+    words = [_word(each) for each in verdicts(board)]
+    if words:
+        table.add_column("verdict", no_wrap=True)
+    for at, row in enumerate(board.rows):
         each, n = row.standing, board.key.n
         figures = [each.a_std, *(shown(row, label, board.key.cascade) for label in board.labels)]
-        table.add_row(Text(plain(each.model)), *(_cell(figure, n) for figure in figures), _cell(each.a_rob, n, "bold"))
+        table.add_row(
+            Text(plain(each.model)),
+            *(_cell(figure, n) for figure in figures),
+            _cell(each.a_rob, n, "bold"),
+            *words[at : at + 1],
+        )
     return table
 
 
@@ -106,6 +130,8 @@ def _down(board: Board, width: int) -> list[Table]:
             figures = [shown(row, label, board.key.cascade) for row in some]
             table.add_row(Text(plain(label)), *(_cell(each, n) for each in figures), end_section=label == board.labels[-1])
         table.add_row("A_rob", *(_cell(row.standing.a_rob, n, "bold") for row in some))
+        if words := [_word(each) for each in verdicts(board)][start : start + at_once]:
+            table.add_row("verdict", *words)
         tables.append(table)
     return tables
 
@@ -113,7 +139,14 @@ def _down(board: Board, width: int) -> list[Table]:
 def _across_width(board: Board) -> int:
     columns = ("A_std", *board.labels, "A_rob")
     models = max(len(plain(row.standing.model)) for row in board.rows)
-    return models + sum(2 + max(_FIGURE, len(plain(label))) for label in columns)
+    verdict = 2 + max((len(_word(each)) for each in verdicts(board)), default=-2)
+    return models + verdict + sum(2 + max(_FIGURE, len(plain(label))) for label in columns)
+
+
+def _word(verdict: Verdict | None) -> Text:
+    if verdict is None:
+        return Text("–", "dim")
+    return Text(verdict.word, _COLOURS[verdict.word])
 
 
 def _cell(interval: Interval | None, n: int, style: str = "") -> Text:
@@ -124,3 +157,23 @@ def _cell(interval: Interval | None, n: int, style: str = "") -> Text:
         (f"\n{percent(interval.low, n)}–{percent(interval.high, n)}", "dim"),
         justify="right",
     )
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """The checks of a diagnosis: what each found, its figure against its threshold, and whether it fires."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("check", "figure", "threshold", "", "what was found"):
+        table.add_column(name, justify="right" if name in ("figure", "threshold") else "left", no_wrap=name == "check")
+    for each in findings:
+        figure = "–" if each.figure is None else f"{each.figure:.3g}"
+        word, style = ("fires: " + each.kind, _KINDS[each.kind]) if each.fires else ("", "dim")
+        if each.figure is None:
+            word, style = "not done", "yellow"
+        table.add_row(
+            Text(plain(each.check), style),
+            figure,
+            f"{each.threshold:.3g}",
+            Text(word, style),
+            Text(plain(each.statement, _SENTENCE)),
+        )
+    return table
