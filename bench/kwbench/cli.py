@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,10 @@ import typer
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 
 if TYPE_CHECKING:
+    from kwbench.evaluator import Request
     from kwbench.standing import Standing
+    from kwbench.suite import Suite
+    from kwbench.verdict import Verdict
 
 app = typer.Typer(
     name="kwbench",
@@ -32,6 +36,26 @@ Models = Annotated[
 Db = Annotated[str, typer.Option("--db", metavar="URL", help="Database: a SQLite file or a SQLAlchemy URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 RegistryFile = Annotated[Path | None, typer.Option("--registry", help="Registry file; default: registry.yaml here, or ours.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="LABEL.PARAMETER=VALUE", help="Set a parameter: pgd.steps=100.")
+]
+DataSetName = Annotated[str | None, typer.Option(help="Data set; default: the model's own.")]
+Data = Annotated[Path | None, typer.Option(help="An npz file or a folder of images to evaluate on.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie; default: data.")]
+Download = Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")]
+CheckpointFile = Annotated[Path | None, typer.Option(help="Read the checkpoint from here; its hash still holds.")]
+Count = Annotated[int | None, typer.Option("--n", help="Only the first N test images.")]
+Eps = Annotated[str | None, typer.Option(help="Radius, such as 8/255 or 0.2.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
+BatchSize = Annotated[int, typer.Option(help="Samples attacked together; changes no result.")]
+Tile = Annotated[int, typer.Option(help="Samples in every forward pass; part of a run's identity.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of torch; default: one for small images, else its own choice.")
+]
+TimeLimit = Annotated[
+    float | None, typer.Option(help="For your own file: stop its process if a batch takes more seconds than this.")
+]
 
 
 class NormName(StrEnum):
@@ -49,61 +73,119 @@ class Split(StrEnum):
     VALIDATION = "validation"
 
 
+Norm = Annotated[NormName | None, typer.Option(help="Norm of the radius.")]
+SplitName = Annotated[Split, typer.Option(help="test, or validation to choose settings on.")]
+
+
 @app.command()
 def evaluate(
     models: Models,
     attack: Annotated[str | None, typer.Option(metavar="NAMES|all", help="Attacks by name, comma-separated, or all.")] = None,
     suite: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A suite by name, or a YAML file.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="LABEL.PARAMETER=VALUE", help="Set a parameter: pgd.steps=100.")
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Data set; default: the model's own.")] = None,
-    data: Annotated[Path | None, typer.Option(help="An npz file or a folder of images to evaluate on.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie; default: data.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Read the checkpoint from here; its hash still holds.")] = None,
+    settings: Settings = None,
+    dataset: DataSetName = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    checkpoint: CheckpointFile = None,
     registry: RegistryFile = None,
-    n: Annotated[int | None, typer.Option("--n", help="Only the first N test images.")] = None,
-    split: Annotated[Split, typer.Option(help="test, or validation to choose settings on.")] = Split.TEST,
-    eps: Annotated[str | None, typer.Option(help="Radius, such as 8/255 or 0.2.")] = None,
-    norm: Annotated[NormName | None, typer.Option(help="Norm of the radius.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Samples attacked together; changes no result.")] = 256,
-    tile: Annotated[int, typer.Option(help="Samples in every forward pass; part of a run's identity.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: one for small images, else its own choice.")
-    ] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(help="For your own file: stop its process if a batch takes more seconds than this.")
-    ] = None,
+    n: Count = None,
+    split: SplitName = Split.TEST,
+    eps: Eps = None,
+    norm: Norm = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 256,
+    tile: Tile = 64,
+    device: Device = "auto",
+    threads: Threads = None,
+    time_limit: TimeLimit = None,
     db: Db = "results.db",
     as_json: Json = False,
 ) -> None:
     """Attack models and say what their robust accuracy is."""
-    from kwbench.evaluator import Request
-    from kwbench.loading import is_file_model
     from kwbench.progress import showing
-    from kwbench.registry import read_registry
     from kwbench.runner import evaluate as run
-    from kwbench.standing import standings, to_json
+    from kwbench.standing import standings
     from kwbench.store import Store
     from kwbench.suite import override, read_suite, suite_of
 
     if attack is not None and suite is not None:
         raise UsageError("--attack and --suite: give one of them; a suite file lists its attacks")
-    if checkpoint is not None and len(models) > 1:
-        raise UsageError("--checkpoint: one file cannot serve several models")
     chosen = read_suite(suite) if suite is not None else suite_of(_names(attack or "all"))
-    chosen = override(chosen, settings or [])
-    if named := [model for model in models if not is_file_model(model)]:
-        known = read_registry(registry)
-        for model in named:
-            known.find(model)  # the last one's name is worth checking before the first one's hours
-    requests = [
-        Request(
-            model=model,
-            suite=chosen,
+    requests = _requests(
+        models,
+        override(chosen, settings or []),
+        registry=registry,
+        checkpoint=checkpoint,
+        dataset=dataset,
+        data=data,
+        data_dir=data_dir,
+        download=download,
+        n=n,
+        split=split.value,
+        norm=norm.value if norm is not None else None,
+        eps=eps,
+        seed=seed,
+        batch_size=batch_size,
+        tile=tile,
+        device=device,
+        threads=threads,
+    )
+    store = Store.open(db, create=True)
+    with showing() as show:
+        evaluations = [run(request, store, show, command=_command(), time_limit=time_limit) for request in requests]
+    found = standings(store, evaluations)
+    if as_json:
+        _print_json(_one_or_all([_standing_json(each) for each in found]))
+    else:
+        _print_tables(found)
+    _require_complete(found)
+
+
+@app.command()
+def diagnose(
+    models: Models,
+    suite: Annotated[str, typer.Option(metavar="NAME|FILE", help="The suite whose number is to be judged.")] = "strong",
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="SUITE|ATTACKS", help="The protocol to hold against it; default: the suite's own."),
+    ] = None,
+    settings: Settings = None,
+    dataset: DataSetName = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    checkpoint: CheckpointFile = None,
+    registry: RegistryFile = None,
+    n: Count = None,
+    split: SplitName = Split.TEST,
+    eps: Eps = None,
+    norm: Norm = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 256,
+    tile: Tile = 64,
+    device: Device = "auto",
+    threads: Threads = None,
+    time_limit: TimeLimit = None,
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Say whether a robust accuracy can be believed: evaluate, check the model and the record, and reach a verdict."""
+    from kwbench.progress import showing
+    from kwbench.runner import evaluate as run
+    from kwbench.standing import standings, to_json
+    from kwbench.store import Store
+    from kwbench.suite import override, read_suite, suite_names, suite_of
+    from kwbench.verdict import finding_json, verdict, verdict_json
+
+    rival = None
+    if protocol is not None:
+        named = protocol in suite_names() or protocol.endswith((".yaml", ".yml"))
+        rival = read_suite(protocol) if named else suite_of(_names(protocol))
+    asked, judged = (
+        _requests(
+            models,
+            each,
             registry=registry,
             checkpoint=checkpoint,
             dataset=dataset,
@@ -120,20 +202,35 @@ def evaluate(
             device=device,
             threads=threads,
         )
-        for model in models
-    ]
+        if each is not None
+        else []
+        for each in (rival, replace(override(read_suite(suite), settings or []), diagnose=True))
+    )
     store = Store.open(db, create=True)
-    command = shlex.join(["kwbench", *sys.argv[1:]])
     with showing() as show:
-        evaluations = [run(request, store, show, command=command, time_limit=time_limit) for request in requests]
-    found = standings(store, evaluations)
+        rivals = [run(request, store, show, command=_command(), time_limit=time_limit) for request in asked]
+        evaluations = [run(request, store, show, command=_command(), time_limit=time_limit) for request in judged]
+    found, held = standings(store, evaluations), standings(store, rivals)
+    _require_complete(held)
+    verdicts = []
+    for at, each in enumerate(found):
+        other = held[at] if held else None
+        values = None if other is None else other.robust_values
+        if other is not None and (other.threat, other.index.tolist()) != (each.threat, each.index.tolist()):
+            raise UsageError(
+                f"--protocol {protocol}: attacks at {other.threat}, {suite} at {each.threat}; give --norm and --eps"
+            )
+        verdicts.append(verdict(each, each.findings, (str(protocol), values) if values is not None else None))
     if as_json:
-        answers = [to_json(each) for each in found]
-        _print_json(answers[0] if len(answers) == 1 else answers)
+        answers = [
+            {**to_json(each), "verdict": verdict_json(one), "findings": [finding_json(finding) for finding in each.findings]}
+            for each, one in zip(found, verdicts, strict=True)
+        ]
+        _print_json(_one_or_all(answers))
     else:
         _print_tables(found)
-    if not all(each.complete for each in found):
-        raise CannotEvaluate("some rows are invalid or errors, so there is no robust accuracy; `kwbench show MODEL` names them")
+        _print_diagnoses(found, verdicts)
+    _require_complete(found)
 
 
 @app.command()
@@ -266,7 +363,7 @@ def show(
 ) -> None:
     """Show what is on record about a model: its newest evaluation, and the rows without a truthful answer."""
     from kwbench.errors import did_you_mean
-    from kwbench.standing import standings, to_json
+    from kwbench.standing import standings
     from kwbench.store import Store
 
     store = Store.open(db)
@@ -282,7 +379,7 @@ def show(
         if str(row.status) in ("invalid", "error") or row.note
     ]
     if as_json:
-        _print_json({**to_json(found), "created": mine[-1].created, "spec": mine[-1].spec.spec, "rows": rows})
+        _print_json({**_standing_json(found), "created": mine[-1].created, "spec": mine[-1].spec.spec, "rows": rows})
         return
     if not failures:
         _print_tables([found])
@@ -402,6 +499,40 @@ def doctor(db: Db = "results.db", as_json: Json = False) -> None:
         raise typer.Exit(3)
 
 
+def _requests(models: list[str], suite: "Suite", **options: Any) -> list["Request"]:
+    from kwbench.evaluator import Request
+    from kwbench.loading import is_file_model
+    from kwbench.registry import read_registry
+
+    if options["checkpoint"] is not None and len(models) > 1:
+        raise UsageError("--checkpoint: one file cannot serve several models")
+    if named := [model for model in models if not is_file_model(model)]:
+        known = read_registry(options["registry"])
+        for model in named:
+            known.find(model)  # the last one's name is worth checking before the first one's hours
+    return [Request(model=model, suite=suite, **options) for model in models]
+
+
+def _command() -> str:
+    return shlex.join(["kwbench", *sys.argv[1:]])
+
+
+def _standing_json(standing: "Standing") -> dict[str, Any]:
+    from kwbench.standing import to_json
+    from kwbench.verdict import verdict_json, verdict_on_record
+
+    return {**to_json(standing), "verdict": verdict_json(verdict_on_record(standing))}
+
+
+def _one_or_all(answers: list[dict[str, Any]]) -> Any:
+    return answers[0] if len(answers) == 1 else answers
+
+
+def _require_complete(found: Sequence["Standing"]) -> None:
+    if not all(each.complete for each in found):
+        raise CannotEvaluate("some rows are invalid or errors, so there is no robust accuracy; `kwbench show MODEL` names them")
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -417,6 +548,21 @@ def _print_tables(found: Sequence["Standing"]) -> None:
 
     # Piped output has no width of its own; a table folded to 80 columns would be unreadable.
     Console(width=None if sys.stdout.isatty() else 160).print(text_table(found))
+
+
+def _print_diagnoses(found: Sequence["Standing"], verdicts: Sequence["Verdict"]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from kwbench.report import findings_table
+    from kwbench.verdict import CAVEAT
+    from kwbench.wording import plain
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for each, verdict in zip(found, verdicts, strict=True):
+        console.print(Text(plain(each.model), "bold"))
+        console.print(findings_table(each.findings))
+        console.print(Text(f"{plain(each.model)}: {plain(verdict.sentence(), 2000)} {CAVEAT}\n"))
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from kwbench.files import write_whole
 from kwbench.report.leaderboard import Board, boards
 from kwbench.report.page import html_page
 from kwbench.report.tables import csv_table, latex_tables, markdown_page
-from kwbench.report.terminal import text_table
+from kwbench.report.terminal import findings_table, text_table
 from kwbench.standing import Standing, standings
 from kwbench.store import Store
 
@@ -22,7 +22,7 @@ _FILES: dict[str, tuple[str, Callable[[list[Board], list[Standing]], str]]] = {
     "latex": ("tables.tex", lambda tables, _: latex_tables(tables)),
 }
 
-__all__ = ["Format", "boards", "text_table", "write_report"]
+__all__ = ["Format", "boards", "findings_table", "text_table", "write_report"]
 
 
 def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[Path]:
