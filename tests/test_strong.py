@@ -1,0 +1,115 @@
+"""The strong suite is put to the test: broken defences fall, sound models stand, and what is known exactly is found."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import exact_truth
+import planted
+from broken_defences import DEFENCES, EPS, Defence
+from conftest import SHARED
+from kwbench.evaluator import Request
+from kwbench.runner import evaluate
+from kwbench.standing import Standing, standings
+from kwbench.store import Store
+from kwbench.suite import read_suite
+from kwbench.verdict import Verdict, verdict_on_record
+from small_models import first_images
+from sound_models import SOUND, Sound
+from spellings import FILE, HIDDEN, KWTA, LWTA
+
+pytestmark = pytest.mark.heavy
+
+SEEN = [way for way in LWTA if way not in HIDDEN]
+
+
+def strong(folder: Path, model: str, **options: Any) -> tuple[Standing, Verdict]:
+    """What the strong suite makes of a model of one's own, given without any hint."""
+    standing = evaluated(folder, model, "strong", **options)
+    found = verdict_on_record(standing)
+    assert found is not None
+    return standing, found
+
+
+def evaluated(folder: Path, model: str, suite: str, **options: Any) -> Standing:
+    store = Store.open(str(folder / "record.db"), create=True)
+    try:
+        evaluation = evaluate(Request(model, suite=read_suite(suite), **{"tile": 32} | options), store)
+        (standing,) = (each for each in standings(store) if each.evaluation.id == evaluation.id)
+        return standing
+    finally:
+        store.close()
+
+
+def a_rob(standing: Standing) -> float:
+    assert standing.a_rob is not None, standing.missing
+    return standing.a_rob.value
+
+
+@pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
+def test_a_broken_defence_falls_and_the_verdict_is_the_expected_one(defence: Defence, tmp_path: Path) -> None:
+    standing, verdict = strong(tmp_path, defence.model, n=64, eps=EPS)
+    assert a_rob(standing) < max(0.05, defence.truth + 0.05)
+    assert verdict.word == defence.verdict, verdict.sentence()
+
+
+@pytest.mark.parametrize("sound", SOUND, ids=lambda sound: sound.name)
+def test_a_sound_model_keeps_what_is_proved_and_is_confirmed(sound: Sound, tmp_path: Path) -> None:
+    standing, verdict = strong(tmp_path, sound.model, n=64, eps=sound.eps)
+    certified = sound.certified(first_images(64), sound.threat).mean().item()
+    # The noise of 100 fresh draws a sample, three standard errors of their mean at most.
+    noise = 0.02 if standing.evaluation.stochastic else 0.0
+    assert certified - noise <= a_rob(standing) <= certified + (noise if sound.exact else 0.12)
+    assert verdict.word == sound.verdict, verdict.sentence()
+
+
+@pytest.mark.parametrize("kind", exact_truth.FACTORIES)
+def test_strong_finds_the_exact_truth(kind: str, tmp_path: Path) -> None:
+    model = f"{exact_truth.FILE}:{kind}"
+    standing, _ = strong(tmp_path, model, n=exact_truth.SAMPLES, eps=exact_truth.EPS[kind])
+    found = round(a_rob(standing) * exact_truth.SAMPLES)
+    assert 0 <= found - sum(exact_truth.truths(kind)) <= 1
+
+
+@pytest.mark.parametrize("factory", planted.FACTORIES, ids=lambda factory: factory.__name__)
+def test_strong_finds_what_is_planted(factory: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = f"{planted.FILE}:{factory.__name__}"
+    standing, _ = strong(tmp_path, model, n=planted.SAMPLES, eps=planted.THREAT.eps_text)
+    assert a_rob(standing) <= 0.05
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "0.2"), ("l2", "1.25")])
+@pytest.mark.parametrize("way", SEEN)
+def test_stochastic_lwta_falls_in_every_spelling_that_can_be_seen(way: str, norm: str, eps: str, tmp_path: Path) -> None:
+    standing, _ = strong(tmp_path, f"{FILE}:slwta_{way}", n=64, eps=eps, norm=norm)
+    assert a_rob(standing) <= 0.05
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "8/255"), ("l2", "0.5")])
+@pytest.mark.parametrize("way", SEEN)
+def test_the_published_network_falls_in_every_spelling_that_can_be_seen(way: str, norm: str, eps: str, tmp_path: Path) -> None:
+    if not (SHARED / "checkpoints").is_dir():
+        pytest.skip("the published checkpoint is not at hand")
+    data = SHARED / "data" / "cifar10-exact-subset.npz"
+    standing, _ = strong(tmp_path, f"{FILE}:published_{way}", data=data, n=64, eps=eps, norm=norm)
+    assert a_rob(standing) <= 0.05
+
+
+@pytest.mark.parametrize("way", sorted(HIDDEN))
+def test_stochastic_lwta_in_a_spelling_that_cannot_be_seen_is_never_confirmed(way: str, tmp_path: Path) -> None:
+    model = f"{FILE}:slwta_{way}"
+    standing, verdict = strong(tmp_path, model, n=64, eps="0.2")
+    suite = tmp_path / "autoattack-rand.yaml"
+    suite.write_text("attacks:\n  autoattack: {version: rand}\n", encoding="utf-8")
+    assert a_rob(standing) <= a_rob(evaluated(tmp_path, model, str(suite), n=64, eps="0.2"))
+    assert verdict.word != "confirmed", verdict.sentence()
+    assert any(finding.check == "unseen" and finding.fires for finding in standing.findings)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "0.2"), ("l2", "1.25")])
+def test_the_spellings_of_k_wta_agree(norm: str, eps: str, tmp_path: Path) -> None:
+    found = {way: a_rob(strong(tmp_path, f"{FILE}:kwta_{way}", n=64, eps=eps, norm=norm)[0]) for way in KWTA}
+    assert max(found.values()) - min(found.values()) <= 0.03, found
