@@ -37,8 +37,14 @@ def test_the_zoo_holds_every_activation_under_both_trainings_a_surrogate_and_a_w
     assert {*TRAININGS, "vgg11", "wrn16-2-relu"} <= set(registry.entries)
 
 
+def shipped(registry: Registry) -> list[str]:
+    """The models that come with their weights; those that others published are fetched."""
+    return [name for name, entry in registry.entries.items() if entry.checkpoint is None or entry.checkpoint.source is None]
+
+
 def test_every_shipped_model_has_a_recipe_and_a_checkpoint_that_hashes_to_what_is_pinned(registry: Registry) -> None:
-    for name, entry in registry.entries.items():
+    for name in shipped(registry):
+        entry = registry.entries[name]
         assert entry.recipe is not None, name
         assert entry.checkpoint is not None, name
         content = registry.checkpoint_path(name).read_bytes()
@@ -46,7 +52,7 @@ def test_every_shipped_model_has_a_recipe_and_a_checkpoint_that_hashes_to_what_i
 
 
 def test_checkpoints_stay_within_3_mb_each_and_40_mb_together(registry: Registry) -> None:
-    sizes = [registry.checkpoint_path(name).stat().st_size for name in registry.entries]
+    sizes = [registry.checkpoint_path(name).stat().st_size for name in shipped(registry)]
     assert max(sizes) <= 3_000_000
     assert sum(sizes) <= 40_000_000
 

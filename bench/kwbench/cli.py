@@ -17,6 +17,7 @@ from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 
 if TYPE_CHECKING:
     from kwbench.evaluator import Request
+    from kwbench.registry import ModelEntry
     from kwbench.standing import Standing
     from kwbench.suite import Suite
     from kwbench.verdict import Verdict
@@ -99,6 +100,9 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = None,
     time_limit: TimeLimit = None,
+    keep_adversarials: Annotated[
+        bool, typer.Option("--keep-adversarials", help="Store the adversarial images that succeeded, too.")
+    ] = False,
     db: Db = "results.db",
     as_json: Json = False,
 ) -> None:
@@ -130,6 +134,7 @@ def evaluate(
         tile=tile,
         device=device,
         threads=threads,
+        keep_adversarials=keep_adversarials,
     )
     store = Store.open(db, create=True)
     with showing() as show:
@@ -302,6 +307,39 @@ def train(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A name of the registry, or a .pt file of your own.")],
+    output: Annotated[
+        Path | None, typer.Argument(metavar="[OUTPUT]", help="Where to; needed for a file, else where the entry says.")
+    ] = None,
+    copy: Annotated[Path | None, typer.Option("--from", metavar="FILE", help="A copy of what the entry's address has.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch it from the entry's public address.")] = False,
+    key: Annotated[str | None, typer.Option(help="For a file: where its state dict is, such as model_state_dict.")] = None,
+    strip_prefix: Annotated[str, typer.Option(help="For a file: what to take off the keys, such as module.")] = "",
+    registry: RegistryFile = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a published checkpoint, or a .pt file of your own, into safetensors, without running the code in it."""
+    from kwbench.convert import convert_entry, convert_file
+    from kwbench.registry import read_registry
+
+    if Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl") or Path(source).is_file():
+        if output is None:
+            raise UsageError(f"{source}: name the file to write: kwbench convert {source} OUT.safetensors")
+        if copy is not None or download:
+            raise UsageError("--from and --download: for a model of the registry, not for a file")
+        where, digest = output, convert_file(Path(source), output, key=key, strip_prefix=strip_prefix)
+    else:
+        if key is not None or strip_prefix:
+            raise UsageError("--key and --strip-prefix: for a file; a model's entry says so itself")
+        where, digest = convert_entry(read_registry(registry), source, output, file=copy, download=download)
+    if as_json:
+        _print_json({"checkpoint": str(where), "sha256": digest})
+    else:
+        print(f"{where}\nsha256 {digest}")
+
+
+@app.command()
 def models(registry: RegistryFile = None, as_json: Json = False) -> None:
     """List the models of the registry."""
     from kwbench.registry import dataset_of, read_registry
@@ -313,7 +351,7 @@ def models(registry: RegistryFile = None, as_json: Json = False) -> None:
             "dataset": dataset_of(name),
             "architecture": entry.architecture.name,
             "activation": entry.activation.name,
-            "training": "none" if entry.recipe is None else "adversarial" if entry.recipe.adversarial else "natural",
+            "training": _training(entry),
             "description": entry.description,
         }
         for name, entry in found.entries.items()
@@ -535,6 +573,12 @@ def _require_complete(found: Sequence["Standing"]) -> None:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _training(entry: "ModelEntry") -> str:
+    if entry.recipe is not None:
+        return "adversarial" if entry.recipe.adversarial else "natural"
+    return "published" if entry.checkpoint is not None and entry.checkpoint.source is not None else "none"
 
 
 def _print_json(value: Any) -> None:

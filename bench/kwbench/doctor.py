@@ -130,5 +130,12 @@ def _registry() -> list[Finding]:
         findings.append(Finding("checkpoints", "problem", found, "restore the files, or kwbench train NAME --pin"))
     if missing:
         found = f"{registry.path}: no checkpoint for {', '.join(missing)}"
-        findings.append(Finding("checkpoints", "note", found, "kwbench train NAME makes one"))
+        findings.append(
+            Finding(
+                "checkpoints",
+                "note",
+                found,
+                "kwbench train NAME makes one, kwbench convert NAME --download fetches a published one",
+            )
+        )
     return findings or [Finding("registry", "ok", f"{registry.path}: {len(registry.entries)} models")]

@@ -8,19 +8,17 @@ from pathlib import Path
 from kwbench.errors import CannotEvaluate
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write text as UTF-8 under a name beside it, then give it its own: no reader and no kill ever sees half of it.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write bytes, or text as UTF-8, under a name beside it, then give it its own: no reader and no kill ever sees half of it.
 
     Folders on the way are made. Raises CannotEvaluate if it cannot be written; what was there before stays.
     """
     draft = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             draft = Path(file.name)
-            file.write(text)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         draft.chmod(0o644)

@@ -62,9 +62,10 @@ def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSe
     try:
         content = path.read_bytes()
     except OSError as failure:
+        make = f"`kwbench convert {name} --download` fetches" if entry.checkpoint.source else f"`kwbench train {name}` makes"
         raise CannotEvaluate(
             f"{path}: the checkpoint of {name!r} cannot be read ({failure.strerror}); "
-            f"`kwbench train {name}` makes it, --checkpoint reads it from elsewhere"
+            f"{make} it, --checkpoint reads it from elsewhere"
         ) from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != entry.checkpoint.sha256:

@@ -62,11 +62,28 @@ class Normalise(Strict):
     std: list[Annotated[float, Field(gt=0)]]
 
 
+class Source(Strict):
+    """What the authors published: a public address, the hash of what lies there, and how its keys become ours.
+
+    `key` is where the file keeps the state dict, None if it is one.
+    """
+
+    url: Annotated[str, Field(pattern=r"^https://[!-~]+$")]
+    sha256: Sha256
+    key: str | None = None
+    # A name in `kwbench.convert.CONVERTERS`; None keeps the keys.
+    converter: str | None = None
+
+
 class Checkpoint(Strict):
-    """Where the weights lie, relative to the registry, and what they must hash to."""
+    """Where the weights lie, relative to the registry, and what they must hash to.
+
+    Where they come from `source`, `kwbench convert` makes the file.
+    """
 
     file: Annotated[str, AfterValidator(_inside)]
     sha256: Sha256
+    source: Source | None = None
 
 
 class PredictionRule(Strict):
