@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What a user's script may rely on; issue-for-issue the keys that the README documents.
 KEYS = {"model", "dataset", "n", "threat", "stochastic", "complete", "run", "a_std", "a_rob", "cascade", "a_rob_as_in_paper"}
-ATTACK_KEYS = {"name", "n", "accuracy", "statuses", "forwards", "backwards", "seconds"}
+KEYS |= {"protocol", "a_protocol", "passes", "skipped"}
+ATTACK_KEYS = {"name", "n", "accuracy", "broke", "passes", "statuses", "forwards", "backwards", "seconds"}
 
 
 @dataclass
@@ -110,6 +111,23 @@ class TestEvaluate:
         assert accuracies[0] == found["a_std"]["value"] > 0.8
         assert found["a_rob"]["value"] <= min(accuracies)
         assert found["a_rob_as_in_paper"]["value"] == min(accuracies) < accuracies[0]
+
+    def test_a_cascade_says_so_and_images_are_kept_on_request(self, kwb: Kwbench, tmp_path: Path) -> None:
+        (tmp_path / "mine.yaml").write_text(
+            "cascade: true\nprotocol: [fgsm]\n"
+            "attacks: {fgsm: {}, noop: {}, never: {attack: pgd, after: noop}, pgd: {steps: 2, escalate: 1}}\n"
+        )
+        answer = kwb("evaluate", "small", "--suite", "mine.yaml", *FAST[4:], "--keep-adversarials", "--json")
+        assert answer.code == 0, answer.err
+        found = answer.json
+        assert found["cascade"]
+        assert found["protocol"] == ["fgsm"]
+        assert found["a_std"]["value"] > found["a_protocol"]["value"] >= found["a_rob"]["value"]
+        assert {"name": "never", "reason": "noop gained nothing"} in found["skipped"]
+        fgsm = found["attacks"][0]
+        assert fgsm["broke"] == fgsm["statuses"]["broken"] == count(tmp_path / "results.db", "adversarials") > 0
+        assert fgsm["passes"]["used"] <= fgsm["passes"]["budget"]
+        assert found["passes"]["budget"] == sum(attack["passes"]["budget"] for attack in found["attacks"])
 
     def test_several_models_make_a_list_in_the_order_asked_for(self, kwb: Kwbench) -> None:
         answer = kwb("evaluate", "small-random", "small", "--attack", "noop", "--n", "16", "--tile", "16", "--json")

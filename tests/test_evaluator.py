@@ -278,10 +278,10 @@ def test_a_batch_that_does_not_fit_in_the_models_process_is_halved(tmp_path: Pat
 import kwbench.evaluator as theirs
 import torch
 judge = theirs.LocalEvaluator.judge
-def small(self, label, rows, clean):
+def small(self, label, rows, clean, to_beat):
     if len(rows) > 16:
         raise torch.OutOfMemoryError("full")
-    return judge(self, label, rows, clean)
+    return judge(self, label, rows, clean, to_beat)
 theirs.LocalEvaluator.judge = small
 """
     found = evaluated(own(defence(tmp_path, head=head), n=48), tmp_path / "full.db")

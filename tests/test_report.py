@@ -243,7 +243,29 @@ def test_a_cascade_says_that_it_is_one(store: Store, tmp_path: Path) -> None:
     deterministic(store, {"clean": "whhh", "pgd": ".hbh", "fgsm": ".b.h"}, spec={"cascade": True})
     files = report(store, tmp_path)
     assert "only the samples that still stood" in files["index.html"]
-    assert "Cascade" in files["leaderboard.md"]
+    for name in ("leaderboard.md", "tables.tex"):
+        assert "Cascade:" in files[name]
+    assert "Cascade:" in terminal(store)
+
+
+def test_a_cascade_tells_what_broke_what_did_not_run_and_what_it_took(store: Store, tmp_path: Path) -> None:
+    spec = {
+        "cascade": True,
+        "passes": {"pgd": 400, "es": 1000, "es x2": 2000},
+        "after": {"es x2": ["es"]},
+        "protocol_attacks": ["pgd"],
+    }
+    deterministic(store, {"clean": "whhh", "pgd": ".hbh", "es": ".h.h", "es x2": "...."}, spec=spec)
+    files = report(store, tmp_path)
+    page = re.sub(r"<[^>]*>", "", files["index.html"])
+    for text in (files["leaderboard.md"].replace("\\", ""), terminal(store)):
+        assert "net: the worst case is pgd 1 of 3." in text
+        assert "net: did not run: es x2 (es gained nothing)." in text
+        assert "net: 6 passes a sample, of at most 1.4k if nothing had been broken." in text
+        assert "net: under pgd alone 50.0 [6.8, 93.2]." in text
+    assert "Did not run: es x2 (es gained nothing)." in page
+    assert "In all 6 passes a sample, of at most 1.4k" in page
+    assert "Under the usual protocol alone, pgd: 50.0 [6.8, 93.2] %." in page
 
 
 def hostile(store: Store) -> None:
@@ -256,9 +278,9 @@ def hostile(store: Store) -> None:
             model=text,
             dataset=text,
             suite=text,
-            attacks={"clean": {}, text: {"surrogate": text, "judged": text, text: [text]}},
+            attacks={"clean": {}, text: {"surrogate": text, "judged": text, text: [text]}, f"{text} x2": {}},
             origin=evil,
-            spec={text: text},
+            spec={text: text, "not_applicable": {f"{text} x2": text}, "protocol_attacks": [text]},
             provenance={text: text, "command": text},
         )
         found = [*rows("hh", other_status=Status.BROKEN, surrogate_prediction=1, note=text), *rows("h", start=2)]

@@ -42,6 +42,7 @@ def showing(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None]
             bar.update(
                 tasks[progress.model],
                 completed=progress.done_in_all,
+                total=progress.rows_in_all,
                 description=f"{printable(progress.model)}  {progress.label}",
             )
 

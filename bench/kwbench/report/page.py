@@ -11,12 +11,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from kwbench.cascade import CLEAN
 from kwbench.report.leaderboard import LEVEL, Board, Row
 from kwbench.report.terminal import judging_rule, shown
 from kwbench.standing import AttackStanding, Standing
 from kwbench.statistics import Interval
 from kwbench.verdict import CAVEAT, verdict_on_record
-from kwbench.wording import count_text, duration_text, percent, plain
+from kwbench.wording import count_text, duration_text, interval_text, percent, plain
 
 _TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 
@@ -118,7 +119,11 @@ def _row_view(row: Row, board: Board, n: int) -> dict[str, Any]:
         "forwards": sum(attack.forwards for attack in each.attacks),
         "backwards": sum(attack.backwards for attack in each.attacks),
         "seconds": sum(attack.seconds for attack in each.attacks),
-        "details": [_attack_view(attack, n) for attack in (*([each.clean] if each.clean else []), *each.attacks)],
+        "details": [_attack_view(attack, each) for attack in (*([each.clean] if each.clean else []), *each.attacks)],
+        "skipped": list(each.skipped.items()),
+        "used": each.used,
+        "budget": each.budget,
+        "protocol": None if each.a_protocol is None else (", ".join(each.protocol), interval_text(each.a_protocol, n)),
         "created": each.evaluation.created,
         "identity": spec.identity[:12],
         "provenance": _readable(
@@ -158,11 +163,16 @@ def _verdict_view(standing: Standing) -> dict[str, Any] | None:
     }
 
 
-def _attack_view(attack: AttackStanding, n: int) -> dict[str, Any]:
+def _attack_view(attack: AttackStanding, standing: Standing) -> dict[str, Any]:
+    n = standing.n
+    left = standing.cascade and attack.name != CLEAN
     return {
         "name": attack.name,
         "n": attack.n,
-        "figure": _figure(attack.accuracy, n, _beneath(attack, n)),
+        "figure": _figure(attack.standing if left else attack.accuracy, n, _beneath(attack, n)),
+        "broke": attack.broke if attack.name != CLEAN else None,
+        "used": attack.used,
+        "budget": attack.budget,
         "statuses": attack.statuses,
         "forwards": attack.forwards,
         "backwards": attack.backwards,

@@ -71,6 +71,7 @@ def latex_tables(tables: Sequence[Board]) -> str:
         caption = (
             f"Accuracy in percent on {latex(key.dataset)}, {latex(board.threat)}, suite {latex(key.suite)}, $n = {key.n}$, "
             f"with 95\\,\\% intervals. {latex(BOUND.partition('. ')[0])}."
+            f"{' Cascade: the column of an attack is what is left after it.' if key.cascade else ''}"
         )
         parts.append(
             str(

@@ -13,7 +13,7 @@ from kwbench.report.leaderboard import Board, Row, boards
 from kwbench.standing import AttackStanding, Standing
 from kwbench.statistics import Interval
 from kwbench.verdict import CAVEAT, Verdict, verdict_on_record
-from kwbench.wording import percent, plain
+from kwbench.wording import count_text, interval_text, percent, plain
 
 # "95.3–100.0"
 _FIGURE = 10
@@ -56,6 +56,7 @@ def notes(board: Board) -> list[str]:
     if any(verdict_on_record(row.standing) for row in board.rows):
         found.append(CAVEAT)
     for row in board.rows:
+        found += _course(row.standing)
         for attack in row.standing.attacks:
             if attack.other_accuracy is not None and attack.other_accuracy != attack.accuracy:
                 other = "clipped" if judging_rule(attack) == "distance" else "distance"
@@ -68,6 +69,24 @@ def notes(board: Board) -> list[str]:
                     f"{plain(row.standing.model)}, {plain(attack.name)}: the surrogate {plain(attack.surrogate)} is itself "
                     f"right on {percent(attack.surrogate_accuracy.value, board.key.n)} % of the images made against it."
                 )
+    return found
+
+
+def _course(standing: Standing) -> list[str]:
+    """How a cascade went: what each attack broke, what was ruled out, what it took; and what the usual protocol came to."""
+    name, found = plain(standing.model), []
+    if standing.cascade and (broke := [attack for attack in standing.attacks if attack.broke]):
+        each = ", ".join(f"{plain(attack.name)} {attack.broke} of {attack.n}" for attack in broke)
+        found.append(f"{name}: the worst case is {each}.")
+    if standing.skipped:
+        each = "; ".join(f"{plain(label)} ({plain(reason)})" for label, reason in standing.skipped.items())
+        found.append(f"{name}: did not run: {each}.")
+    if standing.cascade and standing.budget is not None:
+        used, budget = count_text(standing.used), count_text(standing.budget)
+        found.append(f"{name}: {used} passes a sample, of at most {budget} if nothing had been broken.")
+    if standing.a_protocol is not None:
+        attacks = ", ".join(map(plain, standing.protocol))
+        found.append(f"{name}: under {attacks} alone {interval_text(standing.a_protocol, standing.n)}.")
     return found
 
 
