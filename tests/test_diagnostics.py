@@ -264,6 +264,14 @@ def test_without_an_attack_to_double_nothing_is_shown() -> None:
     assert found.figure is None
 
 
+def test_checks_do_not_depend_on_what_was_metered_before() -> None:
+    about = case(trained_cnn())
+    before = examine("unbounded attack", about)
+    with about.model.metering(3):
+        pass
+    assert examine("unbounded attack", about) == before
+
+
 def test_a_check_that_raises_is_a_finding_without_a_figure() -> None:
     calls = 0
 

@@ -59,6 +59,15 @@ def test_what_breaks_more_than_exact_gradients_masks_them(store: Store, label: s
     assert len(everything[check].samples) == 12
 
 
+def test_relaxed_gradients_are_exact_where_there_is_nothing_to_relax(store: Store) -> None:
+    whole = {label: ("b" * 52 if label == "mim" else "b" * 40 if label == "pgd" else "h").ljust(100, "h") for label in ATTACKS}
+    evaluation = deterministic(store, whole, attacks=ATTACKS)
+    outcomes = {label: store.outcomes(run) for label, run in evaluation.attack_runs.items()}
+    checks = {each.check for each in evidence(standings(store)[0], outcomes, relaxes=False)}
+    assert "softened" not in checks
+    assert "gradient-free" in checks
+
+
 def test_two_samples_are_chance_whatever_their_share(store: Store) -> None:
     attacks = {label: ATTACKS[label] for label in ("clean", "pgd", "square")}
     few = deterministic(store, {"clean": "h" * 20, "pgd": "h" * 20, "square": "bb" + "h" * 18}, attacks=attacks)

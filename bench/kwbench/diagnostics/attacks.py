@@ -143,7 +143,8 @@ def _left(case: Case, radius: Fraction, gradient: Gradient, name: str) -> Tensor
 def _propose(case: Case, attack: Pgd | Fgsm, threat: ThreatModel, name: str) -> Tensor:
     rng = case.random(name)
     try:
-        z = attack(case.model, case.batch.x.clone(), case.batch.y.clone(), threat, rng)
+        with case.model.metering(len(case.batch)):
+            z = attack(case.model, case.batch.x.clone(), case.batch.y.clone(), threat, rng)
     except RuntimeError as failure:
         if "does not require grad" not in str(failure) and "not have been used in the graph" not in str(failure):
             raise
