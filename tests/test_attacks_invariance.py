@@ -20,6 +20,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "cw": {"steps": 20, "step_size": 0.05},
     "apgd": {"steps": 6, "restarts": 2, "targets": 2},
     "square": {"steps": 120, "restarts": 2},
+    "rays": {"queries": 150},
     "gaussian-noise": {"steps": 10},
     "transfer": {"steps": 5},
     "autoattack": {"version": "custom", "attacks": ["apgd-ce"]},
@@ -62,6 +63,7 @@ def test_a_stochastic_model_gives_the_same_rows_twice_and_in_any_order_of_tiles(
         **SHORT,
         "apgd": {"steps": 5, "selection_draws": 3},
         "square": {"steps": 5, "draws": 2},
+        "rays": {"queries": 20, "draws": 2},
         "cw": {"steps": 5},
         "deepfool": {"steps": 8},
     }.get(name, {})

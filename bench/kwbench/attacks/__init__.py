@@ -17,6 +17,7 @@ from kwbench.attacks.fgsm import Fgsm
 from kwbench.attacks.foolbox import Foolbox
 from kwbench.attacks.mim import Mim
 from kwbench.attacks.pgd import Pgd
+from kwbench.attacks.rays import Rays
 from kwbench.attacks.square import Square
 from kwbench.attacks.transfer import Transfer
 from kwbench.errors import UsageError, did_you_mean
@@ -30,6 +31,7 @@ ATTACKS: dict[str, type[Any]] = {
     "deepfool": DeepFool,
     "cw": CarliniWagner,
     "square": Square,
+    "rays": Rays,
     "transfer": Transfer,
     "autoattack": AutoAttack,
     "foolbox": Foolbox,

@@ -1,0 +1,248 @@
+"""Auto-PGD: as strong as the authors' own, exact in what it costs, honest about noise and about what is not a number."""
+
+from typing import Any
+
+import pyautoattack
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kwbench.attacks import ATTACKS, build_attack
+from kwbench.attacks.apgd import Apgd, _checkpoints
+from kwbench.attacks.as_module import AsModule
+from kwbench.attacks.attack import Budgeted, Doubling
+from kwbench.attacks.losses import LOSSES
+from kwbench.attacks.pgd import Pgd
+from kwbench.attacks.square import Square
+from kwbench.gradients import EXACT, Eot, Es, Smooth
+from kwbench.outcome import Status
+from kwbench.randomness import SampleRandom, seeded_globally
+from kwbench.threat import ThreatModel
+from small_models import Linear, Noisy, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
+
+THREATS = [ThreatModel.of("linf", "0.11"), ThreatModel.of("l2", "0.55")]
+
+
+def _left(fallen: Tensor) -> float:
+    return 100 * (1 - fallen.double().mean().item())
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize(
+    ("part", "parameters"), [("apgd-ce", {}), ("apgd-dlr", {"loss": "dlr"}), ("apgd-t", {"loss": "dlr", "targets": 9})]
+)
+def test_it_leaves_no_more_than_the_authors_own_at_equal_budget(
+    part: str, parameters: dict[str, Any], threat: ThreatModel
+) -> None:
+    batch = sharp(first_images(128))
+    ours = broken(run("apgd", {"steps": 25, **parameters}, batch, threat))
+    with seeded_globally(0):
+        adversary = pyautoattack.AutoAttack(
+            AsModule(cnn()),
+            norm=threat.norm.capitalize(),
+            eps=threat.radius,
+            seed=0,
+            version="custom",
+            attacks=[part],
+            device="cpu",
+        )
+        for theirs in (adversary.apgd, adversary.apgd_targeted):
+            theirs.n_iter, theirs.n_restarts = 25, 1
+        proposal, _ = adversary.run_standard_evaluation(batch.x, batch.y, batch_size=len(batch))
+    rival = _left(cnn().predict(proposal)[0] != batch.y)
+    assert 20 <= rival <= 80
+    assert _left(ours) <= rival + 2
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("targets", [0, 2])
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_every_loss_breaks_what_plain_pgd_breaks_and_two_targets_more(loss: str, targets: int, threat: ThreatModel) -> None:
+    batch = sharp(first_images(96))
+    plain = broken(run("pgd", {"steps": 20, "relative_step_size": 0.1}, batch, threat))
+    found = broken(run("apgd", {"steps": 30, "loss": loss, "targets": targets}, batch, threat))
+    assert _left(found) <= _left(plain) + (4 if targets == 0 else 0)
+
+
+def test_checkpoints_are_those_of_the_authors() -> None:
+    assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert sorted(_checkpoints(3)) == [1, 2, 3]
+
+
+def test_one_step_costs_a_forward_and_a_backward() -> None:
+    batch, threat = sharp(first_images(40)), ThreatModel.of("linf", "0.02")
+    for outcome in run("apgd", {"steps": 12}, batch, threat):
+        if outcome.status is Status.HELD:
+            assert (outcome.forwards, outcome.backwards) == (13, 12)
+    for outcome in run("apgd", {"steps": 12, "targets": 3, "restarts": 2}, batch, threat):
+        if outcome.status is Status.HELD:
+            # Before them, one forward for the likeliest classes, and one with nine backwards for how near they are.
+            assert (outcome.forwards, outcome.backwards) == (2 + 6 * 13, 9 + 6 * 12)
+
+
+def test_more_restarts_and_targets_keep_what_fell() -> None:
+    batch, threat = sharp(first_images(96)), THREATS[0]
+    for more in ({"restarts": 4}, {"early_exit": False, "restarts": 2}):
+        one = broken(run("apgd", {"steps": 8, "early_exit": more.get("early_exit", True)}, batch, threat))
+        many = broken(run("apgd", {"steps": 8, **more}, batch, threat))
+        assert bool((many | ~one).all())
+    few = broken(run("apgd", {"steps": 8, "targets": 1}, batch, threat))
+    many = broken(run("apgd", {"steps": 8, "targets": 5}, batch, threat))
+    assert bool((many | ~few).all())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_first_target_is_the_nearest_class_of_a_linear_model(norm: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Some classes have long weights: their boundaries are near, however small their logits are.
+    weight = torch.randn((10, 64), generator=generator) * torch.linspace(0.2, 3, 10)[:, None]
+    model = wrapped(Linear(weight, torch.randn(10, generator=generator)))
+    x = first_images(30).x
+    y = model.predict(x)[0]
+    logits = model(x)
+    gaps = logits.gather(1, y[:, None]) - logits
+    slopes = (weight[y][:, None] - weight[None]).norm(p=1 if norm == "linf" else 2, dim=2)
+    near = (gaps / slopes).scatter(1, y[:, None], torch.inf).argsort(dim=1)
+    rng = SampleRandom(0, "test", tuple(str(row) for row in range(30)))
+    chosen = Apgd(targets=4)._targets(model, x, y, ThreatModel.of(norm, "0.1"), rng)
+    assert torch.equal(chosen, near[:, :4])
+    assert not torch.equal(chosen[:, 0], logits.scatter(1, y[:, None], -torch.inf).argmax(1))
+
+
+def test_targets_of_a_flat_model_come_in_the_order_of_their_logits() -> None:
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.arange(10.0).expand(len(x), 10) + 0 * x.sum()
+
+    x, y = first_images(3).x, torch.tensor([9, 0, 8])
+    rng = SampleRandom(0, "test", ("a", "b", "c"))
+    chosen = Apgd(targets=3)._targets(wrapped(Flat()), x, y, THREATS[0], rng)
+    assert chosen.tolist() == [[8, 7, 6], [9, 8, 7], [9, 7, 6]]
+
+
+def test_of_two_classes_there_is_one_target() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = wrapped(Linear(torch.randn((2, 64), generator=generator), torch.zeros(2)), classes=2)
+    x = first_images(20).x
+    y = model.predict(x)[0]
+    rng = SampleRandom(0, "test", tuple(str(row) for row in range(20)))
+    for loss in LOSSES:
+        z = Apgd(targets=9, loss=loss, steps=10)(model, x, y, ThreatModel.of("linf", "0.5"), rng)
+        assert bool((model.predict(z)[0] != y).all())
+
+
+def test_noise_leaves_the_step_size_alone() -> None:
+    noisy, plain = wrapped(Noisy(trained_cnn(), 0.3)), cnn()
+    noisy.stochastic = True
+    assert not Apgd().adapts(noisy)
+    assert Apgd(schedule="adaptive").adapts(noisy)
+    assert Apgd(gradient=Es(sigma=0.1)).adapts(plain)
+    assert not Apgd(gradient=Smooth(sigma=0.1)).adapts(plain)
+
+
+def test_against_noise_a_proposal_fails_more_often_than_one_of_plain_pgd() -> None:
+    model, batch = wrapped(Noisy(trained_cnn(), 0.3), tile=32), first_images(32)
+    model.stochastic = True
+
+    def accuracy(name: str, parameters: dict[str, Any]) -> float:
+        outcomes = run(name, {"steps": 10, **parameters}, batch, THREATS[0], model=model)
+        return sum(outcome.fresh_correct for outcome in outcomes) / sum(outcome.fresh_draws for outcome in outcomes)
+
+    gradient = {"kind": "eot", "draws": 4}
+    found = accuracy("apgd", {"gradient": gradient})
+    assert found < accuracy("pgd", {"gradient": gradient}) + 0.02
+    # Choosing among its own proposals must not pick luck: at no radius to speak of, nothing is found.
+    nothing = run("apgd", {"steps": 5, "restarts": 3}, batch, ThreatModel.of("linf", "0.001"), model=model)
+    clean = run("noop", {}, batch, THREATS[0], model=model)
+    lost = sum(row.fresh_correct for row in clean) - sum(row.fresh_correct for row in nothing)
+    assert abs(lost) / sum(row.fresh_draws for row in clean) < 0.02
+
+
+class _Treacherous(nn.Module):
+    """Adds to the logits what has the value 0 and a gradient that is not a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        trap = (x.sum(dim=(1, 2, 3)) * 0).sqrt()
+        return trained_cnn()(x) + trap[:, None]
+
+
+def test_where_the_gradient_is_not_a_number_the_judge_refuses_the_sample() -> None:
+    batch = sharp(first_images(8))
+    for model, expected in ((cnn(), Status.HELD), (wrapped(_Treacherous()), Status.INVALID)):
+        outcomes = run("apgd", {"steps": 3}, batch, ThreatModel.of("linf", "0.001"), model=model)
+        assert {outcome.status for outcome in outcomes} == {expected}
+
+
+@pytest.mark.parametrize("early_exit", [True, False])
+def test_an_answer_that_is_not_a_number_is_a_success(early_exit: bool) -> None:
+    class Fragile(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            off = x[:, 0, 0, :1] > 0.05  # black in every digit
+            return torch.where(off, torch.nan, trained_cnn()(x))
+
+    batch = sharp(first_images(16))
+    for loss in LOSSES:
+        parameters = {"steps": 3, "loss": loss, "early_exit": early_exit}
+        outcomes = run("apgd", parameters, batch, ThreatModel.of("linf", "0.1"), model=wrapped(Fragile()))
+        assert {outcome.status for outcome in outcomes} <= {Status.BROKEN, Status.HELD}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"targets": -1}, "targets"),
+        ({"restarts": 2, "random_start": False}, "same path"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"loss": "hinge"}, "loss"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(parameters: dict[str, Any], message: str) -> None:
+    from kwbench.errors import UsageError
+
+    with pytest.raises(UsageError, match=message):
+        build_attack("apgd", parameters)
+
+
+def test_no_attack_of_ours_costs_more_than_it_says() -> None:
+    batch = first_images(3)
+    parameters: dict[str, dict[str, Any]] = {
+        "pgd": {"steps": 3, "restarts": 2, "restart_draws": 4},
+        "apgd": {"steps": 3, "restarts": 2, "targets": 2, "selection_draws": 4},
+        "transfer": {"steps": 3},
+        "deepfool": {"steps": 4},
+        "cw": {"steps": 2, "tau_factor": 0.5},
+        "square": {"steps": 20, "restarts": 2, "draws": 2},
+        "gaussian-noise": {"steps": 5},
+        "rays": {"queries": 60, "draws": 3},
+    }
+    for stochastic in (False, True):
+        model = wrapped(Noisy(trained_cnn(), 0.1), tile=3) if stochastic else cnn(tile=3)
+        model.stochastic = stochastic
+        for name in ATTACKS:
+            if name in ("autoattack", "foolbox"):
+                continue
+            attack = build_attack(name, parameters.get(name, {}), lambda _: cnn(tile=3))
+            assert isinstance(attack, Budgeted), name
+            outcomes = run(name, parameters.get(name, {}), batch, ThreatModel.of("linf", "0.02"), model=model)
+            spent = max(outcome.forwards + outcome.backwards for outcome in outcomes)
+            assert spent <= attack.passes(stochastic), name
+            if name in ("pgd", "apgd", "fgsm", "mim", "transfer", "square"):
+                assert spent == attack.passes(stochastic), name
+
+
+def test_a_doubled_attack_spends_twice_as_much_where_it_helps() -> None:
+    eot = Eot(draws=4)
+    assert Apgd(restarts=2).doubled(2) == Apgd(restarts=8)
+    assert Apgd(random_start=False, steps=50).doubled(1) == Apgd(random_start=False, steps=100)
+    assert Apgd(gradient=eot).doubled(1) == Apgd(gradient=Eot(draws=8))
+    assert Pgd(gradient=Eot(draws="auto")).doubled(1) == Pgd(gradient=Eot(draws="auto"), restarts=2)
+    assert Pgd(gradient=EXACT, random_start=False).doubled(3).steps == 320
+    assert Square(restarts=3).doubled(1).restarts == 6
+    for name in ("apgd", "pgd", "square", "rays"):
+        attack = build_attack(name, {})
+        assert isinstance(attack, Doubling)
+        assert isinstance(attack, Budgeted)
+        again = attack.doubled(1)
+        assert isinstance(again, Budgeted)
+        assert 1.9 < again.passes(False) / attack.passes(False) < 2.1
