@@ -252,10 +252,11 @@ def test_a_cascade_tells_what_broke_what_did_not_run_and_what_it_took(store: Sto
     spec = {
         "cascade": True,
         "passes": {"pgd": 400, "es": 1000, "es x2": 2000},
-        "after": {"es x2": ["es"]},
+        "after": {"es x2": ["es"], "es x4": ["es x2"]},
         "protocol_attacks": ["pgd"],
     }
-    deterministic(store, {"clean": "whhh", "pgd": ".hbh", "es": ".h.h", "es x2": "...."}, spec=spec)
+    letters = {"clean": "whhh", "pgd": ".hbh", "es": ".h.h", "es x2": "....", "es x4": "...."}
+    deterministic(store, letters, spec=spec)
     files = report(store, tmp_path)
     page = re.sub(r"<[^>]*>", "", files["index.html"])
     for text in (files["leaderboard.md"].replace("\\", ""), terminal(store)):
@@ -263,9 +264,23 @@ def test_a_cascade_tells_what_broke_what_did_not_run_and_what_it_took(store: Sto
         assert "net: did not run: es x2 (es gained nothing)." in text
         assert "net: 6 passes a sample, of at most 1.4k if nothing had been broken." in text
         assert "net: under pgd alone 50.0 [6.8, 93.2]." in text
-    assert "Did not run: es x2 (es gained nothing)." in page
+    assert "Did not run: es x2 (es gained nothing), es x4 (es x2 gained nothing)." in page
     assert "In all 6 passes a sample, of at most 1.4k" in page
     assert "Under the usual protocol alone, pgd: 50.0 [6.8, 93.2] %." in page
+
+
+def test_columns_stand_where_the_suite_has_them(store: Store) -> None:
+    protocol = [
+        {"label": "pgd", "when": "always"},
+        {"label": "es", "when": "stochastic", "escalate": 1},
+        {"label": "cw", "when": "always"},
+    ]
+    deterministic(store, {"clean": "hh", "pgd": "hh", "cw": "hh"}, spec={"protocol": protocol})
+    attacks = ("clean", "pgd", "es", "es x2", "cw")
+    spec = specification("random", attacks, n=2, stochastic=True, spec={"protocol": protocol})
+    record(store, spec, {label: drawn([9, 9], [9, 9]) for label in attacks})
+    (board,) = boards(standings(store))
+    assert board.labels == ("pgd", "es", "es x2", "cw")
 
 
 def hostile(store: Store) -> None:

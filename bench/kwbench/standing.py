@@ -176,16 +176,9 @@ def comparison_key(evaluation: Evaluation) -> Comparison:
     """
     spec = evaluation.spec
     origin = origin_of(evaluation)
-    protocol: Any = spec.spec.get("protocol")
-    attacks: list[Any] = [(each.label, each.spec.get("parameters", {})) for each in spec.attacks]
-    if isinstance(protocol, list):
-        only = {
-            escalated(str(each.get("label")), doubled)
-            for each in protocol
-            if isinstance(each, Mapping) and each.get("when", "always") != "always"
-            for doubled in range(each.get("escalate", 0) + 1)
-        }
-        attacks = [each for each in attacks if each[0] not in only]
+    protocol = spec.spec.get("protocol")
+    only = {label for label, when in suite_labels(evaluation).items() if when != "always"}
+    attacks = [(each.label, each.spec.get("parameters", {})) for each in spec.attacks if each.label not in only]
     # A deterministic model answers the same under every rule of prediction.
     prediction = origin.get("prediction") if spec.stochastic else {"kind": "draw", "draws": 1}
     return Comparison(
@@ -199,6 +192,20 @@ def comparison_key(evaluation: Evaluation) -> Comparison:
         _text(prediction),
         bool(spec.spec.get("cascade", False)),
     )
+
+
+def suite_labels(evaluation: Evaluation) -> dict[str, str]:
+    """All labels that the suite's definition has, in its order, each with the kind of model that it is for (`when`).
+
+    Empty where the record has no definition.
+    """
+    protocol = evaluation.spec.spec.get("protocol")
+    return {
+        escalated(str(each.get("label")), doubled): str(each.get("when", "always"))
+        for each in (protocol if isinstance(protocol, list) else ())
+        if isinstance(each, Mapping)
+        for doubled in range(each.get("escalate", 0) + 1)
+    }
 
 
 def attacks_key(evaluation: Evaluation) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kwbench.standing import Comparison, Standing, comparison_key
+from kwbench.standing import Comparison, Standing, comparison_key, suite_labels
 from kwbench.statistics import PairedTest, paired_test
 from kwbench.threat import ThreatModel
 
@@ -60,11 +60,19 @@ def _board(key: Comparison, group: list[Standing]) -> Board:
         for place, (each, test) in enumerate(zip(ranked, tests, strict=True))
     ]
     rows += [Row(each, None, None, tied=False) for each in waiting]
+    # Attacks for one kind of model only stand where the suite has them.
+    order = list(suite_labels(group[0].evaluation))
     labels: dict[str, None] = {}
     for each in (*ranked, *waiting):
         labels |= dict.fromkeys(attack.name for attack in each.attacks)
     earlier.sort(key=lambda each: (each.model, each.evaluation.id))
-    return Board(key, group[0].threat, tuple(labels), tuple(rows), tuple(earlier))
+    return Board(
+        key,
+        group[0].threat,
+        tuple(sorted(labels, key=lambda label: order.index(label) if label in order else len(order))),
+        tuple(rows),
+        tuple(earlier),
+    )
 
 
 def _order(standing: Standing) -> tuple[float, float, str]:

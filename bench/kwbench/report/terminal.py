@@ -78,8 +78,11 @@ def _course(standing: Standing) -> list[str]:
     if standing.cascade and (broke := [attack for attack in standing.attacks if attack.broke]):
         each = ", ".join(f"{plain(attack.name)} {attack.broke} of {attack.n}" for attack in broke)
         found.append(f"{name}: the worst case is {each}.")
-    if standing.skipped:
-        each = "; ".join(f"{plain(label)} ({plain(reason)})" for label, reason in standing.skipped.items())
+    after = standing.evaluation.spec.spec.get("after", {})
+    # What waits only for what did not run needs no mention.
+    first = {label: why for label, why in standing.skipped.items() if not standing.skipped.keys() >= {*after.get(label, "-")}}
+    if first:
+        each = "; ".join(f"{plain(label)} ({plain(reason)})" for label, reason in first.items())
         found.append(f"{name}: did not run: {each}.")
     if standing.cascade and standing.budget is not None:
         used, budget = count_text(standing.used), count_text(standing.budget)
