@@ -168,6 +168,26 @@ def test_a_loss_that_still_rises_is_noticed() -> None:
     assert findings(Changed(windowed), "rising loss")["rising loss"].fires
 
 
+def test_a_known_seed_helps_the_adversary_unless_gradients_lie() -> None:
+    about = case(Noisy(trained_cnn(), 0.3))
+    (honest, bounded) = examine("frozen randomness", replace(about, robust=[0.1] * 64))
+    assert not honest.fires
+    assert not bounded.fires
+    hidden = case(Changed(lambda net, x: net((x + 0.1 * torch.randn_like(x)).mul(8).round() / 8)))
+    (lying, _) = examine("frozen randomness", replace(hidden, robust=[0.1] * 64))
+    assert (lying.fires, lying.kind) == (True, "masking")
+
+
+def test_robust_accuracy_above_the_standard_one_is_a_doubt() -> None:
+    about = case(Noisy(trained_cnn(), 0.5))
+    found = {each.check: each for each in examine("frozen randomness", replace(about, robust=[1.0] * 64))}
+    assert (found["above standard"].fires, found["above standard"].kind) == (True, "doubt")
+
+
+def test_a_deterministic_model_has_nothing_to_freeze() -> None:
+    assert examine("frozen randomness", replace(case(trained_cnn()), robust=[0.1] * 64)) == []
+
+
 def test_probabilities_are_told_from_logits() -> None:
     assert findings(Changed(lambda net, x: net(x).softmax(dim=1)), "outputs")["probabilities"].fires
     assert not findings(trained_cnn(), "outputs")["probabilities"].fires

@@ -57,12 +57,14 @@ def _question(standing: Standing, right: list[int]) -> Question:
     """
     values = np.zeros(0) if standing.robust_values is None else standing.robust_values
     alive = np.flatnonzero(values >= _ALIVE)
+    robust = dict(zip(standing.index.tolist(), values.tolist(), strict=True)) if len(values) else {}
     chosen = alive[np.unique(np.linspace(0, len(alive) - 1, EXAMINED).round().astype(int))] if len(alive) else alive
     ran = [attack.name for attack in standing.attacks]
     again = {escalated(label, doubled) for label in ran for doubled in range(1, 11)}
     gained = [attack.name for attack in standing.attacks if attack.broke and attack.name not in again]
     return Question(
         rows=tuple(right[:EXAMINED]),
+        robust=tuple(robust[row] for row in right[:EXAMINED]) if robust else (),
         survivors=tuple(standing.index[chosen].tolist()),
         values=tuple(values[chosen].tolist()),
         standing=float(values[alive].sum() / standing.n),

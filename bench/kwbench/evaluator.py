@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -136,8 +136,7 @@ class LocalEvaluator:
         probe = self._batch.x[: request.tile]
         noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
         near = (probe + (2 * noise - 1) * self._threat.radius).clamp(0, 1)
-        stochastic = self._model.measure_randomness(probe) or self._model.measure_randomness(near)
-        self._model.stochastic = stochastic
+        stochastic = self._model.measure_randomness(probe, near)
         self._surrogates: dict[str, str] = {}
         self._not_applicable: dict[str, str] = {}
         self._attacks = self._build_attacks(stochastic)
@@ -153,7 +152,7 @@ class LocalEvaluator:
                 "entry": registry.find(request.model)[1].model_dump(mode="json", include=_BEHAVIOUR)
                 if registry is not None and not is_file_model(request.model)
                 else request.model.rpartition(":")[2],
-                "prediction": {"kind": prediction.kind, "draws": prediction.draws},
+                "prediction": asdict(self._model.rule),
                 "data_sha256": slice_hash(self._batch.samples),
                 "classes": self._model.classes,
                 "norm": self._threat.norm,
@@ -210,6 +209,7 @@ class LocalEvaluator:
             self._batch.take(question.rows),
             self._threat,
             self._request.seed,
+            robust=question.robust,
             survivors=self._batch.take(question.survivors),
             values=question.values,
             standing=question.standing,
@@ -232,10 +232,10 @@ class LocalEvaluator:
         request = self._request
         if is_file_model(request.model):
             path, _, factory = request.model.rpartition(":")
-            return f"{Path(path).name}:{factory}", load_file_model(request.model), Prediction()
+            return f"{Path(path).name}:{factory}", load_file_model(request.model), asked or Prediction()
         assert registry is not None
         name, entry = registry.find(request.model)
-        rule = Prediction(entry.prediction.kind, entry.prediction.draws)
+        rule = asked or Prediction(**entry.prediction.model_dump())
         return name, load_entry(registry, name, entry, self._dataset, request.checkpoint), rule
 
     def _wrap(self, name: str, loaded: Loaded, prediction: Prediction) -> Model:

@@ -36,6 +36,7 @@ _REMEDIES = {
     "unseen": "an attack that knows the operations that could not be seen, or a model that spells them so that they can",
     "best known": "an attack made for this model, or its reproduction by others",
     "twin": "an attack made for this model, or a reason for its lead over its twin",
+    "above standard": "an evaluation in which attacked images do not fare better than the images themselves",
     "flat": "an estimator that sees a slope where none of ours does",
     "unreachable": "an estimator that leads an unbounded attack to success",
 }

@@ -5,7 +5,13 @@ from collections.abc import Callable
 import torch
 
 from kwbench.diagnostics.answers import answers_are_logits, answers_depend_on_the_image, answers_vary, operations_are_seen
-from kwbench.diagnostics.attacks import accuracy_falls_with_eps, budget_is_enough, free_attack_succeeds, many_steps_beat_one
+from kwbench.diagnostics.attacks import (
+    accuracy_falls_with_eps,
+    budget_is_enough,
+    free_attack_succeeds,
+    frozen_is_weaker,
+    many_steps_beat_one,
+)
 from kwbench.diagnostics.case import Case, Question, with_twice_the_budget
 from kwbench.diagnostics.gradients import (
     answer_moves_with_the_image,
@@ -32,6 +38,7 @@ CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
     "single step": many_steps_beat_one,
     "eps sweep": accuracy_falls_with_eps,
     "unbounded attack": free_attack_succeeds,
+    "frozen randomness": frozen_is_weaker,
     "twice the budget": budget_is_enough,
 }
 

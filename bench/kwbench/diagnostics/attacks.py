@@ -1,10 +1,11 @@
 """Checks that attack: accuracy must fall with eps, a free attack must succeed, many steps must beat one, twice the budget must
 change nothing."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kwbench.attacks.fgsm import Fgsm
 from kwbench.attacks.pgd import Pgd
@@ -12,8 +13,9 @@ from kwbench.diagnostics.case import Case, percent
 from kwbench.finding import Finding
 from kwbench.gradients import EXACT, Es, Gradient, Smooth
 from kwbench.judge import judge, judge_clean
+from kwbench.model import Model
 from kwbench.outcome import Status
-from kwbench.randomness import derived_seed
+from kwbench.randomness import derived_seed, seeded_globally
 from kwbench.threat import ThreatModel
 
 # Radii of the sweep, in eps; 20 steps each.
@@ -25,6 +27,9 @@ RISE = 0.05
 LEFT = 0.05
 # Of samples that one step breaks and many do not.
 SINGLE = 0.05
+# Seeds to freeze a stochastic model under, and the noise of accuracies on so few samples.
+SEEDS = 5
+FROZEN = 0.05
 # Points of robust accuracy that twice the budget may bring.
 GAIN = 0.01
 
@@ -90,6 +95,64 @@ def many_steps_beat_one(case: Case) -> list[Finding]:
     share = better.float().mean().item()
     statement = f"a single step breaks {percent(share)} of the samples that {STEPS} steps on the same gradients do not"
     return [case.finding("single step", share, SINGLE, statement, "masking", concerned=better)]
+
+
+def frozen_is_weaker(case: Case) -> list[Finding]:
+    """For stochastic models: what PGD leaves of the network under one seed that it knows, over five seeds, and what the
+    evaluation left in expectation. An adversary who knows the seed is the stronger one: frozen <= expected <= standard.
+    """
+    if not case.model.stochastic or not case.robust:
+        return []
+    attack = Pgd(steps=10, relative_step_size=1 / 4, loss="margin", early_exit=False)
+    accuracies = []
+    for seed in range(SEEDS):
+        model = case.model
+        # Nobody leaves its place in a tile, by which the noise goes.
+        frozen = Model(
+            _Frozen(model.module, derived_seed(case.seed, "frozen", seed)),
+            name=model.name,
+            classes=model.classes,
+            shape=model.shape,
+            device=model.device,
+            tile=model.tile,
+        )
+        about = replace(case, model=frozen)
+        accuracies.append(_propose(about, attack, case.threat, f"frozen {seed}").mean().item())
+    expected = sum(case.robust) / len(case.robust)
+    lead = sum(accuracies) / SEEDS - expected
+    case.random("standard")
+    excess = expected - case.right(case.batch.x).mean().item()
+    return [
+        case.finding(
+            "frozen randomness",
+            lead,
+            FROZEN,
+            f"under a seed that it knows, PGD leaves {100 * lead:+.0f} points from what the strongest leave in expectation, "
+            "where it should leave less",
+            "masking",
+        ),
+        case.finding(
+            "above standard",
+            excess,
+            FROZEN,
+            f"the robust accuracy lies {100 * excess:+.0f} points from the accuracy on the images themselves, which bounds it",
+            "doubt",
+        ),
+    ]
+
+
+class _Frozen(nn.Module):
+    """A network whose randomness is the same at every pass."""
+
+    def __init__(self, network: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.network, self.seed = network, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of x."""
+        with seeded_globally(self.seed):
+            logits: Tensor = self.network(x)
+        return logits
 
 
 def budget_is_enough(case: Case) -> list[Finding]:

@@ -21,14 +21,15 @@ DRAWS = 10
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be examined, by positions in the slice: a tile of samples that were right before any attack, and samples that
-    the evaluation did not break, with their measured accuracies.
+    """What is to be examined, by positions in the slice: a tile of samples that were right before any attack, `robust` being
+    their robust accuracies if they are known, and samples that the evaluation did not break, with their accuracies in `values`.
 
     `doubled` are the labels of attacks whose budget is to be doubled; where none of them can be, the first two of `otherwise`
     that can.
     """
 
     rows: tuple[int, ...]
+    robust: tuple[float, ...] = ()
     survivors: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
     standing: float = 0.0
@@ -40,15 +41,17 @@ class Question:
 class Case:
     """One model under examination.
 
-    `batch` holds at most a tile of samples that were right before any attack. `survivors` are samples that the evaluation did
-    not break, with their measured accuracies in `values`; `standing` is the share of all samples that survived it, weighted by
-    their accuracies. `attacks` are those whose budget is to be doubled on the survivors.
+    `batch` holds samples that were right before any attack; `robust` are their robust accuracies, if known. `survivors` are
+    samples that the evaluation did not break, with their measured accuracies in `values`; `standing` is the share of all
+    samples that survived it, weighted by their accuracies. `attacks` are those whose budget is to be doubled on the survivors,
+    doubled already.
     """
 
     model: Model
     batch: Batch
     threat: ThreatModel
     seed: int
+    robust: Sequence[float] = ()
     survivors: Batch | None = None
     values: Sequence[float] = ()
     standing: float = 0.0
