@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from exact_truth import EPS, FACTORIES, HIDDEN, SAMPLES, Answer, record, solve_sample, truths
+from exact_truth import FACTORIES, SAMPLES, SIZES, Answer, record, solve_sample, truths
 from kwbench.randomness import seeded_globally
 from kwbench.threat import ThreatModel
 from plain_pgd import accuracy, descend
@@ -13,12 +13,12 @@ from small_models import first_images
 @pytest.mark.parametrize("kind", FACTORIES)
 def test_the_truth_is_on_record_for_the_first_images_and_divides_them(kind: str) -> None:
     assert [each["sample"] for each in record()[kind]["samples"]] == list(first_images(SAMPLES).samples)
-    assert record()[kind]["eps"] == EPS[kind]
-    assert 0.35 < sum(truths(kind)) / SAMPLES < 0.65
+    assert record()[kind]["eps"] == SIZES[kind].eps
+    assert 0.4 < sum(truths(kind)) / SAMPLES < 0.65
 
 
 @pytest.mark.parametrize("kind", FACTORIES)
-@pytest.mark.parametrize("row", [0, 7, 21, 42])
+@pytest.mark.parametrize("row", [0, 21, 42])
 def test_solving_again_finds_what_is_on_record(kind: str, row: int) -> None:
     known = record()[kind]["samples"][row]
     answer: Answer = solve_sample(kind, FACTORIES[kind](), first_images(SAMPLES), row)
@@ -31,7 +31,7 @@ def test_solving_again_finds_what_is_on_record(kind: str, row: int) -> None:
 
 @pytest.mark.parametrize("kind", FACTORIES)
 def test_no_attack_breaks_what_stands(kind: str) -> None:
-    batch, threat = first_images(SAMPLES), ThreatModel.of("linf", EPS[kind])
+    batch, threat = first_images(SAMPLES), ThreatModel.of("linf", SIZES[kind].eps)
     network, stands = FACTORIES[kind](), torch.tensor(truths(kind))
     with seeded_globally(0):
         for _ in range(5):
@@ -39,10 +39,10 @@ def test_no_attack_breaks_what_stands(kind: str) -> None:
             assert not bool(((accuracy(network, z, batch.y) == 0) & stands).any())
 
 
-def test_the_winners_of_the_solved_image_are_those_of_the_network() -> None:
-    network, batch = FACTORIES["kwta"](), first_images(SAMPLES)
-    row = truths("kwta").index(False)
-    answer = solve_sample("kwta", network, batch, row)
+@pytest.mark.parametrize("kind", ["kwta", "kwta_wide"])
+def test_the_winners_of_the_solved_image_are_those_of_the_network(kind: str) -> None:
+    network, batch = FACTORIES[kind](), first_images(SAMPLES)
+    row = truths(kind).index(False)
+    answer = solve_sample(kind, network, batch, row)
     hidden = network[2](network[1](torch.from_numpy(answer.image).float().view(1, -1)))
-    assert int((hidden != 0).sum()) == 6
-    assert hidden.shape == (1, HIDDEN)
+    assert int((hidden != 0).sum()) == SIZES[kind].winners

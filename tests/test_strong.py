@@ -66,12 +66,20 @@ def test_a_sound_model_keeps_what_is_proved_and_is_confirmed(sound: Sound, tmp_p
     assert verdict.word == sound.verdict, verdict.sentence()
 
 
-@pytest.mark.parametrize("kind", exact_truth.FACTORIES)
+def overlooked(folder: Path, kind: str) -> int:
+    """Of 50 samples, how many an attack breaks that strong leaves standing; none that it cannot break may be broken."""
+    size = exact_truth.SIZES[kind]
+    standing, _ = strong(folder, f"{exact_truth.FILE}:{kind}", n=exact_truth.SAMPLES, eps=size.eps)
+    return round(a_rob(standing) * exact_truth.SAMPLES) - sum(exact_truth.truths(kind))
+
+
+@pytest.mark.parametrize("kind", ["relu", "kwta"])
 def test_strong_finds_the_exact_truth(kind: str, tmp_path: Path) -> None:
-    model = f"{exact_truth.FILE}:{kind}"
-    standing, _ = strong(tmp_path, model, n=exact_truth.SAMPLES, eps=exact_truth.EPS[kind])
-    found = round(a_rob(standing) * exact_truth.SAMPLES)
-    assert 0 <= found - sum(exact_truth.truths(kind)) <= 1
+    assert 0 <= overlooked(tmp_path, kind) <= 1
+
+
+def test_strong_comes_near_the_truth_of_a_wide_layer_of_k_wta(tmp_path: Path) -> None:
+    assert 0 <= overlooked(tmp_path, "kwta_wide") <= 5
 
 
 @pytest.mark.parametrize("factory", planted.FACTORIES, ids=lambda factory: factory.__name__)
