@@ -289,7 +289,7 @@ DEFENCES = (
         truth=0.0,
         flattery=0.12,
         verdict="confirmed",
-        reason="PGD with small steps is led astray and leaves one sample in eight, but the larger steps of Auto-PGD leap over the jumps",
+        reason="small steps are led astray and leave one sample in eight, but Auto-PGD's larger ones leap over the jumps",
     ),
     Defence(
         rounded_features,
