@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from kwbench.activations import effective_sparsity
+from kwbench.activations.swap import swapped
 from kwbench.attacks import build_attack, parameters_of
 from kwbench.attacks.attack import Attack, Budgeted, Doubling
 from kwbench.data import load_dataset, slice_hash
@@ -286,6 +287,8 @@ class LocalEvaluator:
 
     def _surrogate_loader(self, label: str) -> Callable[[str], Model]:
         def load(name: str) -> Model:
+            if name.startswith("swap:"):
+                return self._swapped(name)
             registry = self._registry or read_registry(self._request.registry)
             # A bare name means the surrogate of the data set at hand.
             found, entry = registry.find(name if "/" in name else f"{self._dataset_name}/{name}")
@@ -301,6 +304,19 @@ class LocalEvaluator:
             )
 
         return load
+
+    def _swapped(self, name: str) -> Model:
+        """The model under test with other activations; raises NotApplicable where it has none to replace."""
+        surrogate = Model(
+            swapped(self._model.module, name.removeprefix("swap:")),
+            name=name,
+            classes=self._model.classes,
+            shape=self._dataset.shape,
+            device=self._device,
+            tile=self._request.tile,
+        )
+        surrogate.measure_randomness(self._batch.x[: self._request.tile])
+        return surrogate
 
     @property
     def _dataset_name(self) -> str:

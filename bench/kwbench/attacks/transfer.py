@@ -1,11 +1,12 @@
 """Transfer: adversarial examples for another model (Papernot et al. 2017, arXiv:1602.02697)."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 from torch import Tensor
 
+from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Length, strict
 from kwbench.attacks.losses import LossName
 from kwbench.attacks.pgd import Pgd
@@ -17,18 +18,21 @@ from kwbench.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Transfer:
-    """PGD on a surrogate, to its last step; the model under test is not asked.
+    """PGD on a surrogate, to its last step, or Auto-PGD, to its highest loss; the model under test is not asked.
 
-    `surrogate` names a model of the registry, `source` is that model once loaded. The other defaults are Foolbox's LinfPGD.
+    `surrogate` names a model of the registry, or is `swap:relu`, `swap:identity`, `swap:mean-field` or `swap:argmax`: the
+    weights under test with other activations. `source` is the surrogate once loaded. The other defaults are Foolbox's
+    LinfPGD; step sizes are PGD's.
     It sees what hidden gradients hide: where it breaks more than the model's own gradients do, those are at fault.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = Pgd.norms
+    norms: ClassVar[frozenset[str]] = Apgd.norms
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 
     surrogate: str = "vgg11"
+    search: Literal["pgd", "apgd"] = "pgd"
     steps: int = 40
     step_size: Length | None = None
     relative_step_size: float = 1 / 30
@@ -50,7 +54,15 @@ class Transfer:
         """See Budgeted; they are the surrogate's."""
         return self._descent().passes(stochastic)
 
-    def _descent(self) -> Pgd:
+    def _descent(self) -> Pgd | Apgd:
+        if self.search == "apgd":
+            return Apgd(
+                steps=self.steps,
+                random_start=self.random_start,
+                loss=self.loss,
+                gradient=self.gradient,
+                early_exit=False,
+            )
         return Pgd(
             steps=self.steps,
             step_size=self.step_size,
