@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from kwbench import registry as module
 from kwbench.errors import CannotEvaluate, UsageError
-from kwbench.registry import ModelEntry, PredictionRule, Registry, dataset_of, pin_checkpoint, read_registry
+from kwbench.registry import ModelEntry, PredictionRule, Registry, dataset_of, pin_checkpoint, prediction_rule, read_registry
 from kwbench.strict_yaml import validate
 
 SHA = "ab" * 32
@@ -144,7 +144,9 @@ def test_hashes_are_64_small_hexadecimal_digits(sha256: Any) -> None:
         ({"normalise": {"mean": [0.5], "std": [0]}}, "normalise.std.0"),
         ({"normalise": {"mean": [float("nan")], "std": [1]}}, "normalise.mean.0: .*finite"),
         ({"prediction": {"kind": "draw", "draws": 5}}, "a single draw is one draw"),
-        ({"prediction": {"kind": "vote", "draws": 5}}, "prediction.kind"),
+        ({"prediction": {"kind": "frozen", "draws": 5}}, "a single draw is one draw"),
+        ({"prediction": {"kind": "vote", "draws": 5, "seed": 1}}, "a seed is for kind: frozen"),
+        ({"prediction": {"kind": "median", "draws": 5}}, "prediction.kind"),
         ({"prediction": {"kind": "mean_logits", "draws": 0}}, "prediction.draws"),
         ({"activation": {"name": 3}}, "activation.name"),
     ],
@@ -168,6 +170,17 @@ def test_numbers_that_matter_are_kept_exactly() -> None:
 def test_a_model_answers_by_one_draw_unless_its_entry_says_otherwise() -> None:
     assert entry().prediction == PredictionRule(kind="draw", draws=1)
     assert entry(prediction={"kind": "mean_logits", "draws": 8}).prediction.draws == 8
+
+
+def test_a_rule_of_prediction_may_be_written_in_a_word() -> None:
+    assert prediction_rule("draw") == PredictionRule()
+    assert prediction_rule("mean_logits:10") == PredictionRule(kind="mean_logits", draws=10)
+    assert prediction_rule("vote:3") == PredictionRule(kind="vote", draws=3)
+    assert prediction_rule("frozen:0") == PredictionRule(kind="frozen")
+    assert prediction_rule("frozen:7") == PredictionRule(kind="frozen", seed=7)
+    for text in ("", "vote", "vote:", "vote:x", "vote:0", "vote:-1", "vote:1.5", "vote:²", "draw:1", "frozen", "mean:3", ":3"):
+        with pytest.raises(UsageError, match="--prediction"):
+            prediction_rule(text)
 
 
 REGISTRY = """\

@@ -54,6 +54,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of torch; default: one for small images, else its own choice.")
 ]
+PredictionText = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction",
+        metavar="RULE",
+        help="How a stochastic model answers: draw, mean_logits:10, vote:10 or frozen:0; default: what its entry says.",
+    ),
+]
 TimeLimit = Annotated[
     float | None, typer.Option(help="For your own file: stop its process if a batch takes more seconds than this.")
 ]
@@ -99,6 +107,7 @@ def evaluate(
     tile: Tile = 64,
     device: Device = "auto",
     threads: Threads = None,
+    prediction: PredictionText = None,
     time_limit: TimeLimit = None,
     keep_adversarials: Annotated[
         bool, typer.Option("--keep-adversarials", help="Store the adversarial images that succeeded, too.")
@@ -134,6 +143,7 @@ def evaluate(
         tile=tile,
         device=device,
         threads=threads,
+        prediction=prediction,
         keep_adversarials=keep_adversarials,
     )
     store = Store.open(db, create=True)
@@ -171,6 +181,7 @@ def diagnose(
     tile: Tile = 64,
     device: Device = "auto",
     threads: Threads = None,
+    prediction: PredictionText = None,
     time_limit: TimeLimit = None,
     db: Db = "results.db",
     as_json: Json = False,
@@ -206,6 +217,7 @@ def diagnose(
             tile=tile,
             device=device,
             threads=threads,
+            prediction=prediction,
         )
         if each is not None
         else []
@@ -537,10 +549,10 @@ def doctor(db: Db = "results.db", as_json: Json = False) -> None:
         raise typer.Exit(3)
 
 
-def _requests(models: list[str], suite: "Suite", **options: Any) -> list["Request"]:
+def _requests(models: list[str], suite: "Suite", *, prediction: str | None, **options: Any) -> list["Request"]:
     from kwbench.evaluator import Request
     from kwbench.loading import is_file_model
-    from kwbench.registry import read_registry
+    from kwbench.registry import prediction_rule, read_registry
 
     if options["checkpoint"] is not None and len(models) > 1:
         raise UsageError("--checkpoint: one file cannot serve several models")
@@ -548,7 +560,8 @@ def _requests(models: list[str], suite: "Suite", **options: Any) -> list["Reques
         known = read_registry(options["registry"])
         for model in named:
             known.find(model)  # the last one's name is worth checking before the first one's hours
-    return [Request(model=model, suite=suite, **options) for model in models]
+    rule = prediction_rule(prediction) if prediction is not None else None
+    return [Request(model=model, suite=suite, prediction=rule, **options) for model in models]
 
 
 def _command() -> str:

@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -31,7 +31,7 @@ from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.model import Model, Prediction, require_exact_float32
 from kwbench.outcome import Outcome
-from kwbench.registry import DEFAULT_DATASET, Registry, dataset_of, read_registry
+from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
 from kwbench.suite import Suite
 from kwbench.threat import ThreatModel
 
@@ -57,6 +57,8 @@ class Request:
     tile: int = 64
     device: str = "auto"
     threads: int | None = None
+    # How a stochastic model answers; None stands for what its entry says.
+    prediction: PredictionRule | None = None
     # Whether adversarial images are to be on record too.
     keep_adversarials: bool = False
 
@@ -153,7 +155,7 @@ class LocalEvaluator:
                 "entry": registry.find(request.model)[1].model_dump(mode="json", include=_BEHAVIOUR)
                 if registry is not None and not is_file_model(request.model)
                 else request.model.rpartition(":")[2],
-                "prediction": asdict(self._model.rule),
+                "prediction": self._model.rule.identity(),
                 "data_sha256": slice_hash(self._batch.samples),
                 "classes": self._model.classes,
                 "norm": self._threat.norm,
@@ -231,6 +233,7 @@ class LocalEvaluator:
 
     def _load(self, registry: Registry | None) -> tuple[str, Loaded, Prediction]:
         request = self._request
+        asked = Prediction(**request.prediction.model_dump()) if request.prediction is not None else None
         if is_file_model(request.model):
             path, _, factory = request.model.rpartition(":")
             return f"{Path(path).name}:{factory}", load_file_model(request.model), asked or Prediction()
@@ -328,7 +331,7 @@ class LocalEvaluator:
 _SMALL_IMAGE = 28 * 28
 
 # The parts of a registry entry that can change what a network answers.
-_BEHAVIOUR = {"architecture", "activation", "normalise", "prediction"}
+_BEHAVIOUR = {"architecture", "activation", "normalise"}
 
 
 def open_evaluator(request: Request, time_limit: float | None = None) -> Evaluator:

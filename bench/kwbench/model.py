@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,20 @@ from kwbench.randomness import derived_seed, seeded_globally
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """How a stochastic classifier answers: by one draw, or by the mean of the logits of several (panousis2021 eq. 10)."""
+    """How a random module answers.
 
-    kind: Literal["draw", "mean_logits"] = "draw"
+    By one draw; by the mean of the logits of several (panousis2021 eq. 10); by the class that most of several draws name,
+    of equally many the one with the larger mean logit; or `frozen`, with the randomness that `seed` gives, at every pass
+    and for every image the same, which makes a deterministic classifier of it.
+    """
+
+    kind: Literal["draw", "mean_logits", "vote", "frozen"] = "draw"
     draws: int = 1
+    seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other rules, as plain data."""
+        return {"kind": self.kind, "draws": self.draws, **({"seed": self.seed} if self.kind == "frozen" else {})}
 
 
 @dataclass(slots=True)
@@ -36,7 +46,11 @@ class Model:
     Forward and backward passes of a deterministic module run on tiles of exactly `tile` samples, padded when short: float32
     convolutions round differently at other batch sizes, and an attack amplifies the difference. Hence a row's logits and
     gradients depend on that row alone. A stochastic module's tiles are not padded; its own randomness is reseeded at every
-    pass from the stream set by `reseed`.
+    pass from the stream set by `reseed`. With frozen randomness each image passes alone: in a batch, what an image meets
+    would depend on its place there.
+
+    `prediction` is the rule asked for; a module without randomness gives the same answers under every rule, and `rule` says
+    so once `measure_randomness` knows. `stochastic` is what attacks and the judge go by: frozen, a random module is not.
 
     `shape` is (c, h, w). Raises CannotEvaluate if the module answers with anything but finite-width logits (b, classes).
     """
@@ -59,6 +73,7 @@ class Model:
         self.tile = tile
         self.prediction = prediction or Prediction()
         self.stochastic = False
+        self._frozen = False
         self.module = module.to(self.device).eval().requires_grad_(False)
         self._stream: object = "unseeded"
         self._draw = 0
@@ -68,15 +83,12 @@ class Model:
         self._passes = 1
 
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits (b, k) of x (b, c, h, w); differentiable in x. `rows` names the rows of the metered batch that pay for it."""
-        if tuple(x.shape[1:]) != self.shape:
-            raise CannotEvaluate(f"{self.name}: images are {tuple(x.shape[1:])}, the model takes {self.shape}")
-        if self._common is not None:
-            self._draw = self._common
-        tiles = [self._predict(x[start : start + self.tile]) for start in range(0, len(x), self.tile)]
-        for _ in range(self._passes):
-            self._charge(len(x), rows, "forwards")
-        logits = torch.cat(tiles) if tiles else x.new_zeros((0, self.classes))
+        """Logits (b, k) of x (b, c, h, w); differentiable in x. `rows` names the rows of the metered batch that pay for it.
+
+        Under a vote they are the mean log-probabilities of its draws, to search by; `predict` counts the votes.
+        """
+        answers = [self._combined(draws) for draws in self._draws_by_tile(x, rows)]
+        logits = torch.cat(answers) if answers else x.new_zeros((0, self.classes))
         if logits.requires_grad:
             logits.register_hook(lambda _: self._charge(len(x), rows, "backwards"))  # type: ignore[no-untyped-call]
         return logits
@@ -84,8 +96,13 @@ class Model:
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Class (b,) and whether all logits are finite (b,), without gradients."""
         with torch.no_grad():
-            logits = self(x)
-        return logits.argmax(dim=1), logits.isfinite().all(dim=1)
+            if not (self.stochastic and self.prediction.kind == "vote"):
+                logits = self(x)
+                return logits.argmax(dim=1), logits.isfinite().all(dim=1)
+            votes = [_majority(draws) for draws in self._draws_by_tile(x, None)]
+        if not votes:
+            return torch.zeros(0, dtype=torch.long, device=x.device), torch.zeros(0, dtype=torch.bool, device=x.device)
+        return torch.cat([predicted for predicted, _ in votes]), torch.cat([finite for _, finite in votes])
 
     def count_correct(self, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """How many of `draws` fresh predictions of each x are y, as long (b,), and whether all answers were finite (b,).
@@ -100,20 +117,35 @@ class Model:
             always_finite &= finite
         return correct, always_finite
 
-    def measure_randomness(self, x: Tensor, draws: int = 5) -> bool:
-        """Find out by trial whether two passes over the same images differ, and remember it in `stochastic`.
+    @property
+    def rule(self) -> Prediction:
+        """The rule of prediction that makes a difference: a single draw if the module is not random."""
+        return self.prediction if self.stochastic or self._frozen else Prediction()
 
-        On a GPU differences below 1e-5 of the largest logit are rounding, not randomness. Raises CannotEvaluate where the
-        module raises.
+    def measure_randomness(self, *images: Tensor, draws: int = 5) -> bool:
+        """Find out by trial whether two passes over the same images differ, and set `stochastic` accordingly.
+
+        Each of `images` is a batch of at most a tile. On a GPU differences below 1e-5 of the largest logit are rounding, not
+        randomness. Raises CannotEvaluate where the module raises, or if its randomness is to be frozen and cannot be.
         """
-        self.stochastic = True  # every pass gets a seed of its own while we look
+        self._frozen, self.stochastic = False, True  # every pass gets a seed of its own while we look
         self.reseed("measure randomness")
+        random = any(self._varies(x, draws) for x in images)
+        self._frozen = random and self.prediction.kind == "frozen"
+        self.stochastic = random and not self._frozen
+        if self._frozen and any(self._varies(x[:2], 2) for x in images):
+            raise CannotEvaluate(
+                f"{self.name}: its randomness cannot be frozen, since it does not come from the global generators of torch, "
+                "numpy or random, or the model changes from call to call"
+            )
+        return self.stochastic
+
+    def _varies(self, x: Tensor, draws: int) -> bool:
         with torch.no_grad(), self.raising_by_name():
             # Two that are not numbers are no difference: such a model is refused for what it says of clean images.
-            answers = [self(x).nan_to_num() for _ in range(draws)]
+            answers = [self._draw_once(x).nan_to_num() for _ in range(draws)]
         slack = 1e-5 * answers[0].abs().max().item() if self.device.type == "cuda" else 0.0
-        self.stochastic = any(not bool(((answer - answers[0]).abs() <= slack).all()) for answer in answers[1:])
-        return self.stochastic
+        return any(not bool(((answer - answers[0]).abs() <= slack).all()) for answer in answers[1:])
 
     @contextmanager
     def raising_by_name(self) -> Iterator[None]:
@@ -164,7 +196,7 @@ class Model:
         )
 
     def _charge(self, size: int, rows: Tensor | None, kind: Literal["forwards", "backwards"]) -> None:
-        meter, draws = self._meter, self.prediction.draws
+        meter, draws = self._meter, self._draws
         ledger: Tensor = getattr(meter, kind)
         if rows is not None and len(ledger):
             ledger.index_add_(0, rows.cpu(), torch.full((len(rows),), draws))
@@ -174,27 +206,68 @@ class Model:
             shared = f"shared_{kind}"
             setattr(meter, shared, getattr(meter, shared) + size * draws)
 
-    def _predict(self, x: Tensor) -> Tensor:
-        answers = [self._forward(x) for _ in range(self.prediction.draws)]
-        return answers[0] if len(answers) == 1 else torch.stack(answers).mean(dim=0)
+    @property
+    def _draws(self) -> int:
+        return self.prediction.draws if self.stochastic else 1
 
-    def _forward(self, x: Tensor) -> Tensor:
-        # Where a pass has a seed of its own, rounding is drowned by what it draws, and padding would only cost.
-        missing = 0 if self.stochastic else self.tile - len(x)
-        # A copy either way: a module that writes into its input must not reach ours.
-        full = torch.cat([x, x[-1:].detach().expand(missing, *x.shape[1:])]) if missing else x.clone()
+    def _draws_by_tile(self, x: Tensor, rows: Tensor | None) -> Iterator[list[Tensor]]:
+        """For each tile of x, the logits (b, k) of as many passes as the rule of prediction takes."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise CannotEvaluate(f"{self.name}: images are {tuple(x.shape[1:])}, the model takes {self.shape}")
+        if self._common is not None:
+            self._draw = self._common
+        for start in range(0, len(x), self.tile):
+            yield [self._draw_once(x[start : start + self.tile]) for _ in range(self._draws)]
+        for _ in range(self._passes):
+            self._charge(len(x), rows, "forwards")
+
+    def _combined(self, draws: list[Tensor]) -> Tensor:
+        if len(draws) == 1:
+            return draws[0]
+        if self.prediction.kind == "vote":
+            # A count of votes has no gradient. In the mean of log-probabilities no draw outweighs the others by its scale.
+            draws = [logits.log_softmax(dim=1) for logits in draws]
+        return torch.stack(draws).mean(dim=0)
+
+    def _draw_once(self, x: Tensor) -> Tensor:
+        """Logits (b, k) of at most a tile of images."""
+        if self._frozen:
+            return torch.cat(
+                [self._pass(image.clone(), derived_seed("frozen", self.prediction.seed)) for image in torch.split(x, 1)]
+            )
         self._draw += 1
-        seeded = seeded_globally(derived_seed(self._stream, self._draw)) if self.stochastic else nullcontext()
-        with seeded:
-            logits = self._run(self.module, full)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(full):
+        if self.stochastic:
+            # Where a pass has a seed of its own, rounding is drowned by what it draws, and padding would only cost.
+            return self._pass(x.clone(), derived_seed(self._stream, self._draw))
+        missing = self.tile - len(x)
+        full = torch.cat([x, x[-1:].detach().expand(missing, *x.shape[1:])]) if missing else x.clone()
+        return self._pass(full, None)[: len(x)]
+
+    def _pass(self, x: Tensor, seed: int | None) -> Tensor:
+        """One pass of the module; x is a copy, for a module that writes into its input must not reach ours."""
+        with seeded_globally(seed) if seed is not None else nullcontext():
+            logits = self._run(self.module, x)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise CannotEvaluate(f"{self.name}: the model must return logits ({len(full)}, classes), it returned {got}")
+            raise CannotEvaluate(f"{self.name}: the model must return logits ({len(x)}, classes), it returned {got}")
         if logits.shape[1] != self.classes:
             raise CannotEvaluate(f"{self.name}: the model has {logits.shape[1]} classes, the data set has {self.classes}")
         if not logits.is_floating_point():
             raise CannotEvaluate(f"{self.name}: logits must be floating point, they are {logits.dtype}")
-        return logits[: len(x)].float()
+        return logits.float()
+
+
+def _majority(draws: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The class (b,) that most draws (b, k) name, and whether all of their logits are finite (b,)."""
+    logits = torch.stack(draws)
+    votes = torch.zeros_like(draws[0]).index_put_(
+        (torch.arange(logits.shape[1], device=logits.device).expand(len(draws), -1), logits.argmax(dim=2)),
+        logits.new_ones(()),
+        accumulate=True,
+    )
+    most = votes == votes.amax(dim=1, keepdim=True)
+    predicted = torch.where(most, logits.mean(dim=0), -torch.inf).argmax(dim=1)
+    return predicted, logits.isfinite().all(dim=2).all(dim=0)
 
 
 def require_exact_float32() -> None:

@@ -87,16 +87,33 @@ class Checkpoint(Strict):
 
 
 class PredictionRule(Strict):
-    """How a stochastic model answers."""
+    """How a stochastic model answers; see `kwbench.model.Prediction`."""
 
-    kind: Literal["draw", "mean_logits"] = "draw"
+    kind: Literal["draw", "mean_logits", "vote", "frozen"] = "draw"
     draws: Annotated[int, Field(ge=1)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
     def _one_draw_is_one(self) -> "PredictionRule":
-        if self.kind == "draw" and self.draws != 1:
-            raise ValueError("a single draw is one draw; the mean of several is kind: mean_logits")
+        if self.kind in ("draw", "frozen") and self.draws != 1:
+            raise ValueError("a single draw is one draw; the mean of several is kind: mean_logits, their majority kind: vote")
+        if self.kind != "frozen" and self.seed:
+            raise ValueError("a seed is for kind: frozen; other draws are fresh")
         return self
+
+
+def prediction_rule(text: str) -> PredictionRule:
+    """The rule that a text such as draw, mean_logits:10, vote:10 or frozen:0 names. Raises UsageError for any other."""
+    kind, separator, number = text.partition(":")
+    parameter = {"mean_logits": "draws", "vote": "draws", "frozen": "seed"}.get(kind)
+    wrong = UsageError(f"--prediction {text}: write draw, mean_logits:DRAWS, vote:DRAWS or frozen:SEED")
+    if (kind != "draw" and parameter is None) or bool(separator) != (parameter is not None):
+        raise wrong
+    if parameter is None:
+        return PredictionRule()
+    if not (number.isascii() and number.isdigit()):
+        raise wrong
+    return validate(PredictionRule, {"kind": kind, parameter: int(number)}, f"--prediction {text}")
 
 
 class TrainingAttack(Strict):

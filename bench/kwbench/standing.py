@@ -179,8 +179,8 @@ def comparison_key(evaluation: Evaluation) -> Comparison:
     protocol = spec.spec.get("protocol")
     only = {label for label, when in suite_labels(evaluation).items() if when != "always"}
     attacks = [(each.label, each.spec.get("parameters", {})) for each in spec.attacks if each.label not in only]
-    # A deterministic model answers the same under every rule of prediction.
-    prediction = origin.get("prediction") if spec.stochastic else {"kind": "draw", "draws": 1}
+    # A deterministic model answers the same under every rule of prediction; on record it is a single draw's.
+    prediction = origin.get("prediction", {"kind": "draw", "draws": 1})
     return Comparison(
         spec.dataset,
         str(origin.get("data_sha256")),

@@ -226,8 +226,9 @@ def _prediction(text: str) -> str:
     rule = json.loads(text)
     if not isinstance(rule, Mapping):
         return "not on record"
-    draws = rule.get("draws")
-    return "one answer" if rule.get("kind") == "draw" else f"{rule.get('kind')} of {draws} draws"
+    if rule.get("kind") == "frozen":
+        return f"frozen randomness, seed {rule.get('seed')}"
+    return "one answer" if rule.get("kind") == "draw" else f"{rule.get('kind')} of {rule.get('draws')} draws"
 
 
 def _readable(value: Mapping[str, Any]) -> Markup:
