@@ -23,7 +23,7 @@ from kwbench.store import Store
 from kwbench.wording import count_text, duration_text, latex, markdown, plain, spreadsheet
 from record import deterministic, drawn, network, record, rows, specification
 
-EVERYTHING = {"html", "markdown", "csv", "latex"}
+EVERYTHING = {"html", "markdown", "csv", "latex", "verdicts"}
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
     "</script><script>alert(1)</script>",
@@ -82,7 +82,7 @@ def report(store: Store, folder: Path) -> dict[str, str]:
 def test_the_report_is_written_in_every_format(store: Store, tmp_path: Path) -> None:
     fill(store)
     files = report(store, tmp_path / "reports")
-    assert set(files) == {"index.html", "leaderboard.md", "results.csv", "tables.tex"}
+    assert set(files) == {"index.html", "leaderboard.md", "results.csv", "tables.tex", "verdicts.md"}
     assert set(write_report(store, tmp_path / "one", {"csv"})) == {tmp_path / "one" / "results.csv"}
 
 
@@ -154,7 +154,7 @@ def test_the_verdict_stands_beside_the_number_in_every_format_with_its_reasons(s
     for text in (*files.values(), terminal(store)):
         for word in ("confirmed", "overestimated", "inconclusive"):
             assert word in text
-    for name in ("index.html", "leaderboard.md"):
+    for name in ("index.html", "leaderboard.md", "verdicts.md"):
         assert "Overestimated: pgd leaves 70" in files[name]
         assert "never proof" in files[name]
         assert "could not be carried out" in files[name]

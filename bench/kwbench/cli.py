@@ -256,6 +256,7 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="leaderboard.md")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="results.csv")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="tables.tex")] = False,
+    verdicts: Annotated[bool, typer.Option("--verdicts", help="verdicts.md: the verdicts with their evidence.")] = False,
     output: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("reports"),
     db: Db = "results.db",
     as_json: Json = False,
@@ -264,7 +265,8 @@ def report(
     from kwbench.report import write_report
     from kwbench.store import Store
 
-    wanted = {name for name, chosen in {"html": html, "markdown": markdown, "csv": csv, "latex": latex}.items() if chosen}
+    formats = {"html": html, "markdown": markdown, "csv": csv, "latex": latex, "verdicts": verdicts}
+    wanted = {name for name, chosen in formats.items() if chosen}
     written = write_report(Store.open(db), output, wanted or {"html"})
     if as_json:
         _print_json({"files": [str(path) for path in written]})

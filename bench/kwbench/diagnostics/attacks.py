@@ -100,8 +100,10 @@ def many_steps_beat_one(case: Case) -> list[Finding]:
 def frozen_is_weaker(case: Case) -> list[Finding]:
     """For stochastic models: what PGD leaves of the network under one seed that it knows, over five seeds, and what the
     evaluation left in expectation. An adversary who knows the seed is the stronger one: frozen <= expected <= standard.
+
+    For single draws: the mean of several, or their vote, is another classifier.
     """
-    if not case.model.stochastic or not case.robust:
+    if not case.model.stochastic or not case.robust or case.model.prediction.kind != "draw":
         return []
     attack = Pgd(steps=10, relative_step_size=1 / 4, loss="margin", early_exit=False)
     accuracies = []

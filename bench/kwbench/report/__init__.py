@@ -10,16 +10,18 @@ from kwbench.report.leaderboard import Board, boards
 from kwbench.report.page import html_page
 from kwbench.report.tables import csv_table, latex_tables, markdown_page
 from kwbench.report.terminal import findings_table, text_table
+from kwbench.report.verdicts import verdicts_page
 from kwbench.standing import Standing, standings
 from kwbench.store import Store
 
-Format = Literal["html", "markdown", "csv", "latex"]
+Format = Literal["html", "markdown", "csv", "latex", "verdicts"]
 
 _FILES: dict[str, tuple[str, Callable[[list[Board], list[Standing]], str]]] = {
     "html": ("index.html", lambda tables, _: html_page(tables)),
     "markdown": ("leaderboard.md", lambda tables, _: markdown_page(tables)),
     "csv": ("results.csv", lambda _, found: csv_table(found)),
     "latex": ("tables.tex", lambda tables, _: latex_tables(tables)),
+    "verdicts": ("verdicts.md", lambda tables, _: verdicts_page(tables)),
 }
 
 __all__ = ["Format", "boards", "findings_table", "text_table", "write_report"]
@@ -29,7 +31,7 @@ def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[P
     """Write the report of all that is on record, each file whole or not at all, and return the files.
 
     html: index.html, one self-contained page. markdown: leaderboard.md. csv: results.csv, one row for each evaluation and
-    attack. latex: tables.tex, for booktabs.
+    attack. latex: tables.tex, for booktabs. verdicts: verdicts.md, the evidence behind each verdict.
 
     Raises:
         UsageError: an unknown format.
