@@ -370,7 +370,7 @@ class TestMemory:
         def full(*_: Any) -> None:
             raise torch.OutOfMemoryError("no memory")
 
-        monkeypatch.setattr(evaluator_module.Model, "_forward", full)
+        monkeypatch.setattr(evaluator_module.Model, "_pass", full)
         with pytest.raises(CannotEvaluate, match="small: memory does not hold the model and 16 samples at once"):
             carry_out(request(registry), db)
 
