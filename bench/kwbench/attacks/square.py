@@ -27,7 +27,7 @@ class Square:
     `steps` is; `rescale_schedule` stretches it to `steps`, as the paper does. Squares reach the last row and column
     (algorithm 2), which the authors' code leaves out.
     Samples drop out as soon as they are broken. On a stochastic model none does, and at every step the square and what it
-    would replace are compared on the means of `draws` fresh passes each.
+    would replace are compared on the means of `draws` fresh passes each, in which both meet the same randomness.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
@@ -77,7 +77,7 @@ class Square:
         """The best images, their losses, and which of them are broken (none, for a stochastic model)."""
         propose = _Linf(x, threat) if threat.norm == "linf" else _L2(x, threat)
         best = propose.start(rng)
-        loss, broken = self._look(model, best, y, rows)
+        (loss,), broken = self._look(model, [best], y, rows)
         active = (~broken).nonzero().squeeze(1)
         for step in range(self.steps):
             if not len(active):
@@ -87,8 +87,9 @@ class Square:
                 numbers = rng.take(active).uniform(f"steps from {step}", (count, propose.numbers)).to(x.device)
             labels, payers = y[active], rows[active]
             z = propose(best[active], active, self._share(step), numbers[:, step % _CHUNK])
-            new_loss, newly_broken = self._look(model, z, labels, payers)
-            old_loss = self._look(model, best[active], labels, payers)[0] if model.stochastic else loss[active]
+            rivals = [z, best[active]] if model.stochastic else [z]
+            (new_loss, *again), newly_broken = self._look(model, rivals, labels, payers)
+            old_loss = again[0] if again else loss[active]
             better = (new_loss > old_loss) | newly_broken
             best[active[better]] = z[better]
             loss[active] = torch.where(better, new_loss, old_loss)
@@ -97,13 +98,18 @@ class Square:
                 active, numbers = active[~newly_broken], numbers[~newly_broken]
         return best, loss, broken
 
-    def _look(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _look(self, model: Model, images: list[Tensor], y: Tensor, rows: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The losses (b,) of each batch of images, and which of the first are broken (none, for a stochastic model)."""
         if not model.stochastic:
-            logits = model(z, rows)
-            return margin(logits, y), fooled(logits, y)
-        # An answer that is not a number is what the judge calls wrong.
-        margins = [margin(model(z, rows), y).nan_to_num(nan=torch.inf) for _ in range(self.draws)]
-        return torch.stack(margins).mean(dim=0), torch.zeros(len(z), dtype=torch.bool, device=z.device)
+            logits = model(images[0], rows)
+            return [margin(logits, y)], fooled(logits, y)
+        totals = [torch.zeros(len(y), device=y.device) for _ in images]
+        for _ in range(self.draws):
+            with model.same_draws():
+                for index, z in enumerate(images):
+                    # An answer that is not a number is what the judge calls wrong.
+                    totals[index] += margin(model(z, rows), y).nan_to_num(nan=torch.inf)
+        return [total / self.draws for total in totals], torch.zeros(len(y), dtype=torch.bool, device=y.device)
 
     def _share(self, step: int) -> float:
         """The share of the image that a square covers (section 4.1)."""
