@@ -478,3 +478,4 @@ def test_real_cifar10_images_are_read_from_an_npz_file() -> None:
     assert (found.classes, found.shape, len(found.test), len(found.train)) == (10, (3, 32, 32), 512, 4660)
     assert found.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     assert found.threat == ThreatModel.of("linf", "8/255")
+    assert found.name == "cifar10-exact-subset", "on record as what it is"

@@ -178,6 +178,17 @@ def test_labels_that_miss_the_last_classes_do_not_shrink_the_network(tmp_path: P
         assert load_entry(registry, "net", made, few).module(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
+def test_images_that_are_not_like_those_of_the_data_set_in_a_models_name_are_refused(tmp_path: Path) -> None:
+    registry, made = pinned(tmp_path, b"never read")
+    for shape, labels, message in (
+        ((3, 8, 8), [0, 1, 9], r"own: images are 3 x 8 x 8, those of cifar10, which 'cifar10/net' takes, are 3 x 32 x 32"),
+        ((3, 32, 32), [0, 1, 10], "own: holds the label 10, 'cifar10/net' knows the 10 of cifar10"),
+    ):
+        np.savez(tmp_path / "own.npz", x_test=np.zeros((3, *shape), dtype=np.uint8), y_test=labels)
+        with pytest.raises(UsageError, match=message):
+            load_entry(registry, "cifar10/net", made, load_dataset("cifar10", data=tmp_path / "own.npz"))
+
+
 # Building
 
 

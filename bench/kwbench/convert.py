@@ -8,7 +8,6 @@ import hashlib
 import io
 import multiprocessing
 import multiprocessing.connection
-import os
 import re
 import urllib.error
 import urllib.request
@@ -120,17 +119,19 @@ def _convert_apart(
     strip_prefix: str,
     converter: str | None,
 ) -> None:
-    os.dup2(2, 1)
     torch.set_num_threads(1)
     try:
-        tensors = _state_dict(content, name, key)
-        tensors = _stripped(tensors, strip_prefix, name)
-        if converter is not None:
-            tensors = CONVERTERS[converter](tensors, name)
-        # Copies: tensors that share memory cannot be told apart in the file.
-        pipe.send_bytes(safetensors.torch.save({each: tensor.contiguous().clone() for each, tensor in tensors.items()}))
+        pipe.send_bytes(_convert_here(content, name, key, strip_prefix, converter))
     except (UsageError, DamagedData) as failure:
         pipe.send_bytes(next(mark for mark, kind in _FAILURES.items() if isinstance(failure, kind)) + str(failure).encode())
+
+
+def _convert_here(content: bytes, name: str, key: str | None, strip_prefix: str = "", converter: str | None = None) -> bytes:
+    tensors = _stripped(_state_dict(content, name, key), strip_prefix, name)
+    if converter is not None:
+        tensors = CONVERTERS[converter](tensors, name)
+    # Copies: safetensors refuses tensors that share memory.
+    return safetensors.torch.save({each: tensor.contiguous().clone() for each, tensor in tensors.items()})
 
 
 def _state_dict(content: bytes, name: str, key: str | None) -> Tensors:

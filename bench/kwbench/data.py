@@ -111,6 +111,14 @@ DEFAULT_THREATS: dict[str, ThreatModel] = {
     "svhn": ThreatModel.of("linf", "0.047"),  # xiao2020 4.1
 }
 
+# Channels, height and width of the images of each data set that has a name; all have ten classes.
+IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {
+    "digits": (1, 8, 8),
+    "mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "svhn": (3, 32, 32),
+}
+
 
 def load_dataset(name: str, *, data: Path | None = None, data_dir: Path | None = None, download: bool = False) -> DataSet:
     """A data set by name, or from `data`, an npz file or a folder of images in one folder a class.

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from kwbench.activations import activation_factory
 from kwbench.architectures import Normalised, build_network
-from kwbench.data import DataSet
+from kwbench.data import IMAGE_SHAPES, DataSet
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
-from kwbench.registry import ModelEntry, Registry
+from kwbench.registry import ModelEntry, Registry, dataset_of
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,13 @@ def _require_answer(network: nn.Module, shape: tuple[int, ...]) -> None:
 def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSet, file: Path | None = None) -> Loaded:
     """The entry's network with its checkpoint, read from `file` if given; the pinned hash holds either way.
 
-    Raises CannotEvaluate if there is no checkpoint, DamagedData if it is not the pinned one or does not fit.
+    Raises CannotEvaluate if there is no checkpoint, DamagedData if it is not the pinned one or does not fit, UsageError for
+    images of one's own that are not like those of the data set in the model's name.
     """
     if entry.checkpoint is None:
         raise CannotEvaluate(f"model {name!r} has no checkpoint in {registry.path}; `kwbench train {name}` makes one")
+    if not dataset.fixed_classes and "/" in name:
+        _require_like(dataset, name)
     path = file or registry.checkpoint_path(name)
     try:
         content = path.read_bytes()
@@ -81,6 +84,16 @@ def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSe
             module = build_module(entry, dataset.shape, classes)
     load_weights(module, content, str(path))
     return Loaded(module.eval(), digest)
+
+
+def _require_like(dataset: DataSet, name: str) -> None:
+    """Refuse a user's own images for a model whose name says that it knows others, by size or number of classes."""
+    shape = IMAGE_SHAPES.get(dataset_of(name), dataset.shape)
+    if dataset.shape != shape:
+        found, known = (" x ".join(map(str, each)) for each in (dataset.shape, shape))
+        raise UsageError(f"{dataset.name}: images are {found}, those of {dataset_of(name)}, which {name!r} takes, are {known}")
+    if dataset_of(name) in IMAGE_SHAPES and dataset.classes > 10:
+        raise UsageError(f"{dataset.name}: holds the label {dataset.classes - 1}, {name!r} knows the 10 of {dataset_of(name)}")
 
 
 def load_weights(module: nn.Module, content: bytes, name: str) -> None:
