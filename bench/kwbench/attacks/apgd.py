@@ -11,7 +11,7 @@ from torch import Tensor
 from kwbench.attacks.attack import strict
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin
 from kwbench.geometry import norms, project, random_start, steepest
-from kwbench.gradients import EXACT, Gradient, Smooth, passes, with_more_draws
+from kwbench.gradients import EXACT, Es, Gradient, Smooth, passes, with_more_draws
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
@@ -32,8 +32,9 @@ class Apgd:
     Deterministic models: of each sample the first misclassified iterate is proposed, and with `early_exit` the search ends
     there; without one, the iterate of highest loss.
     Stochastic models: the step size follows a cosine from 2 * eps to eps / 20, because noise would halve it at every
-    checkpoint (`schedule: auto`; also where gradients are smoothed by input noise). The start, the last iterate and that of
-    the highest mean loss, of every restart and target, are compared by how often each fails in `selection_draws` fresh draws.
+    checkpoint (`schedule: auto`; also for `smooth` and `es` gradients, whose noise is their own). The start, the last iterate
+    and that of the highest mean loss, of every restart and target, are compared by how often each fails in `selection_draws`
+    fresh draws.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
@@ -104,8 +105,8 @@ class Apgd:
         return replace(self, steps=self.steps * 2**times)
 
     def adapts(self, model: Model) -> bool:
-        """Whether the step size follows the loss: a loss that is noise would halve it at every checkpoint."""
-        noisy = model.stochastic or isinstance(self.gradient, Smooth)
+        """Whether the step size follows the loss; noise in it, or in the direction, would halve it at every checkpoint."""
+        noisy = model.stochastic or isinstance(self.gradient, Smooth | Es)
         return self.schedule == "adaptive" or (self.schedule == "auto" and not noisy)
 
     def _targets(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
