@@ -263,6 +263,20 @@ def test_twice_the_budget_of_a_useless_attack_brings_nothing() -> None:
     assert (found.figure, found.fires) == (0, False)
 
 
+def test_what_a_useless_attack_seems_to_bring_on_a_stochastic_model_is_within_the_noise_of_its_draws() -> None:
+    about = case(Noisy(trained_cnn(), 0.8))
+    right = [float(each) for each in about.right(about.batch.x)]
+    useless = {"noop": build_attack("noop", {}, None)}
+    about = replace(about, survivors=about.batch, values=right, to_beat=right, standing=sum(right) / 64, attacks=useless)
+    (found,) = examine("twice the budget", about)
+    assert found.figure is not None
+    assert abs(found.figure) < 0.05
+    assert 0.01 < found.threshold < 0.05
+    strong = {"pgd": build_attack("pgd", {"steps": 20}, None)}
+    (found,) = examine("twice the budget", replace(about, attacks=strong))
+    assert found.fires
+
+
 def test_nothing_left_needs_no_more_budget() -> None:
     (found,) = examine("twice the budget", case(trained_cnn()))
     assert (found.figure, found.fires) == (0, False)

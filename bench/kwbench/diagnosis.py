@@ -1,6 +1,6 @@
 """Diagnoses an evaluation: gathers the evidence from its record and from the model, and puts it on record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from kwbench.diagnostics import CHECKS, Question
 from kwbench.evaluator import Evaluator
 from kwbench.evidence import evidence
 from kwbench.finding import Finding
-from kwbench.outcome import Status
+from kwbench.outcome import Outcome, Status
 from kwbench.standing import Standing, standings
 from kwbench.store import Evaluation, Store
 from kwbench.suite import escalated
@@ -38,7 +38,7 @@ def diagnose(
     found = list(store.findings(evaluation.id))
     if not found:
         right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
-        question = _question(mine, right or mine.index.tolist())
+        question = _question(mine, right or mine.index.tolist(), _least_shares(outcomes) if mine.stochastic else {})
         for done, check in enumerate(CHECKS):
             report(done, len(CHECKS))
             found += evaluator.examine(check, question)
@@ -50,7 +50,15 @@ def diagnose(
     return store.findings(evaluation.id)
 
 
-def _question(standing: Standing, right: list[int]) -> Question:
+def _least_shares(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[int, float]:
+    """By position, the least share of right selection draws of any candidate: that of the one that was chosen."""
+    least: dict[int, float] = {}
+    for each in (outcome for found in outcomes.values() for outcome in found if outcome.selection_draws):
+        least[each.index] = min(least.get(each.index, 1.0), each.selection_correct / each.selection_draws)
+    return least
+
+
+def _question(standing: Standing, right: list[int], shares: Mapping[int, float]) -> Question:
     """What to examine: the first samples that are right, survivors from all over the slice, and whose budget to double.
 
     That of every attack that gained and that the suite has not doubled itself until it gained no more.
@@ -67,6 +75,7 @@ def _question(standing: Standing, right: list[int]) -> Question:
         robust=tuple(robust[row] for row in right[:EXAMINED]) if robust else (),
         survivors=tuple(standing.index[chosen].tolist()),
         values=tuple(values[chosen].tolist()),
+        to_beat=tuple(shares.get(row, 1.0) for row in standing.index[chosen].tolist()) if shares else (),
         standing=float(values[alive].sum() / standing.n),
         doubled=tuple(label for label in gained if escalated(label, 1) not in ran),
         otherwise=tuple(label for label in ran if label not in again),

@@ -215,6 +215,7 @@ class LocalEvaluator:
             robust=question.robust,
             survivors=self._batch.take(question.survivors),
             values=question.values,
+            to_beat=question.to_beat,
             standing=question.standing,
             attacks=with_twice_the_budget({label: attack for label, (_, attack) in self._attacks.items()}, question),
         )

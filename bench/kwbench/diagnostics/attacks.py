@@ -12,7 +12,7 @@ from kwbench.attacks.pgd import Pgd
 from kwbench.diagnostics.case import Case, percent
 from kwbench.finding import Finding
 from kwbench.gradients import EXACT, Es, Gradient, Smooth
-from kwbench.judge import judge, judge_clean
+from kwbench.judge import FRESH_DRAWS, judge, judge_clean
 from kwbench.model import Model
 from kwbench.outcome import Status
 from kwbench.randomness import derived_seed, seeded_globally
@@ -91,7 +91,7 @@ def many_steps_beat_one(case: Case) -> list[Finding]:
     """Samples that one step of the gradient's sign breaks and 20 steps do not."""
     one = _propose(case, Fgsm(loss="margin"), case.threat, "single step")
     left = _left(case, case.threat.eps, EXACT, "many steps")
-    better = (one <= 0.5) & (left > 0.5)
+    better = left - one > 0.5
     share = better.float().mean().item()
     statement = f"a single step breaks {percent(share)} of the samples that {STEPS} steps on the same gradients do not"
     return [case.finding("single step", share, SINGLE, statement, "masking", concerned=better)]
@@ -160,7 +160,8 @@ class _Frozen(nn.Module):
 def budget_is_enough(case: Case) -> list[Finding]:
     """Attacks with twice their budget and other random numbers, on samples that the evaluation did not break.
 
-    The gain is scaled to the whole evaluation by the share that survived it.
+    The gain is scaled to the whole evaluation by the share that survived it. On a stochastic model the threshold allows for two
+    standard errors of the draws.
     """
     if case.survivors is None or not len(case.survivors):
         return [Finding("twice the budget", 0.0, GAIN, False, "nothing is left that twice the budget could break", (), "doubt")]
@@ -168,7 +169,7 @@ def budget_is_enough(case: Case) -> list[Finding]:
         raise ValueError("none of the suite's attacks can be given twice its budget")
     batch, seed = case.survivors, derived_seed(case.seed, "twice the budget")
     clean = judge_clean(case.model, batch, seed)
-    values = list(case.values)
+    values, to_beat = list(case.values), list(case.to_beat or case.values)
     rows = list(range(len(batch)))
     for label, attack in case.attacks.items():
         if not rows:
@@ -177,19 +178,26 @@ def budget_is_enough(case: Case) -> list[Finding]:
         for row, outcome in zip(rows, outcomes, strict=True):
             if outcome.status in (Status.ERROR, Status.INVALID):
                 raise ValueError(f"{label}: {outcome.note}")
-            if not case.model.stochastic:
-                values[row] = min(values[row], float(outcome.status is Status.HELD))
-            elif outcome.fresh_draws and outcome.selection_correct / outcome.selection_draws < values[row]:
-                values[row] = outcome.fresh_correct / outcome.fresh_draws
-        rows = [row for row in rows if values[row] > 0]
-    before, after = sum(case.values) / len(values), sum(values) / len(values)
-    gain = (before - after) / before * case.standing if before else 0.0
-    labels = ", ".join(case.attacks)
+            # As in an evaluation: selection draws choose, fresh ones score.
+            right, draws = outcome.selection_correct, outcome.selection_draws
+            share = right / draws if draws else float(outcome.status is Status.HELD)
+            if share < to_beat[row]:
+                to_beat[row] = share
+                values[row] = outcome.fresh_correct / outcome.fresh_draws if draws else share
+        rows = [row for row in rows if to_beat[row] > 0]
+    before, after = sum(case.values), sum(values)
+    # To all that stood, of which these are some.
+    scale = case.standing / before if before else 0.0
+    gain = (before - after) * scale
+    changed = [row for row in range(len(batch)) if values[row] != case.values[row]]
+    variance = sum(p * (1 - p) / FRESH_DRAWS for row in changed for p in (case.values[row], values[row]))
+    threshold = round(GAIN + 2 * scale * variance**0.5, 6) if case.model.stochastic else GAIN
     statement = (
-        f"twice the budget ({labels}; {len(batch)} of the samples that stood) takes {100 * gain:.1f} points of robust accuracy"
+        f"twice the budget ({', '.join(case.attacks)}; {len(batch)} of the samples that stood) takes {100 * gain:.1f} points "
+        "of robust accuracy"
     )
     lowered = tuple(batch.samples[row] for row in range(len(batch)) if values[row] < case.values[row] - 0.5)
-    return [Finding("twice the budget", round(gain, 6), GAIN, gain > GAIN, statement, lowered, "doubt")]
+    return [Finding("twice the budget", round(gain, 6), threshold, gain > threshold, statement, lowered, "doubt")]
 
 
 def half_range(threat: ThreatModel, pixels: int) -> Fraction:

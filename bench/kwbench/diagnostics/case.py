@@ -24,14 +24,16 @@ class Question:
     """What is to be examined, by positions in the slice: a tile of samples that were right before any attack, `robust` being
     their robust accuracies if they are known, and samples that the evaluation did not break, with their accuracies in `values`.
 
-    `doubled` are the labels of attacks whose budget is to be doubled; where none of them can be, the first two of `otherwise`
-    that can.
+    `to_beat` are the shares of right selection draws by which the candidates behind `values` were chosen, for a stochastic
+    model. `doubled` are the labels of attacks whose budget is to be doubled; where none of them can be, the first two of
+    `otherwise` that can.
     """
 
     rows: tuple[int, ...]
     robust: tuple[float, ...] = ()
     survivors: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
+    to_beat: tuple[float, ...] = ()
     standing: float = 0.0
     doubled: tuple[str, ...] = ()
     otherwise: tuple[str, ...] = ()
@@ -42,7 +44,8 @@ class Case:
     """One model under examination.
 
     `batch` holds samples that were right before any attack; `robust` are their robust accuracies, if known. `survivors` are
-    samples that the evaluation did not break, with their measured accuracies in `values`; `standing` is the share of all
+    samples that the evaluation did not break, with their measured accuracies in `values`, and for a stochastic model the shares
+    of right selection draws by which their candidates were chosen in `to_beat`; `standing` is the share of all
     samples that survived it, weighted by their accuracies. `attacks` are those whose budget is to be doubled on the survivors,
     doubled already.
     """
@@ -54,6 +57,7 @@ class Case:
     robust: Sequence[float] = ()
     survivors: Batch | None = None
     values: Sequence[float] = ()
+    to_beat: Sequence[float] = ()
     standing: float = 0.0
     attacks: Mapping[str, Attack] = field(default_factory=dict)
 
