@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack
 from kwbench.attacks.autoattack import AutoAttack
+from kwbench.attacks.autoattack_part import AutoAttackPart
 from kwbench.attacks.carlini_wagner import CarliniWagner
 from kwbench.attacks.controls import GaussianNoise, NoOp, RandomSign
 from kwbench.attacks.deepfool import DeepFool
@@ -34,6 +35,7 @@ ATTACKS: dict[str, type[Any]] = {
     "rays": Rays,
     "transfer": Transfer,
     "autoattack": AutoAttack,
+    "autoattack-part": AutoAttackPart,
     "foolbox": Foolbox,
     "noop": NoOp,
     "gaussian-noise": GaussianNoise,

@@ -22,8 +22,8 @@ Part = Literal["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
 
 # The difference of logits ratio divides by the gap between the first logit and the third, its targeted form by one with the
 # fourth (eq. 6 and 7 of the paper).
-_CLASSES_NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
-_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+CLASSES_NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class AutoAttack:
         """Propose images for x (b, c, h, w) with labels y (b,). Raises CannotEvaluate if a part needs more classes."""
         import pyautoattack
 
-        with seeded_globally(rng.batch_seed()), _silence():
+        with seeded_globally(rng.batch_seed()), silence():
             adversary = pyautoattack.AutoAttack(
                 AsModule(model),
                 attacks=list(self.attacks) or None,
                 device=x.device,
                 eps=threat.radius,
-                norm=_NORMS[threat.norm],
+                norm=NORMS[threat.norm],
                 seed=rng.seed,
                 version=self.version,
             )
@@ -73,15 +73,15 @@ class AutoAttack:
         return settle(proposal.detach(), x, threat)
 
     def _possible(self, parts: list[str], model: Model) -> list[str]:
-        possible = [part for part in parts if model.classes >= _CLASSES_NEEDED.get(part, 2)]
+        possible = [part for part in parts if model.classes >= CLASSES_NEEDED.get(part, 2)]
         if self.version == "custom" and len(possible) < len(parts):
             missing = next(part for part in parts if part not in possible)
-            raise CannotEvaluate(f"autoattack: {missing} needs {_CLASSES_NEEDED[missing]} classes, there are {model.classes}")
+            raise CannotEvaluate(f"autoattack: {missing} needs {CLASSES_NEEDED[missing]} classes, there are {model.classes}")
         return possible
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep the package's log to itself, and undo what its check for dynamic defences does to a debugger's trace."""
     logger, trace = logging.getLogger("auto-attack"), sys.gettrace()
     disabled = logger.disabled

@@ -1,0 +1,64 @@
+"""The parts of AutoAttack (Croce and Hein 2020, arXiv:2003.01690), each by itself, through the package pyautoattack."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+from torch import Tensor
+
+from kwbench.attacks.as_module import AsModule
+from kwbench.attacks.attack import strict
+from kwbench.attacks.autoattack import CLASSES_NEEDED, NORMS, Part, silence
+from kwbench.errors import CannotEvaluate
+from kwbench.geometry import settle
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom, seeded_globally
+from kwbench.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class AutoAttackPart:
+    """One part with the settings that `version` gives it: `standard`, or `rand` with 20 draws a gradient.
+
+    Every sample is attacked, and what the part found is proposed as it is. The package itself looks once at the clean image
+    and once at each proposal, attacks only what was right so far, and goes back to the clean image where the look at the
+    proposal was right: of a stochastic model its count can be had from the parts' proposals and fresh draws
+    (`kwbench.counting`), without that chance. The seed is the suite's, and one tile is one batch.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = True
+
+    part: Part = "apgd-ce"
+    version: Literal["standard", "rand"] = "standard"
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """Propose images for x (b, c, h, w) with labels y (b,). Raises CannotEvaluate if the part needs more classes."""
+        import pyautoattack
+
+        needed = CLASSES_NEEDED.get(self.part, 2)
+        if model.classes < needed:
+            raise CannotEvaluate(f"autoattack-part: {self.part} needs {needed} classes, there are {model.classes}")
+        with seeded_globally(rng.batch_seed()), silence():
+            package = pyautoattack.AutoAttack(
+                AsModule(model),
+                device=x.device,
+                eps=threat.radius,
+                norm=NORMS[threat.norm],
+                seed=rng.seed,
+                version=self.version,
+            )
+            searcher = {"apgd-t": package.apgd_targeted, "square": package.square}.get(
+                self.part, package.fab if self.part.startswith("fab") else package.apgd
+            )
+            if self.part in ("apgd-ce", "apgd-dlr"):
+                searcher.loss = self.part.removeprefix("apgd-")
+            elif self.part in ("fab", "fab-t"):
+                searcher.targeted = self.part == "fab-t"
+            if self.part in ("apgd-t", "fab-t"):
+                searcher.n_target_classes = min(searcher.n_target_classes, model.classes - 1)
+            searcher.seed = rng.seed
+            proposal = searcher.perturb(x, y)
+        return settle(proposal.detach(), x, threat)
