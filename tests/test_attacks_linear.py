@@ -95,16 +95,20 @@ def test_minimum_norm_attacks_find_the_distance(name: str, norm: str, classes: i
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(
-    "name", ["fgsm", "pgd", "mim", "square", "gaussian-noise", "random-sign", "autoattack", "deepfool", "cw"]
+    "name", ["fgsm", "pgd", "apgd", "mim", "square", "rays", "gaussian-noise", "random-sign", "autoattack", "deepfool", "cw"]
 )
 def test_of_ten_classes_nothing_breaks_below_the_distance(name: str, norm: str) -> None:
     model, batch, others = _problem(10)
     near = _distances(model, batch, others, norm)
     eps = near.median().item()
     safe = batch.take((near > eps * 1.001).nonzero().squeeze(1).tolist())
-    parameters: dict[str, Any] = {"square": {"steps": 200}, "cw": {"steps": 50}, "pgd": {"loss": "margin", "restarts": 3}}.get(
-        name, {"version": "custom", "attacks": ["apgd-t", "fab-t"]} if name == "autoattack" else {}
-    )
+    parameters: dict[str, Any] = {
+        "square": {"steps": 200},
+        "rays": {"queries": 200},
+        "apgd": {"targets": 9, "steps": 20},
+        "cw": {"steps": 50},
+        "pgd": {"loss": "margin", "restarts": 3},
+    }.get(name, {"version": "custom", "attacks": ["apgd-t", "fab-t"]} if name == "autoattack" else {})
     outcomes = run(name, parameters, safe, ThreatModel.of(norm, f"{eps:.9f}"), model=model)
     assert {outcome.status for outcome in outcomes} == {Status.HELD}
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kwbench.attacks import build_attack
-from kwbench.attacks.losses import margin
+from kwbench.attacks.losses import LOSSES, margin
+from kwbench.geometry import distance
 from kwbench.gradients import EXACT, Eot, Es, Gradient, Relaxed, Smooth, passes, with_more_draws
 from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom
@@ -213,6 +214,18 @@ def test_every_gradient_attack_takes_every_estimator(name: str, parameters: dict
 def test_estimators_refuse_what_makes_no_sense(kind: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="positive"):
         kind(**settings)
+
+
+@pytest.mark.parametrize("targets", [0, 1])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "relaxed"])
+def test_every_estimator_takes_every_loss(estimator: str, loss: str, targets: int) -> None:
+    batch, model = first_images(8), wrapped(Noisy(trained_cnn(), 0.05), tile=8)
+    model.stochastic = True
+    gradient = ESTIMATORS.get(estimator, {"kind": estimator})
+    parameters = {"loss": loss, "targets": targets, "steps": 2, "gradient": gradient, "selection_draws": 1}
+    z = build_attack("apgd", parameters)(model, batch.x, batch.y, LINF, _rng(batch.samples))
+    assert distance(batch.x, z, "linf").min() > 0.01
 
 
 def test_an_attack_refuses_an_unknown_estimator() -> None:
