@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
-from kwbench.relaxation import relaxed
+from kwbench.relaxation import relaxed_pass
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -206,8 +206,9 @@ class Relaxed:
     def __call__(
         self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None = None
     ) -> Estimate:
-        """Estimate at x (b, c, h, w). Two forwards a draw, and a backward for each of the m values."""
-        with model.running(partial(relaxed, softness=self.softness), passes=2):
+        """Estimate at x (b, c, h, w). A backward for each of the m values and a forward a draw, or two where gradients that
+        leave PyTorch must be guessed."""
+        with model.running(partial(relaxed_pass, softness=self.softness)):
             return _mean([EXACT(model, x, objective, rng, rows) for _ in range(self.draws)])
 
 

@@ -79,7 +79,8 @@ class Model:
         self._draw = 0
         self._common: int | None = None
         self._meter = _Meter()
-        self._run: Callable[[nn.Module, Tensor], Tensor] = lambda module, x: module(x)
+        self._run: Callable[[nn.Module, Tensor], tuple[Tensor, int]] = lambda module, x: (module(x), 1)
+        # The most forward passes that any tile of the latest call took.
         self._passes = 1
 
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -171,14 +172,14 @@ class Model:
             self._common = None
 
     @contextmanager
-    def running(self, run: Callable[[nn.Module, Tensor], Tensor], passes: int) -> Iterator[None]:
-        """Let `run(module, x)` carry out every forward pass of this block, at the cost of `passes` of them."""
-        before = self._run, self._passes
-        self._run, self._passes = run, passes
+    def running(self, run: Callable[[nn.Module, Tensor], tuple[Tensor, int]]) -> Iterator[None]:
+        """Let `run(module, x)` carry out every forward pass of this block; it returns the logits and the passes it took."""
+        before = self._run
+        self._run = run
         try:
             yield
         finally:
-            self._run, self._passes = before
+            self._run = before
 
     @contextmanager
     def metering(self, size: int) -> Iterator[None]:
@@ -216,6 +217,7 @@ class Model:
             raise CannotEvaluate(f"{self.name}: images are {tuple(x.shape[1:])}, the model takes {self.shape}")
         if self._common is not None:
             self._draw = self._common
+        self._passes = 1
         for start in range(0, len(x), self.tile):
             yield [self._draw_once(x[start : start + self.tile]) for _ in range(self._draws)]
         for _ in range(self._passes):
@@ -246,7 +248,8 @@ class Model:
     def _pass(self, x: Tensor, seed: int | None) -> Tensor:
         """One pass of the module; x is a copy, for a module that writes into its input must not reach ours."""
         with seeded_globally(seed) if seed is not None else nullcontext():
-            logits = self._run(self.module, x)
+            logits, passes = self._run(self.module, x)
+        self._passes = max(self._passes, passes)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise CannotEvaluate(f"{self.name}: the model must return logits ({len(x)}, classes), it returned {got}")

@@ -1,0 +1,177 @@
+"""Choices among places: the largest, the k largest, the order of all, draws."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kwbench.relaxation.backward import straight
+from kwbench.relaxation.context import Call, Context, Soft, is_float, rule
+
+
+def _along(context: Context, x: Tensor, dim: int, keepdim: bool) -> Soft:
+    """A soft choice of the largest among the places of `dim`."""
+    away = x - x.detach().mean(dim=dim, keepdim=True)
+    choice = torch.softmax(away / context.scale(away), dim).movedim(dim, -1)
+    return Soft(choice=choice.unsqueeze(dim if dim >= 0 else dim - 1) if keepdim else choice)
+
+
+@rule("argmax.default", "argmin.default")
+def _argmax(context: Context, call: Call) -> Any:
+    real = call.hard()
+    if not context.carries(call.args[0]):
+        return real
+    x, dim, keepdim = context.number(call.args[0]), call.option(1, "dim"), call.option(2, "keepdim", False)
+    x = x if "max" in call.name else -x
+    context.note(call)
+    if dim is None:
+        return context.attach(real, _along(context, x.flatten(), 0, False))
+    return context.attach(real, _along(context, x, dim, keepdim))
+
+
+@rule("max.dim", "min.dim", unless=lambda context, call: not is_float(call.args[0]))
+def _max(context: Context, call: Call) -> Any:
+    x, dim, keepdim = call.args[0], call.args[1], call.option(2, "keepdim", False)
+    values, indices = call.soft()
+    if x.requires_grad:
+        sign = 1 if call.name.startswith("max") else -1
+        context.attach(indices, Soft(later=lambda: _along(context, sign * x, dim, keepdim)))
+    return values, indices
+
+
+@rule("kthvalue.default", "median.dim", "mode.default", unless=lambda context, call: not is_float(call.args[0]))
+def _kth(context: Context, call: Call) -> Any:
+    values, indices = call.soft()
+    if call.args[0].requires_grad:
+        context.attach(indices, Soft(later=partial(_gone, context, call)))
+    return values, indices
+
+
+def _gone(context: Context, call: Call) -> Soft:
+    """Nothing is known of where the k-th stands."""
+    context.lose(call)
+    return Soft()
+
+
+@rule("topk.default", unless=lambda context, call: not is_float(call.args[0]))
+def _topk(context: Context, call: Call) -> Any:
+    x, k, dim, largest = call.args[0], call.args[1], call.option(2, "dim", -1), call.option(3, "largest", True)
+    values, indices = call.soft()
+    if x.requires_grad and k:
+
+        def members() -> Soft:
+            threshold = values.amin(dim, keepdim=True) if largest else values.amax(dim, keepdim=True)
+            gap = x - threshold if largest else threshold - x
+            context.note(call)
+            return Soft(members=torch.sigmoid(gap / context.scale(gap)), dim=dim % x.dim())
+
+        context.attach(indices, Soft(later=members))
+    return values, indices
+
+
+@rule("sort.default", "sort.stable")
+def _sort(context: Context, call: Call) -> Any:
+    x = call.args[0]
+    stable = call.name.startswith("sort.stable")
+    dim = call.kwargs.get("dim", -1) if stable else call.option(1, "dim", -1)
+    descending = bool(call.kwargs.get("descending", False) if stable else call.option(2, "descending", False))
+    order = context.how(x, "sorted")
+    if order is not None and not descending and order[2] == dim % x.dim():
+        # The order of an order: at which place each value stands.
+        values, indices = call.operation(*call.args, **call.kwargs)
+        context.note(call)
+        floats, sign = order[0], -1 if order[3] else 1
+        rank = sign * floats * (floats.shape[dim] / (4 * context.scale(floats - floats.mean(dim, keepdim=True))))
+        return values, context.truth(call, indices, rank)
+    if not is_float(x):
+        return context.plain(call)
+    values, indices = call.soft()
+    if x.requires_grad:
+        # Who stands where; a mask made of part of it needs to know which were taken.
+        context.remember(indices, "sorted", x, values, dim % x.dim(), descending)
+        context.attach(indices, Soft())
+    return values, indices
+
+
+@rule("slice.Tensor", "narrow.default", "select.int")
+def _slice(context: Context, call: Call) -> Any:
+    x, parts = call.args[0], context.how(call.args[0], "sorted")
+    twin = context.twin(x)
+    if twin is None or (parts is None and twin.members is None and twin.choice is None):
+        return context.plain(call)
+    result = call.soft()
+    dim = (call.args[1] if len(call.args) > 1 else 0) % x.dim()
+    if parts is not None and dim == parts[2] and result.numel():
+        return _taken(context, call, result, dim)
+    if parts is None and twin.choice is not None:
+        return context.attach(result, Soft(choice=call.operation(twin.choice, dim, *call.args[2:], **call.kwargs)))
+    if result.shape == x.shape:
+        return context.attach(result, twin)
+    context.lose(call)
+    return result
+
+
+def _taken(context: Context, call: Call, result: Tensor, dim: int) -> Tensor:
+    """Part of an order: which values it names."""
+    x, parts = call.args[0], context.how(call.args[0], "sorted")
+    assert parts is not None
+    if result.shape == x.shape:
+        context.attach(result, Soft())
+        return context.remember(result, "sorted", *parts)
+    floats, values, _, descending = parts
+    taken = call.operation(values, *call.args[1:], **call.kwargs)
+    if call.name.startswith("select"):
+        taken = taken.unsqueeze(dim)
+    # Taken from either end of the order; from its middle the edge towards its end stands for both.
+    start = call.option(2, "start", 0) or 0
+    first = (start + x.shape[dim] if start < 0 else start) == 0
+    gap = floats - taken.amin(dim, keepdim=True) if first == descending else taken.amax(dim, keepdim=True) - floats
+    context.note(call)
+    return context.attach(result, Soft(members=torch.sigmoid(gap / context.scale(gap)), dim=dim))
+
+
+@rule("multinomial.default")
+def _multinomial(context: Context, call: Call) -> Any:
+    p, real = call.args[0], call.hard()
+    if not p.requires_grad:
+        return real
+    context.note(call)
+    choice = (p / p.sum(dim=-1, keepdim=True)).unsqueeze(-2).expand(*real.shape, p.shape[-1])
+    return context.attach(real, Soft(choice=choice))
+
+
+@rule("bernoulli.default", "bernoulli.p", "bernoulli.Tensor")
+def _bernoulli(context: Context, call: Call) -> Any:
+    p = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], Tensor) else call.args[0]
+    real = call.hard()
+    if not p.requires_grad:
+        return real
+    if is_float(real):
+        context.note(call)
+        return straight(real, p)
+    return context.truth(call, real, p)
+
+
+@rule("normal.Tensor_float", "normal.Tensor_Tensor")
+def _normal(context: Context, call: Call) -> Any:
+    mean, spread = call.args[:2]
+    real = call.hard()
+    if isinstance(spread, Tensor) and spread.requires_grad:
+        noise = ((real - mean) / spread).detach()
+        return straight(real, mean + spread * torch.where(noise.isfinite(), noise, 0))
+    return straight(real, mean)
+
+
+@rule("normal.float_Tensor")
+def _normal_spread(context: Context, call: Call) -> Any:
+    mean, spread = call.args[:2]
+    real = call.hard()
+    noise = ((real - mean) / spread).detach()
+    return straight(real, spread * torch.where(noise.isfinite(), noise, 0))
+
+
+@rule("poisson.default")
+def _poisson(context: Context, call: Call) -> Any:
+    context.note(call)
+    return straight(call.hard(), call.args[0])

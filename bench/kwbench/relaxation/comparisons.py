@@ -1,0 +1,113 @@
+"""Comparisons and logic: truth values with the gradient of a sigmoid."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kwbench.relaxation.context import Call, Context, rule
+
+
+@rule("gt.Tensor", "gt.Scalar", "ge.Tensor", "ge.Scalar", "lt.Tensor", "lt.Scalar", "le.Tensor", "le.Scalar")
+def _order(context: Context, call: Call) -> Any:
+    real = call.hard()
+    if not any(context.carries(each) for each in call.args[:2]):
+        return real
+    a, b = (context.number(each) for each in call.args[:2])
+    gap = a - b if call.name[0] == "g" else b - a
+    return context.truth(call, real, torch.sigmoid(gap / context.scale(gap)))
+
+
+@rule("signbit.default")
+def _signbit(context: Context, call: Call) -> Any:
+    x = call.args[0]
+    return context.truth(call, call.hard(), torch.sigmoid(-x / context.scale(x)))
+
+
+@rule("eq.Tensor", "eq.Scalar", "ne.Tensor", "ne.Scalar")
+def _equal(context: Context, call: Call) -> Any:
+    real = call.hard()
+    if not any(context.carries(each) for each in call.args[:2]):
+        return real
+    soft = _pointed_at(context, call.args[0], call.args[1])
+    if soft is None:
+        a, b = (context.number(each) for each in call.args[:2])
+        gap = a - b
+        inside = gap.detach().nan_to_num(0.0, 0.0, 0.0)
+        scaled = gap / context.scale(gap)
+        # Equal to the largest, or to the least: the winner's mask. Otherwise a bell.
+        soft = torch.where(
+            context.always(inside <= 0),
+            torch.sigmoid(scaled),
+            torch.where(context.always(inside >= 0), torch.sigmoid(-scaled), 1 / (1 + scaled.square())),
+        )
+    return context.truth(call, real, 1 - soft if call.name[0] == "n" else soft)
+
+
+def _pointed_at(context: Context, index: Any, places: Any) -> Tensor | None:
+    """The probability that an index, drawn or chosen, points to each of these places."""
+    twin = context.twin(index)
+    if twin is None or twin.choice is None:
+        index, places = places, index
+        twin = context.twin(index)
+    if twin is None or twin.choice is None or context.twin(places) is not None:
+        return None
+    k = twin.choice.shape[-1]
+    places = torch.as_tensor(places, device=index.device).long()
+    shape = (index == places).shape
+    choice = twin.choice
+    while choice.dim() - 1 < len(shape):
+        choice = choice.unsqueeze(0)
+    choice, wanted = choice.expand(*shape, k), places.expand(shape)
+    within = (wanted >= 0) & (wanted < k)
+    share: Tensor = choice.gather(-1, wanted.clamp(0, k - 1).unsqueeze(-1)).squeeze(-1) * within
+    return share
+
+
+@rule("logical_not.default", "bitwise_not.default")
+def _not(context: Context, call: Call) -> Any:
+    x, real = call.args[0], call.hard()
+    if not context.carries(x):
+        return real
+    if real.dtype != torch.bool:
+        context.lose(call)
+        return real
+    return context.truth(call, real, 1 - _truth_of(context, x))
+
+
+@rule(
+    "logical_and.default",
+    "bitwise_and.Tensor",
+    "logical_or.default",
+    "bitwise_or.Tensor",
+    "logical_xor.default",
+    "bitwise_xor.Tensor",
+)
+def _connective(context: Context, call: Call) -> Any:
+    real = call.hard()
+    if not any(context.carries(each) for each in call.args[:2]):
+        return real
+    if real.dtype != torch.bool:
+        context.lose(call)
+        return real
+    a, b = (_truth_of(context, each) for each in call.args[:2])
+    soft = a * b if "and" in call.name else a + b - a * b if "_or" in call.name else a + b - 2 * a * b
+    return context.truth(call, real, soft)
+
+
+def _truth_of(context: Context, x: Tensor) -> Tensor:
+    """How far x is from false, as a float that carries a gradient."""
+    value: Tensor = context.number(x)
+    return value if x.dtype == torch.bool else torch.tanh(value.abs() / context.scale(value))
+
+
+@rule("any.default", "any.dim", "any.dims", "all.default", "all.dim", "all.dims")
+def _quantifier(context: Context, call: Call) -> Any:
+    real = call.hard()
+    if not context.carries(call.args[0]):
+        return real
+    value = _truth_of(context, call.args[0])
+    extreme = torch.amax if call.name.startswith("any") else torch.amin
+    dims = call.option(1, "dim", ())
+    dims = tuple(range(value.dim())) if dims is None else dims
+    return context.truth(call, real, extreme(value, dim=dims, keepdim=call.option(2, "keepdim", False)))

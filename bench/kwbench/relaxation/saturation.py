@@ -1,0 +1,157 @@
+"""Saturated squashing: softmax, sigmoid and the like at temperatures where their gradients vanish, however they are written."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kwbench.relaxation.backward import finite, straight
+from kwbench.relaxation.context import Call, Context, is_float, rule
+
+
+def _flat(context: Context, call: Call) -> bool:
+    return not (is_float(call.args[0]) and call.args[0].requires_grad)
+
+
+def _unknown(context: Context, call: Call) -> bool:
+    """Nothing known of how the arguments came about."""
+    return not context.derived(call)
+
+
+def _tempered(context: Context, x: Tensor, dim: int | None) -> Tensor:
+    """At least 1: by how much x must shrink for its softmax over `dim`, or its sigmoid, not to be flat."""
+    few = context.sampled(x, whole=dim)
+    if dim is not None:
+        # Sampling may have split the first dimension.
+        few = few.nan_to_num(0.0, 0.0, 0.0)
+        at = dim % x.dim() + few.dim() - x.dim()
+        return context.spread(few - few.mean(dim=at, keepdim=True), x).clamp_min(1)
+    return context.spread(few / 2, x).clamp_min(1)
+
+
+@rule("_softmax.default", "_safe_softmax.default", unless=_flat)
+def _softmax(context: Context, call: Call) -> Any:
+    x, dim = call.args[0], call.args[1]
+    tempered = _tempered(context, x, dim)
+    if not bool((tempered > 1).any()):
+        return call.soft()
+    return _softmax_of(context, call, call.hard(), x, dim, tempered)
+
+
+def _softmax_of(context: Context, call: Call, real: Tensor, x: Tensor, dim: int, tempered: Tensor | None = None) -> Tensor:
+    """A softmax of x over `dim`, however it was written: the value `real`, the gradient of one that is not saturated."""
+    tempered = _tempered(context, x, dim) if tempered is None else tempered
+    context.note(call)
+    return straight(real.detach(), torch.softmax(finite(x) / tempered, dim).to(real.dtype))
+
+
+@rule("sigmoid.default", unless=_flat)
+def _sigmoid(context: Context, call: Call) -> Any:
+    return _squashed(context, call, torch.sigmoid)
+
+
+@rule("tanh.default", unless=_flat)
+def _tanh(context: Context, call: Call) -> Any:
+    return _squashed(context, call, torch.tanh)
+
+
+@rule("erf.default", unless=_flat)
+def _erf(context: Context, call: Call) -> Any:
+    return _squashed(context, call, torch.erf)
+
+
+@rule("hardsigmoid.default", unless=_flat)
+def _hardsigmoid(context: Context, call: Call) -> Any:
+    return _squashed(context, call, lambda x: torch.sigmoid(2 * x / 3))
+
+
+def _squashed(context: Context, call: Call, squash: Callable[[Tensor], Tensor]) -> Tensor:
+    x = call.args[0]
+    tempered = _tempered(context, x, None)
+    if not bool((tempered > 1).any()):
+        exact: Tensor = call.soft()
+        return exact
+    context.note(call)
+    return straight(call.hard(), squash(x / tempered))
+
+
+@rule("exp.default", unless=_flat)
+def _exp(context: Context, call: Call) -> Any:
+    x = call.args[0]
+    whole = context.how(x, "log_softmax")
+    if whole is not None:
+        return _softmax_of(context, call, call.hard(), *whole)
+    return context.remember(call.soft(), "exp", x)
+
+
+@rule("_log_softmax.default", unless=_flat)
+def _log_softmax(context: Context, call: Call) -> Any:
+    return context.remember(call.soft(), "log_softmax", call.args[0], call.args[1])
+
+
+@rule("logsumexp.default", unless=_flat)
+def _logsumexp(context: Context, call: Call) -> Any:
+    result, dims = call.soft(), call.args[1]
+    return context.remember(result, "logsumexp", call.args[0], dims[0]) if len(dims) == 1 else result
+
+
+@rule("sub.Tensor", unless=_unknown)
+def _sub(context: Context, call: Call) -> Any:
+    result = context.plain(call)
+    parts = context.how(call.args[1], "logsumexp")
+    if parts is not None and parts[0] is call.args[0]:
+        context.remember(result, "log_softmax", *parts)
+    return result
+
+
+@rule("sum.dim_IntList", unless=_unknown)
+def _sum(context: Context, call: Call) -> Any:
+    result = context.plain(call)
+    parts = context.how(call.args[0], "exp")
+    if parts is not None and call.args[1] is not None and len(call.args[1]) == 1:
+        context.remember(result, "sum of exp", parts[0], call.args[1][0])
+    return result
+
+
+@rule("add.Tensor", "add.Scalar", "clamp_min.default", unless=_unknown)
+def _add(context: Context, call: Call) -> Any:
+    result = context.plain(call)
+    parts = context.how(call.args[0], "sum of exp")
+    if parts is not None and not isinstance(call.args[1], Tensor):
+        context.remember(result, "sum of exp", *parts)
+    one = context.how(call.args[0], "exp")
+    if one is not None and not isinstance(call.args[1], Tensor) and call.args[1] == 1:
+        context.remember(result, "1 + exp", one[0])
+    return result
+
+
+@rule("div.Tensor", unless=_unknown)
+def _div(context: Context, call: Call) -> Any:
+    a, b = call.args[:2]
+    over, top, times = context.how(b, "sum of exp"), context.how(a, "exp"), context.how(a, "times exp")
+    if over is not None and top is not None and over[0] is top[0]:
+        return _softmax_of(context, call, call.hard(), *over)
+    if over is not None and times is not None and over[0] is times[1]:
+        mask = _softmax_of(context, call, times[2].detach() / b.detach(), *over)
+        return straight(call.hard(), times[0] * mask)
+    return context.plain(call)
+
+
+@rule("mul.Tensor", unless=_unknown)
+def _mul(context: Context, call: Call) -> Any:
+    result = context.plain(call)
+    for other, each in (call.args[:2], call.args[1::-1]):
+        parts = context.how(each, "exp")
+        if parts is not None:
+            context.remember(result, "times exp", other, parts[0], each)
+    return result
+
+
+@rule("reciprocal.default", unless=_unknown)
+def _reciprocal(context: Context, call: Call) -> Any:
+    parts = context.how(call.args[0], "1 + exp")
+    if parts is None:
+        return context.plain(call)
+    context.note(call)
+    return straight(call.hard(), torch.sigmoid(-parts[0] / _tempered(context, parts[0], None)))
