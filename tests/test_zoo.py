@@ -10,11 +10,11 @@ from kwbench.activations import Kwta, effective_sparsity
 from kwbench.data import DataSet, load_dataset
 from kwbench.evaluator import Request
 from kwbench.loading import load_entry
-from kwbench.registry import Registry, read_registry
+from kwbench.registry import PredictionRule, Registry, read_registry
 from kwbench.runner import evaluate
 from kwbench.standing import standings
 from kwbench.store import Store
-from kwbench.suite import suite_of
+from kwbench.suite import override, suite_of
 from kwbench.training import accuracy
 
 REGISTRY = Path(__file__).resolve().parents[1] / "registry.yaml"
@@ -89,3 +89,22 @@ def test_pgd_mim_and_autoattack_each_leave_natural_relu_below_5_percent(tmp_path
     assert transfer.surrogate == "vgg11"
     assert transfer.surrogate_accuracy is not None
     assert transfer.surrogate_accuracy.value < 0.05
+
+
+@pytest.mark.heavy
+def test_frozen_randomness_is_no_more_robust_than_a_draw_and_a_draw_no_more_than_no_attack(tmp_path: Path) -> None:
+    """Otherwise the attack on the random model would be the broken one: it knows less than an attack on a fixed composition."""
+    store = Store.open(str(tmp_path / "results.db"), create=True)
+    suite = override(suite_of(["pgd"]), ["pgd.steps=10", "pgd.relative_step_size=0.25"])
+    rules = [PredictionRule(), *(PredictionRule(kind="frozen", seed=seed) for seed in range(5))]
+    requests = [Request("resnet18-slwta2", suite, REGISTRY, n=32, eps="0.1", threads=1, prediction=rule) for rule in rules]
+    drawn, *frozen = standings(store, [evaluate(request, store) for request in requests])
+    assert drawn.stochastic
+    assert not any(each.stochastic for each in frozen)
+    assert len({each.evaluation.spec.identity for each in frozen}) == 5
+    robust = [each.a_rob.value for each in frozen if each.a_rob is not None]
+    assert len(robust) == 5
+    assert drawn.a_rob is not None
+    assert drawn.a_std is not None
+    assert sum(robust) / 5 <= drawn.a_rob.value
+    assert drawn.a_rob.value < drawn.a_std.value
