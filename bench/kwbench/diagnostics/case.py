@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Attack
+from kwbench.attacks.attack import Attack, Doubling
 from kwbench.attacks.losses import fooled
 from kwbench.data import Batch
 from kwbench.finding import Finding, Kind
@@ -111,8 +111,7 @@ def with_twice_the_budget(attacks: Mapping[str, Attack], question: Question) -> 
     """The attacks that the question asks for, each with twice its budget; without those that have none to double."""
 
     def doubled(labels: Sequence[str]) -> dict[str, Attack]:
-        able = [label for label in labels if hasattr(attacks.get(label), "doubled")]
-        return {label: attacks[label].doubled(1) for label in able}  # type: ignore[attr-defined]
+        return {label: attack.doubled(1) for label in labels if isinstance(attack := attacks.get(label), Doubling)}
 
     return doubled(question.doubled) or dict(list(doubled(question.otherwise).items())[:2])
 
