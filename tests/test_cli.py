@@ -549,6 +549,29 @@ class TestTheRealCommand:
         assert count(tmp_path / "results.db") == 48
 
 
+def test_the_rule_of_prediction_can_be_chosen_and_is_on_record(kwb: Kwbench) -> None:
+    found = {}
+    for rule in ("draw", "vote:3", "frozen:4"):
+        asked = kwb("evaluate", "small-random", "--attack", "noop", "--n", "16", "--prediction", rule, "--json")
+        assert asked.code == 0, asked.err
+        found[rule] = asked.json
+    assert [each["stochastic"] for each in found.values()] == [True, True, False]
+    assert len({each["run"] for each in found.values()}) == 3
+    assert kwb("show", "small-random", "--json").json["spec"]["origin"]["prediction"] == {
+        "kind": "frozen",
+        "draws": 1,
+        "seed": 4,
+    }
+    # To a deterministic model it makes no difference.
+    same = [
+        kwb("evaluate", "small", "--attack", "noop", "--n", "16", "--prediction", rule, "--json") for rule in ("draw", "vote:3")
+    ]
+    assert same[0].json["run"] == same[1].json["run"]
+    refused = kwb("evaluate", "small-random", "--prediction", "median:3")
+    assert refused.code == 2
+    assert "write draw, mean_logits:DRAWS, vote:DRAWS or frozen:SEED" in refused.err
+
+
 DIAGNOSED = """\
 cascade: true
 diagnose: true
