@@ -25,7 +25,7 @@ def kwta(x: Tensor, k: int) -> Tensor:
 
 
 def _survivors(flat: Tensor, k: int) -> Tensor:
-    threshold = _kth_largest(flat, k)
+    threshold: Tensor = _kth_largest(flat, k)
     if bool(flat.amax(dim=1).isnan().any()):
         raise ValueError("k-WTA met NaN, which has no rank")
     survivors = flat >= threshold
