@@ -6,7 +6,7 @@ How soft: every scale is `softness` times a mean of the data, sample by sample, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -124,13 +124,15 @@ class Context:
     def attach(self, tensor: Tensor, soft: Soft) -> Tensor:
         """Let a twin travel with a tensor."""
         place = storage(tensor)
+        if place in self._whole and soft.value is not None:
+            return tensor  # a view: what it needs to know stands there
         self._soft[id(tensor)] = soft
         self._twins.setdefault(place, []).append((tensor, soft))
         self.carried.add(place)
         return tensor
 
     def adopt(self, tensor: Tensor, alias: Tensor) -> None:
-        """Give an alias of a tensor its twin."""
+        """Give an alias or a copy of a tensor its twin, and its origin."""
         soft = self._soft.get(id(tensor))
         if soft is not None:
             self.attach(alias, soft)
@@ -177,7 +179,8 @@ class Context:
             return call.operation(target, *detached(call.args[1:]), **call.kwargs)
         before = target.clone()
         twin = self.twin(target)
-        if twin is not None:
+        self.adopt(target, before)
+        if twin is not None and id(before) not in self._soft:
             self.attach(before, twin)
         result = function(self, replace(call, operation=operation, args=(before, *call.args[1:])))
         return self.overwrite(target, result)
@@ -185,9 +188,10 @@ class Context:
     def overwrite(self, target: Tensor, result: Tensor) -> Tensor:
         """Put a result, with its gradient, where the target lies."""
         self._origin.pop(id(target), None)
+        if id(result) in self._origin:
+            self._origin[id(target)] = self._origin[id(result)]
         if is_float(target):
-            value = self.number(result).to(target.dtype)
-            return target.copy_(value)
+            return target.copy_(self.number(result))
         twin = self.twin(result)
         with torch.no_grad():
             target.copy_(result)
@@ -208,7 +212,7 @@ class Context:
         return target
 
     def remember(self, tensor: Tensor, how: str, *parts: Any) -> Tensor:
-        """Note how a tensor came about."""
+        """Note how a tensor came about, of which parts."""
         self._origin[id(tensor)] = (how, parts)
         self._alive.append(tensor)
         return tensor
@@ -255,13 +259,15 @@ class Context:
 
     def spread(self, few: Tensor, x: Tensor) -> Tensor:
         """The same, from some of the values."""
-        size = few.detach().abs().nan_to_num(0.0, 0.0, 0.0)
+        size = few.detach().abs().nan_to_num_(0.0, 0.0, 0.0)
         if self.by_sample(x):
-            means = self.each_sample(size.reshape(self.batch, -1).mean(dim=1), x)
+            means = size.reshape(self.batch, -1).mean(dim=1)
+            means = self.each_sample(means.masked_fill_(means <= _NOTHING, 1.0), x)
         else:
             # No telling which values are whose: rounded, so that a sample hardly depends on its company.
-            means = torch.exp2(size.float().mean().clamp_min(1e-30).log2().round()).to(size.dtype)
-        return torch.where(means > 1e-20, means, torch.ones_like(means)) * self.softness
+            mean = size.float().mean()
+            means = torch.exp2(mean.log2().round()).masked_fill_(mean <= _NOTHING, 1.0).to(size.dtype)
+        return means if self.softness == 1 else means * self.softness
 
     def by_sample(self, x: Tensor) -> bool:
         """Whether the first dimension of x tells the samples apart."""
@@ -269,7 +275,8 @@ class Context:
 
     def each_sample(self, values: Tensor, x: Tensor) -> Tensor:
         """One value a sample (batch,), in a form that broadcasts against x."""
-        return values.repeat_interleave(len(x) // self.batch).view(-1, *[1] * (x.dim() - 1))
+        times = len(x) // self.batch
+        return (values if times == 1 else values.repeat_interleave(times)).view(-1, *[1] * (x.dim() - 1))
 
     def always(self, condition: Tensor) -> Tensor:
         """Whether a condition holds for all values of a sample; broadcasts against them."""
@@ -293,7 +300,7 @@ class Context:
     def plain(self, call: Call) -> Any:
         """The operation as it is. Truth values and whole numbers take part with their twins."""
         operation, args, kwargs = call.operation, call.args, call.kwargs
-        tensors = list(tensors_in(args))
+        tensors = tensors_in(args)
         if not any(self.twin(each) for each in tensors):
             return self.native(call)
         if writes_into(operation) and not is_float(args[0]):
@@ -327,16 +334,20 @@ class Context:
     def native(self, call: Call) -> Any:
         """The operation with the gradient that autograd knows."""
         try:
+            if writes_into(call.operation):
+                self._origin.pop(id(call.args[0]), None)
             result = call.soft()
         except (RuntimeError, NotImplementedError):
-            # No derivative, or a form that autograd refuses: the values are right, the gradient ends.
+            # A form that autograd refuses: the values are right, the gradient ends.
             result = call.hard()
             self.lose(call)
             return result
-        if any(each.requires_grad for each in tensors_in(call.args)) and not any(
-            each.requires_grad for each in tensors_in(result)
-        ):
+        sources = [each for each in tensors_in(call.args) if each.requires_grad]
+        if sources and not any(each.requires_grad for each in tensors_in(result)):
             self.lose(call)
+        elif sources and not writes_into(call.operation) and not _has_a_derivative(call, sources, result):
+            self.lose(call)
+            return detached(result)
         return result
 
     def _softened(self, values: Any, dtype: torch.dtype | None) -> Any:
@@ -348,6 +359,25 @@ class Context:
         if isinstance(values, list | tuple):
             return type(values)(self._softened(each, dtype) for each in values)
         return values
+
+
+# Whether an operation can be differentiated in these of its tensors, by trial.
+_DERIVATIVES: dict[tuple[Any, tuple[bool, ...]], bool] = {}
+
+
+def _has_a_derivative(call: Call, sources: list[Tensor], result: Any) -> bool:
+    """Whether the backward pass that an operation promises exists: some raise only when they are asked."""
+    key = call.operation, tuple(each.requires_grad for each in tensors_in(call.args))
+    if key not in _DERIVATIVES:
+        results = [each for each in tensors_in(result) if each.requires_grad]
+        try:
+            torch.autograd.grad(
+                results, sources, [torch.zeros_like(each) for each in results], retain_graph=True, allow_unused=True
+            )
+            _DERIVATIVES[key] = True
+        except (RuntimeError, NotImplementedError):
+            _DERIVATIVES[key] = False
+    return _DERIVATIVES[key]
 
 
 # Operations whose result does not depend on the values they are given, or not for numbers that are finite.
@@ -370,6 +400,9 @@ _HARMLESS = (
 
 # Values of a sample from which its mean size is taken.
 _ENOUGH = 2048
+
+# Means below are of zeros.
+_NOTHING = 1e-20
 
 # What operations raise for floats in the place of whole numbers.
 _REFUSED = (RuntimeError, TypeError, IndexError, NotImplementedError, ValueError)
@@ -408,15 +441,17 @@ def storage(tensor: Tensor) -> int:
     return address
 
 
-def tensors_in(*values: Any) -> Iterator[Tensor]:
+def tensors_in(*values: Any) -> list[Tensor]:
     """The tensors in nested arguments."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, list | tuple):
-            yield from tensors_in(*value)
-        elif isinstance(value, dict):
-            yield from tensors_in(*value.values())
+            found += tensors_in(*value)
+        elif isinstance(value, dict) and value:
+            found += tensors_in(*value.values())
+    return found
 
 
 def detached(values: Any) -> Any:

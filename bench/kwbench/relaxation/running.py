@@ -17,7 +17,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Imported for the rules that they register.
-from kwbench.relaxation import choices, comparisons, masks, places, saturation, steps, views
+from kwbench.relaxation import attention, choices, comparisons, masks, places, saturation, steps, views
 from kwbench.relaxation.backward import straight
 from kwbench.relaxation.context import (
     RULES,
@@ -31,9 +31,9 @@ from kwbench.relaxation.context import (
     written,
 )
 
-__all__ = ["Log", "Operation", "run"]
+__all__ = ["Log", "Operation", "plain_attention", "run"]
 
-_RULE_BOOKS = (choices, comparisons, masks, places, saturation, steps, views)
+_RULE_BOOKS = (attention, choices, comparisons, masks, places, saturation, steps, views)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class _Relaxing(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         context, before = self.context, len(self.context.lost)
-        values = list(tensors_in(args, kwargs))
+        values = tensors_in(args, kwargs)
         if self._log is not None or self._guess:
             self._meet(values)
         for place in written(func):
@@ -280,7 +280,7 @@ def run(
     if root.requires_grad:
         mode.follow(pixels, root)
     with torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(_slow_attention())
+        stack.enter_context(plain_attention())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(mode.keep, _tensor_of))
         if log is not None:
             stack.enter_context(_placing(module, place))
@@ -297,7 +297,7 @@ def _tensor_of(saved: _Saved) -> Tensor:
 
 
 @contextmanager
-def _slow_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Transformers in their plain form, as they run where a gradient is wanted: the fused one has none."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -19,7 +19,7 @@ def _unknown(context: Context, call: Call) -> bool:
     return not context.derived(call)
 
 
-def _tempered(context: Context, x: Tensor, dim: int | None) -> Tensor:
+def tempered(context: Context, x: Tensor, dim: int | None) -> Tensor:
     """At least 1: by how much x must shrink for its softmax over `dim`, or its sigmoid, not to be flat."""
     few = context.sampled(x, whole=dim)
     if dim is not None:
@@ -33,17 +33,17 @@ def _tempered(context: Context, x: Tensor, dim: int | None) -> Tensor:
 @rule("_softmax.default", "_safe_softmax.default", unless=_flat)
 def _softmax(context: Context, call: Call) -> Any:
     x, dim = call.args[0], call.args[1]
-    tempered = _tempered(context, x, dim)
-    if not bool((tempered > 1).any()):
+    heat = tempered(context, x, dim)
+    if not bool((heat > 1).any()):
         return call.soft()
-    return _softmax_of(context, call, call.hard(), x, dim, tempered)
+    return _softmax_of(context, call, call.hard(), x, dim, heat)
 
 
-def _softmax_of(context: Context, call: Call, real: Tensor, x: Tensor, dim: int, tempered: Tensor | None = None) -> Tensor:
+def _softmax_of(context: Context, call: Call, real: Tensor, x: Tensor, dim: int, heat: Tensor | None = None) -> Tensor:
     """A softmax of x over `dim`, however it was written: the value `real`, the gradient of one that is not saturated."""
-    tempered = _tempered(context, x, dim) if tempered is None else tempered
+    heat = tempered(context, x, dim) if heat is None else heat
     context.note(call)
-    return straight(real.detach(), torch.softmax(finite(x) / tempered, dim).to(real.dtype))
+    return straight(real.detach(), torch.softmax(finite(x) / heat, dim).to(real.dtype))
 
 
 @rule("sigmoid.default", unless=_flat)
@@ -68,12 +68,12 @@ def _hardsigmoid(context: Context, call: Call) -> Any:
 
 def _squashed(context: Context, call: Call, squash: Callable[[Tensor], Tensor]) -> Tensor:
     x = call.args[0]
-    tempered = _tempered(context, x, None)
-    if not bool((tempered > 1).any()):
+    heat = tempered(context, x, None)
+    if not bool((heat > 1).any()):
         exact: Tensor = call.soft()
         return exact
     context.note(call)
-    return straight(call.hard(), squash(x / tempered))
+    return straight(call.hard(), squash(x / heat))
 
 
 @rule("exp.default", unless=_flat)
@@ -96,11 +96,16 @@ def _logsumexp(context: Context, call: Call) -> Any:
     return context.remember(result, "logsumexp", call.args[0], dims[0]) if len(dims) == 1 else result
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    """The same tensor, or one computed twice."""
+    return a is b or (a.shape == b.shape and torch.equal(a.detach(), b.detach()))
+
+
 @rule("sub.Tensor", unless=_unknown)
 def _sub(context: Context, call: Call) -> Any:
     result = context.plain(call)
     parts = context.how(call.args[1], "logsumexp")
-    if parts is not None and parts[0] is call.args[0]:
+    if parts is not None and _same(parts[0], call.args[0]):
         context.remember(result, "log_softmax", *parts)
     return result
 
@@ -130,9 +135,9 @@ def _add(context: Context, call: Call) -> Any:
 def _div(context: Context, call: Call) -> Any:
     a, b = call.args[:2]
     over, top, times = context.how(b, "sum of exp"), context.how(a, "exp"), context.how(a, "times exp")
-    if over is not None and top is not None and over[0] is top[0]:
+    if over is not None and top is not None and _same(over[0], top[0]):
         return _softmax_of(context, call, call.hard(), *over)
-    if over is not None and times is not None and over[0] is times[1]:
+    if over is not None and times is not None and _same(over[0], times[1]):
         mask = _softmax_of(context, call, times[2].detach() / b.detach(), *over)
         return straight(call.hard(), times[0] * mask)
     return context.plain(call)
@@ -154,4 +159,4 @@ def _reciprocal(context: Context, call: Call) -> Any:
     if parts is None:
         return context.plain(call)
     context.note(call)
-    return straight(call.hard(), torch.sigmoid(-parts[0] / _tempered(context, parts[0], None)))
+    return straight(call.hard(), torch.sigmoid(-parts[0] / tempered(context, parts[0], None)))

@@ -33,11 +33,11 @@ def _round(context: Context, call: Call) -> Any:
     return straight(call.hard(), call.args[0])
 
 
-@rule("frac.default", unless=_flat)
-def _frac(context: Context, call: Call) -> Any:
-    # x - trunc(x), of which the second part is a step: the teeth of a saw, flat on average, exact between two of them.
+@rule("frac.default", "remainder.Scalar", "remainder.Tensor", "fmod.Scalar", "fmod.Tensor", unless=_flat)
+def _remainder(context: Context, call: Call) -> Any:
+    # The teeth of a saw: flat on average, of slope 1 between two of them, and what x - remainder(x) leaves has a slope too.
     context.note(call)
-    return call.soft()
+    return straight(call.hard(), 0.5 * call.soft())
 
 
 @rule("floor_divide.default", "floor_divide.Scalar", "div.Tensor_mode", "div.Scalar_mode")
@@ -80,6 +80,8 @@ def _clamp(context: Context, call: Call) -> Any:
     beyond = result.detach() != x.detach()
     if call.name.startswith("hardtanh") and call.option(1, "min_val", -1.0) == 0:
         beyond = beyond & (x.detach() > 0)  # ReLU6: below, a ReLU
+    if not bool(beyond.any()):
+        return result
     context.note(call)
     return straight(result, x * beyond.to(x.dtype) * _LEAK)
 
@@ -93,11 +95,11 @@ def _continuous(context: Context, call: Call) -> bool:
 def _threshold(context: Context, call: Call) -> Any:
     x = call.args[0]
     if call.name.startswith("threshold"):
-        at, size = x - call.args[1], x.detach() - call.args[2]
+        at, jump = x - call.args[1], call.args[1] - call.args[2]
     else:
-        at, size = x.abs() - call.option(1, "lambd", 0.5), x.detach()
+        at, jump = x.abs() - call.option(1, "lambd", 0.5), x.detach().sign() * call.option(1, "lambd", 0.5)
     context.note(call)
-    return straight(call.soft(), torch.sigmoid(at / context.scale(at)) * size)
+    return straight(call.soft(), torch.sigmoid(at / context.scale(at)) * jump)
 
 
 @rule("bucketize.Tensor", "searchsorted.Tensor")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kwbench.randomness import seeded_globally
 from kwbench.relaxation.context import Context, storage
-from kwbench.relaxation.running import Log, run
+from kwbench.relaxation.running import Log, plain_attention, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def survey(module: nn.Module, x: Tensor, seed: int = 0) -> Survey:
     context, log, other = Context(1.0, len(x)), Log(), Log()
     with seeded_globally(seed):
         answer, shadow = run(module, x.detach().clone().requires_grad_(), context, log=log)
-    with seeded_globally(seed), torch.no_grad():
+    with seeded_globally(seed), torch.no_grad(), plain_attention():
         plain = module(x.detach().clone())
     with seeded_globally(seed):
         run(module, (1 - x.detach()).requires_grad_(), Context(1.0, len(x)), log=other)
@@ -50,7 +50,7 @@ def survey(module: nn.Module, x: Tensor, seed: int = 0) -> Survey:
         unseen.append("no gradient at all reaches the pixels")
     counted = sorted(context.relaxed.items(), key=lambda item: (-item[1], item[0]))
     return Survey(
-        tuple(Relaxation(operation.partition(".")[0], where, times) for (operation, where), times in counted), tuple(unseen)
+        tuple(Relaxation(operation.rpartition(".")[0], where, times) for (operation, where), times in counted), tuple(unseen)
     )
 
 
@@ -62,7 +62,7 @@ def _lost(log: Log, answer: Tensor) -> list[str]:
         if operation.wrote & needed:
             needed |= operation.read
             if operation.lost:
-                lost[operation.name.partition(".")[0], operation.where] += 1
+                lost[operation.name.rpartition(".")[0], operation.where] += 1
     return [f"the gradient ends at {name}{_in(where)}{_often(times)}" for (name, where), times in sorted(lost.items())]
 
 
