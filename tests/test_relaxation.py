@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiding import HIDING, HIDING_AND_RANDOM, N, through_numpy
+from kwbench.activations import Kwta
 from kwbench.gradients import EXACT, Relaxed
 from kwbench.loading import load_entry
 from kwbench.randomness import SampleRandom
@@ -404,6 +405,32 @@ def test_more_softness_is_a_gradient_nearer_to_a_straight_line() -> None:
         return gradient(Of(HIDING["sign"]), rows(), lambda module, x: relaxed(module, x, softness)).abs().max().item()
 
     assert steepest(0.1) > steepest(1.0) > steepest(10.0) > 0
+
+
+def test_all_spellings_of_an_activation_have_one_gradient() -> None:
+    x = torch.randn(3, 40, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = [gradient(nn.Sequential(way(0.1), nn.Flatten()), x) for way in (*KWTA.values(), Kwta)]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+def test_softness_is_chosen_by_whether_the_model_is_random() -> None:
+    batch = first_images(4)
+    rng = SampleRandom(0, "test", ("a", "b", "c", "d"))
+    for module, softness in (
+        (nn.Sequential(Of(torch.sign), trained_cnn()), 0.3),
+        (nn.Sequential(Of(lambda x: (x + 0.1 * torch.randn_like(x)).sign()), trained_cnn()), 1.0),
+    ):
+        model = wrapped(module)
+        model.measure_randomness(batch.x)
+        found = []
+        for gradients in (Relaxed(), Relaxed(softness=softness)):
+            model.reseed("again")
+            found.append(gradients(model, batch.x, lambda logits: logits.amax(dim=1)[None], rng).gradients)
+        assert torch.equal(*found)
+    assert Relaxed().softness == "auto"
+    with pytest.raises(ValueError, match="must be positive"):
+        Relaxed(softness=0)
 
 
 def test_relaxed_gradients_break_what_exact_ones_cannot() -> None:

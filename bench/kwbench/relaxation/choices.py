@@ -64,7 +64,7 @@ def _topk(context: Context, call: Call) -> Any:
             threshold = values.amin(dim, keepdim=True) if largest else values.amax(dim, keepdim=True)
             gap = x - threshold if largest else threshold - x
             context.note(call)
-            return Soft(members=torch.sigmoid(gap / context.scale(gap)), dim=dim % x.dim())
+            return Soft(members=torch.sigmoid(gap / context.scale(gap)), among=x.detach(), dim=dim % x.dim())
 
         context.attach(indices, Soft(later=members))
     return values, indices
@@ -128,7 +128,7 @@ def _taken(context: Context, call: Call, result: Tensor, dim: int) -> Tensor:
     first = (start + x.shape[dim] if start < 0 else start) == 0
     gap = floats - taken.amin(dim, keepdim=True) if first == descending else taken.amax(dim, keepdim=True) - floats
     context.note(call)
-    return context.attach(result, Soft(members=torch.sigmoid(gap / context.scale(gap)), dim=dim))
+    return context.attach(result, Soft(members=torch.sigmoid(gap / context.scale(gap)), among=floats.detach(), dim=dim))
 
 
 @rule("multinomial.default")

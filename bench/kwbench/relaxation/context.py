@@ -24,13 +24,14 @@ class Soft:
     """What travels beside a tensor of truth values or whole numbers, of shape s.
 
     `value` (s), float: the same numbers, with a gradient. For indices: `choice` (s + (k,)), a soft distribution over the k
-    places that each may point to; or `members`, a soft mask over all places of `dim`, of which the indices name the best.
-    `later` makes the twin when it is asked for.
+    places that each may point to; or `members`, a soft mask over all places of `dim`, of which the indices name the best, with
+    what stands there in `among`. `later` makes the twin when it is asked for.
     """
 
     value: Tensor | None = None
     choice: Tensor | None = None
     members: Tensor | None = None
+    among: Tensor | None = None
     dim: int = 0
     later: "Callable[[], Soft] | None" = None
 
@@ -118,7 +119,14 @@ class Context:
             soft = self._alias(tensor)
         if soft is not None and soft.later is not None:
             made = soft.later()
-            soft.value, soft.choice, soft.members, soft.dim, soft.later = made.value, made.choice, made.members, made.dim, None
+            soft.value, soft.choice, soft.members, soft.among, soft.dim = (
+                made.value,
+                made.choice,
+                made.members,
+                made.among,
+                made.dim,
+            )
+            soft.later = None
         return soft
 
     def attach(self, tensor: Tensor, soft: Soft) -> Tensor:

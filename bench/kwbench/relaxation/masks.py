@@ -82,7 +82,7 @@ def _index_put(context: Context, call: Call) -> Any:
             if is_float(x):
                 context.note(call)
     if is_float(x):
-        return straight(real, result) if result is not real else real
+        return straight(real.detach(), result) if result is not real else real
     return context.truth(call, real, result)
 
 

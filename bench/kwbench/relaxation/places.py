@@ -26,20 +26,24 @@ def _scatter(context: Context, call: Call) -> Any:
     if twin is not None and share is None:
         context.lose(call)
     if share is not None:
-        there = result.detach()
-        if not isinstance(source, Tensor):
-            size: Any = source
-        elif source.shape[dim] == 1:
-            size = source.detach()
-        else:
-            # What each place would hold if it were chosen.
-            size = torch.where(there != 0, there, source.detach().amin(dim, keepdim=True))
+        size = source if not isinstance(source, Tensor) else _would_be(twin, result, index, source.detach(), dim)
         result = result + share * size
     if is_float(x):
         if share is not None:
             context.note(call)
-        return straight(real, result) if result is not real else real
+        return straight(real.detach(), result) if result is not real else real
     return context.truth(call, real, result)
+
+
+def _would_be(twin: Soft | None, result: Tensor, index: Tensor, source: Tensor, dim: int) -> Tensor:
+    """What each place would hold if it were chosen."""
+    there = result.detach()
+    if source.shape[dim] == 1:
+        return source
+    among = None if twin is None else twin.among
+    if among is not None and among.shape == there.shape and torch.equal(among.gather(dim, index), there.gather(dim, index)):
+        return among  # its own value
+    return torch.where(there != 0, there, source.amin(dim, keepdim=True))
 
 
 def _share(twin: Soft, dim: int, result: Tensor) -> Tensor | None:
@@ -86,7 +90,7 @@ def _gather(context: Context, call: Call) -> Any:
             context.note(call)
             soft = soft + (share * table.detach()).sum(dim, keepdim=True)
     if is_float(x):
-        return straight(real, soft) if soft is not real else real
+        return straight(real.detach(), soft) if soft is not real else real
     return context.truth(call, real, soft)
 
 
