@@ -15,8 +15,8 @@ from kwbench.store import EvaluationSpec, Tally
 # The label of the clean images among the attacks of an evaluation.
 CLEAN = "clean"
 
-# An attack on a stochastic model gained if it lowered the mean of the best selection shares by at least this much. The noise of
-# the shares alone may do so: that costs passes and no truth, for what is scored are fresh draws.
+# An attack gained if it lowered the mean over the samples by at least this much: of the best selection shares of a stochastic
+# model, whose noise alone may do so at the cost of passes and of no truth, or else of who stands.
 GAIN = 0.005
 
 _LETTERS = {status: status.value[:1].encode() for status in Status}
@@ -58,7 +58,7 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
         lowered = values < best
         present = onto(index, row, np.ones(0 if row is None else len(row))) > 0
         gain = np.where(lowered, best - values, 0.0)
-        gained = bool(gain.sum() >= GAIN * spec.n) if spec.stochastic else bool(lowered.any())
+        gained = bool(gain.sum() >= GAIN * spec.n)
         found[each.label] = Turn(each.label, skipped, sees, best, lowered, bool(present[sees].all()), gained)
         best = np.where(lowered, values, best)
     return list(found.values())

@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,6 +27,7 @@ from kwbench.data import load_dataset, slice_hash
 from kwbench.diagnostics import Case, Question, examine, with_twice_the_budget
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
 from kwbench.finding import Finding
+from kwbench.gradients import Gradient, within
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.model import Model, Prediction, require_exact_float32
@@ -283,6 +284,9 @@ class LocalEvaluator:
                 if not isinstance(attack, Doubling):
                     raise UsageError(f"attack {each.label!r} cannot escalate: {each.attack} does not say what to double")
                 attack = attack.doubled(stage.doubled)
+            gradient: Gradient | None = getattr(attack, "gradient", None)
+            if gradient is not None:
+                attack = replace(attack, gradient=within(gradient, self._threat, self._dataset.shape))
             built[stage.label] = (each.attack, attack)
         if not built.keys() - self._not_applicable.keys():
             kind = "stochastic" if stochastic else "deterministic"

@@ -3,7 +3,8 @@
 An objective maps logits (b, k) to one or more values a sample, (m, b); an estimator returns their gradients in the pixels.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.relaxation import relaxed_pass
+from kwbench.threat import ThreatModel
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -41,10 +43,15 @@ _strict = ConfigDict(extra="forbid", strict=True)
 
 @dataclass(frozen=True)
 class Exact:
-    """What autograd says, from one pass."""
+    """What autograd says, from one pass.
+
+    Where no path of differentiable operations leads from the logits to the pixels, autograd raises; `unreachable: zero` takes
+    the gradient for zero, which is for suites whose other attacks need none.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _strict
     kind: Literal["exact"] = "exact"
+    unreachable: Literal["raise", "zero"] = "raise"
 
     def __call__(
         self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None = None
@@ -54,6 +61,8 @@ class Exact:
             leaf = x.detach().clone().requires_grad_()
             logits = model(leaf, rows)
             values = objective(logits)
+            if self.unreachable == "zero":
+                values = values + 0 * leaf.flatten(1)[:, 0]
             gradients = [
                 torch.autograd.grad(value.sum(), leaf, retain_graph=index + 1 < len(values))[0]
                 for index, value in enumerate(values)
@@ -77,6 +86,7 @@ class Eot:
     __pydantic_config__: ClassVar[ConfigDict] = _strict
     kind: Literal["eot"] = "eot"
     draws: int | Literal["auto"] = 20
+    unreachable: Literal["raise", "zero"] = "raise"
 
     def __post_init__(self) -> None:
         if self.draws != "auto" and self.draws < 1:
@@ -86,12 +96,13 @@ class Eot:
         self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None = None
     ) -> Estimate:
         """Estimate at x (b, c, h, w). `draws` forwards, and as many backwards for each of the m values."""
+        once = Exact(unreachable=self.unreachable)
         if self.draws != "auto":
-            return _mean([EXACT(model, x, objective, rng, rows) for _ in range(self.draws)])
-        found = [EXACT(model, x, objective, rng, rows)]
+            return _mean([once(model, x, objective, rng, rows) for _ in range(self.draws)])
+        found = [once(model, x, objective, rng, rows)]
         while model.stochastic and len(found) < _MOST_DRAWS:
             # As many again; their mean and that of those before are independent.
-            more = [EXACT(model, x, objective, rng, rows) for _ in found]
+            more = [once(model, x, objective, rng, rows) for _ in found]
             agreement = _agreement(_mean(found).gradients, _mean(more).gradients)
             found += more
             if agreement >= _ENOUGH:
@@ -116,6 +127,31 @@ def _unit(gradients: Tensor) -> Tensor:
     return F.normalize(flat / flat.abs().amax(dim=2, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny), dim=2)
 
 
+def _require_noise(estimator: "Smooth | Es") -> None:
+    if estimator.draws < 1:
+        raise ValueError(f"draws: {estimator.draws} must be positive")
+    if (estimator.sigma is None) == (estimator.relative_sigma is None):
+        raise ValueError("give one of sigma, in pixels, and relative_sigma, in eps")
+    if any(sigma is not None and sigma <= 0 for sigma in (estimator.sigma, estimator.relative_sigma)):
+        raise ValueError("sigma and relative_sigma must be positive")
+
+
+def _sigma(estimator: "Smooth | Es") -> float:
+    if estimator.sigma is None:
+        raise ValueError("relative_sigma needs a threat model; see within")
+    return estimator.sigma
+
+
+def within(gradient: "Gradient", threat: ThreatModel, shape: Sequence[int]) -> "Gradient":
+    """The estimator for images (c, h, w) in this ball: a `relative_sigma` as the standard deviation of a pixel, such that the
+    noise is about that many eps long in l2 and l1, and at each pixel in linf."""
+    if not isinstance(gradient, Smooth | Es) or gradient.relative_sigma is None:
+        return gradient
+    pixels = math.prod(shape)
+    share = {"linf": 1.0, "l2": pixels**-0.5, "l1": 1 / pixels}[threat.norm]
+    return replace(gradient, sigma=gradient.relative_sigma * threat.radius * share, relative_sigma=None)
+
+
 @dataclass(frozen=True)
 class Smooth:
     """The mean of autograd's gradients over Gaussian input noise (SmoothGrad, arXiv:1706.03825).
@@ -124,25 +160,27 @@ class Smooth:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _strict
-    sigma: float
+    sigma: float | None = None
     kind: Literal["smooth"] = "smooth"
+    relative_sigma: float | None = None
     draws: int = 20
+    unreachable: Literal["raise", "zero"] = "raise"
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or self.sigma <= 0:
-            raise ValueError(f"draws: {self.draws} and sigma: {self.sigma} must be positive")
+        _require_noise(self)
 
     def __call__(
         self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None = None
     ) -> Estimate:
         """Estimate at x (b, c, h, w). `draws` + 1 forwards, and `draws` backwards for each of the m values."""
+        sigma, once = _sigma(self), Exact(unreachable=self.unreachable)
         with torch.no_grad():
             logits = model(x, rows)
         total: Estimate | None = None
         # No more rows a pass than a tile holds: autograd keeps what each went through.
         for noise in _noises(self.draws, x, rng.child("smooth"), at_once=max(1, model.tile // max(1, len(x)))):
-            near, payers = (x + self.sigma * noise).flatten(0, 1), _repeated(rows, len(noise))
-            found = EXACT(model, near, _stacked(objective, len(noise)), rng, payers)
+            near, payers = (x + sigma * noise).flatten(0, 1), _repeated(rows, len(noise))
+            found = once(model, near, _stacked(objective, len(noise)), rng, payers)
             values = found.values.view(-1, *noise.shape[:2]).sum(dim=1)
             gradients = found.gradients.view(-1, *noise.shape).sum(dim=1)
             total = Estimate(logits, values, gradients) if total is None else total.plus(values, gradients)
@@ -160,18 +198,19 @@ class Es:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _strict
-    sigma: float
+    sigma: float | None = None
     kind: Literal["es"] = "es"
+    relative_sigma: float | None = None
     draws: int = 50  # antithetic pairs
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or self.sigma <= 0:
-            raise ValueError(f"draws: {self.draws} and sigma: {self.sigma} must be positive")
+        _require_noise(self)
 
     def __call__(
         self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None = None
     ) -> Estimate:
         """Estimate at x (b, c, h, w). 2 * `draws` + 1 forwards, no backward."""
+        sigma = _sigma(self)
         with torch.no_grad():
             logits = model(x, rows)
             values = objective(logits)
@@ -179,11 +218,11 @@ class Es:
             for noise in _noises(self.draws, x, rng.child("es")):
                 stacked, payers = _stacked(objective, len(noise)), _repeated(rows, len(noise))
                 with model.same_draws():
-                    up = stacked(model((x + self.sigma * noise).flatten(0, 1), payers))
-                    down = stacked(model((x - self.sigma * noise).flatten(0, 1), payers))
+                    up = stacked(model((x + sigma * noise).flatten(0, 1), payers))
+                    down = stacked(model((x - sigma * noise).flatten(0, 1), payers))
                 rise = (up - down).view(-1, *noise.shape[:2])
                 gradients += torch.einsum("mdb,dbchw->mbchw", rise, noise)
-        return Estimate(logits, values, gradients / (2 * self.sigma * self.draws))
+        return Estimate(logits, values, gradients / (2 * sigma * self.draws))
 
 
 @dataclass(frozen=True)
@@ -199,6 +238,7 @@ class Relaxed:
     kind: Literal["relaxed"] = "relaxed"
     softness: float | Literal["auto"] = "auto"
     draws: int = 1
+    unreachable: Literal["raise", "zero"] = "raise"
 
     def __post_init__(self) -> None:
         if self.draws < 1 or (self.softness != "auto" and self.softness <= 0):
@@ -213,7 +253,8 @@ class Relaxed:
         if softness == "auto":
             softness = _SOFTNESS_IN_NOISE if model.stochastic else _SOFTNESS
         with model.running(partial(relaxed_pass, softness=softness)):
-            return _mean([EXACT(model, x, objective, rng, rows) for _ in range(self.draws)])
+            once = Exact(unreachable=self.unreachable)
+            return _mean([once(model, x, objective, rng, rows) for _ in range(self.draws)])
 
 
 # By trial of 0.03 to 10 on k-WTA and LWTA networks, deterministic and stochastic, plain and adversarially trained. In noise
