@@ -1,3 +1,4 @@
+import gc
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -412,6 +413,24 @@ def test_all_spellings_of_an_activation_have_one_gradient() -> None:
     found = [gradient(nn.Sequential(way(0.1), nn.Flatten()), x) for way in (*KWTA.values(), Kwta)]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
+
+
+def test_memory_does_not_wait_for_the_garbage_collector() -> None:
+    module = Of(
+        lambda x: sum(EVERY_WAY[way](x).sum(dim=1, keepdim=True) for way in ("exp over sum", "rank", "place of the largest"))
+    )
+
+    def alive() -> int:
+        gradient(module, rows())
+        return sum(type(each) is Tensor for each in gc.get_objects())
+
+    alive()  # whatever is made once
+    gc.collect()
+    gc.disable()
+    try:
+        assert alive() == alive() == alive()
+    finally:
+        gc.enable()
 
 
 def test_softness_is_chosen_by_whether_the_model_is_random() -> None:

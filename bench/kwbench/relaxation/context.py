@@ -219,6 +219,15 @@ class Context:
         self._whole[place].as_strided(*_geometry(target)).copy_(value)
         return target
 
+    def forget(self) -> None:
+        """Let go of all tensors, when the pass is over."""
+        self._soft.clear()
+        self._twins.clear()
+        self._whole.clear()
+        self._origin.clear()
+        self._alive.clear()
+        self.carried.clear()
+
     def remember(self, tensor: Tensor, how: str, *parts: Any) -> Tensor:
         """Note how a tensor came about, of which parts."""
         self._origin[id(tensor)] = (how, parts)

@@ -30,7 +30,7 @@ def _where(context: Context, call: Call) -> Any:
 def _difference(a: Any, b: Any, like: Tensor) -> Tensor:
     """a - b without gradient, 0 where it is not finite."""
     gap = (torch.as_tensor(a, device=like.device) - torch.as_tensor(b, device=like.device)).detach()
-    return torch.where(gap.isfinite(), gap, 0)
+    return gap.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _mixed(context: Context, call: Call, result: Tensor, share: Tensor, a: Any, b: Any) -> Tensor:

@@ -90,6 +90,14 @@ class _Relaxing(TorchDispatchMode):
         if self._guess:
             self._latest[tuple(shadow.shape)] = shadow
 
+    def forget(self) -> None:
+        """Let go of all tensors, when the pass is over."""
+        self._shadows.clear()
+        self._any_shadow.clear()
+        self._alive.clear()
+        self._saved.clear()
+        self._latest.clear()
+
     def shadow_of(self, value: Tensor) -> Tensor | None:
         """A value's shadow, if it depends on the pixels."""
         place = storage(value)
@@ -279,17 +287,21 @@ def run(
     mode = _Relaxing(context, own, place, log, guess)
     if root.requires_grad:
         mode.follow(pixels, root)
-    with torch.no_grad(), ExitStack() as stack:
-        stack.enter_context(plain_attention())
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(mode.keep, _tensor_of))
-        if log is not None:
-            stack.enter_context(_placing(module, place))
-        with mode:
-            answer = module(pixels)
-    if not isinstance(answer, Tensor) or storage(answer) not in context.carried:
-        return answer, None
-    shadow = mode.shadow_of(answer) if is_float(answer) else None
-    return answer, shadow if shadow is not None and shadow.requires_grad else None
+    try:
+        with torch.no_grad(), ExitStack() as stack:
+            stack.enter_context(plain_attention())
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(mode.keep, _tensor_of))
+            if log is not None:
+                stack.enter_context(_placing(module, place))
+            with mode:
+                answer = module(pixels)
+        followed = isinstance(answer, Tensor) and is_float(answer) and storage(answer) in context.carried
+        shadow = mode.shadow_of(answer) if followed else None
+        return answer, shadow if shadow is not None and shadow.requires_grad else None
+    finally:
+        # Graph, hooks and twins refer to each other: without this, memory would wait for the garbage collector.
+        mode.forget()
+        context.forget()
 
 
 def _tensor_of(saved: _Saved) -> Tensor:
