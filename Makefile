@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test trials check format clean
 
 setup: .venv/.installed
 
@@ -17,6 +17,9 @@ demo: setup
 
 test: setup check
 	$(BIN)/python -m pytest
+
+trials: setup
+	$(BIN)/python -m pytest -m trial
 
 check: setup
 	$(BIN)/ruff check bench tests

@@ -21,7 +21,7 @@ from small_models import first_images
 from sound_models import SOUND, Sound
 from spellings import FILE, HIDDEN, KWTA, LWTA
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.trial
 
 SEEN = [way for way in LWTA if way not in HIDDEN]
 
