@@ -206,7 +206,7 @@ def test_every_parameter_of_an_attack_is_plain_data_and_part_of_its_identity() -
     attack = build_attack("pgd", {"step_size": "2/255", "gradient": {"kind": "eot", "draws": 3}})
     parameters = parameters_of(attack)
     assert parameters["step_size"] == 2 / 255
-    assert parameters["gradient"] == {"kind": "eot", "draws": 3}
+    assert parameters["gradient"] == {"kind": "eot", "draws": 3, "unreachable": "raise"}
     assert set(parameters) == set(default_parameters("pgd"))
     assert "source" not in default_parameters("transfer")
     named = build_attack("foolbox:LinfPGD", {"steps": 3})

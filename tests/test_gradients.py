@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kwbench.attacks import build_attack
 from kwbench.attacks.losses import LOSSES, margin
 from kwbench.geometry import distance
-from kwbench.gradients import EXACT, Eot, Es, Gradient, Relaxed, Smooth, passes, with_more_draws
+from kwbench.gradients import EXACT, Eot, Es, Exact, Gradient, Relaxed, Smooth, passes, with_more_draws, within
 from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -233,3 +233,37 @@ def test_an_attack_refuses_an_unknown_estimator() -> None:
 
     with pytest.raises(UsageError, match=r"pgd\.gradient"):
         build_attack("pgd", {"gradient": {"kind": "magic"}})
+
+
+def test_noise_in_units_of_eps_is_as_long_as_the_ball_is_wide() -> None:
+    estimator = Es(relative_sigma=0.25)
+    linf = within(estimator, ThreatModel.of("linf", "0.2"), (1, 8, 8))
+    l2 = within(estimator, ThreatModel.of("l2", "2"), (1, 8, 8))
+    assert linf == Es(sigma=0.25 * 0.2)
+    assert l2 == Es(sigma=0.25 * 2 / 8)
+    assert within(EXACT, ThreatModel.of("linf", "0.2"), (1, 8, 8)) is EXACT
+
+
+@pytest.mark.parametrize("sigmas", [{}, {"sigma": 0.1, "relative_sigma": 0.1}, {"relative_sigma": 0.0}])
+def test_noise_has_one_length_and_it_is_positive(sigmas: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="sigma"):
+        Es(**sigmas)
+
+
+class Detached(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().flatten(1)[:, :10].clone()
+
+
+@pytest.mark.parametrize("kind", [Exact, Eot])
+def test_a_gradient_that_reaches_no_pixel_is_an_error_unless_it_is_taken_for_zero(kind: type[Exact | Eot]) -> None:
+    model, batch = wrapped(Detached()), first_images(4)
+    rng = SampleRandom(0, "test", batch.samples)
+
+    def objective(logits: Tensor) -> Tensor:
+        return logits[None, :, 0]
+
+    with pytest.raises(RuntimeError):
+        kind()(model, batch.x, objective, rng)
+    estimate = kind(unreachable="zero")(model, batch.x, objective, rng)
+    assert not bool(estimate.gradients.any())
