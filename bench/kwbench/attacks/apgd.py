@@ -8,10 +8,10 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import doubled_climb, strict
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin
 from kwbench.geometry import norms, project, random_start, steepest
-from kwbench.gradients import EXACT, Es, Gradient, Smooth, passes, with_more_draws
+from kwbench.gradients import EXACT, Es, Gradient, Smooth, passes
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
@@ -96,13 +96,8 @@ class Apgd:
         return search + (1 + passes(self.gradient, self._looked_at()) if self.targets else 0)
 
     def doubled(self, times: int) -> "Apgd":
-        """See Doubling: more draws of an estimator that has draws, else more restarts, or steps where all starts are one."""
-        gradient = with_more_draws(self.gradient, times)
-        if gradient is not None:
-            return replace(self, gradient=gradient)
-        if self.random_start:
-            return replace(self, restarts=self.restarts * 2**times)
-        return replace(self, steps=self.steps * 2**times)
+        """See Doubling."""
+        return doubled_climb(self, times)
 
     def adapts(self, model: Model) -> bool:
         """Whether the step size follows the loss; noise in it, or in the direction, would halve it at every checkpoint."""

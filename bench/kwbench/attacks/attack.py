@@ -1,11 +1,13 @@
 """What an attack is: a frozen configuration that proposes images. It never judges, stores or seeds globally."""
 
+from dataclasses import replace
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor
 
+from kwbench.gradients import Gradient, with_more_draws
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -63,3 +65,30 @@ class Budgeted(Attack, Protocol):
     def passes(self, stochastic: bool) -> int:
         """The largest number of forwards and backwards that it may spend on a sample of such a model."""
         ...
+
+
+class _Climb(Attack, Protocol):
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    @property
+    def random_start(self) -> bool: ...
+
+    @property
+    def gradient(self) -> Gradient: ...
+
+
+_C = TypeVar("_C", bound=_Climb)
+
+
+def doubled_climb(attack: _C, times: int) -> _C:
+    """More draws of an estimator that has draws, else more restarts, or steps where all starts are one."""
+    gradient = with_more_draws(attack.gradient, times)
+    if gradient is not None:
+        return replace(attack, gradient=gradient)
+    if attack.random_start:
+        return replace(attack, restarts=attack.restarts * 2**times)
+    return replace(attack, steps=attack.steps * 2**times)

@@ -1,17 +1,17 @@
 """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import Length, strict
+from kwbench.attacks.attack import Length, doubled_climb, strict
 from kwbench.attacks.descent import Descent
 from kwbench.attacks.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
-from kwbench.gradients import EXACT, Gradient, passes, with_more_draws
+from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -84,13 +84,8 @@ class Pgd:
         return self.restarts * (self.steps * passes(self.gradient) + looks)
 
     def doubled(self, times: int) -> "Pgd":
-        """See Doubling: more draws of an estimator that has draws, else more restarts, or steps where all starts are one."""
-        gradient = with_more_draws(self.gradient, times)
-        if gradient is not None:
-            return replace(self, gradient=gradient)
-        if self.random_start:
-            return replace(self, restarts=self.restarts * 2**times)
-        return replace(self, steps=self.steps * 2**times)
+        """See Doubling."""
+        return doubled_climb(self, times)
 
     def _mean_loss(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with torch.no_grad():
