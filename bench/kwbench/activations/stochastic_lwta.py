@@ -41,6 +41,8 @@ class StochasticLwta(nn.Module):
         if x.shape[1] % self.units:
             raise ValueError(f"units: {x.shape[1]} channels do not divide into blocks of {self.units}")
         blocks: Tensor = x.unflatten(1, (-1, self.units))  # type: ignore[no-untyped-call]
+        if not self.training and self.units == 2:
+            return self._duel(*blocks.unbind(2))
         if not self.training and self.sampling == "hard":
             return (blocks * _one_hot_sample(blocks.detach())).flatten(1, 2)
         gumbel = _gumbel_noise(blocks)
@@ -53,6 +55,17 @@ class StochasticLwta(nn.Module):
         # softmax ignores the constant that separates values from log-probabilities.
         mask = F.softmax((blocks + gumbel) / self.temperature, dim=2).to(blocks.dtype)
         return (blocks * mask).flatten(1, 2)
+
+    def _duel(self, first: Tensor, second: Tensor) -> Tensor:
+        """The same draw of two: the softmax of two values is the sigmoid of their difference, at half the cost."""
+        lead = first - second
+        if self.sampling == "hard":
+            wins = torch.rand_like(lead, dtype=_at_least_float32(lead)) < lead.detach().to(_at_least_float32(lead)).sigmoid()
+            return torch.stack([torch.where(wins, first, 0), torch.where(wins, 0, second)], dim=2).flatten(1, 2)
+        # The difference of two Gumbel variables is logistic.
+        noise = torch.rand_like(lead, dtype=_at_least_float32(lead)).logit_(2**-24)
+        share = ((lead + noise) / self.temperature).sigmoid().to(lead.dtype)
+        return torch.stack([first * share, second * (1 - share)], dim=2).flatten(1, 2)
 
     def extra_repr(self) -> str:
         """For print."""
