@@ -618,3 +618,14 @@ def test_a_protocol_for_another_ball_is_refused(kwb: Kwbench, tmp_path: Path) ->
     (tmp_path / "weak.yaml").write_text("threat: {norm: l2, eps: 0.1}\nattacks:\n  noop: {}\n")
     answer = kwb("diagnose", "small", "--suite", "strong.yaml", "--protocol", "weak.yaml", "--n", "16", "--tile", "16")
     refused(answer, 2, "--protocol", "l2")
+
+
+def test_a_suite_may_be_another_on_each_data_set_and_says_how_many_images(kwb: Kwbench, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "attacks: {pgd: {}}\ndatasets: {digits: {n: 20, threat: {norm: linf, eps: 0.05}, attacks: {fgsm: {}}}}\n"
+    )
+    answer = kwb("evaluate", "small", "--suite", "mine.yaml", "--json")
+    assert answer.code == 0, answer.err
+    assert [attack["name"] for attack in answer.json["attacks"]] == ["fgsm"]
+    assert (answer.json["n"], answer.json["threat"]["eps"]) == (20, 0.05)
+    assert kwb("evaluate", "small", "--suite", "mine.yaml", "--n", "12", "--json").json["n"] == 12

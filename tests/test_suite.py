@@ -1,5 +1,6 @@
 """Evaluation protocols: from files, from names, and with parameters overridden."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from kwbench.attacks import build_attack
+from kwbench.data import dataset_names
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.model import Model
 from kwbench.suite import Suite, SuiteAttack, override, read_suite, suite_names, suite_of
@@ -31,14 +33,16 @@ def surrogate() -> Model:
 
 @pytest.mark.parametrize("name", suite_names())
 def test_every_shipped_suite_is_well_formed_and_all_its_attacks_can_be_built(name: str, surrogate: Model) -> None:
-    suite = read_suite(name)
-    assert suite.name == name
-    assert suite.description
-    for attack in suite.attacks:
-        built = build_attack(attack.attack, attack.parameters, lambda _: surrogate)
-        assert built.norms
-    for stochastic in (False, True):
-        assert any(attack.applies(stochastic) for attack in suite.attacks)
+    whole = read_suite(name)
+    assert whole.name == name
+    assert whole.description
+    assert set(whole.datasets) <= set(dataset_names())
+    for suite in (whole, *whole.datasets.values()):
+        for attack in suite.attacks:
+            built = build_attack(attack.attack, attack.parameters, lambda _: surrogate)
+            assert built.norms
+        for stochastic in (False, True):
+            assert any(attack.applies(stochastic) for attack in suite.attacks)
 
 
 def test_the_suite_all_holds_every_attack_that_the_card_names() -> None:
@@ -67,6 +71,41 @@ def test_a_suite_file_says_everything_about_a_protocol(tmp_path: Path) -> None:
     assert (suite.attacks[1].attack, suite.attacks[1].parameters) == ("pgd", {"steps": 100})
     assert [attack.label for attack in suite.attacks if attack.applies(False)] == ["pgd", "strong"]
     assert [attack.label for attack in suite.attacks if attack.applies(True)] == ["pgd", "drawn"]
+
+
+PER_DATA_SET = """
+description: Mine.
+threat: {norm: linf, eps: 0.1}
+paper_attacks: [pgd]
+attacks: {pgd: {steps: 7}, fgsm: {}}
+datasets:
+  svhn: {threat: {norm: linf, eps: 0.047}}
+  mnist: {n: 5, paper_attacks: [pgd-20], attacks: {pgd-20: {attack: pgd, steps: 20}}}
+  cifar10: {attacks: {pgd: {steps: 9}}}
+"""
+
+
+def test_a_suite_may_be_another_protocol_on_some_data_sets(tmp_path: Path) -> None:
+    suite = written(tmp_path, PER_DATA_SET)
+    elsewhere, svhn, mnist, cifar10 = (suite.on(name) for name in ("digits", "svhn", "mnist", "cifar10"))
+    assert elsewhere == written(tmp_path, PER_DATA_SET.partition("datasets:")[0])
+    assert svhn == replace(elsewhere, threat=ThreatModel.of("linf", "0.047"))
+    assert (mnist.n, mnist.threat, mnist.paper_attacks) == (5, elsewhere.threat, ("pgd-20",))
+    assert parameters(mnist) == {"pgd-20": {"steps": 20}}
+    # Other attacks are not the paper's unless it says so.
+    assert (cifar10.paper_attacks, parameters(cifar10)) == (None, {"pgd": {"steps": 9}})
+    assert {each.name for each in (elsewhere, svhn, mnist, cifar10)} == {"mine"}
+
+
+def test_settings_hold_on_every_data_set_that_has_the_attack(tmp_path: Path) -> None:
+    suite = override(written(tmp_path, PER_DATA_SET), ["pgd.steps=3"])
+    assert [parameters(suite.on(name)) for name in ("digits", "mnist", "cifar10")] == [
+        {"pgd": {"steps": 3}, "fgsm": {}},
+        {"pgd-20": {"steps": 20}},
+        {"pgd": {"steps": 3}},
+    ]
+    assert suite.on("svhn").name == suite.name == "mine with pgd.steps=3"
+    assert parameters(override(suite, ["pgd-20.steps=4"]).on("mnist")) == {"pgd-20": {"steps": 4}}
 
 
 def test_a_suite_without_a_threat_or_a_paper_leaves_both_open(tmp_path: Path) -> None:
@@ -135,6 +174,11 @@ def test_a_protocol_outside_a_cascade_may_stand_anywhere(tmp_path: Path) -> None
         ("attacks: {pgd: {}}\nthreat: {norm: linf}\n", "threat.eps: Field required"),
         ("attacks: {pgd: {}}\nthreat: {norm: linf, eps: 0.1, esp: 1}\n", "'threat.esp'; did you mean 'eps'"),
         ("attacks: {pgd: {step_size: .nan}}\n", "attacks.pgd.step_size: must be a finite number"),
+        ("attacks: {pgd: {}}\nn: 0\n", "n: Input should be greater"),
+        ("attacks: {pgd: {}}\ndatasets: {mnist: {eps: 1}}\n", "unknown key 'datasets.mnist.eps'"),
+        ("attacks: {pgd: {}}\ndatasets: {MNIST: {n: 1}}\n", "datasets.MNIST: names match"),
+        ("attacks: {pgd: {}}\ndatasets: {mnist: {attacks: {}}}\n", "datasets.mnist: attacks: there is none"),
+        ("attacks: {pgd: {}}\ndatasets: {mnist: {paper_attacks: [pgb]}}\n", "datasets.mnist: paper_attacks: 'pgb' is not"),
     ],
 )
 def test_malformed_suites_are_refused_with_the_key(tmp_path: Path, text: str, message: str) -> None:

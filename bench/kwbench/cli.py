@@ -563,7 +563,8 @@ def _requests(models: list[str], suite: "Suite", *, prediction: str | None, **op
         for model in named:
             known.find(model)  # the last one's name is worth checking before the first one's hours
     rule = prediction_rule(prediction) if prediction is not None else None
-    return [Request(model=model, suite=suite, prediction=rule, **options) for model in models]
+    requests = [Request(model=model, suite=suite, prediction=rule, **options) for model in models]
+    return [replace(each, suite=suite.on(each.dataset_name)) for each in requests]
 
 
 def _command() -> str:

@@ -63,6 +63,11 @@ class Request:
     # Whether adversarial images are to be on record too.
     keep_adversarials: bool = False
 
+    @property
+    def dataset_name(self) -> str:
+        """The data set asked for, or that of the model."""
+        return self.dataset or (DEFAULT_DATASET if is_file_model(self.model) else dataset_of(self.model))
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -122,13 +127,13 @@ class LocalEvaluator:
         if registry is not None and not is_file_model(request.model):
             registry.find(request.model)  # an unknown model is worth saying before its data set is
         self._dataset = load_dataset(
-            self._dataset_name, data=request.data, data_dir=request.data_dir, download=request.download
+            self._request.dataset_name, data=request.data, data_dir=request.data_dir, download=request.download
         )
         threads = request.threads or (1 if math.prod(self._dataset.shape) <= _SMALL_IMAGE else None)
         if threads is not None:
             torch.set_num_threads(threads)
         split = self._dataset.test if request.split == "test" else self._dataset.validation
-        n = len(split) if request.n is None else request.n
+        n = min(request.suite.n or len(split), len(split)) if request.n is None else request.n
         if not 1 <= n <= len(split):
             raise UsageError(f"--n {n}: {self._dataset.name} has {len(split)} {request.split} images")
         self._batch = split.batch(range(n)).to(self._device)
@@ -299,7 +304,7 @@ class LocalEvaluator:
                 return self._swapped(name)
             registry = self._registry or read_registry(self._request.registry)
             # A bare name means the surrogate of the data set at hand.
-            found, entry = registry.find(name if "/" in name else f"{self._dataset_name}/{name}")
+            found, entry = registry.find(name if "/" in name else f"{self._request.dataset_name}/{name}")
             loaded = load_entry(registry, found, entry, self._dataset)
             self._surrogates[label] = loaded.sha256
             return Model(
@@ -325,11 +330,6 @@ class LocalEvaluator:
         )
         surrogate.measure_randomness(self._batch.x[: self._request.tile])
         return surrogate
-
-    @property
-    def _dataset_name(self) -> str:
-        request = self._request
-        return request.dataset or (DEFAULT_DATASET if is_file_model(request.model) else dataset_of(request.model))
 
 
 # Values of an image up to which a second thread gains a tenth on idle cores, and on busy ones loses a factor of ten.

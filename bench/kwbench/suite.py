@@ -1,6 +1,7 @@
 """Evaluation protocols: an explicit list of attacks, from a YAML file, or from the names on a command line."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,9 @@ from kwbench.strict_yaml import Strict, parse_yaml, read_yaml, validate
 from kwbench.threat import ThreatModel
 
 _FOLDER = Path(__file__).parent / "suites"
+
+# A data set, as the first part of a model's name.
+NAME = "[a-z0-9][a-z0-9._-]*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,12 @@ class Stage:
 @dataclass(frozen=True, slots=True)
 class Suite:
     """A named protocol. `threat` None means the data set's own; `paper_attacks` are the labels that the paper's table
-    includes, None where there is no paper.
+    includes, None where there is no paper. `n`: how many of the first images it is for, fewer where there are fewer; None for
+    all.
 
     `cascade`: each attack sees only the samples that those before it left standing. `protocol`: the labels whose worst case
     is the accuracy that a usual evaluation would report. `by_name`: its attacks were asked for by name, so each must apply.
-    `diagnose`: the evaluation is diagnosed and gets a verdict.
+    `diagnose`: the evaluation is diagnosed and gets a verdict. `datasets`: the protocol on data sets where it is another one.
     """
 
     name: str
@@ -66,6 +71,12 @@ class Suite:
     protocol: tuple[str, ...] | None = None
     by_name: bool = False
     diagnose: bool = False
+    n: int | None = None
+    datasets: Mapping[str, "Suite"] = field(default_factory=dict)
+
+    def on(self, dataset: str) -> "Suite":
+        """The protocol on a data set."""
+        return self.datasets.get(dataset, replace(self, datasets={}))
 
     def stages(self, stochastic: bool) -> list[Stage]:
         """All that may have to run on a model of this kind, in order."""
@@ -97,14 +108,25 @@ class _ThreatSection(Strict):
     eps: str | float | int
 
 
-class _File(Strict):
-    attacks: dict[str, _AttackSection]
-    description: str = ""
+class _Protocol(Strict):
+    """What may be another on some data set; what is not said there is as elsewhere."""
+
     threat: _ThreatSection | None = None
     paper_attacks: list[str] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+
+
+class _DataSetSection(_Protocol):
+    attacks: dict[str, _AttackSection] | None = None
+
+
+class _File(_Protocol):
+    attacks: dict[str, _AttackSection]
+    description: str = ""
     cascade: bool = False
     protocol: list[str] | None = None
     diagnose: bool = False
+    datasets: dict[str, _DataSetSection] = Field(default_factory=dict)
 
 
 def suite_names() -> list[str]:
@@ -119,17 +141,34 @@ def read_suite(name: str) -> Suite:
         raise UsageError(f"suite {name!r} is unknown; {did_you_mean(name, suite_names())}; or name a .yaml file")
     data = read_yaml(path)
     file = validate(_File, data, str(path))
+    for key in file.datasets:
+        if not re.fullmatch(NAME, key):
+            raise UsageError(f"{path}: datasets.{key}: names match {NAME}")
+    sections = {key: _protocol_on(file, section) for key, section in file.datasets.items()}
+    suites = {key: _suite(path.stem, each, f"{path}: datasets.{key}") for key, each in sections.items()}
+    return replace(_suite(path.stem, file, str(path)), datasets=suites)
+
+
+def _protocol_on(file: _File, section: _DataSetSection) -> _File:
+    """The file as it is on one data set. Attacks given there are all there are, and the paper's among them only its own."""
+    given = {key: getattr(section, key) for key in section.model_fields_set}
+    if "attacks" in given:
+        given = {"paper_attacks": None, "protocol": None} | given
+    return file.model_copy(update=given)
+
+
+def _suite(name: str, file: _File, where: str) -> Suite:
     if not file.attacks:
-        raise UsageError(f"{path}: attacks: there is none")
+        raise UsageError(f"{where}: attacks: there is none")
     for key, labels in (("paper_attacks", file.paper_attacks), ("protocol", file.protocol)):
         for label in labels or []:
             if label not in file.attacks:
-                raise UsageError(f"{path}: {key}: {label!r} is not among the attacks; {did_you_mean(label, file.attacks)}")
+                raise UsageError(f"{where}: {key}: {label!r} is not among the attacks; {did_you_mean(label, file.attacks)}")
     suite = Suite(
-        name=path.stem,
+        name=name,
         attacks=tuple(
             SuiteAttack(
-                _checked_label(label, str(path)),
+                _checked_label(label, where),
                 section.attack or label,
                 section.when,
                 dict(section.model_extra or {}),
@@ -144,8 +183,9 @@ def read_suite(name: str) -> Suite:
         cascade=file.cascade,
         protocol=tuple(file.protocol) if file.protocol is not None else None,
         diagnose=file.diagnose,
+        n=file.n,
     )
-    _check_order(suite, str(path))
+    _check_order(suite, where)
     return suite
 
 
@@ -164,30 +204,48 @@ def suite_of(names: Sequence[str]) -> Suite:
 def override(suite: Suite, settings: Sequence[str]) -> Suite:
     """The suite with parameters set, each written LABEL.PARAMETER=VALUE; nested ones LABEL.gradient.kind=eot.
 
-    Raises UsageError for a label that the suite lacks, and for a parameter inside one that has no parts.
+    Raises UsageError for a label that the suite has on no data set, and for a parameter inside one that has no parts.
     """
-    attacks = {attack.label: attack for attack in suite.attacks}
     for setting in settings:
-        path, separator, text = setting.partition("=")
-        # A label may hold dots itself: pgd-0.1.steps=5.
-        label = max((each for each in attacks if path.startswith(f"{each}.")), key=len, default=path.partition(".")[0])
-        rest = path[len(label) + 1 :]
-        if not separator or not label or not all(rest.split(".")):
-            raise UsageError(f"--set {setting}: write LABEL.PARAMETER=VALUE, such as pgd.steps=100")
-        if label not in attacks:
-            raise UsageError(f"--set {setting}: the suite has no attack {label!r}; {did_you_mean(label, attacks)}")
-        parameters = dict(attacks[label].parameters)
-        inner = parameters
-        *groups, last = rest.split(".")
-        for group in groups:
-            if not isinstance(inner.get(group) or {}, dict):
-                raise UsageError(f"--set {setting}: {group!r} is {inner[group]!r} and has no parts")
-            inner[group] = dict(inner.get(group) or {})
-            inner = inner[group]
-        inner[last] = parse_yaml(f"value: {text}", f"--set {setting}")["value"]
-        attacks[label] = replace(attacks[label], parameters=parameters)
-    name = f"{suite.name} with {', '.join(settings)}" if settings else suite.name
-    return replace(suite, name=name, attacks=tuple(attacks.values()))
+        known = [suite, *suite.datasets.values()]
+        label, path, value = _setting(setting, [attack.label for each in known for attack in each.attacks])
+        changed = [_with(each, label, path, value, setting) for each in known]
+        suite = replace(changed[0], datasets=dict(zip(suite.datasets, changed[1:], strict=True)))
+    if not settings:
+        return suite
+    name = f"{suite.name} with {', '.join(settings)}"
+    return replace(suite, name=name, datasets={key: replace(each, name=name) for key, each in suite.datasets.items()})
+
+
+def _setting(setting: str, labels: Sequence[str]) -> tuple[str, list[str], Any]:
+    """The label, the parts of the parameter's name, and the value of a setting."""
+    path, separator, text = setting.partition("=")
+    # A label may hold dots itself: pgd-0.1.steps=5.
+    label = max((each for each in labels if path.startswith(f"{each}.")), key=len, default=path.partition(".")[0])
+    rest = path[len(label) + 1 :]
+    if not separator or not label or not all(rest.split(".")):
+        raise UsageError(f"--set {setting}: write LABEL.PARAMETER=VALUE, such as pgd.steps=100")
+    if label not in labels:
+        raise UsageError(f"--set {setting}: the suite has no attack {label!r}; {did_you_mean(label, labels)}")
+    return label, rest.split("."), parse_yaml(f"value: {text}", f"--set {setting}")["value"]
+
+
+def _with(suite: Suite, label: str, path: Sequence[str], value: Any, setting: str) -> Suite:
+    """The suite with this parameter set where it has the attack."""
+    attacks = {attack.label: attack for attack in suite.attacks}
+    if label not in attacks:
+        return suite
+    parameters = dict(attacks[label].parameters)
+    inner = parameters
+    *groups, last = path
+    for group in groups:
+        if not isinstance(inner.get(group) or {}, dict):
+            raise UsageError(f"--set {setting}: {group!r} is {inner[group]!r} and has no parts")
+        inner[group] = dict(inner.get(group) or {})
+        inner = inner[group]
+    inner[last] = value
+    attacks[label] = replace(attacks[label], parameters=parameters)
+    return replace(suite, attacks=tuple(attacks.values()))
 
 
 def _checked_label(label: str, where: str) -> str:
