@@ -17,6 +17,7 @@ from kwbench.attacks.deepfool import DeepFool
 from kwbench.attacks.fgsm import Fgsm
 from kwbench.attacks.foolbox import Foolbox
 from kwbench.attacks.mim import Mim
+from kwbench.attacks.natural import ColourJitter, GaussianBlind, Rotation, Translation
 from kwbench.attacks.pgd import Pgd
 from kwbench.attacks.rays import Rays
 from kwbench.attacks.square import Square
@@ -40,6 +41,10 @@ ATTACKS: dict[str, type[Any]] = {
     "noop": NoOp,
     "gaussian-noise": GaussianNoise,
     "random-sign": RandomSign,
+    "gaussian-blind": GaussianBlind,
+    "translation": Translation,
+    "rotation": Rotation,
+    "colour-jitter": ColourJitter,
 }
 
 

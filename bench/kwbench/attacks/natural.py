@@ -1,0 +1,157 @@
+"""Natural perturbations: what cameras and hands do to images. Nobody searches; each image gets one random draw.
+
+They ignore the ball: give them linf with eps 1, in which every image lies. What leaves a smaller ball is `invalid`.
+Hendrycks and Dietterich 2019 (arXiv:1903.12261); with the parameters of xiao2020 (arXiv:1905.10510), D.5.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict
+from torch import Tensor
+
+from kwbench.attacks.attack import strict
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom
+from kwbench.threat import ThreatModel
+
+_LINF = frozenset({"linf"})
+
+# Luma of ITU-R BT.601.
+_GREY = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class GaussianBlind:
+    """Gaussian noise of standard deviation `std` on every pixel, cut to [0, 1]."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = _LINF
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = False
+
+    std: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise ValueError("std must be positive")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """One draw near each x (b, c, h, w); neither the model nor y is asked."""
+        return (x + self.std * rng.normal("noise", x.shape[1:]).to(x.device)).clamp(0, 1)
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The image moved by a whole number of up to `pixels` each way; what enters is black."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = _LINF
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = False
+
+    pixels: int = 5
+
+    def __post_init__(self) -> None:
+        if self.pixels < 1:
+            raise ValueError("pixels must be at least 1")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """One draw for each x (b, c, h, w); neither the model nor y is asked."""
+        reach, (height, width) = self.pixels, x.shape[2:]
+        wide = F.pad(x, (reach, reach, reach, reach))
+        corners = rng.uniform("corner", (2,), 0, 2 * reach + 1).floor().long().clamp_max(2 * reach).tolist()
+        return torch.stack(
+            [image[:, top : top + height, left : left + width] for image, (top, left) in zip(wide, corners, strict=True)]
+        )
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The image turned about its centre by up to `degrees` each way; each pixel is its nearest one, or black."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = _LINF
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = False
+
+    degrees: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.degrees <= 180:
+            raise ValueError("degrees must lie in (0, 180]")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """One draw for each x (b, c, h, w); neither the model nor y is asked."""
+        angle = rng.uniform("angle", (), -self.degrees, self.degrees).to(x.device) * (math.pi / 180)
+        height, width = x.shape[2:]
+        rows, columns = torch.meshgrid(
+            torch.arange(height, device=x.device) - (height - 1) / 2,
+            torch.arange(width, device=x.device) - (width - 1) / 2,
+            indexing="ij",
+        )
+        cosine, sine = (each.view(-1, 1, 1) for each in (angle.cos(), angle.sin()))
+        row = (cosine * rows + sine * columns + (height - 1) / 2).round().long()
+        column = (cosine * columns - sine * rows + (width - 1) / 2).round().long()
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).flatten(1)[:, None]
+        turned = x.flatten(2).gather(2, place.expand(-1, x.shape[1], -1)).view_as(x)
+        return turned * inside[:, None]
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        return 0
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """Brightness, contrast and saturation, in random order, each times a factor within `strength` of 1, as torchvision does.
+
+    Contrast is towards the mean grey of the image, saturation towards the grey of each pixel; grey images have none.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    norms: ClassVar[frozenset[str]] = _LINF
+    minimum_norm: ClassVar[bool] = False
+    whole_tiles: ClassVar[bool] = False
+
+    strength: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise ValueError("strength must lie in (0, 1]")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+        """One draw for each x (b, c, h, w) with 1 or 3 channels; neither the model nor y is asked."""
+        factors = rng.uniform("factors", (3,), 1 - self.strength, 1 + self.strength).to(x.device)
+        orders = rng.uniform("order", (3,)).argsort(dim=1).to(x.device)
+        z = x
+        for turn in range(3):
+            kind = orders[:, turn].view(-1, 1, 1, 1)
+            factor = factors.gather(1, orders[:, turn : turn + 1]).view(-1, 1, 1, 1)
+            grey = _grey(z)
+            towards = torch.where(kind == 0, 0.0, torch.where(kind == 1, grey.mean(dim=(1, 2, 3), keepdim=True), grey))
+            z = (factor * z + (1 - factor) * towards).clamp(0, 1)
+        return z
+
+    def passes(self, stochastic: bool) -> int:
+        """See Budgeted."""
+        return 0
+
+
+def _grey(x: Tensor) -> Tensor:
+    """(b, 1, h, w)."""
+    if x.shape[1] == 1:
+        return x
+    return (x * x.new_tensor(_GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
