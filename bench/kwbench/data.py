@@ -5,11 +5,14 @@ split is for reported numbers only; eps, epochs and recipes are chosen on the va
 """
 
 import hashlib
+import io
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -108,6 +111,7 @@ DEFAULT_THREATS: dict[str, ThreatModel] = {
     "digits": ThreatModel.of("linf", "0.2"),
     "mnist": ThreatModel.of("linf", "0.3"),  # xiao2020 D.4
     "cifar10": ThreatModel.of("linf", "8/255"),
+    "cifar10-jpeg": ThreatModel.of("linf", "8/255"),
     "svhn": ThreatModel.of("linf", "0.047"),  # xiao2020 4.1
 }
 
@@ -116,6 +120,7 @@ IMAGE_SHAPES: dict[str, tuple[int, int, int]] = {
     "digits": (1, 8, 8),
     "mnist": (1, 28, 28),
     "cifar10": (3, 32, 32),
+    "cifar10-jpeg": (3, 32, 32),
     "svhn": (3, 32, 32),
 }
 
@@ -183,20 +188,69 @@ def _torchvision(reader: str, options: Callable[[bool], dict[str, Any]]) -> Call
                 images = images.transpose(0, 3, 1, 2)
             parts.append(Split(images, labels))
         test, whole = parts
-        held_out = len(whole) // 10
-        return (
-            test,
-            Split(whole.images[:-held_out], whole.labels[:-held_out]),
-            Split(whole.images[-held_out:], whole.labels[-held_out:]),
-        )
+        return test, *_held_out(whole)
 
     return read
+
+
+def _cifar10_jpeg(data_dir: Path | None, download: bool) -> tuple[Split, Split, Split]:
+    """CIFAR-10 recompressed as JPEG, from cifar10-jpeg.zip: train/<class>/<n>.jpg and test/<class>/<n>.jpg.
+
+    Not the original pixels, so a data set of its own. The order mixes the classes; a tenth of the training images is held out.
+    """
+    path = (data_dir if data_dir is not None else Path("data")) / "cifar10-jpeg.zip"
+    if download:
+        raise UsageError("cifar10-jpeg: has no public address to --download from; name the folder of its zip with --data-dir")
+    try:
+        archive = zipfile.ZipFile(path)
+    except OSError as failure:
+        raise CannotEvaluate(
+            f"{path}: cannot be read ({failure.strerror}); name the folder of cifar10-jpeg.zip with --data-dir"
+        ) from None
+    except zipfile.BadZipFile as failure:
+        raise DamagedData(f"{path}: not a zip archive ({failure})") from None
+    with archive:
+        files = sorted(each for each in archive.namelist() if each.endswith(".jpg"))
+        classes = sorted({PurePosixPath(file).parent.name for file in files})
+        if len(classes) != 10:
+            raise DamagedData(f"{path}: holds images of {len(classes)} classes; CIFAR-10 has 10")
+        parts = []
+        for part in ("test", "train"):
+            members = [file for file in files if file.startswith(f"{part}/")]
+            if not members:
+                raise DamagedData(f"{path}: holds no images {part}/<class>/<number>.jpg")
+            images = np.stack([_member(path, archive, member, (3, 32, 32)) for member in members])
+            labels = np.array([classes.index(PurePosixPath(member).parent.name) for member in members], dtype=np.int64)
+            digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+            order = [index for _, index in sorted(zip(digests, range(len(members)), strict=True))]
+            parts.append(Split(images[order], labels[order]))
+    test, whole = parts
+    return test, *_held_out(whole)
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> Array:
+    try:
+        content = archive.read(name)
+    except (OSError, zipfile.BadZipFile, zlib.error) as failure:
+        raise DamagedData(f"{path}: {name} is damaged ({failure})") from None
+    image = _read_image(io.BytesIO(content), f"{path}: {name}")
+    if image.shape != shape:
+        raise DamagedData(f"{path}: {name} has shape {image.shape}; it must be {shape}")
+    return image
+
+
+def _held_out(whole: Split) -> tuple[Split, Split]:
+    """Training images, and the last tenth of them for validation."""
+    held_out = len(whole) // 10
+    first = len(whole) - held_out
+    return Split(whole.images[:first], whole.labels[:first]), Split(whole.images[first:], whole.labels[first:])
 
 
 _READERS: dict[str, Callable[[Path | None, bool], tuple[Split, Split, Split]]] = {
     "digits": _digits,
     "mnist": _torchvision("MNIST", lambda train: {"train": train}),
     "cifar10": _torchvision("CIFAR10", lambda train: {"train": train}),
+    "cifar10-jpeg": _cifar10_jpeg,
     "svhn": _torchvision("SVHN", lambda train: {"split": "train" if train else "test"}),
 }
 
@@ -282,7 +336,7 @@ def _read_classes(root: Path) -> tuple[Split, list[str]]:
         raise CannotEvaluate(f"{root}: {failure}; it must hold one folder of images for each class") from None
     images: list[Array] = []
     for file, _ in folder.samples:
-        image = _read_image(Path(file))
+        image = _read_image(Path(file), file)
         if images and image.shape != images[0].shape:
             raise DamagedData(f"{file}: has shape {image.shape}, the images before it {images[0].shape}; all must be equal")
         images.append(image)
@@ -292,8 +346,8 @@ def _read_classes(root: Path) -> tuple[Split, list[str]]:
     return split, list(folder.classes)
 
 
-def _read_image(file: Path) -> Array:
-    """(c, h, w) as uint8: one channel if the file is grey, otherwise three."""
+def _read_image(file: Path | io.BytesIO, name: str) -> Array:
+    """(c, h, w) as uint8: one channel if the file is grey, otherwise three. `name` is what errors call it."""
     from PIL import Image
 
     try:
@@ -304,8 +358,8 @@ def _read_image(file: Path) -> Array:
                 return np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1)
             mode = image.mode
     except Exception as failure:  # noqa: BLE001 - image readers raise nearly anything on damaged files
-        raise DamagedData(f"{file}: not a readable image ({failure})") from None
-    raise DamagedData(f"{file}: has pixels of mode {mode}; they must have 8 bits")
+        raise DamagedData(f"{name}: not a readable image ({failure})") from None
+    raise DamagedData(f"{name}: has pixels of mode {mode}; they must have 8 bits")
 
 
 def _as_float(images: Array) -> npt.NDArray[np.float32]:
