@@ -60,8 +60,9 @@ def activation_factory(name: str, parameters: Mapping[str, Any]) -> ActivationFa
 
 
 def stochastic_divergence(module: nn.Module) -> Any:
-    """The KL term of eq. 9 over all stochastic layers of the last training pass, a scalar tensor; 0.0 without such layers."""
-    return sum((layer.kl for layer in module.modules() if isinstance(layer, StochasticLwta)), start=0.0)
+    """The KL term of eq. 9 over all layers that keep one in `kl`, of the last training pass, a scalar tensor; 0.0 without."""
+    terms = [getattr(layer, "kl", None) for layer in module.modules()]
+    return sum((term for term in terms if isinstance(term, Tensor)), start=0.0)
 
 
 def effective_sparsity(module: nn.Module, x: Tensor) -> dict[str, Fraction]:

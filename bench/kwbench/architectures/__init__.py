@@ -10,19 +10,32 @@ from torch import Tensor, nn
 
 from kwbench.activations import ActivationFactory
 from kwbench.architectures.cnn3 import Cnn3
+from kwbench.architectures.densenet import DenseNet121
+from kwbench.architectures.imagenet import AlexNet, ImageNetResNet18
+from kwbench.architectures.indian_buffet import GatedConv2d
+from kwbench.architectures.lenet import LeNet
+from kwbench.architectures.noise import Smoothed
 from kwbench.architectures.resnet import ResNet18
 from kwbench.architectures.vgg import Vgg
 from kwbench.architectures.wide_resnet import WideResNet
 from kwbench.errors import UsageError, did_you_mean
 
+__all__ = ["ARCHITECTURES", "GatedConv2d", "Normalised", "Smoothed", "build_network"]
+
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
+    "resnet18_imagenet": ImageNetResNet18,
     "wide_resnet": WideResNet,
+    "wide_resnet_ibp": partial(WideResNet, convolution=GatedConv2d),
+    "densenet121": DenseNet121,
     "vgg11": partial(Vgg, depth=11),
     "vgg13": partial(Vgg, depth=13),
     "vgg16": partial(Vgg, depth=16),
     "vgg19": partial(Vgg, depth=19),
+    "alexnet": AlexNet,
     "cnn3": Cnn3,
+    "lenet": LeNet,
+    "lenet_pni": partial(LeNet, injected=True),
 }
 
 
@@ -50,7 +63,7 @@ def build_network(
     """An untrained network. Raises UsageError for unknown names and impossible parameters."""
     if name not in ARCHITECTURES:
         raise UsageError(f"architecture {name!r} is unknown; {did_you_mean(name, ARCHITECTURES)}")
-    own = {"channels", "classes", "activation"}
+    own = {"channels", "classes", "activation", "convolution", "injected"}
     known = [each for each in inspect.signature(ARCHITECTURES[name]).parameters if each not in own]
     for parameter, value in parameters.items():
         if parameter not in known:

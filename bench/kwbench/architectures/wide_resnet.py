@@ -9,14 +9,21 @@ from kwbench.activations import ActivationFactory
 class PreActivationBlock(nn.Module):
     """Norm, activation, convolution, twice; where the shape changes, the shortcut is a convolution of the activated input."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: ActivationFactory) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        activation: ActivationFactory,
+        convolution: type[nn.Conv2d] = nn.Conv2d,
+    ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.activation1 = activation()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv1 = convolution(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.activation2 = activation()
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.conv2 = convolution(outputs, outputs, 3, 1, 1, bias=False)
         self.shortcut = None if inputs == outputs and stride == 1 else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,11 +36,20 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """Three stages of (depth - 4) / 6 blocks with 16, 32 and 64 times `widen` channels.
 
-    Raises ValueError if the depth is not 6 n + 4. `stem` is the number of channels of the first convolution.
+    Raises ValueError if the depth is not 6 n + 4. `stem` is the number of channels of the first convolution, `convolution`
+    what the blocks are made of.
     """
 
     def __init__(
-        self, channels: int, classes: int, activation: ActivationFactory, *, depth: int = 34, widen: int = 10, stem: int = 16
+        self,
+        channels: int,
+        classes: int,
+        activation: ActivationFactory,
+        *,
+        depth: int = 34,
+        widen: int = 10,
+        stem: int = 16,
+        convolution: type[nn.Conv2d] = nn.Conv2d,
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -44,7 +60,8 @@ class WideResNet(nn.Module):
         for stage in range(3):
             outputs = 16 * 2**stage * widen
             for block in range((depth - 4) // 6):
-                blocks.append(PreActivationBlock(inputs, outputs, 2 if stage and not block else 1, activation))
+                stride = 2 if stage and not block else 1
+                blocks.append(PreActivationBlock(inputs, outputs, stride, activation, convolution))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.bn1 = nn.BatchNorm2d(inputs)
