@@ -1,21 +1,31 @@
 """Training by recipe: reproducible, within the ball, and refusing what cannot work."""
 
 import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from torch import Tensor, nn
 
 from kwbench.activations import Kwta
 from kwbench.data import DataSet, Split, load_dataset
-from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.loading import build_module, load_weights
-from kwbench.registry import ModelEntry, TrainingAttack
+from kwbench.registry import Fast, Mixture, ModelEntry, Recipe, Trades, TrainingAttack, read_registry
 from kwbench.strict_yaml import validate
-from kwbench.training import Epoch, _adversarial, _phases, accuracy, save_checkpoint, train
+from kwbench.training import Epoch, accuracy, curve_of, recipe_hash, save_checkpoint, train
+from kwbench.training.adversaries import adversarial, divergence, diverging, sampled
+from kwbench.training.augmentation import augmented
+from kwbench.training.progress import write_progress
+from kwbench.training.schedule import phases
 
 CNN = {"name": "cnn3", "width": 4, "hidden": 16}
 RECIPE: dict[str, Any] = {"epochs": 2, "learning_rate": 0.05, "seed": 7, "batch_size": 32, "shift": 1}
@@ -57,6 +67,10 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adversarial": ({"name": "lwta", "gamma": 0.5}, {"adversarial": ADVERSARY, "clip_norm": 1.0}),
     "incremental": ({"name": "kwta", "gamma": 0.2}, {"incremental": LOWERING}),
     "stochastic": ({"name": "stochastic_lwta"}, {"adversarial": ADVERSARY}),
+    "trades": ({"name": "relu"}, {"trades": ADVERSARY, "flip": True}),
+    "free": ({"name": "kwta", "gamma": 0.3}, {"free": {"eps": 0.2, "replays": 3}}),
+    "fast": ({"name": "relu"}, {"fast": {"eps": 0.2}, "precision": "bfloat16", "storage": "float16"}),
+    "mixture": ({"name": "relu"}, {"mixture": ADVERSARY | {"attacks": ["noise", "fgsm", "pgd", "cw"]}, "noise": 0.1}),
 }
 
 
@@ -94,7 +108,8 @@ def test_incremental_training_lowers_gamma_step_by_step_to_exactly_the_target(fe
     made = entry({"name": "kwta", "gamma": 0.2}, incremental=LOWERING | {"step": 0.2, "epochs": 2})
     module = build_module(made, (1, 8, 8), 10)
     assert made.recipe is not None
-    gammas = [str(phase.gamma) for phase in _phases(made.recipe, [each for each in module.modules() if isinstance(each, Kwta)])]
+    winners = [each for each in module.modules() if isinstance(each, Kwta)]
+    gammas = [str(phase.gamma) for phase in phases(made.recipe, winners)]
     assert gammas == ["1/2", "1/2", "3/10", "3/10", "1/5", "1/5", "1/5"]
     trained = train(made, few, quiet)
     assert {str(layer.gamma) for layer in trained.modules() if isinstance(layer, Kwta)} == {"1/5"}
@@ -131,7 +146,7 @@ def test_training_images_stay_in_the_ball_and_among_the_pixels(few: DataSet, epo
     module = build_module(entry(), (1, 8, 8), 10)
     batch = few.train.batch(range(64))
     torch.manual_seed(0)
-    z = _adversarial(module, batch.x, batch.y, attack, epoch)
+    z = adversarial(module, batch.x, batch.y, attack, epoch)
     radius = 0.2 * min(1, (epoch + 1) / 4)
     distances = (z.double() - batch.x.double()).flatten(1).abs().amax(dim=1)
     assert distances.max() <= radius + 1e-6
@@ -151,7 +166,7 @@ def test_the_steps_of_the_adversary_warm_up_with_its_radius(few: DataSet) -> Non
     torch.manual_seed(0)
     start = (batch.x + torch.empty_like(batch.x).uniform_(-0.05, 0.05)).clamp(0, 1)
     torch.manual_seed(0)
-    z = _adversarial(linear, batch.x, batch.y, attack, 0)
+    z = adversarial(linear, batch.x, batch.y, attack, 0)
     assert (z - start).abs().max().item() == pytest.approx(0.005, abs=1e-6)
 
 
@@ -162,7 +177,7 @@ def test_adversarial_training_makes_the_network_more_robust(few: DataSet) -> Non
     for recipe in ({}, {"adversarial": ADVERSARY}):
         module = train(entry(epochs=15, **recipe), few, quiet)
         torch.manual_seed(0)
-        z = _adversarial(module, batch.x, batch.y, attack, 0)
+        z = adversarial(module, batch.x, batch.y, attack, 0)
         left.append((module(z).argmax(dim=1) == batch.y).float().mean().item())
     assert left[1] > left[0] + 0.1
 
@@ -184,3 +199,250 @@ def test_a_saved_checkpoint_holds_the_same_weights_under_its_hash(tmp_path: Path
     assert bits(other) == bits(module)
     assert [each.name for each in path.parent.iterdir()] == ["net.safetensors"]
     assert save_checkpoint(module, path) == save_checkpoint(other, tmp_path / "again")
+
+
+# What is made of a batch
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_each_number_of_the_mixture_does_what_the_paper_says_and_none_leaves_the_pixels(few: DataSet, number: int) -> None:
+    every = ["noise", "fgsm", "pgd", "cw"]
+    mixture = Mixture.model_validate({"eps": "0.3", "steps": 3, "step_size": "0.01", "attacks": every})
+    batch = few.train.batch(range(64))
+    module = linear()
+    z = sampled(module, batch.x, batch.y, mixture, number, 0)
+    moved = (z - batch.x).abs().flatten(1).amax(dim=1)
+    assert z.min() >= 0
+    assert z.max() <= 1
+    assert not z.requires_grad
+    if number > 3:
+        assert torch.equal(z, batch.x)
+    else:
+        assert bool((moved > 0).all())
+    if number == 1:
+        assert moved.min().item() == pytest.approx(0.3)
+    if number == 2:  # three steps of 0.01 from a random start
+        assert moved.max() <= 0.3 + 1e-6
+    if number == 3:  # three steps of Adam at a tiny constant hardly move
+        assert moved.max() < 0.05
+    without = Mixture.model_validate(
+        {"eps": "0.3", "steps": 3, "step_size": "0.01", "attacks": [each for each in every if each != every[number % 4]]}
+    )
+    if number < 4:
+        assert torch.equal(sampled(module, batch.x, batch.y, without, number, 0), batch.x)
+
+
+def test_trades_looks_for_where_the_answers_diverge_within_the_ball(few: DataSet) -> None:
+    trades = Trades.model_validate({"eps": "0.2", "steps": 5, "step_size": "0.1"})
+    assert trades.beta == 6
+    batch, module = few.train.batch(range(64)), linear()
+    with torch.no_grad():
+        natural = module(batch.x).log_softmax(dim=1)
+    z = diverging(module, batch.x, natural, trades, 0)
+    assert (z - batch.x).abs().max() <= 0.2 + 1e-6
+    with torch.no_grad():
+        found, none = divergence(module(z), natural), divergence(module(batch.x), natural)
+    assert none.item() == pytest.approx(0, abs=1e-6)
+    assert found > 0.01
+
+
+def test_fast_training_takes_one_step_of_a_quarter_more_than_eps_and_is_cut_to_the_ball(few: DataSet) -> None:
+    batch, module = few.train.batch(range(64)), linear()
+    calls: list[int] = []
+
+    def answer(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return module(x)
+
+    z = adversarial(answer, batch.x, batch.y, Fast.model_validate({"eps": "0.2"}), 0)
+    assert len(calls) == 1
+    assert (z - batch.x).abs().max().item() == pytest.approx(0.2, abs=1e-6)
+
+
+def test_free_training_replays_each_batch_and_counts_every_replay(few: DataSet) -> None:
+    epochs: list[Epoch] = []
+    steps: list[float] = []
+    plain = torch.optim.SGD.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", lambda self: (steps.append(self.param_groups[0]["lr"]), plain(self))[1])
+        train(entry(free={"eps": 0.1, "replays": 3}, epochs=1), few, epochs.append)
+    assert len(steps) == 3 * 7  # 200 images in batches of 32
+    assert epochs[-1].done == 1
+
+
+@pytest.mark.parametrize("kind", ["trades", "free", "fast"])
+def test_each_adversarial_training_makes_the_network_more_robust(kind: str, few: DataSet) -> None:
+    attack = TrainingAttack.model_validate({"eps": "0.2", "steps": 10, "step_size": "0.05"})
+    batch = few.validation.batch(range(len(few.validation)))
+    recipe: dict[str, Any] = {"trades": ADVERSARY, "free": {"eps": 0.2, "replays": 4}, "fast": {"eps": 0.2}}[kind]  # type: ignore[assignment]
+    left = []
+    for training in ({}, {kind: recipe}):
+        module = train(entry(epochs=15, **training), few, quiet)
+        torch.manual_seed(0)
+        z = adversarial(module, batch.x, batch.y, attack, 0)
+        left.append((module(z).argmax(dim=1) == batch.y).float().mean().item())
+    assert left[1] > left[0] + 0.05
+
+
+def test_images_are_mirrored_every_other_time(few: DataSet) -> None:
+    recipe = validate(Recipe, RECIPE | {"shift": 0, "flip": True}, "recipe")
+    x = few.train.batch(range(200)).x
+    z = augmented(x, recipe, torch.Generator().manual_seed(0))
+    same = (z == x).flatten(1).all(dim=1)
+    assert bool((same | (z == x.flip(3)).flatten(1).all(dim=1)).all())
+    assert 70 < int(same.sum()) < 130
+
+
+SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "constant": ({"kind": "constant"}, [1, 1, 1, 1, 1, 1]),
+    "once": ({"kind": "drop", "after": 3}, [1, 1, 1, 0.1, 0.1, 0.1]),
+    "halved at every epoch after": ({"kind": "drop", "after": 3, "factor": 0.5, "repeat": True}, [1, 1, 1, 0.5, 0.25, 0.125]),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rates_run_as_the_papers_say(name: str) -> None:
+    schedule, expected = SCHEDULES[name]
+    recipe = validate(Recipe, {"epochs": 6, "learning_rate": 1, "seed": 0, "schedule": schedule}, "recipe")
+    assert [phase.learning_rate(0.5) for phase in phases(recipe, [])] == pytest.approx(expected)
+
+
+# What training leaves behind
+
+
+def test_half_precision_weights_are_those_that_were_returned(few: DataSet, tmp_path: Path) -> None:
+    module = train(entry(epochs=1, storage="float16"), few, quiet)
+    save_checkpoint(module, tmp_path / "half", "float16")
+    save_checkpoint(module, tmp_path / "whole")
+    other = build_module(entry(), (1, 8, 8), 10)
+    load_weights(other, (tmp_path / "half").read_bytes(), "half")
+    assert bits(other) == bits(module)
+    assert (tmp_path / "half").stat().st_size < 0.65 * (tmp_path / "whole").stat().st_size
+
+
+def test_the_hash_of_a_recipe_knows_everything_that_makes_the_weights_and_nothing_else() -> None:
+    made = recipe_hash(entry())
+    assert made == recipe_hash(entry(momentum=0.9)), "what is said, and is the default"
+    changed = [entry(seed=8), entry(noise=0.1), entry({"name": "softplus"}), entry(fast={"eps": 0.1})]
+    assert len({made, *map(recipe_hash, changed)}) == 5
+    described = entry().model_copy(update={"description": "another"})
+    assert recipe_hash(described) == made
+
+
+def test_training_starts_from_given_weights_but_for_a_last_layer_of_other_classes(few: DataSet, tmp_path: Path) -> None:
+    made = entry(epochs=1, learning_rate=1e-9, pretrained="https://example.org/cnn-01234567.pth")
+    with pytest.raises(UsageError, match="--weights takes a copy of it, --download fetches it"):
+        train(made, few, quiet)
+    given = build_module(entry(), (1, 8, 8), 7)
+    save_checkpoint(given, tmp_path / "given")
+    module = train(made, few, quiet, pretrained=(tmp_path / "given").read_bytes())
+    assert torch.allclose(module.get_parameter("conv1.weight"), given.get_parameter("conv1.weight"), atol=1e-6)
+    assert module.get_parameter("fc2.weight").shape == (10, 16)
+    save_checkpoint(nn.Linear(2, 2), tmp_path / "other")
+    with pytest.raises(DamagedData, match=r"cnn-01234567\.pth: weights do not fit the network; missing: conv1\.weight"):
+        train(made, few, quiet, pretrained=(tmp_path / "other").read_bytes())
+    with pytest.raises(DamagedData, match="not a safetensors file"):
+        train(made, few, quiet, pretrained=b"nothing")
+
+
+# Stopped and gone on
+
+
+class Stopped(Exception):
+    """Raised in the middle of a training."""
+
+
+@pytest.mark.parametrize("kind", ["incremental", "stochastic", "free", "mixture"])
+def test_a_training_stopped_within_an_epoch_ends_at_the_same_weights(
+    kind: str, few: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kwbench.training.loop._SAVE_EVERY", 0)
+    activation, recipe = KINDS[kind]
+    made = entry(activation, **recipe)
+    epochs: list[Epoch] = []
+    whole = train(made, few, epochs.append)
+    saved: list[int] = []
+
+    def stop(path: Path, identity: dict[str, str], state: dict[str, Any]) -> None:
+        write_progress(path, identity, state)
+        saved.append(len(saved))
+        if len(saved) == 10:  # in the second epoch of seven batches
+            raise Stopped
+
+    path = tmp_path / "net.progress"
+    monkeypatch.setattr("kwbench.training.loop.write_progress", stop)
+    with pytest.raises(Stopped):
+        train(made, few, quiet, progress=path)
+    monkeypatch.setattr("kwbench.training.loop.write_progress", write_progress)
+    torch.rand(3)
+    rest: list[Epoch] = []
+    assert bits(train(made, few, rest.append, progress=path)) == bits(whole)
+    assert [(each.number, each.loss, each.accuracy) for each in rest] == [
+        (each.number, each.loss, each.accuracy) for each in epochs[1:]
+    ]
+
+
+def test_progress_of_something_else_is_refused_and_damaged_progress_named(few: DataSet, tmp_path: Path) -> None:
+    path = tmp_path / "net.progress"
+    train(entry(epochs=1), few, quiet, progress=path)
+    with pytest.raises(UsageError, match=r"net\.progress: the progress of a training with other recipe; remove it"):
+        train(entry(epochs=2), few, quiet, progress=path)
+    with pytest.raises(UsageError, match="with other images"):
+        train(entry(epochs=1), load_dataset("digits"), quiet, progress=path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DamagedData, match=r"net\.progress: .*damaged.*remove it"):
+        train(entry(epochs=1), few, quiet, progress=path)
+
+
+def test_a_training_killed_with_kill_9_continues_to_the_same_weights(tmp_path: Path) -> None:
+    """The real command, killed without warning between two epochs or within one, twice."""
+    (tmp_path / "registry.yaml").write_text(
+        "models:\n  net:\n    architecture: {name: cnn3, width: 8, hidden: 32}\n    activation: {name: kwta, gamma: 0.2}\n"
+        "    recipe: {epochs: 8, learning_rate: 0.05, seed: 0, threads: 1, shift: 1, free: {eps: 0.1, replays: 2}}\n"
+    )
+    start = "from kwbench.cli import main; import kwbench.training.loop as loop; loop._SAVE_EVERY = 0.05; main()"
+    root = Path(__file__).resolve().parents[1] / "bench"
+
+    def begin(output: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", start, "train", "net", "--output", output, "--json"]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, **pipes)
+
+    with begin("whole.safetensors") as whole:
+        out, err = whole.communicate(timeout=120)
+    assert whole.returncode == 0, err
+    progress = tmp_path / "killed.progress"
+    for epochs in (2, 5):
+        with begin("killed.safetensors") as victim:
+            assert victim.stderr is not None
+            for line in victim.stderr:
+                if f"epoch {epochs}/8" in line:
+                    break
+            victim.send_signal(signal.SIGKILL)
+        assert victim.returncode == -signal.SIGKILL
+        assert progress.exists()
+        assert not (tmp_path / "killed.safetensors").exists()
+    with begin("killed.safetensors") as last:
+        again, err = last.communicate(timeout=120)
+    assert last.returncode == 0, err
+    assert "epoch 1/8" not in err, "it began anew"
+    assert json.loads(again)["sha256"] == json.loads(out)["sha256"]
+    assert curve_of(tmp_path / "killed.safetensors") == curve_of(tmp_path / "whole.safetensors")
+    assert [epoch["epoch"] for epoch in curve_of(tmp_path / "killed.safetensors")] == list(range(1, 9))
+    assert not progress.exists()
+    with safetensors.safe_open(tmp_path / "killed.safetensors", "pt") as file:
+        found = file.metadata()
+    assert found == {"recipe": recipe_hash(read_registry(tmp_path / "registry.yaml").entries["net"])}
+
+
+def test_a_curve_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CannotEvaluate, match=r"net\.curve\.json: cannot be read"):
+        curve_of(tmp_path / "net.safetensors")
+    (tmp_path / "net.curve.json").write_text("[]")
+    with pytest.raises(DamagedData, match=r"net\.curve\.json: not a learning curve"):
+        curve_of(tmp_path / "net.safetensors")

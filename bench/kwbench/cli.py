@@ -282,33 +282,56 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Write the checkpoint here; default: where the entry says.")] = None,
     pin: Annotated[bool, typer.Option("--pin", help="Write the checkpoint's hash into the registry.")] = False,
     data: Annotated[Path | None, typer.Option(help="An npz file or a folder of images to train on.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie; default: data.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.")] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the files of data sets lie; default: data.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A copy of the weights that the recipe starts from, as torchvision has it."),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download data set and first weights if they are missing.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Train a model by the recipe in its entry."""
+    """Train a model by the recipe in its entry. Stopped, however, the same command goes on where it was."""
+    from kwbench.convert import convert_pretrained
     from kwbench.data import load_dataset
     from kwbench.registry import dataset_of, pin_checkpoint, read_registry
-    from kwbench.training import Epoch, accuracy, save_checkpoint
+    from kwbench.training import Epoch, accuracy, progress_path, recipe_hash, save_checkpoint, write_curve
     from kwbench.training import train as run
 
     found = read_registry(registry)
     short, entry = found.find(name)
-    where = output or found.checkpoint_path(short)
-    dataset = load_dataset(dataset_of(short), data=data, data_dir=data_dir, download=download)
+    if entry.recipe is None:
+        raise UsageError(f"{short}: the entry has no recipe; add one to train it")
+    where, recipe = output or found.checkpoint_path(short), recipe_hash(entry)
+    start = None
+    if entry.recipe.pretrained is not None:
+        start = convert_pretrained(entry.recipe.pretrained, file=weights, download=download)
+    dataset = load_dataset(entry.recipe.dataset or dataset_of(short), data=data, data_dir=data_dir, download=download)
 
     def show(epoch: Epoch) -> None:
         print(
-            f"{short}: epoch {epoch.number}/{epoch.total}, loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.4f}",
+            f"{short}: epoch {epoch.number}/{epoch.total} at {epoch.done:.0%}, loss {epoch.loss:.4f}, "
+            f"accuracy {epoch.accuracy:.4f}, {epoch.images_per_second:.0f} images/s, about {epoch.seconds_left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )
 
-    module = run(entry, dataset, show, device)
-    digest = save_checkpoint(module, where)
+    progress = progress_path(where)
+    module = run(
+        entry,
+        dataset,
+        show,
+        device,
+        progress=progress,
+        pretrained=start,
+        curve=lambda epochs: write_curve(where, recipe, epochs),
+    )
+    digest = save_checkpoint(module, where, entry.recipe.storage, {"recipe": recipe})
     if pin:
         pin_checkpoint(found, short, where, digest)
+    progress.unlink(missing_ok=True)
     validation = accuracy(module, dataset.validation) if len(dataset.validation) else None
     if as_json:
         _print_json({"model": short, "checkpoint": str(where), "sha256": digest, "validation_accuracy": validation})
@@ -593,7 +616,7 @@ def _names(text: str) -> list[str]:
 
 def _training(entry: "ModelEntry") -> str:
     if entry.recipe is not None:
-        return "adversarial" if entry.recipe.adversarial else "natural"
+        return entry.recipe.training
     return "published" if entry.checkpoint is not None and entry.checkpoint.source is not None else "none"
 
 

@@ -59,6 +59,22 @@ def convert_entry(
     return path, digest
 
 
+def convert_pretrained(url: str, *, file: Path | None = None, download: bool = False) -> bytes:
+    """The weights that torchvision publishes at `url`, from a copy of the file or the address, as safetensors.
+
+    Their SHA-256 must begin with the eight digits that end the file's name, as torchvision's names do. Raises UsageError if
+    there is neither a file nor leave to download, DamagedData where the hash differs.
+    """
+    if file is None and not download:
+        raise UsageError(f"--download fetches {url}, --weights FILE takes a copy of it")
+    content, where = (_read(file), str(file)) if file is not None else (fetch(url), url)
+    begins = url.rpartition("-")[2].removesuffix(".pth")
+    found = hashlib.sha256(content).hexdigest()
+    if not found.startswith(begins):
+        raise DamagedData(f"{where}: {describe_content(content)} with sha256 {found}, which must begin with {begins}")
+    return convert(content, where)
+
+
 def convert_file(file: Path, output: Path, *, key: str | None = None, strip_prefix: str = "") -> str:
     """Write the state dict in a `.pt` file as safetensors; return the SHA-256. `key` is where the file keeps it.
 

@@ -336,7 +336,7 @@ class LocalEvaluator:
 _SMALL_IMAGE = 28 * 28
 
 # The parts of a registry entry that can change what a network answers.
-_BEHAVIOUR = {"architecture", "activation", "normalise"}
+_BEHAVIOUR = {"architecture", "activation", "normalise", "smoothing"}
 
 
 def open_evaluator(request: Request, time_limit: float | None = None) -> Evaluator:

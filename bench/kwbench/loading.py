@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.activations import activation_factory
-from kwbench.architectures import Normalised, build_network
+from kwbench.architectures import Normalised, Smoothed, build_network
 from kwbench.data import IMAGE_SHAPES, DataSet
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.registry import ModelEntry, Registry, dataset_of
@@ -36,6 +36,8 @@ def build_module(entry: ModelEntry, shape: tuple[int, ...], classes: int) -> nn.
             if given != shape[0]:
                 raise UsageError(f"normalise.{statistic}: has {given} values, the images have {shape[0]} channels")
         network = Normalised(network, entry.normalise.mean, entry.normalise.std)
+    if entry.smoothing is not None:
+        network = Smoothed(network, entry.smoothing)
     _require_answer(network, shape)
     return network
 

@@ -4,7 +4,7 @@ import os
 import re
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
@@ -116,20 +116,76 @@ def prediction_rule(text: str) -> PredictionRule:
     return validate(PredictionRule, {"kind": kind, parameter: int(number)}, f"--prediction {text}")
 
 
-class TrainingAttack(Strict):
-    """The PGD adversary of adversarial training (Madry et al. 2018), in linf, from a random start."""
+class _Ball(Strict):
+    """Where the adversary of a training may look, in linf."""
 
     eps: Exact
-    steps: Annotated[int, Field(ge=1)]
-    step_size: Exact
     # The radius grows linearly from zero over the first epochs, which starts winner-take-all networks more gently.
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _possible(self) -> "TrainingAttack":
-        if not 0 < self.eps <= 1 or self.step_size <= 0:
-            raise ValueError("eps must lie in (0, 1] and step_size be positive")
+    def _in_range(self) -> Self:
+        if not 0 < self.eps <= 1:
+            raise ValueError("eps must lie in (0, 1]")
         return self
+
+
+class _Steps(_Ball):
+    steps: Annotated[int, Field(ge=1)]
+    step_size: Exact
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if not 0 < self.step_size <= 1:
+            raise ValueError("step_size must lie in (0, 1]")
+        return self
+
+
+class TrainingAttack(_Steps):
+    """The PGD adversary of adversarial training (Madry et al. 2018, arXiv:1706.06083), from a random start."""
+
+
+class Trades(_Steps):
+    """TRADES (Zhang et al. 2019, arXiv:1901.08573): cross-entropy, and `beta` times the divergence that PGD can find.
+
+    `beta` is what the paper calls 1 / lambda.
+    """
+
+    beta: Annotated[float, Field(gt=0)] = 6.0
+
+
+class Free(_Ball):
+    """Free adversarial training (Shafahi et al. 2019, arXiv:1904.12843): each batch is learned from `replays` times in a row,
+    and every backward pass moves both the weights and the perturbation, by eps. An epoch is `replays` passes over the images.
+    """
+
+    replays: Annotated[int, Field(ge=1)] = 8
+
+
+class Fast(_Ball):
+    """Fast adversarial training (Wong et al. 2020, arXiv:2001.03994): one step from a random start; 1.25 eps if not said."""
+
+    step_size: Exact | None = None
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if self.step_size is not None and not 0 < self.step_size <= 2:
+            raise ValueError("step_size must lie in (0, 2]")
+        return self
+
+
+class Mixture(_Steps):
+    """hicheur2024's sampled training: for each batch a number from 0 to 7. 0 adds Gaussian noise of deviation `sigma`, 1 is
+    FGSM, 2 PGD, 3 Carlini and Wagner's attack, 4 to 7 nothing. A number whose attack is not in `attacks` does nothing either.
+
+    eps, steps and step_size are those of FGSM and PGD; C&W takes `steps` steps of Adam at `constant` and `confidence`.
+    """
+
+    attacks: Annotated[list[Literal["noise", "fgsm", "pgd", "cw"]], Field(min_length=1)]
+    # The paper does not say it.
+    sigma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    constant: Annotated[float, Field(gt=0)] = 1e-4
+    confidence: Annotated[float, Field(ge=0)] = 0.01
 
 
 class Incremental(Strict):
@@ -151,24 +207,79 @@ class Incremental(Strict):
         return self
 
 
+class Schedule(Strict):
+    """How the learning rate runs over the epochs.
+
+    `one_cycle` rises over the first fifth and falls to zero, `constant` stays, `drop` is multiplied by `factor` after epoch
+    `after`: once, as in xiao2020 D.1 (after 50, by 0.1), or with `repeat` at every epoch from then on, as in panousis2021
+    (after 75, by 0.5).
+    """
+
+    kind: Literal["one_cycle", "constant", "drop"] = "one_cycle"
+    after: Annotated[int, Field(ge=1)] | None = None
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    repeat: bool = False
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Schedule":
+        if (self.kind == "drop") != (self.after is not None):
+            raise ValueError("kind: drop needs after, the last epoch at the full learning rate, and no other kind takes it")
+        return self
+
+
 class Recipe(Strict):
-    """How `kwbench train` makes the checkpoint: SGD with momentum under a one-cycle learning rate."""
+    """How `kwbench train` makes the checkpoint: SGD with momentum.
+
+    Training is natural, or one of adversarial, trades, free, fast and mixture.
+    """
 
     epochs: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
+    # The data set whose training images are learned from; None is the one in the model's name.
+    dataset: str | None = None
+    # Weights to start from, torchvision's address of an ImageNet network; the last layer stays fresh.
+    pretrained: Annotated[str, Field(pattern=r"^https://[!-~]+-[0-9a-f]{8}\.pth$")] | None = None
     # Sums round differently in other numbers of threads; None takes what torch takes, and reproduces on equal machines only.
     threads: Annotated[int, Field(ge=1)] | None = None
+    # bfloat16: mixed precision, channels last; about twice as fast where the processor has it.
+    precision: Literal["float32", "bfloat16"] = "float32"
+    # How the checkpoint keeps the weights.
+    storage: Literal["float32", "float16"] = "float32"
     batch_size: Annotated[int, Field(ge=2)] = 128
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    schedule: Schedule = Schedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     # Training images are moved by up to this many pixels each way.
     shift: Annotated[int, Field(ge=0)] = 0
+    # Training images are mirrored, left to right, every other time.
+    flip: bool = False
+    # Gaussian noise of this deviation on the training images, as smoothing wants (Cohen et al. 2019, arXiv:1902.02918).
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     adversarial: TrainingAttack | None = None
+    trades: Trades | None = None
+    free: Free | None = None
+    fast: Fast | None = None
+    mixture: Mixture | None = None
     incremental: Incremental | None = None
     # The weight of the KL term of a stochastic network's ELBO; None is eq. 9 of panousis2021, one part in the training set.
     kl_weight: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def training(self) -> str:
+        """In one word, how the network is trained: natural, adversarial, trades, free, fast or mixture."""
+        return next((kind for kind in _TRAININGS if getattr(self, kind) is not None), "natural")
+
+    @model_validator(mode="after")
+    def _one_training(self) -> "Recipe":
+        given = [kind for kind in _TRAININGS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are two ways to train; keep one of them")
+        return self
+
+
+_TRAININGS = ("adversarial", "trades", "free", "fast", "mixture")
 
 
 class ModelEntry(Strict):
@@ -179,6 +290,8 @@ class ModelEntry(Strict):
     checkpoint: Checkpoint | None = None
     recipe: Recipe | None = None
     normalise: Normalise | None = None
+    # Gaussian noise of this deviation on the pixels at every pass, in training and after (Cohen et al. 2019).
+    smoothing: Annotated[float, Field(gt=0, le=1)] | None = None
     prediction: PredictionRule = PredictionRule()
     description: str = ""
 

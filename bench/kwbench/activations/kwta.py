@@ -40,10 +40,11 @@ def _survivors(flat: Tensor, k: int) -> Tensor:
 @torch.library.custom_op("kwbench::kth_largest", mutates_args=())
 def _kth_largest(flat: Tensor, k: int) -> Tensor:
     # An operation of its own: what watches PyTorch's operations sees a selection, not a detour through numpy.
-    if flat.device.type == "cpu" and flat.dtype == torch.float32:
-        # numpy selects without sorting, about three times as fast as topk on a thousand values.
+    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.bfloat16):
+        # numpy selects without sorting, about three times as fast as topk on a thousand values. Float32 holds bfloat16 exactly.
         place = flat.shape[1] - k
-        return torch.from_numpy(np.partition(flat.numpy(), place, axis=1)[:, place : place + 1].copy())
+        chosen = np.partition(flat.float().numpy(), place, axis=1)[:, place : place + 1]
+        return torch.from_numpy(chosen.copy()).to(flat.dtype)
     return flat.topk(k, dim=1).values[:, -1:].clone()
 
 
