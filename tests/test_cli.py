@@ -629,3 +629,24 @@ def test_a_suite_may_be_another_on_each_data_set_and_says_how_many_images(kwb: K
     assert [attack["name"] for attack in answer.json["attacks"]] == ["fgsm"]
     assert (answer.json["n"], answer.json["threat"]["eps"]) == (20, 0.05)
     assert kwb("evaluate", "small", "--suite", "mine.yaml", "--n", "12", "--json").json["n"] == 12
+
+
+def test_claims_are_listed_linted_and_written_as_a_registry_without_any_record(kwb: Kwbench, tmp_path: Path) -> None:
+    cells = kwb("claims", "--json").json
+    assert len(cells) == 435
+    assert cells[0].keys() >= {"paper", "claimed_percent", "status", "model", "suite", "measured", "strong", "commands"}
+    assert "72 runnable" in kwb("claims", "--paper", "costa2020").out
+    rules = {each["rule"]: len(each["cells"]) for each in kwb("claims", "--lint", "--paper", "costa2020", "--json").json}
+    assert rules["coarse grid"] == 48
+    assert "short of eps" in kwb("claims", "--lint").out
+    assert kwb("claims", "--registry", "papers.yaml").code == 0
+    assert "cifar10/densenet121-kwta0.1-at" in kwb("models", "--registry", "papers.yaml").out
+    refused(kwb("claims", "--registry", "papers.yaml"), 2, "nothing is overwritten")
+    refused(kwb("claims", "--paper", "xiao"), 2, "did you mean 'xiao2020'")
+    assert not (tmp_path / "results.db").exists()
+
+
+def test_claims_are_a_report(kwb: Kwbench, tmp_path: Path) -> None:
+    assert kwb("evaluate", "small", *FAST).code == 0
+    assert kwb("report", "--claims", "--json").json == {"files": ["reports/claims.md", "reports/claims.html"]}
+    assert (tmp_path / "reports" / "claims.md").read_text().startswith("# Claimed and measured")

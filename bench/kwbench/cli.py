@@ -16,6 +16,8 @@ import typer
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kwbench.evaluator import Request
     from kwbench.registry import ModelEntry
     from kwbench.standing import Standing
@@ -257,6 +259,9 @@ def report(
     csv: Annotated[bool, typer.Option("--csv", help="results.csv")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="tables.tex")] = False,
     verdicts: Annotated[bool, typer.Option("--verdicts", help="verdicts.md: the verdicts with their evidence.")] = False,
+    claims: Annotated[
+        bool, typer.Option("--claims", help="claims.md and claims.html: the papers' claims beside ours.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("reports"),
     db: Db = "results.db",
     as_json: Json = False,
@@ -265,7 +270,7 @@ def report(
     from kwbench.report import write_report
     from kwbench.store import Store
 
-    formats = {"html": html, "markdown": markdown, "csv": csv, "latex": latex, "verdicts": verdicts}
+    formats = {"html": html, "markdown": markdown, "csv": csv, "latex": latex, "verdicts": verdicts, "claims": claims}
     wanted = {name for name, chosen in formats.items() if chosen}
     written = write_report(Store.open(db), output, wanted or {"html"})
     if as_json:
@@ -427,6 +432,51 @@ def suites(as_json: Json = False) -> None:
         ],
         as_json,
     )
+
+
+@app.command()
+def claims(
+    paper: Annotated[str | None, typer.Option(metavar="NAME", help="Only this paper's.")] = None,
+    lint: Annotated[bool, typer.Option("--lint", help="Only what cannot be true, and what could not have worked.")] = False,
+    registry: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the papers' networks at full size, as a registry to train from.")
+    ] = None,
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Set the papers' claims beside what is on record, or say what is wrong with them."""
+    from kwbench.claims import PAPERS, claims_json, comparisons, full_size_registry, read_claims
+    from kwbench.claims import lint as run_lint
+    from kwbench.errors import did_you_mean
+    from kwbench.files import write_whole
+    from kwbench.store import Store
+
+    if registry is not None:
+        if registry.exists():
+            raise UsageError(f"{registry}: is there already; nothing is overwritten")
+        write_whole(registry, full_size_registry())
+        print(registry)
+        return
+    if paper is not None and paper not in PAPERS:
+        raise UsageError(f"--paper {paper}: unknown; {did_you_mean(paper, PAPERS)}")
+    wanted = [each for each in read_claims() if paper in (None, each.paper)]
+    if lint:
+        remarks = run_lint(wanted)
+        rows = [
+            {"rule": each.rule, "kind": each.kind, "statement": each.statement, "cells": [claim.name for claim in each.claims]}
+            for each in remarks
+        ]
+        _print_rows(rows if as_json else [{**row, "cells": f"{len(row['cells'])} cells"} for row in rows], as_json)
+        return
+    # Without a record there is nothing to set beside the claims, but they can still be listed.
+    store = Store.open(db) if "://" in db or Path(db).exists() else None
+    found = comparisons(wanted, store)
+    if as_json:
+        _print_json(claims_json(found))
+        return
+    from kwbench.report import claims_table
+
+    _console().print(claims_table(found))
 
 
 @app.command()
@@ -625,23 +675,26 @@ def _print_json(value: Any) -> None:
 
 
 def _print_tables(found: Sequence["Standing"]) -> None:
-    from rich.console import Console
-
     from kwbench.report import text_table
 
+    _console().print(text_table(found))
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
     # Piped output has no width of its own; a table folded to 80 columns would be unreadable.
-    Console(width=None if sys.stdout.isatty() else 160).print(text_table(found))
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def _print_diagnoses(found: Sequence["Standing"], verdicts: Sequence["Verdict"]) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from kwbench.report import findings_table
     from kwbench.verdict import CAVEAT
     from kwbench.wording import plain
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = _console()
     for each, verdict in zip(found, verdicts, strict=True):
         console.print(Text(plain(each.model), "bold"))
         console.print(findings_table(each.findings))

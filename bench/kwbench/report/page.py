@@ -27,6 +27,16 @@ _SCALE, _MARGIN = 200.0, 6.0
 
 def html_page(tables: Sequence[Board]) -> str:
     """The boards as one self-contained HTML page."""
+    return rendered(
+        "report.html.j2",
+        boards=[_board_view(board) for board in tables],
+        level=f"{100 * LEVEL:g} %",
+        caveat=CAVEAT,
+    )
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template of ours as a self-contained page, with its style and script."""
     # Escaping never depends on a file's name: with select_autoescape, *.html.j2 would go out raw.
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -39,14 +49,12 @@ def html_page(tables: Sequence[Board]) -> str:
     )
     environment.filters |= {"count": count_text, "duration": duration_text}
     style, script = (_own(name) for name in ("report.css", "report.js"))
-    return environment.get_template("report.html.j2").render(
-        boards=[_board_view(board) for board in tables],
+    return environment.get_template(template).render(
         style=Markup(style),
         script=Markup(script),
         style_hash=_csp_hash(style),
         script_hash=_csp_hash(script),
-        level=f"{100 * LEVEL:g} %",
-        caveat=CAVEAT,
+        **values,
     )
 
 

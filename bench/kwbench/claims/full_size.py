@@ -1,0 +1,163 @@
+"""The networks of the papers as they have them, as entries of a registry: recipes to train on a GPU, no checkpoints.
+
+What a paper does not say is taken from the code it names or from its neighbours, and said here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+
+Section = dict[str, Any]
+
+_TITLE = "# The networks of the papers as they have them. Train one: kwbench train NAME --registry THIS --device cuda"
+
+# (eps) of attacks and adversarial training on each data set (xiao2020 4.1, D.1).
+_EPS = {"cifar10": "0.031", "svhn": "0.047"}
+
+# torchvision's ImageNet weights.
+_IMAGENET = {
+    "alexnet": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "resnet18-224": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+}
+
+_ACTIVATIONS: dict[str, Section] = {
+    "relu": {"name": "relu"},
+    "kwta0.1": {"name": "kwta", "gamma": 0.1},
+    "kwta0.2": {"name": "kwta", "gamma": 0.2},
+    "lwta0.1": {"name": "lwta", "gamma": 0.1},
+    "lwta0.2": {"name": "lwta", "gamma": 0.2},
+    "slwta2": {"name": "stochastic_lwta", "units": 2},
+}
+
+_ARCHITECTURES: dict[str, Section] = {
+    "resnet18": {"name": "resnet18"},
+    "densenet121": {"name": "densenet121"},
+    "wrn22-10": {"name": "wide_resnet", "depth": 22, "widen": 10},
+    "wrn34-1": {"name": "wide_resnet", "depth": 34, "widen": 1},
+    "wrn34-5": {"name": "wide_resnet", "depth": 34, "widen": 5},
+    "wrn34-10": {"name": "wide_resnet", "depth": 34, "widen": 10},
+    "alexnet": {"name": "alexnet"},
+    "resnet18-224": {"name": "resnet18_imagenet"},
+    "vgg19": {"name": "vgg19"},
+}
+
+# Moved by up to 4 pixels and mirrored: "random crop and random flip".
+_AUGMENTED = {"seed": 0, "shift": 4, "flip": True, "precision": "bfloat16"}
+
+# xiao2020 D.1: 0.1 for 50 epochs, 0.01 for 30, batches of 256.
+_XIAO = {
+    **_AUGMENTED,
+    "epochs": 80,
+    "learning_rate": 0.1,
+    "batch_size": 256,
+    "schedule": {"kind": "drop", "after": 50, "factor": 0.1},
+}
+
+# xiao2020 2.2 and D.1: 50 epochs at 0.2, then down by 0.005 every 2 epochs; at which learning rate is not said.
+_INCREMENTAL = {
+    **_AUGMENTED,
+    "epochs": 50,
+    "learning_rate": 0.1,
+    "batch_size": 256,
+    "schedule": {"kind": "constant"},
+    "incremental": {"start": 0.2, "step": "0.005", "epochs": 2, "learning_rate": 0.01},
+}
+
+
+def full_size_registry() -> str:
+    """The text of a registry file with every network that `place_of` names as `full_size`, and their surrogates."""
+    yaml, stream = YAML(), StringIO()
+    yaml.default_flow_style = None
+    yaml.width = 1 << 20
+    yaml.dump({"models": dict(_entries())}, stream)
+    return f"{_TITLE}\n{stream.getvalue()}"
+
+
+def _entries() -> Iterator[tuple[str, Section]]:
+    for dataset in ("cifar10", "svhn"):
+        yield f"{dataset}/vgg19", _entry("vgg19", "relu", _XIAO)
+        for activation in ("relu", "kwta0.1", "kwta0.2"):
+            for training, train in _TRAININGS.items():
+                yield f"{dataset}/resnet18-{activation}{training}", _entry("resnet18", activation, train(dataset, activation))
+            for architecture, address in _IMAGENET.items():
+                name = f"{dataset}/{architecture}-{activation}"
+                yield name, _entry(architecture, activation, _costa())
+                yield f"{name}-pretrained", _entry(architecture, activation, _costa(address))
+    for architecture in ("resnet18", "densenet121", "wrn22-10"):
+        wanted = ("lwta0.1", "lwta0.2") if architecture == "resnet18" else tuple(_ACTIVATIONS)[:5]
+        for activation in wanted:
+            for training in ("", "-at"):
+                recipe = _TRAININGS[training]("cifar10", activation)
+                yield f"cifar10/{architecture}-{activation}{training}", _entry(architecture, activation, recipe)
+    for activation in ("relu", "kwta0.1"):
+        for training in ("", "-at"):
+            recipe = {**_TRAININGS[training]("cifar10", activation), "seed": 1}
+            yield f"cifar10/resnet18-{activation}{training}-copy", _entry("resnet18", activation, recipe)
+    for architecture in ("wrn34-1", "wrn34-5", "wrn34-10"):
+        for activation in ("relu", "slwta2"):
+            if (architecture, activation) != ("wrn34-1", "slwta2"):  # the authors published it
+                yield f"cifar10/{architecture}-{activation}-at", _entry(architecture, activation, _PANOUSIS)
+    prior = _entry("wrn34-1", "slwta2", _HICHEUR)
+    yield "cifar10/wrn34-1-slwta2-ibp-at", prior | {"architecture": {**_ARCHITECTURES["wrn34-1"], "name": "wide_resnet_ibp"}}
+
+
+def _entry(architecture: str, activation: str, recipe: Mapping[str, Any]) -> Section:
+    # Copies: what two entries share would be written as an anchor, which registries refuse.
+    return deepcopy(
+        {"architecture": _ARCHITECTURES[architecture], "activation": _ACTIVATIONS[activation], "recipe": dict(recipe)}
+    )
+
+
+def _natural(dataset: str, activation: str) -> Section:
+    return _INCREMENTAL if activation == "kwta0.1" else _XIAO
+
+
+def _adversarial(dataset: str, activation: str) -> Section:
+    # "untargeted PGD attack with 8 iterations"; the step size is not said.
+    return {**_XIAO, "adversarial": {"eps": _EPS[dataset], "steps": 8, "step_size": "0.01"}}
+
+
+def _trades(dataset: str, activation: str) -> Section:
+    # 1 / lambda = 6, the rest from the authors' code.
+    return {**_XIAO, "trades": {"eps": _EPS[dataset], "steps": 10, "step_size": "0.007", "beta": 6.0}}
+
+
+def _free(dataset: str, activation: str) -> Section:
+    # m = 8, and an eighth of the epochs.
+    schedule = {"kind": "drop", "after": 6, "factor": 0.1}
+    return {**_XIAO, "epochs": 10, "schedule": schedule, "free": {"eps": _EPS[dataset], "replays": 8}}
+
+
+_TRAININGS: dict[str, Callable[[str, str], Section]] = {"": _natural, "-at": _adversarial, "-trades": _trades, "-free": _free}
+
+
+def _costa(pretrained: str | None = None) -> Section:
+    """costa2020 3.2."""
+    common = {**_AUGMENTED, "batch_size": 64, "clip_norm": 0.5}
+    if pretrained is not None:
+        tuned = {"epochs": 10, "learning_rate": 0.01, "schedule": {"kind": "constant"}}
+        return {**common, **tuned, "pretrained": pretrained}
+    return {**common, "epochs": 80, "learning_rate": 0.1, "schedule": {"kind": "drop", "after": 50, "factor": 0.1}}
+
+
+# panousis2021 3: batches of 128, halved at every epoch after the 75th, 100 epochs by its checkpoint; the adversary of Wu et al.
+_PANOUSIS = {
+    **_AUGMENTED,
+    "epochs": 100,
+    "learning_rate": 0.1,
+    "batch_size": 128,
+    "schedule": {"kind": "drop", "after": 75, "factor": 0.5, "repeat": True},
+    "adversarial": {"eps": "8/255", "steps": 10, "step_size": "0.007"},
+}
+
+# hicheur2024, "Parameters".
+_HICHEUR = {
+    **_AUGMENTED,
+    "epochs": 30,
+    "learning_rate": 0.1,
+    "schedule": {"kind": "constant"},
+    "adversarial": {"eps": "8/255", "steps": 20, "step_size": "0.007"},
+}

@@ -1,0 +1,247 @@
+"""Claimed beside measured: for each claim what is on record, or how to get it. A pure view of the record."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from kwbench.claims.claim import Claim
+from kwbench.claims.lint import lint
+from kwbench.claims.place import PUBLISHED, Place, place_of
+from kwbench.counting import count
+from kwbench.outcome import Outcome, Status
+from kwbench.standing import Standing, origin_of, standings
+from kwbench.statistics import Interval, accuracy_of_hits
+from kwbench.store import Store
+from kwbench.threat import ThreatModel
+from kwbench.verdict import verdict_on_record
+
+State = Literal["run", "runnable", "not comparable"]
+
+# Where the full-size networks are written to, in the commands that are named.
+REGISTRY_FILE = "papers.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A number on record: the attack's label, or A_std or A_rob, and the evaluation that it comes from."""
+
+    label: str
+    accuracy: Interval
+    standing: Standing = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A claim and what is known of it here.
+
+    `status`: `run`, there are `measured` figures, the paper's reading first; `runnable`, by `commands` on `hardware`; or
+    `not comparable`, as `place.why_not` says. `strong`: A_rob of the same network under the strong suite at the same radius.
+    `verdict` is that evaluation's, empty where there is none. `remarks` are the rules of the lint that concern the claim.
+    """
+
+    claim: Claim
+    place: Place
+    status: State
+    measured: tuple[Measurement, ...]
+    strong: Measurement | None
+    verdict: str
+    commands: tuple[str, ...]
+    hardware: str
+    remarks: tuple[str, ...]
+
+
+def comparisons(claims: Sequence[Claim], store: Store | None) -> list[Comparison]:
+    """Each claim with what is on record of it; nothing is where there is no store."""
+    found = _Record(store)
+    remarks: dict[Claim, list[str]] = {}
+    for remark in lint(claims):
+        for each in remark.claims:
+            remarks.setdefault(each, []).append(remark.rule)
+    return [_comparison(each, found, tuple(remarks.get(each, ()))) for each in claims]
+
+
+def _comparison(claim: Claim, record: "_Record", remarks: tuple[str, ...]) -> Comparison:
+    place = place_of(claim)
+    if not place.comparable:
+        return Comparison(claim, place, "not comparable", (), None, "", (), "", remarks)
+    # At full size where that is on record, since it is what the claim is about.
+    for model in (place.full_size, place.model):
+        if model is not None and (measured := record.measured(model, place, claim.threat)):
+            strong = record.strong(model, claim.threat, measured[0].standing)
+            found = None if strong is None else verdict_on_record(strong.standing)
+            verdict = "" if found is None else found.word
+            commands = _commands(claim, place, model)
+            return Comparison(claim, place, "run", measured, strong, verdict, commands, _hardware(place, model), remarks)
+    model = place.model or place.full_size
+    assert model is not None
+    return Comparison(claim, place, "runnable", (), None, "", _commands(claim, place, model), _hardware(place, model), remarks)
+
+
+def _hardware(place: Place, model: str) -> str:
+    return "a CPU" if model == place.model else "one GPU"
+
+
+def _commands(claim: Claim, place: Place, model: str) -> tuple[str, ...]:
+    """What to type for the claim and for the strong suite, each on its own line."""
+    assert place.protocol is not None
+    full = model == place.full_size
+    registry = f" --registry {REGISTRY_FILE}" if full else ""
+    prepare = []
+    if full:
+        prepare = [f"kwbench claims{registry}"]
+        prepare += [f"kwbench train {each}{registry} --download --device cuda" for each in (*_sources(claim, model), model)]
+    elif model == PUBLISHED:
+        prepare = [f"kwbench convert {model} --download"]
+    sources = _sources(claim, model) if full and claim.attack.startswith("transfer from") else ()
+    setting = "".join(f" --set {place.protocol.labels[0]}.surrogate={each.rpartition('/')[2]}" for each in sources)
+    run = [f"kwbench evaluate {model}{registry} --suite {place.protocol.suite}{setting} --download"]
+    if claim.threat is not None:
+        threat = f"--norm {claim.norm} --eps {claim.eps}"
+        run.append(f"kwbench evaluate {model}{registry} --suite strong {threat} --download")
+    return (*prepare, *run)
+
+
+def _sources(claim: Claim, model: str) -> tuple[str, ...]:
+    """The surrogates of a transfer attack at full size."""
+    dataset = model.partition("/")[0]
+    if claim.attack == "BB":
+        return (f"{dataset}/vgg19",)
+    names = {"ReLU": "relu", "k-WTA-0.1": "kwta0.1", "ReLU (AT)": "relu-at", "k-WTA-0.1 (AT)": "kwta0.1-at"}
+    source = names.get(claim.attack.removeprefix("transfer from "))
+    return () if source is None else (f"{dataset}/resnet18-{source}-copy",)
+
+
+class _Record:
+    """What is on record, by model and suite: for each model only of its newest weights."""
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+        self._found: dict[tuple[str, str], list[Standing]] = {}
+        everything = [] if store is None else [each for each in standings(store) if _usual(each)]
+        newest = {each.model: each for each in sorted(everything, key=lambda each: each.evaluation.asked)}
+        for each in everything:
+            if _weights(each) == _weights(newest[each.model]):
+                self._found.setdefault((each.model, each.evaluation.spec.suite), []).append(each)
+
+    def measured(self, model: str, place: Place, threat: ThreatModel | None) -> tuple[Measurement, ...]:
+        """The figures that stand beside a claim; those on the most images, the newest of them."""
+        protocol = place.protocol
+        assert protocol is not None
+        candidates = [
+            (each, figures)
+            for each in self._found.get((model, protocol.suite), ())
+            if threat in (None, each.threat) and (figures := self._figures(each, place))
+        ]
+        if not candidates:
+            return ()
+        return max(candidates, key=lambda pair: (pair[0].n, pair[0].evaluation.asked))[1]
+
+    def strong(self, model: str, threat: ThreatModel | None, beside: Standing) -> Measurement | None:
+        """A_rob under the strong suite at this radius, on the same images if there is one on them."""
+        candidates = [
+            each
+            for each in self._found.get((model, "strong"), ())
+            if threat is not None and each.threat == threat and each.a_rob is not None
+        ]
+        if not candidates:
+            return None
+        best = max(candidates, key=lambda each: (_images(each) == _images(beside), each.n, each.evaluation.asked))
+        assert best.a_rob is not None
+        return Measurement("A_rob", best.a_rob, best)
+
+    def _figures(self, standing: Standing, place: Place) -> tuple[Measurement, ...]:
+        protocol = place.protocol
+        assert protocol is not None
+        named: list[tuple[str, Interval | None]] = []
+        if protocol.reading == "clean":
+            named = [("A_std", standing.a_std)]
+        elif protocol.reading == "worst":
+            named = [("A_rob", standing.a_rob_as_in_paper)]
+        elif protocol.reading == "count":
+            named = [("all", self._count(standing, protocol.labels))]
+        else:
+            attacks = {each.name: each.accuracy for each in standing.attacks}
+            named = [(label, attacks.get(label)) for label in protocol.labels]
+            if named[0][1] is None:
+                return ()
+        return tuple(Measurement(label, each, standing) for label, each in named if each is not None)
+
+    def _count(self, standing: Standing, labels: Sequence[str]) -> Interval | None:
+        """What a tool counts that runs these attacks in turn on what still stands, with one look after each."""
+        assert self._store is not None
+        runs = standing.evaluation.attack_runs
+        known = {each.name for each in standing.attacks if each.accuracy is not None}
+        if standing.clean is None or standing.a_std is None or not known.issuperset(labels):
+            return None
+        clean, *attacks = (self._store.outcomes(runs[label]) for label in (standing.clean.name, *labels))
+        if standing.stochastic:
+            return count(clean, attacks).counted
+        return _union(attacks)
+
+
+def _union(attacks: Sequence[Sequence[Outcome]]) -> Interval:
+    """The share of images that each of the attacks left standing."""
+    held = [{each.sample for each in rows if each.status is Status.HELD} for rows in attacks]
+    return accuracy_of_hits(len(set.intersection(*held)), len(attacks[0]))
+
+
+def _usual(standing: Standing) -> bool:
+    """On test images, and predicted by a single draw, as papers do."""
+    rule = origin_of(standing.evaluation).get("prediction", {})
+    return not standing.dataset.endswith(" (validation)") and rule.get("kind", "draw") == "draw"
+
+
+def _weights(standing: Standing) -> Any:
+    return origin_of(standing.evaluation).get("model_sha256")
+
+
+def _images(standing: Standing) -> Any:
+    return origin_of(standing.evaluation).get("data_sha256")
+
+
+def claims_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Comparisons as JSON values: accuracies as fractions of 1, the claim in percent as printed."""
+    return [_json(each) for each in found]
+
+
+def _json(each: Comparison) -> dict[str, Any]:
+    claim, place = each.claim, each.place
+    return {
+        "paper": claim.paper,
+        "table": claim.table,
+        "dataset": claim.dataset,
+        "architecture": claim.architecture,
+        "pretrained": claim.pretrained,
+        "training": claim.training,
+        "activation": claim.activation,
+        "attack": claim.attack,
+        "norm": claim.norm or None,
+        "eps": claim.eps or None,
+        "claimed_percent": claim.percent,
+        "quoted_from": claim.quoted_from or None,
+        "inferred": list(claim.inferred),
+        "status": each.status,
+        "why_not": place.why_not or None,
+        "model": place.model,
+        "full_size": place.full_size,
+        "differs": place.differs or None,
+        "suite": None if place.protocol is None else place.protocol.suite,
+        "measured": [_measurement_json(one) for one in each.measured],
+        "strong": None if each.strong is None else _measurement_json(each.strong),
+        "verdict": each.verdict or None,
+        "commands": list(each.commands),
+        "hardware": each.hardware or None,
+        "remarks": list(each.remarks),
+    }
+
+
+def _measurement_json(each: Measurement) -> Mapping[str, Any]:
+    one = each.accuracy
+    return {
+        "label": each.label,
+        "accuracy": {"value": one.value, "low": one.low, "high": one.high},
+        "model": each.standing.model,
+        "dataset": each.standing.dataset,
+        "n": each.standing.n,
+        "run": each.standing.evaluation.spec.identity,
+    }
