@@ -179,12 +179,28 @@ class TestTheRecordAlone:
         (it,) = standings(store)
         assert it.missing == ("pgd: 1 of 2 samples",)
 
-    def test_an_attack_with_nothing_left_to_attack_is_complete_without_rows(self, store: Store) -> None:
-        deterministic(store, {"clean": "wh", "pgd": ".b", "fgsm": ".."}, spec={"cascade": True})
+    def test_an_attack_with_nothing_left_to_attack_does_not_run_unless_it_is_the_protocols(self, store: Store) -> None:
+        deterministic(
+            store,
+            {"clean": "wh", "pgd": ".b", "apgd": "..", "fgsm": ".."},
+            spec={"cascade": True, "protocol_attacks": ["pgd", "apgd"]},
+        )
         (it,) = standings(store)
         assert it.complete
         assert value(it.a_rob) == 0
         assert [(attack.n, value(attack.standing), attack.broke) for attack in it.attacks] == [(1, 0, 1), (0, 0, 0)]
+        assert it.skipped == {"fgsm": "hardly anything was left to break"}
+
+    @pytest.mark.parametrize(("share", "skipped"), [(1, True), (2, False)])
+    def test_less_than_a_thousandth_of_a_stochastic_model_is_not_worth_an_attack(
+        self, store: Store, share: int, skipped: bool
+    ) -> None:
+        shares = [0] * 19 + [share]
+        spec = specification(attacks=("clean", "pgd", "fgsm"), n=20, stochastic=True, spec={"cascade": True})
+        record(store, spec, {"clean": drawn([95] * 20, [95] * 20), "pgd": drawn(shares, shares)})
+        (it,) = standings(store)
+        assert ("fgsm" in it.skipped) is skipped
+        assert it.complete is skipped
 
     @pytest.mark.parametrize(
         ("fgsm", "pgd", "skipped"),

@@ -19,6 +19,9 @@ CLEAN = "clean"
 # model, whose noise alone may do so at the cost of passes and of no truth, or else of who stands.
 GAIN = 0.005
 
+# What may be left of the mean over the samples for an attack not to be worth its passes: a fifth of a gain.
+LEFT = 0.001
+
 _LETTERS = {status: status.value[:1].encode() for status in Status}
 
 
@@ -45,6 +48,9 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
     """The turns of the attacks of an evaluation, as far as `rows` go: the outcomes of its first attack runs, None if empty."""
     after = spec.spec.get("after", {})
     not_applicable = spec.spec.get("not_applicable", {})
+    # A protocol meets all samples.
+    necessary = {CLEAN, *(spec.spec.get("protocol_attacks") or ())}
+    optional = {each.label for each in spec.attacks} - necessary if cascaded(spec) else set()
     clean = next((row for each, row in zip(spec.attacks, rows, strict=False) if each.label == CLEAN), None)
     index = clean.index if clean is not None else np.empty(0, dtype=np.int64)
     best = np.ones(len(index))
@@ -52,6 +58,8 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
     for each, recorded in zip(spec.attacks, rows, strict=False):
         sees = best > 0 if cascaded(spec) and each.label != CLEAN else np.ones(len(index), dtype=bool)
         skipped = not_applicable.get(each.label) or _ruled_out(after.get(each.label, ()), found)
+        if skipped is None and each.label in optional and len(index) == spec.n and best.sum() < LEFT * spec.n:
+            skipped = "hardly anything was left to break"
         # What ran for another evaluation is no part of this one.
         row = recorded if skipped is None else None
         values = onto(index, row, _values(row, spec.stochastic))

@@ -6,13 +6,13 @@ import numpy as np
 
 from kwbench.cascade import CLEAN
 from kwbench.diagnostics import CHECKS, Question
-from kwbench.evaluator import Evaluator
 from kwbench.evidence import evidence
 from kwbench.finding import Finding
 from kwbench.outcome import Outcome, Status
 from kwbench.standing import Standing, standings
 from kwbench.store import Evaluation, Store
 from kwbench.suite import escalated
+from kwbench.workers import Workers
 
 # Samples examined at once, on which the checks cost about 150 forward and backward passes each.
 EXAMINED = 64
@@ -21,7 +21,7 @@ _ALIVE = 0.05
 
 
 def diagnose(
-    evaluator: Evaluator,
+    workers: Workers,
     evaluation: Evaluation,
     store: Store,
     report: Callable[[int, int], None] = lambda done, checks: None,
@@ -39,10 +39,13 @@ def diagnose(
     if not found:
         right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
         question = _question(mine, right or mine.index.tolist(), _least_shares(outcomes) if mine.stochastic else {})
-        for done, check in enumerate(CHECKS):
-            report(done, len(CHECKS))
-            found += evaluator.examine(check, question)
-        report(len(CHECKS), len(CHECKS))
+        by_check: dict[str, list[Finding]] = {}
+        report(0, len(CHECKS))
+        # The last ones are the longest, so they go first.
+        for check, findings in workers.each(lambda each, check: (check, each.examine(check, question)), list(CHECKS)[::-1]):
+            by_check[check] = findings
+            report(len(by_check), len(CHECKS))
+        found += [finding for check in CHECKS for finding in by_check[check]]
     relaxes = not any(each.check == "relaxed operations" and each.figure == 0 for each in found)
     fresh = evidence(mine, outcomes, others, relaxes=relaxes)
     renewed = {each.check for each in fresh}

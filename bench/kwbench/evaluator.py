@@ -89,6 +89,8 @@ class Facts:
     not_applicable: dict[str, str]
     passes: dict[str, int]
     whole_tiles: frozenset[str]
+    # Evaluators that are worth having side by side, and the threads of each.
+    workers: int
     threads: int
     # The share of values that survives each winner-take-all layer, by the layer's name; empty without such layers.
     effective_sparsity: dict[str, str]
@@ -119,7 +121,8 @@ class Evaluator(Protocol):
 class LocalEvaluator:
     """An evaluation in this process."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, threads: int | None = None) -> None:
+        """With `threads`, one of several that were found to be worth having."""
         require_exact_float32()
         self._request = request
         self._device = _device(request.device)
@@ -129,13 +132,12 @@ class LocalEvaluator:
         self._dataset = load_dataset(
             self._request.dataset_name, data=request.data, data_dir=request.data_dir, download=request.download
         )
-        threads = request.threads or (1 if math.prod(self._dataset.shape) <= _SMALL_IMAGE else None)
-        if threads is not None:
-            torch.set_num_threads(threads)
         split = self._dataset.test if request.split == "test" else self._dataset.validation
         n = min(request.suite.n or len(split), len(split)) if request.n is None else request.n
         if not 1 <= n <= len(split):
             raise UsageError(f"--n {n}: {self._dataset.name} has {len(split)} {request.split} images")
+        workers = 1 if threads else self._workers(n)
+        torch.set_num_threads(threads or self._threads(workers))
         self._batch = split.batch(range(n)).to(self._device)
         self._threat = self._threat_model()
         name, loaded, prediction = self._load(registry)
@@ -186,6 +188,7 @@ class LocalEvaluator:
                 label: attack.passes(stochastic) for label, (_, attack) in self._attacks.items() if isinstance(attack, Budgeted)
             },
             whole_tiles=frozenset(label for label, (_, attack) in self._attacks.items() if attack.whole_tiles),
+            workers=workers,
             threads=torch.get_num_threads(),
             effective_sparsity={
                 layer: str(share) for layer, share in effective_sparsity(loaded.module, self._batch.x[:1].clone()).items()
@@ -229,6 +232,15 @@ class LocalEvaluator:
 
     def close(self) -> None:
         """See Evaluator."""
+
+    def _workers(self, n: int) -> int:
+        """One for each core, if there are as many tiles; a GPU is best left to one."""
+        return 1 if self._device.type == "cuda" else min(self._request.threads or _CORES, -(-n // self._request.tile))
+
+    def _threads(self, workers: int) -> int:
+        if workers == 1 and self._request.threads:
+            return self._request.threads
+        return 1 if math.prod(self._dataset.shape) <= _SMALL_IMAGE else max(1, (self._request.threads or _CORES) // workers)
 
     def _threat_model(self) -> ThreatModel:
         request = self._request
@@ -332,6 +344,9 @@ class LocalEvaluator:
         return surrogate
 
 
+# As many as torch would take, before anybody told it otherwise.
+_CORES = torch.get_num_threads()
+
 # Values of an image up to which a second thread gains a tenth on idle cores, and on busy ones loses a factor of ten.
 _SMALL_IMAGE = 28 * 28
 
@@ -346,27 +361,36 @@ def open_evaluator(request: Request, time_limit: float | None = None) -> Evaluat
     Raises UsageError, CannotEvaluate or DamagedData, whatever stands in the way.
     """
     try:
-        return _SpawnedEvaluator(request, time_limit) if is_file_model(request.model) else LocalEvaluator(request)
+        if not is_file_model(request.model):
+            return LocalEvaluator(request)
+        spawned = SpawnedEvaluator(request, time_limit)
+        spawned.wait()
+        return spawned
     except (torch.OutOfMemoryError, MemoryError):
         raise CannotEvaluate(
             f"{request.model}: memory does not hold the model and {request.tile} samples at once; give a smaller --tile"
         ) from None
 
 
-class _SpawnedEvaluator:
-    """The same in a spawned process."""
+class SpawnedEvaluator:
+    """The same in a spawned process, of use after `wait`. `threads` as for LocalEvaluator."""
 
-    def __init__(self, request: Request, time_limit: float | None) -> None:
+    facts: Facts
+
+    def __init__(self, request: Request, time_limit: float | None, threads: int | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._name, self._time_limit = request.model, time_limit
-        self._process = context.Process(target=_serve, args=(theirs, request), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, request, threads), daemon=True)
         with _interrupts_ignored():
             self._process.start()
         theirs.close()
+
+    def wait(self) -> None:
+        """Until all is loaded. Raises as `open_evaluator` does."""
         try:
             self._answer(None)  # our own imports take the time they take
-            self.facts: Facts = self._answer(time_limit)
+            self.facts = self._answer(self._time_limit)
         except BaseException:
             self.close()
             raise
@@ -431,11 +455,11 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(pipe: multiprocessing.connection.Connection, request: Request) -> None:
+def _serve(pipe: multiprocessing.connection.Connection, request: Request, threads: int | None) -> None:
     os.dup2(2, 1)  # what foreign code prints must not mix with the results on stdout
     threading.Thread(target=_end_with_parent, daemon=True).start()
     pipe.send("started")
-    evaluator = _served(request.model, lambda: LocalEvaluator(request))
+    evaluator = _served(request.model, lambda: LocalEvaluator(request, threads))
     if isinstance(evaluator, BaseException):
         pipe.send(evaluator)
         return

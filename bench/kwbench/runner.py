@@ -5,6 +5,7 @@ Kill it at any moment; the same command goes on where the record ends, and ends 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from kwbench.cascade import turns
 from kwbench.diagnosis import diagnose
 from kwbench.errors import CannotEvaluate, UsageError
-from kwbench.evaluator import Evaluator, Facts, Request, open_evaluator
+from kwbench.evaluator import Evaluator, Facts, Request
 from kwbench.judge import CLEAN, SELECTION_DRAWS
 from kwbench.outcome import Outcome, Status
 from kwbench.provenance import code_digest, digest, machine, versions
 from kwbench.store import AttackSpec, Evaluation, EvaluationSpec, Store
+from kwbench.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +55,20 @@ def evaluate(
         raise UsageError(f"--tile {request.tile}: must be at least 1")
     if time_limit is not None and not time_limit > 0:
         raise UsageError(f"--time-limit {time_limit:g}: must be above 0")
-    evaluator = open_evaluator(request, time_limit)
+    workers = Workers(request, time_limit)
     try:
-        evaluation = store.register(describe(request, evaluator.facts, command))
-        _carry_out(request, evaluator, evaluation, store, report)
+        evaluation = store.register(describe(request, workers.facts, command))
+        _carry_out(request, workers, evaluation, store, report)
         if request.suite.diagnose:
             rows = sum(len(store.outcomes(attack_run)) for attack_run in evaluation.attack_runs.values())
             diagnose(
-                evaluator,
+                workers,
                 evaluation,
                 store,
-                lambda done, checks: report(Progress(evaluator.facts.model, "diagnosis", done, checks, rows, rows)),
+                lambda done, checks: report(Progress(workers.facts.model, "diagnosis", done, checks, rows, rows)),
             )
     finally:
-        evaluator.close()
+        workers.close()
     return evaluation
 
 
@@ -111,6 +113,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
             **machine(),
             "device": facts.device,
             "threads": facts.threads,
+            "workers": facts.workers,
             "effective_sparsity": facts.effective_sparsity,
             "command": command,
         },
@@ -150,9 +153,9 @@ class _Task:
 
 
 def _carry_out(
-    request: Request, evaluator: Evaluator, evaluation: Evaluation, store: Store, report: Callable[[Progress], None]
+    request: Request, workers: Workers, evaluation: Evaluation, store: Store, report: Callable[[Progress], None]
 ) -> None:
-    facts = evaluator.facts
+    facts = workers.facts
     done_in_all = 0
     clean: dict[str, Outcome] = {}
     for position, (label, attack_run) in enumerate(evaluation.attack_runs.items()):
@@ -166,8 +169,9 @@ def _carry_out(
             facts.model, label, done, seen, done_in_all + done, done_in_all + seen * (len(evaluation.attack_runs) - position)
         )
         report(progress)
-        for rows in _pending(facts.samples, task, request):
-            for outcomes in _judge_backing_off(evaluator, task, rows, clean, facts, request.tile):
+        work = partial(_judge_backing_off, task=task, clean=clean, facts=facts, tile=request.tile)
+        for judged in workers.each(work, _pending(facts, task, request)):
+            for outcomes in judged:
                 kept = [each if task.succeeded(each) else replace(each, image=None) for each in outcomes]
                 _require_the_same(task, kept, recorded, facts.model)
                 store.append(attack_run, kept)
@@ -203,14 +207,15 @@ def _task(
     return replace(task, imageless=frozenset(successes - store.with_adversarials(attack_run)))
 
 
-def _pending(samples: Sequence[str], task: _Task, request: Request) -> list[list[int]]:
+def _pending(facts: Facts, task: _Task, request: Request) -> list[list[int]]:
     """Rows that are still to be judged, in batches."""
-    tile, wanted = request.tile, task.missing | task.imageless
+    tile, samples, wanted = request.tile, facts.samples, task.missing | task.imageless
     if task.whole:
         tiles = [task.rows[start : start + tile] for start in range(0, len(task.rows), tile)]
         return [each for each in tiles if any(samples[row] in wanted for row in each)]
     pending = [row for row in task.rows if samples[row] in wanted]
-    size = max(1, request.batch_size // tile) * tile
+    share = -(-len(pending) // (tile * facts.workers))
+    size = max(1, min(request.batch_size // tile, share)) * tile
     return [pending[start : start + size] for start in range(0, len(pending), size)]
 
 
@@ -229,7 +234,7 @@ def _require_the_same(task: _Task, again: Sequence[Outcome], recorded: Mapping[s
 
 
 def _judge_backing_off(
-    evaluator: Evaluator, task: _Task, rows: list[int], clean: Mapping[str, Outcome], facts: Facts, tile: int
+    evaluator: Evaluator, rows: list[int], *, task: _Task, clean: Mapping[str, Outcome], facts: Facts, tile: int
 ) -> list[list[Outcome]]:
     """The outcomes of a batch; if memory runs out, of its halves, down to one tile."""
     try:
@@ -243,6 +248,7 @@ def _judge_backing_off(
     torch.cuda.empty_cache()
     half = -(-len(rows) // tile // 2) * tile
     return [
-        *_judge_backing_off(evaluator, task, rows[:half], clean, facts, tile),
-        *_judge_backing_off(evaluator, task, rows[half:], clean, facts, tile),
+        judged
+        for part in (rows[:half], rows[half:])
+        for judged in _judge_backing_off(evaluator, part, task=task, clean=clean, facts=facts, tile=tile)
     ]

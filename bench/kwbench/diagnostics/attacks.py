@@ -85,7 +85,10 @@ def free_attack_succeeds(case: Case) -> list[Finding]:
         rest = replace(case, batch=case.batch.take(rows.tolist()))
         left[rows] = torch.minimum(left[rows], _left(rest, everything, gradient, f"unbounded {gradient.kind}"))
     best = left.mean().item()
-    statement = f"no gradient, relaxed and smoothed ones and those from function values included, leads an unbounded attack past {percent(best)}"
+    statement = (
+        "no gradient, relaxed and smoothed ones and those from function values included, leads an unbounded attack past "
+        f"{percent(best)}"
+    )
     return [*found, case.finding("unreachable", best, LEFT, statement, "doubt", concerned=left > 0.5)]
 
 
