@@ -253,6 +253,111 @@ def diagnose(
 
 
 @app.command()
+def sweep(
+    models: Models,
+    over: Annotated[
+        str, typer.Option(metavar="WHAT=VALUES", help="What changes: eps=1/255,4/255,8/255 or pgd.steps=1,10,100.")
+    ],
+    attack: Annotated[str, typer.Option(metavar="NAMES|all", help="Attacks by name, comma-separated, or all.")] = "pgd",
+    suite: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A suite instead, by name or a YAML file.")] = None,
+    settings: Settings = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the curves into an SVG file.")] = None,
+    dataset: DataSetName = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    registry: RegistryFile = None,
+    n: Count = None,
+    split: SplitName = Split.TEST,
+    eps: Eps = None,
+    norm: Norm = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 256,
+    tile: Tile = 64,
+    device: Device = "auto",
+    threads: Threads = None,
+    prediction: PredictionText = None,
+    time_limit: TimeLimit = None,
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Measure robust accuracy against the radius, or against a parameter of an attack such as its steps."""
+    from kwbench.files import write_whole
+    from kwbench.progress import showing
+    from kwbench.report import Curve, curves_svg
+    from kwbench.runner import evaluate as run
+    from kwbench.standing import standings
+    from kwbench.store import Store
+    from kwbench.suite import override, read_suite, suite_of
+    from kwbench.sweep import parse_sweep
+
+    asked = parse_sweep(over)
+    if asked.of_eps and eps is not None:
+        raise UsageError("--eps: --over changes it")
+    chosen = override(read_suite(suite) if suite is not None else suite_of(_names(attack)), settings or [])
+    requests = [
+        _requests(
+            models,
+            asked.suite(chosen, value),
+            registry=registry,
+            checkpoint=None,
+            dataset=dataset,
+            data=data,
+            data_dir=data_dir,
+            download=download,
+            n=n,
+            split=split.value,
+            norm=norm.value if norm is not None else None,
+            eps=value if asked.of_eps else eps,
+            seed=seed,
+            batch_size=batch_size,
+            tile=tile,
+            device=device,
+            threads=threads,
+            prediction=prediction,
+        )
+        for value in asked.values
+    ]
+    store = Store.open(db, create=True)
+    with showing() as show:
+        evaluations = [
+            run(request, store, show, command=_command(), time_limit=time_limit) for each in requests for request in each
+        ]
+    everything = standings(store, evaluations)
+    # By model, then by value.
+    found = [everything[at :: len(models)] for at in range(len(models))]
+    if svg is not None:
+        first = found[0][0]
+        where = f"{first.dataset}, {first.threat.norm if asked.of_eps else first.threat}, n = {first.n}"
+        curves = []
+        for each in found:
+            points = list(zip(asked.places, (one.a_rob for one in each), strict=True))
+            curves.append(Curve(each[0].model, ((0.0, each[0].a_std), *points) if asked.of_eps else tuple(points)))
+        write_whole(svg, curves_svg(curves, f"{chosen.name}: {where}", asked.what))
+    if as_json:
+        _print_json(
+            {
+                "over": asked.what,
+                "svg": None if svg is None else str(svg),
+                "curves": [
+                    {
+                        "model": each[0].model,
+                        "points": [
+                            {"value": value, **_standing_json(one)} for value, one in zip(asked.values, each, strict=True)
+                        ],
+                    }
+                    for each in found
+                ],
+            }
+        )
+    else:
+        from kwbench.report import sweep_table
+
+        _console().print(sweep_table(asked.what, asked.values, found))
+    _require_complete(everything)
+
+
+@app.command()
 def report(
     html: Annotated[bool, typer.Option("--html", help="One self-contained page, index.html.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="leaderboard.md")] = False,

@@ -9,6 +9,7 @@ from kwbench.claims import Comparison, Remark, comparisons, lint, read_claims
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.files import write_whole
 from kwbench.report.claims import claims_html, claims_markdown, claims_table
+from kwbench.report.curves import Curve, curves_svg, sweep_table
 from kwbench.report.leaderboard import Board, boards
 from kwbench.report.page import html_page
 from kwbench.report.tables import csv_table, latex_tables, markdown_page
@@ -52,7 +53,17 @@ _FILES: dict[Format, dict[str, Callable[[_Record], str]]] = {
     },
 }
 
-__all__ = ["Format", "boards", "claims_table", "findings_table", "text_table", "write_report"]
+__all__ = [
+    "Curve",
+    "Format",
+    "boards",
+    "claims_table",
+    "curves_svg",
+    "findings_table",
+    "sweep_table",
+    "text_table",
+    "write_report",
+]
 
 
 def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[Path]:

@@ -1,0 +1,133 @@
+"""Curves of accuracy as a picture: one SVG file that loads nothing, for papers and pages."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import escape
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from kwbench.standing import Standing
+from kwbench.statistics import Interval
+from kwbench.wording import interval_text, plain
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; and dashes, for print without colours.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+
+_WIDTH, _HEIGHT = 640.0, 400.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 16.0, 44.0, 48.0
+_LEGEND_LINE = 20.0
+
+# From this ratio of the largest to the smallest place on, the axis is logarithmic.
+_DECADES = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A name, and accuracies in [0, 1] at places along the axis; None where there is no number."""
+
+    name: str
+    points: tuple[tuple[float, Interval | None], ...]
+
+
+def curves_svg(curves: Sequence[Curve], title: str, axis: str) -> str:
+    """The curves with their 95 % intervals, accuracy in percent from 0 to 100. Raises ValueError without any point."""
+    places = sorted({place for curve in curves for place, _ in curve.points})
+    if not places:
+        raise ValueError("there is nothing to draw")
+    across = _Axis.of(places)
+    height = _HEIGHT + _LEGEND_LINE * len(curves)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" width="{_WIDTH:g}" height="{height:g}" '
+        f'font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="{_text(title)}">',
+        f'<rect width="{_WIDTH:g}" height="{height:g}" fill="#ffffff"/>',
+        f'<text x="{_LEFT:g}" y="24" font-size="15" font-weight="600">{_text(title)}</text>',
+    ]
+    for percent in range(0, 101, 20):
+        y = _down(percent / 100)
+        parts.append(f'<path d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}" stroke="#e0e0e0"/>')
+        parts.append(f'<text x="{_LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end" fill="#555555">{percent}</text>')
+    for place in across.ticks:
+        x = across(place)
+        parts.append(f'<path d="M{x:.1f} {_down(0):.1f}v5" stroke="#555555"/>')
+        parts.append(f'<text x="{x:.1f}" y="{_down(0) + 19:.1f}" text-anchor="middle" fill="#555555">{place:.3g}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    name = f"{axis}, logarithmic" if across.logarithmic else axis
+    parts.append(f'<text x="{middle:g}" y="{_HEIGHT - 8:g}" text-anchor="middle">{_text(name)}</text>')
+    parts.append(f'<text transform="translate(16 {_down(0.5):.1f}) rotate(-90)" text-anchor="middle">accuracy, %</text>')
+    for number, curve in enumerate(curves):
+        parts += _drawn(curve, across, number)
+        y = _HEIGHT + _LEGEND_LINE * (number + 0.5)
+        parts.append(f'<path d="M{_LEFT:g} {y - 4:.1f}h28" {_stroke(number)}/>')
+        parts.append(f'<text x="{_LEFT + 36:g}" y="{y:.1f}">{_text(curve.name)}</text>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """From places to pixels."""
+
+    low: float
+    high: float
+    logarithmic: bool
+    ticks: tuple[float, ...]
+
+    @classmethod
+    def of(cls, places: Sequence[float]) -> "_Axis":
+        low, high = places[0], places[-1]
+        # As many as can be read side by side.
+        step = math.ceil(len(places) / 12)
+        return cls(low, high, low > 0 and high / low >= _DECADES, tuple(places[::step]))
+
+    def __call__(self, place: float) -> float:
+        if self.high == self.low:
+            share = 0.5
+        elif self.logarithmic:
+            share = math.log(place / self.low) / math.log(self.high / self.low)
+        else:
+            share = (place - self.low) / (self.high - self.low)
+        return _LEFT + 12 + share * (_WIDTH - _RIGHT - _LEFT - 24)
+
+
+def _down(accuracy: float) -> float:
+    return _HEIGHT - _BOTTOM - accuracy * (_HEIGHT - _BOTTOM - _TOP)
+
+
+def _drawn(curve: Curve, across: _Axis, number: int) -> list[str]:
+    known = [(across(place), each) for place, each in curve.points if each is not None]
+    colour = _COLOURS[number % len(_COLOURS)]
+    parts = []
+    if len(known) > 1:
+        upper = [f"{x:.1f} {_down(each.high):.1f}" for x, each in known]
+        lower = [f"{x:.1f} {_down(each.low):.1f}" for x, each in reversed(known)]
+        parts.append(f'<path d="M{"L".join(upper + lower)}Z" fill="{colour}" opacity="0.13"/>')
+        line = "L".join(f"{x:.1f} {_down(each.value):.1f}" for x, each in known)
+        parts.append(f'<path d="M{line}" {_stroke(number)}/>')
+    parts += [f'<circle cx="{x:.1f}" cy="{_down(each.value):.1f}" r="3" fill="{colour}"/>' for x, each in known]
+    return parts
+
+
+def _stroke(number: int) -> str:
+    dash = _DASHES[number // len(_COLOURS) % len(_DASHES)]
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'fill="none" stroke="{_COLOURS[number % len(_COLOURS)]}" stroke-width="2"{dashes}'
+
+
+def _text(text: str) -> str:
+    return str(escape(plain(text)))
+
+
+def sweep_table(what: str, values: Sequence[str], found: Sequence[Sequence[Standing]]) -> Table:
+    """A_std and A_rob at each value, a row for each model, for the terminal; percent with 95 % intervals."""
+    first = found[0][0]
+    title = f"{plain(first.dataset)}, n = {first.n}; A_rob, percent, by {plain(what)}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("model", "A_std", *values):
+        table.add_column(Text(plain(name)), justify="left" if name == "model" else "right")
+    for each in found:
+        numbers = [each[0].a_std, *(one.a_rob for one in each)]
+        table.add_row(Text(plain(each[0].model)), *(interval_text(number, first.n) for number in numbers))
+    return table
