@@ -15,7 +15,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from kwbench.activations import Kwta
+from kwbench.activations import Kwta, activation_factory
 from kwbench.data import DataSet, Split, load_dataset
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.loading import build_module, load_weights
@@ -26,6 +26,7 @@ from kwbench.training.adversaries import adversarial, divergence, diverging, sam
 from kwbench.training.augmentation import augmented
 from kwbench.training.progress import write_progress
 from kwbench.training.schedule import phases
+from kwbench.training.swift import swift
 
 CNN = {"name": "cnn3", "width": 4, "hidden": 16}
 RECIPE: dict[str, Any] = {"epochs": 2, "learning_rate": 0.05, "seed": 7, "batch_size": 32, "shift": 1}
@@ -67,6 +68,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adversarial": ({"name": "lwta", "gamma": 0.5}, {"adversarial": ADVERSARY, "clip_norm": 1.0}),
     "incremental": ({"name": "kwta", "gamma": 0.2}, {"incremental": LOWERING}),
     "stochastic": ({"name": "stochastic_lwta"}, {"adversarial": ADVERSARY}),
+    "swift": ({"name": "kwta", "gamma": 0.2}, {"incremental": LOWERING, "precision": "bfloat16"}),
     "trades": ({"name": "relu"}, {"trades": ADVERSARY, "flip": True}),
     "free": ({"name": "kwta", "gamma": 0.3}, {"free": {"eps": 0.2, "replays": 3}}),
     "fast": ({"name": "relu"}, {"fast": {"eps": 0.2}, "precision": "bfloat16", "storage": "float16"}),
@@ -312,6 +314,31 @@ def test_learning_rates_run_as_the_papers_say(name: str) -> None:
     assert [phase.learning_rate(0.5) for phase in phases(recipe, [])] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", ["kwta", "lwta"])
+def test_swift_competition_has_the_same_winners_and_gradients_and_is_gone_afterwards(name: str) -> None:
+    factory = activation_factory(name, {"gamma": "0.3"})
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), factory(), nn.Sequential(factory()))
+    x = torch.randn(5, 1, 9, 9)
+    keys, layers = list(network.state_dict()), list(network.modules())
+
+    def run() -> tuple[Tensor, Tensor]:
+        leaf = x.clone().requires_grad_()
+        out = network(leaf)
+        (gradient,) = torch.autograd.grad(out.square().sum(), leaf)
+        return out, gradient
+
+    out, gradient = run()
+    with swift(network):
+        assert list(network.state_dict()) == keys
+        swiftly, its_gradient = run()
+        assert type(network[1]) is not type(layers[2])
+        with pytest.raises(ValueError, match="NaN"):
+            network(torch.full((2, 1, 9, 9), torch.nan))
+    assert torch.equal(swiftly, out)
+    assert torch.allclose(its_gradient, gradient, atol=1e-6)
+    assert list(network.modules()) == layers
+
+
 # What training leaves behind
 
 
@@ -357,7 +384,7 @@ class Stopped(Exception):
     """Raised in the middle of a training."""
 
 
-@pytest.mark.parametrize("kind", ["incremental", "stochastic", "free", "mixture"])
+@pytest.mark.parametrize("kind", ["swift", "stochastic", "free", "mixture"])
 def test_a_training_stopped_within_an_epoch_ends_at_the_same_weights(
     kind: str, few: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ PGD adversarial training (Madry et al. 2018, arXiv:1706.06083), TRADES (arXiv:19
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwbench.activations import Kwta, stochastic_divergence
+from kwbench.activations import Kwta, Lwta, StochasticLwta, stochastic_divergence
 from kwbench.data import DataSet
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.loading import build_module
@@ -25,6 +26,7 @@ from kwbench.training.augmentation import augmented
 from kwbench.training.checkpoint import recipe_hash, round_weights, start_from
 from kwbench.training.progress import images_digest, read_progress, write_progress
 from kwbench.training.schedule import Phase, phases
+from kwbench.training.swift import swift
 
 # Seconds of work that a kill may cost, and between two words on how it goes.
 _SAVE_EVERY = 60.0
@@ -93,7 +95,8 @@ def train(
     if progress is not None and (state := read_progress(progress, identity)) is not None:
         training.restore(state)
     keep = (lambda: write_progress(progress, identity, training.state())) if progress is not None else (lambda: None)
-    training.run(report, keep, curve)
+    with swift(module) if training.half else nullcontext():
+        training.run(report, keep, curve)
     round_weights(module, recipe.storage)
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return module.cpu().eval()
@@ -110,8 +113,10 @@ class _Training:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.half = recipe.precision == "bfloat16"
-        if self.half:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Winner-take-all layers look at samples in logical order, and would copy them back and forth.
+        competing = any(isinstance(layer, Kwta | Lwta | StochasticLwta) for layer in module.modules())
+        self.memory_format = torch.channels_last if self.half and not competing else torch.contiguous_format
+        module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimiser = torch.optim.SGD(
             module.parameters(),
             lr=recipe.learning_rate,
@@ -181,8 +186,7 @@ class _Training:
 
     def _learn_batch(self, rows: Tensor) -> None:
         images, labels = augmented(self.x[rows], self.recipe, self.generator), self.y[rows]
-        if self.half:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self.memory_format)
         for _ in range(self.recipe.free.replays if self.recipe.free else 1):
             try:
                 loss, logits = self._step(images, labels)
