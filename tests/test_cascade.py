@@ -23,6 +23,7 @@ from kwbench.model import Model
 from kwbench.outcome import Outcome
 from kwbench.randomness import SampleRandom
 from kwbench.registry import read_registry
+from kwbench.report import boards
 from kwbench.runner import Progress, evaluate
 from kwbench.standing import Standing, comparison_key, standings, to_json
 from kwbench.store import Evaluation, Store
@@ -337,6 +338,23 @@ class TestDeterministicModels:
         assert [attack.n for attack in it.attacks] == sorted((attack.n for attack in it.attacks), reverse=True)
         assert it.skipped["never"] == "nothing gained nothing"
         assert found(theirs).skipped["never"] == "nothing gained nothing"
+
+    def test_a_cascade_may_follow_plain_attacks_which_keep_every_row(self, registry: Path, tmp_path: Path) -> None:
+        ours, theirs = tmp_path / "followed.db", tmp_path / "plain.db"
+        last = tuple(each.label for each in falling().attacks[1:])
+        followed = replace(falling(cascade=False), then=last)
+        ran = recorded(ours, carry_out(falling_request(registry, n=96, suite=followed), ours))
+        plain = recorded(theirs, carry_out(falling_request(registry, n=96, suite=falling(cascade=False)), theirs))
+        first = [label for label in ran if label.startswith("corners")]
+        assert [ran[label] for label in first] == [plain[label] for label in first]
+        it = found(ours)
+        assert it.cascade
+        assert it.a_rob == found(theirs).a_rob
+        assert [attack.n < 96 and attack.standing is not None for attack in it.attacks] == [
+            attack.name not in first for attack in it.attacks
+        ]
+        (board,) = boards([it])
+        assert set(board.labels) <= set(first)
 
     def test_an_attack_escalates_as_long_as_it_gains_with_twice_the_budget_and_other_numbers(
         self, registry: Path, tmp_path: Path

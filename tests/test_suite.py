@@ -141,6 +141,34 @@ def test_a_cascade_has_conditions_and_escalations(tmp_path: Path) -> None:
     assert {stage.attack.parameters.get("steps") for stage in override(suite, ["es.steps=9"]).stages(False)[1:4]} == {9}
 
 
+CASCADE = "cascade: true\ndiagnose: true\nprotocol: [mim]\nattacks: {mim: {}, es: {attack: pgd, escalate: 1, after: mim}}\n"
+
+
+def test_a_suite_may_be_followed_by_a_cascade_on_what_it_left(tmp_path: Path) -> None:
+    (tmp_path / "cascade.yaml").write_text(CASCADE)
+    suite = written(tmp_path, f"then: {tmp_path / 'cascade.yaml'}\nattacks: {{pgd: {{}}, fgsm: {{}}}}\n")
+    stages = suite.stages(stochastic=False)
+    assert [stage.label for stage in stages] == ["pgd", "fgsm", "mim", "es", "es x2"]
+    # Its protocol sees every sample.
+    assert [stage.label for stage in stages if stage.cascade] == ["es", "es x2"]
+    assert (suite.cascade, suite.protocol, suite.diagnose) == (False, ("mim",), True)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("attacks: {mim: {}}", "attacks.mim: 'cascade' has an attack of this label"),
+        ("attacks: {es x2: {attack: pgd}}", "attacks.es x2: 'cascade' has an attack of this label"),
+        ("cascade: true\nattacks: {pgd: {}}", "then: a suite without cascade and protocol"),
+        ("protocol: [pgd]\nattacks: {pgd: {}}", "then: a suite without cascade and protocol"),
+    ],
+)
+def test_what_cannot_be_followed_by_a_cascade_is_refused(tmp_path: Path, own: str, message: str) -> None:
+    (tmp_path / "cascade.yaml").write_text(CASCADE)
+    with pytest.raises(UsageError, match=message):
+        written(tmp_path, f"then: {tmp_path / 'cascade.yaml'}\n{own}\n")
+
+
 def test_a_protocol_outside_a_cascade_may_stand_anywhere(tmp_path: Path) -> None:
     assert written(tmp_path, "protocol: [pgd]\nattacks: {fgsm: {}, pgd: {escalate: 1}}\n").protocol == ("pgd",)
 

@@ -50,15 +50,15 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
     not_applicable = spec.spec.get("not_applicable", {})
     # A protocol meets all samples.
     necessary = {CLEAN, *(spec.spec.get("protocol_attacks") or ())}
-    optional = {each.label for each in spec.attacks} - necessary if cascaded(spec) else set()
+    cascade = cascaded(spec)
     clean = next((row for each, row in zip(spec.attacks, rows, strict=False) if each.label == CLEAN), None)
     index = clean.index if clean is not None else np.empty(0, dtype=np.int64)
     best = np.ones(len(index))
     found: dict[str, Turn] = {}
     for each, recorded in zip(spec.attacks, rows, strict=False):
-        sees = best > 0 if cascaded(spec) and each.label != CLEAN else np.ones(len(index), dtype=bool)
+        sees = best > 0 if each.label in cascade else np.ones(len(index), dtype=bool)
         skipped = not_applicable.get(each.label) or _ruled_out(after.get(each.label, ()), found)
-        if skipped is None and each.label in optional and len(index) == spec.n and best.sum() < LEFT * spec.n:
+        if skipped is None and each.label in cascade - necessary and len(index) == spec.n and best.sum() < LEFT * spec.n:
             skipped = "hardly anything was left to break"
         # What ran for another evaluation is no part of this one.
         row = recorded if skipped is None else None
@@ -72,9 +72,12 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
     return list(found.values())
 
 
-def cascaded(spec: EvaluationSpec) -> bool:
-    """Whether each attack sees only the samples that still stand."""
-    return bool(spec.spec.get("cascade", False))
+def cascaded(spec: EvaluationSpec) -> frozenset[str]:
+    """The attacks that see only the samples that still stand: all, none, or those that the record names."""
+    cascade = spec.spec.get("cascade", False)
+    if isinstance(cascade, bool):
+        return frozenset(each.label for each in spec.attacks if cascade and each.label != CLEAN)
+    return frozenset(cascade)
 
 
 def onto(index: NDArray[np.int64], row: Tally | None, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -87,6 +87,8 @@ class Facts:
     # number of passes, forwards and backwards, that it may spend on a sample.
     after: dict[str, list[str]]
     not_applicable: dict[str, str]
+    # The labels that see only what still stands.
+    cascade: frozenset[str]
     passes: dict[str, int]
     whole_tiles: frozenset[str]
     # Evaluators that are worth having side by side, and the threads of each.
@@ -184,6 +186,7 @@ class LocalEvaluator:
             },
             after={stage.label: list(stage.after) for stage in request.suite.stages(stochastic) if stage.after},
             not_applicable=self._not_applicable,
+            cascade=frozenset(stage.label for stage in request.suite.stages(stochastic) if stage.cascade),
             passes={
                 label: attack.passes(stochastic) for label, (_, attack) in self._attacks.items() if isinstance(attack, Budgeted)
             },

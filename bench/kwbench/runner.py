@@ -80,7 +80,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
     attacks: list[AttackSpec] = []
     for label, attack in {CLEAN: clean, **facts.attacks}.items():
         identity = {"origin": origin, "label": label, **attack}
-        if suite.cascade and label != CLEAN:
+        if label in facts.cascade:
             # Which samples it sees depends on all that came before, and on whether that ran.
             earlier = [[each.identity, facts.after.get(each.label, [])] for each in attacks]
             identity["cascade"] = [earlier, facts.after.get(label, [])]
@@ -92,7 +92,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
         "protocol": [asdict(attack) for attack in suite.attacks],
         "model": facts.model,
         "dataset": facts.dataset,
-        "cascade": suite.cascade,
+        "cascade": sorted(facts.cascade) if suite.then else suite.cascade,
         "paper_attacks": _known(suite.paper_attacks, facts),
         "protocol_attacks": _known(suite.protocol, facts),
         "after": facts.after,
@@ -200,7 +200,7 @@ def _task(
         shares = dict(zip(facts.samples, turn.best.tolist(), strict=True)) if facts.stochastic else None
     samples = {facts.samples[row] for row in rows}
     whole = facts.stochastic or label in facts.whole_tiles
-    task = _Task(label, rows, whole, frozenset(samples - recorded.keys()), frozenset(), shares, request.suite.cascade)
+    task = _Task(label, rows, whole, frozenset(samples - recorded.keys()), frozenset(), shares, label in facts.cascade)
     if not request.keep_adversarials or not position:
         return task
     successes = {outcome.sample for outcome in recorded.values() if outcome.sample in samples and task.succeeded(outcome)}

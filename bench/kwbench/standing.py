@@ -121,8 +121,8 @@ class Standing:
 
     @property
     def cascade(self) -> bool:
-        """Whether each attack saw only the samples that still stood."""
-        return cascaded(self.evaluation.spec)
+        """Whether attacks saw only the samples that still stood: each, or those after the suite's own."""
+        return bool(cascaded(self.evaluation.spec))
 
     @property
     def protocol(self) -> tuple[str, ...]:
@@ -166,6 +166,7 @@ class Comparison(NamedTuple):
     suite: str
     protocol: str
     prediction: str
+    # Of every attack: one that follows plain attacks shows in no column.
     cascade: bool
 
 
@@ -190,7 +191,7 @@ def comparison_key(evaluation: Evaluation) -> Comparison:
         spec.suite,
         _text([protocol, attacks]),
         _text(prediction),
-        bool(spec.spec.get("cascade", False)),
+        spec.spec.get("cascade", False) is True,
     )
 
 
@@ -238,7 +239,7 @@ def to_json(standing: Standing) -> dict[str, Any]:
         "protocol": list(standing.protocol),
         "a_protocol": _interval_json(standing.a_protocol),
         "passes": {"budget": standing.budget, "used": round(standing.used, 3)},
-        "attacks": [_attack_json(each, standing.cascade) for each in standing.attacks],
+        "attacks": [_attack_json(each, each.name in cascaded(standing.evaluation.spec)) for each in standing.attacks],
         "skipped": [{"name": label, "reason": reason} for label, reason in standing.skipped.items()],
     }
 
@@ -275,7 +276,7 @@ def to_frame(standings: Sequence[Standing]) -> pd.DataFrame:
                 whole
                 | {"attack": attack.name, "rows": attack.n}
                 | _columns("accuracy", attack.accuracy)
-                | _columns("standing", attack.standing if each.cascade else None)
+                | _columns("standing", attack.standing)
                 | dict(attack.statuses)
                 | {
                     "broke": attack.broke,
@@ -364,7 +365,7 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
         lacks = _lacks(row, turn, index, spec)
         if lacks:
             lacking.setdefault(lacks, []).append(each.label)
-        left = _accuracy(after, spec.stochastic) if cascade and not lacking else None
+        left = _accuracy(after, spec.stochastic) if each.label in cascade and not lacking else None
         found.append(_attack(each, row, spec, usable=not lacks, left=left))
     worst = np.full(len(index), 0)
     for position, turn in enumerate(taken):
@@ -434,7 +435,7 @@ def _lacks(  # noqa: PLR0911 - one reason after the other
 ) -> str | None:
     """Why an attack has no verdict on every sample that it is to see, or None."""
     n = spec.n
-    cascade = cascaded(spec) and turn.label != CLEAN
+    cascade = turn.label in cascaded(spec)
     expected = int(turn.sees.sum()) if cascade and len(index) == n else n
     if row is None:
         return f"0 of {expected} samples" if expected else None

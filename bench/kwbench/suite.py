@@ -42,13 +42,14 @@ class SuiteAttack:
 class Stage:
     """What a suite runs at one time: an attack, or its repetition with the budget doubled `doubled` times.
 
-    It runs only if one of the stages `after` gained; always if there are none.
+    It runs only if one of the stages `after` gained; always if there are none. `cascade`: it sees only what still stands.
     """
 
     label: str
     attack: SuiteAttack
     doubled: int = 0
     after: tuple[str, ...] = ()
+    cascade: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class Suite:
 
     `cascade`: each attack sees only the samples that those before it left standing. `protocol`: the labels whose worst case
     is the accuracy that a usual evaluation would report. `by_name`: its attacks were asked for by name, so each must apply.
-    `diagnose`: the evaluation is diagnosed and gets a verdict. `datasets`: the protocol on data sets where it is another one.
+    `diagnose`: the evaluation is diagnosed and gets a verdict. `then`: the attacks of another suite that come last and see only
+    what all others left standing, though this one is no cascade. `datasets`: the protocol on data sets where it is another one.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Suite:
     by_name: bool = False
     diagnose: bool = False
     n: int | None = None
+    then: tuple[str, ...] = ()
     datasets: Mapping[str, "Suite"] = field(default_factory=dict)
 
     def on(self, dataset: str) -> "Suite":
@@ -83,9 +86,10 @@ class Suite:
         found = []
         for attack in self.attacks:
             if attack.applies(stochastic):
-                found.append(Stage(attack.label, attack, after=attack.after))
+                found.append(Stage(attack.label, attack, after=attack.after, cascade=self.cascade or attack.label in self.then))
                 for doubled in range(1, attack.escalate + 1):
-                    found.append(Stage(escalated(attack.label, doubled), attack, doubled, (found[-1].label,)))
+                    after = (found[-1].label,)
+                    found.append(replace(found[-1], label=escalated(attack.label, doubled), doubled=doubled, after=after))
         return found
 
 
@@ -126,6 +130,7 @@ class _File(_Protocol):
     cascade: bool = False
     protocol: list[str] | None = None
     diagnose: bool = False
+    then: str | None = None
     datasets: dict[str, _DataSetSection] = Field(default_factory=dict)
 
 
@@ -186,7 +191,24 @@ def _suite(name: str, file: _File, where: str) -> Suite:
         n=file.n,
     )
     _check_order(suite, where)
-    return suite
+    return suite if file.then is None else _followed(suite, read_suite(file.then), where)
+
+
+def _followed(suite: Suite, after: Suite, where: str) -> Suite:
+    """A suite and then a cascade on what it left, whose protocol and diagnosis it takes over."""
+    if suite.cascade or suite.protocol or not after.cascade:
+        raise UsageError(f"{where}: then: a suite without cascade and protocol can be followed by one that is a cascade")
+    labels = [escalated(each.label, doubled) for each in after.attacks for doubled in range(each.escalate + 1)]
+    for attack in suite.attacks:
+        if attack.label in labels:
+            raise UsageError(f"{where}: attacks.{attack.label}: {after.name!r} has an attack of this label; choose another")
+    return replace(
+        suite,
+        attacks=suite.attacks + after.attacks,
+        protocol=after.protocol,
+        diagnose=suite.diagnose or after.diagnose,
+        then=tuple(each.label for each in after.attacks if each.label not in (after.protocol or ())),
+    )
 
 
 def suite_of(names: Sequence[str]) -> Suite:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kwbench.cascade import cascaded
 from kwbench.standing import Comparison, Standing, comparison_key, suite_labels
 from kwbench.statistics import PairedTest, paired_test
 from kwbench.threat import ThreatModel
@@ -64,7 +65,9 @@ def _board(key: Comparison, group: list[Standing]) -> Board:
     order = list(suite_labels(group[0].evaluation))
     labels: dict[str, None] = {}
     for each in (*ranked, *waiting):
-        labels |= dict.fromkeys(attack.name for attack in each.attacks)
+        # What a cascade adds to plain attacks shows in A_rob, and attack by attack in the details.
+        hidden = frozenset() if key.cascade else cascaded(each.evaluation.spec)
+        labels |= dict.fromkeys(attack.name for attack in each.attacks if attack.name not in hidden)
     earlier.sort(key=lambda each: (each.model, each.evaluation.id))
     return Board(
         key,

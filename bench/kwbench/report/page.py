@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from kwbench.cascade import CLEAN
+from kwbench.cascade import CLEAN, cascaded
 from kwbench.report.leaderboard import LEVEL, Board, Row
 from kwbench.report.terminal import judging_rule, shown
 from kwbench.standing import AttackStanding, Standing
@@ -173,7 +173,7 @@ def _verdict_view(standing: Standing) -> dict[str, Any] | None:
 
 def _attack_view(attack: AttackStanding, standing: Standing) -> dict[str, Any]:
     n = standing.n
-    left = standing.cascade and attack.name != CLEAN
+    left = attack.name in cascaded(standing.evaluation.spec)
     return {
         "name": attack.name,
         "n": attack.n,
