@@ -20,8 +20,8 @@ __all__ = ["FILE", "HIDDEN", "KWTA", "LWTA", "kwta", "slwta", "swap"]
 ROOT = Path(__file__).resolve().parents[1]
 FILE = Path(__file__).resolve().parent / "user_files" / "spellings.py"
 
-# What happens inside these cannot be seen from PyTorch's operations.
-HIDDEN = frozenset({"function", "script", "numpy"})
+# What happens outside PyTorch cannot be seen. Custom autograd Functions and scripts are seen, below autograd.
+HIDDEN = frozenset({"numpy"})
 
 
 def slwta(way: str, name: str = "resnet18-slwta2") -> nn.Module:
