@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import kwbench.convert
-from kwbench.convert import CONVERTERS, _convert_here, convert, convert_entry, convert_file, fetch
+from kwbench.architectures import build_network
+from kwbench.convert import CONVERTERS, _convert_here, convert, convert_entry, convert_file, convert_pretrained, fetch
 from kwbench.errors import CannotEvaluate, DamagedData, KwbenchError, UsageError
 from kwbench.registry import Registry, read_registry
 from test_cli import Kwbench, kwb  # noqa: F401 - a fixture
@@ -311,3 +312,30 @@ def test_the_command_converts_models_and_files(tmp_path: Path, kwb: Kwbench, pub
     listed = {each["model"]: each["training"] for each in kwb("models", "--json").json}
     assert listed["cifar10/net"] == "published"
     assert listed["plain"] == "none"
+
+
+def test_torchvisions_weights_are_taken_by_the_hash_in_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://example.org/net-01234567.pth"
+    with pytest.raises(UsageError, match=f"--download fetches {url}, --weights FILE takes a copy of it"):
+        convert_pretrained(url)
+    wrong = saved(tmp_path / "wrong.pth", {"a": torch.rand(2)})
+    with pytest.raises(DamagedData, match=r"wrong\.pth: .* which must begin with 01234567"):
+        convert_pretrained(url, file=wrong)
+    monkeypatch.setattr(kwbench.convert, "fetch", lambda _: b"<html>")
+    with pytest.raises(DamagedData, match=f"{url}: an HTML page with sha256 .*, which must begin with 01234567"):
+        convert_pretrained(url, download=True)
+
+
+def test_a_network_with_imagenets_classes_becomes_the_start_of_one_with_ten(tmp_path: Path, kwb: Kwbench) -> None:  # noqa: F811
+    theirs = build_network("resnet18_imagenet", {"width": 4, "pixels": 32}, nn.ReLU, 1, 1000)
+    file = saved(tmp_path / "copy.pth", theirs.state_dict())
+    url = f"https://example.org/resnet18-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    (tmp_path / "registry.yaml").write_text(
+        "models:\n  net:\n    architecture: {name: resnet18_imagenet, width: 4, pixels: 32}\n    activation: {name: relu}\n"
+        f'    recipe: {{epochs: 1, learning_rate: 1.0e-9, seed: 0, threads: 1, pretrained: "{url}"}}\n'
+    )
+    answer = kwb("train", "net", "--weights", str(file), "--output", "a.safetensors")
+    assert answer.code == 0, answer.err
+    trained = safetensors.torch.load_file(tmp_path / "a.safetensors")
+    assert torch.allclose(trained["layer2.0.conv1.weight"], theirs.state_dict()["layer2.0.conv1.weight"], atol=1e-6)
+    assert trained["fc.weight"].shape == (10, 32)
