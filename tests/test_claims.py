@@ -28,8 +28,8 @@ from kwbench.claims.lint import (
     ten_times,
 )
 from kwbench.claims.place import PUBLISHED, protocol_of
-from kwbench.errors import DamagedData
-from kwbench.registry import read_registry
+from kwbench.errors import DamagedData, UsageError
+from kwbench.registry import Registry, read_registry
 from kwbench.report import claims_table, write_report
 from kwbench.store import Store
 from kwbench.suite import Suite, read_suite
@@ -161,7 +161,8 @@ class TestPlaces:
 
     def test_a_network_that_is_the_papers_own_differs_in_nothing(self) -> None:
         ours = [each for each in CLAIMS if place_of(each).model is not None]
-        same = {(each.paper, each.architecture, each.activation) for each in ours if not place_of(each).differs}
+        same = {(each.paper, each.architecture, each.activation) for each in ours if place_of(each).full_size is None}
+        same -= {(each.paper, each.architecture, each.activation) for each in ours if place_of(each).differs}
         assert same == {("panousis2021", "WideResNet-34-1", "stochastic LWTA")}
 
 
@@ -291,7 +292,7 @@ class TestTheRecord:
                 if named := re.match(r"kwbench (?:train|evaluate) (\S+) --registry", command):
                     assert named.group(1) in known
                 if source := re.search(r"surrogate=(\S+)", command):
-                    assert f"cifar10/{source.group(1)}" in known
+                    assert source.group(1) in known
 
     def test_a_claim_stands_beside_its_number_and_the_strong_suites_at_the_same_radius(self, store: Store) -> None:
         evaluated(store, "cifar10/resnet18-w16-relu", "xiao2020", XIAO | {"mim": "hhhbbbbbbw"}, **PAPER)
@@ -346,6 +347,40 @@ class TestTheRecord:
         assert cell.measured[0].accuracy.value == pytest.approx((1 + 0.5**5) / 2)
         assert cell.claim.threat == ThreatModel.of("linf", "8/255")
 
+    def test_what_differs_is_read_off_the_entries(self) -> None:
+        found = comparisons(CLAIMS, None)
+        (bb,) = find(found, "xiao2020", "1", dataset="CIFAR-10", training="AT", activation="k-WTA-0.1", attack="BB")
+        entry = read_registry().entries["cifar10/resnet18-w16-kwta0.1-fast"]
+        assert entry.recipe is not None
+        assert bb.differs == (
+            f"width 16 for 64; {entry.recipe.epochs} epochs for 80; trained on cifar10-jpeg; "
+            "fast adversarial training for PGD adversarial training (8 steps)",
+            "the source is a VGG19 of width 16",
+        )
+        (natural,) = find(found, "xiao2020", "1", dataset="CIFAR-10", training="Natural", activation="k-WTA-0.1", attack="PGD")
+        # 50 epochs, then 20 times 2 on the way from 0.2 to 0.1.
+        assert "epochs for 90" in natural.differs[0]
+
+    def test_without_our_network_in_the_registry_the_papers_own_is_named(self, tmp_path: Path) -> None:
+        registry = Registry(tmp_path / "registry.yaml", {})
+        ours = [each for each in CLAIMS if place_of(each).model is not None and place_of(each).full_size is not None]
+        assert {each.hardware for each in comparisons(ours, None, registry)} == {"one GPU"}
+        with pytest.raises(UsageError, match="the registry has no model 'cifar10/wrn34-1-slwta-panousis2021'"):
+            comparisons(CLAIMS, None, registry)
+
+    def test_every_network_of_ours_that_stands_for_a_papers_is_in_the_registry(self) -> None:
+        named = {place_of(each).model for each in CLAIMS} - {None}
+        assert len(named) == 26
+        assert named <= read_registry().entries.keys()
+
+    def test_sources_of_full_size_are_part_of_the_suites_name(self, store: Store) -> None:
+        name = "xiao2020-transfer with bb.surrogate=cifar10/vgg19"
+        evaluated(store, "cifar10/resnet18-relu", name, {"clean": "hhhh", "bb": "hhbb"})
+        evaluated(store, "cifar10/resnet18-relu", f"{name}, bb.steps=1", {"clean": "hhhh", "bb": "hhhb"})
+        (bb,) = find(comparisons(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="BB",
+                     dataset="CIFAR-10")  # fmt: skip
+        assert [one.accuracy.value for one in bb.measured] == [0.5]
+
     def test_a_network_at_full_size_comes_before_ours(self, store: Store) -> None:
         evaluated(store, "cifar10/resnet18-w16-relu", "xiao2020", XIAO)
         evaluated(store, "cifar10/resnet18-relu", "xiao2020", XIAO | {"pgd": "bbbbbbbbbw"})
@@ -366,7 +401,11 @@ class TestThePage:
         assert "| Natural | ReLU | PGD, linf 0.031 | 0.0 | 20.0 [2.5, 55.6] | – | cifar10, 10 |" in text
         for each in PAPERS:
             assert f"## {each}\n" in text
-        for words in ("114.6 % is no accuracy", "width 16 where the paper has 64", "kwbench train NAME --registry"):
+        for words in (
+            "114.6 % is no accuracy",
+            "width 16 for 64; 12 epochs for 80; trained on cifar10-jpeg",
+            "kwbench train NAME --registry",
+        ):
             assert words in text
             assert words in page
         assert "…" not in page

@@ -5,17 +5,21 @@ What a paper does not say is taken from the code it names or from its neighbours
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from functools import cache
 from io import StringIO
 from typing import Any
 
 from ruamel.yaml import YAML
+
+from kwbench.registry import ModelEntry
+from kwbench.strict_yaml import validate
 
 Section = dict[str, Any]
 
 _TITLE = "# The networks of the papers as they have them. Train one: kwbench train NAME --registry THIS --device cuda"
 
 # (eps) of attacks and adversarial training on each data set (xiao2020 4.1, D.1).
-_EPS = {"cifar10": "0.031", "svhn": "0.047"}
+_EPS = {"cifar10": "0.031", "svhn": "0.047", "mnist": "0.3"}
 
 # torchvision's ImageNet weights.
 _IMAGENET = {
@@ -33,15 +37,17 @@ _ACTIVATIONS: dict[str, Section] = {
 }
 
 _ARCHITECTURES: dict[str, Section] = {
-    "resnet18": {"name": "resnet18"},
+    "resnet18": {"name": "resnet18", "width": 64},
     "densenet121": {"name": "densenet121"},
     "wrn22-10": {"name": "wide_resnet", "depth": 22, "widen": 10},
     "wrn34-1": {"name": "wide_resnet", "depth": 34, "widen": 1},
     "wrn34-5": {"name": "wide_resnet", "depth": 34, "widen": 5},
     "wrn34-10": {"name": "wide_resnet", "depth": 34, "widen": 10},
     "alexnet": {"name": "alexnet"},
-    "resnet18-224": {"name": "resnet18_imagenet"},
+    "resnet18-224": {"name": "resnet18_imagenet", "width": 64},
     "vgg19": {"name": "vgg19"},
+    # Its sizes are not said; these are ours.
+    "cnn3": {"name": "cnn3", "width": 16, "hidden": 128},
 }
 
 # Moved by up to 4 pixels and mirrored: "random crop and random flip".
@@ -67,8 +73,14 @@ _INCREMENTAL = {
 }
 
 
+@cache
+def full_size_entries() -> Mapping[str, ModelEntry]:
+    """Every network that `place_of` names as `full_size`, and the sources of transfer attacks, by name."""
+    return {name: validate(ModelEntry, entry, name) for name, entry in _entries()}
+
+
 def full_size_registry() -> str:
-    """The text of a registry file with every network that `place_of` names as `full_size`, and their surrogates."""
+    """The same as the text of a registry file."""
     yaml, stream = YAML(), StringIO()
     yaml.default_flow_style = None
     yaml.width = 1 << 20
@@ -100,6 +112,9 @@ def _entries() -> Iterator[tuple[str, Section]]:
         for activation in ("relu", "slwta2"):
             if (architecture, activation) != ("wrn34-1", "slwta2"):  # the authors published it
                 yield f"cifar10/{architecture}-{activation}-at", _entry(architecture, activation, _PANOUSIS)
+    for activation in ("relu", "kwta0.1"):
+        for training, recipe in _MNIST.items():
+            yield f"mnist/cnn3-{activation}{training}-paper", _entry("cnn3", activation, recipe)
     prior = _entry("wrn34-1", "slwta2", _HICHEUR)
     yield "cifar10/wrn34-1-slwta2-ibp-at", prior | {"architecture": {**_ARCHITECTURES["wrn34-1"], "name": "wide_resnet_ibp"}}
 
@@ -132,6 +147,18 @@ def _free(dataset: str, activation: str) -> Section:
 
 
 _TRAININGS: dict[str, Callable[[str, str], Section]] = {"": _natural, "-at": _adversarial, "-trades": _trades, "-free": _free}
+
+
+# xiao2020 D.4: a learning rate of 0.01, 20 epochs. Neither the sizes of the three layers nor those of batches are said, nor the
+# step size of adversarial training; TRADES as in its authors' code for MNIST.
+_MNIST_NATURAL = {"seed": 0, "epochs": 20, "learning_rate": 0.01, "schedule": {"kind": "constant"}}
+_MNIST = {
+    "": _MNIST_NATURAL,
+    "-at": {**_MNIST_NATURAL, "adversarial": {"eps": _EPS["mnist"], "steps": 8, "step_size": "0.1"}},
+    "-trades": {**_MNIST_NATURAL, "trades": {"eps": _EPS["mnist"], "steps": 40, "step_size": "0.01", "beta": 6.0}},
+    # An eighth of the epochs, for each passes over the images 8 times.
+    "-free": {**_MNIST_NATURAL, "epochs": 3, "free": {"eps": _EPS["mnist"], "replays": 8}},
+}
 
 
 def _costa(pretrained: str | None = None) -> Section:

@@ -25,14 +25,15 @@ class Protocol:
 class Place:
     """Where a claim can be measured.
 
-    `model`: our network that stands for the paper's, None where there is none; `differs`: in what. `full_size`: the network as
-    the paper has it, an entry of the registry that `kwbench claims --registry FILE` writes, None where ours is that.
+    `model`: our network that stands for the paper's, None where there is none; `differs`: in what besides what their entries
+    say. `full_size`: the network as the paper has it, an entry of the registry that `kwbench claims --registry FILE` writes,
+    None where ours is that, or the paper does not say how it is.
     `why_not`: why nothing measured here could be compared with the claim; empty otherwise, and then one of them is named.
     """
 
     protocol: Protocol | None
     model: str | None
-    differs: str
+    differs: tuple[str, ...]
     full_size: str | None
     why_not: str
 
@@ -65,6 +66,7 @@ _ARCHITECTURES = {
 _TRAININGS = {"Natural": "", "AT": "-at", "TRADES": "-trades", "FAT": "-free", "AT (PGD)": "-at"}
 
 PUBLISHED = "cifar10/wrn34-1-slwta-panousis2021"
+_IBP = "wrn34-1-slwta2-ibp-at"
 
 # By the training that hicheur2024's table names.
 _HICHEUR = {
@@ -80,9 +82,12 @@ _HICHEUR = {
 _OTHERS = "a figure of other authors' networks, quoted from {}; the paper neither trained nor attacked them"
 _AGGREGATE = "an aggregate of two norms above 100 %, which no accuracy can be"
 
-_WIDTH_16 = "width 16 where the paper has 64, fewer epochs, trained on a JPEG copy of CIFAR-10"
-_FAST = "trained adversarially by single steps from a random start (fast) where the paper takes 8 steps of PGD"
-_COPIES = "sources are copies of the same kind and size as ours"
+_SOURCES = "sources of width 16 as well"
+_BLACK_BOX = "the source is a VGG19 of width 16"
+_NATURAL = "counted are images that are right both before and after; the paper's count is of those that are right after"
+_STEM = "images of 32 pixels and the stem for them where the paper scales up to 224"
+_CNN3 = "the paper does not name the sizes of the three layers; they are ours"
+_LENET = "the paper names neither sizes of layers nor length of training; both are ours"
 
 _XIAO_TRANSFER = {
     "BB": "bb",
@@ -137,45 +142,44 @@ def place_of(claim: Claim) -> Place:
     """Where a claim can be measured, or why it cannot."""
     protocol = protocol_of(claim)
     if claim.architecture == "see paper":
-        return Place(None, None, "", None, _OTHERS.format(f"the {claim.quoted_from}"))
+        return Place(None, None, (), None, _OTHERS.format(f"the {claim.quoted_from}"))
     if claim.percent > 100:
-        return Place(None, None, "", None, _AGGREGATE)
-    model, differs = _ours(claim)
-    full_size = None if model is not None and not differs else _full_size(claim)
-    return Place(protocol, model, differs, full_size, "" if protocol is not None else "no suite has this attack")
+        return Place(None, None, (), None, _AGGREGATE)
+    return Place(protocol, *_ours(claim), _full_size(claim), "" if protocol is not None else "no suite has this attack")
 
 
-def _ours(claim: Claim) -> tuple[str | None, str]:
-    """The network of the registry that stands for the claim's, and in what it differs; equal networks differ in nothing."""
+def _ours(claim: Claim) -> tuple[str | None, tuple[str, ...]]:
+    """The network of the registry that stands for the claim's, and in what it differs besides its entry."""
     activation = _ACTIVATIONS[claim.activation]
     if claim.paper == "hicheur2024" and claim.training in _HICHEUR:
-        return f"cifar10/{_HICHEUR[claim.training]}", "sizes of layers and length of training are ours: the paper names neither"
+        return f"cifar10/{_HICHEUR[claim.training]}", (_LENET,)
     if claim.dataset == "MNIST":
-        differs = "sizes of layers and batches are ours: the paper says 3 layers, 20 epochs, a learning rate of 0.01"
-        return f"mnist/cnn3-{activation}{_TRAININGS[claim.training]}", differs
+        return f"mnist/cnn3-{activation}{_TRAININGS[claim.training]}", (_CNN3,)
     if (claim.paper, claim.architecture, activation) == ("panousis2021", "WideResNet-34-1", "slwta2"):
-        return PUBLISHED, ""
+        return PUBLISHED, ()
     here = claim.dataset == "CIFAR-10" and claim.architecture == "ResNet-18" and claim.training in ("Natural", "AT")
     if not here or claim.pretrained != "no":
-        return None, ""
-    differences = [_WIDTH_16]
-    if claim.training == "AT":
-        differences.append(_FAST)
+        return None, ()
+    differs = []
     if claim.attack.startswith("transfer from"):
-        differences.append(_COPIES)
+        differs.append(_SOURCES)
+    if claim.attack == "BB":
+        differs.append(_BLACK_BOX)
+    if claim.attack in _XIAO_NATURAL:
+        differs.append(_NATURAL)
     if claim.paper == "costa2020":
-        differences.append("images of 32 pixels and the stem for them where the paper scales up to 224")
-    return f"cifar10/resnet18-w16-{activation}{'-fast' if claim.training == 'AT' else ''}", "; ".join(differences)
+        differs.append(_STEM)
+    return f"cifar10/resnet18-w16-{activation}{'-fast' if claim.training == 'AT' else ''}", tuple(differs)
 
 
 def _full_size(claim: Claim) -> str | None:
     """The name of the claim's network as the paper has it."""
-    if claim.architecture == "3-layer CNN" or claim.training in _HICHEUR:
-        return None
+    if claim.training in _HICHEUR or (claim.architecture, claim.activation) == ("WideResNet-34-1", "stochastic LWTA"):
+        return None if claim.paper != "hicheur2024" or claim.training in _HICHEUR else f"cifar10/{_IBP}"
     architecture = _ARCHITECTURES[claim.architecture]
     if claim.paper == "costa2020" and architecture == "resnet18":
         architecture = "resnet18-224"
-    prior = "-ibp" if claim.paper == "hicheur2024" else ""
-    pretrained = "-pretrained" if claim.pretrained == "imagenet" else ""
-    name = f"{architecture}-{_ACTIVATIONS[claim.activation]}{prior}{_TRAININGS[claim.training]}{pretrained}"
-    return f"{_DATASETS[claim.dataset]}/{name}"
+    training = _TRAININGS[claim.training]
+    # Ours has the plain name.
+    suffix = "-pretrained" if claim.pretrained == "imagenet" else "-paper" if architecture == "cnn3" else ""
+    return f"{_DATASETS[claim.dataset]}/{architecture}-{_ACTIVATIONS[claim.activation]}{training}{suffix}"

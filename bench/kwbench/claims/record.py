@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal
 
 from kwbench.claims.claim import Claim
+from kwbench.claims.full_size import full_size_entries
 from kwbench.claims.lint import lint
-from kwbench.claims.place import PUBLISHED, Place, place_of
+from kwbench.claims.place import PUBLISHED, Place, Protocol, place_of
 from kwbench.counting import count
+from kwbench.errors import UsageError
 from kwbench.outcome import Outcome, Status
+from kwbench.registry import ModelEntry, Recipe, Registry, read_registry
 from kwbench.standing import Standing, origin_of, standings
 from kwbench.statistics import Interval, accuracy_of_hits
 from kwbench.store import Store
@@ -35,13 +39,16 @@ class Comparison:
     """A claim and what is known of it here.
 
     `status`: `run`, there are `measured` figures, the paper's reading first; `runnable`, by `commands` on `hardware`; or
-    `not comparable`, as `place.why_not` says. `strong`: A_rob of the same network under the strong suite at the same radius.
+    `not comparable`, as `place.why_not` says. `model`: the network that was, or would be, measured; `differs`: in what it is
+    not the paper's. `strong`: A_rob of the same network under the strong suite at the same radius.
     `verdict` is that evaluation's, empty where there is none. `remarks` are the rules of the lint that concern the claim.
     """
 
     claim: Claim
     place: Place
     status: State
+    model: str
+    differs: tuple[str, ...]
     measured: tuple[Measurement, ...]
     strong: Measurement | None
     verdict: str
@@ -50,35 +57,95 @@ class Comparison:
     remarks: tuple[str, ...]
 
 
-def comparisons(claims: Sequence[Claim], store: Store | None) -> list[Comparison]:
-    """Each claim with what is on record of it; nothing is where there is no store."""
+def comparisons(claims: Sequence[Claim], store: Store | None, registry: Registry | None = None) -> list[Comparison]:
+    """Each claim with what is on record of it; nothing is where there is no store. The registry has our networks."""
     found = _Record(store)
+    known = (registry or read_registry()).entries
     remarks: dict[Claim, list[str]] = {}
     for remark in lint(claims):
         for each in remark.claims:
             remarks.setdefault(each, []).append(remark.rule)
-    return [_comparison(each, found, tuple(remarks.get(each, ()))) for each in claims]
+    return [_comparison(each, found, known, tuple(remarks.get(each, ()))) for each in claims]
 
 
-def _comparison(claim: Claim, record: "_Record", remarks: tuple[str, ...]) -> Comparison:
+def _comparison(claim: Claim, record: "_Record", known: Mapping[str, ModelEntry], remarks: tuple[str, ...]) -> Comparison:
     place = place_of(claim)
     if not place.comparable:
-        return Comparison(claim, place, "not comparable", (), None, "", (), "", remarks)
-    # At full size where that is on record, since it is what the claim is about.
-    for model in (place.full_size, place.model):
-        if model is not None and (measured := record.measured(model, place, claim.threat)):
-            strong = record.strong(model, claim.threat, measured[0].standing)
-            found = None if strong is None else verdict_on_record(strong.standing)
-            verdict = "" if found is None else found.word
-            commands = _commands(claim, place, model)
-            return Comparison(claim, place, "run", measured, strong, verdict, commands, _hardware(place, model), remarks)
-    model = place.model or place.full_size
-    assert model is not None
-    return Comparison(claim, place, "runnable", (), None, "", _commands(claim, place, model), _hardware(place, model), remarks)
+        return Comparison(claim, place, "not comparable", "", (), (), None, "", (), "", remarks)
+    # Ours comes first in what is to be done, and the paper's own in what has been.
+    models = [each for each in (place.model if place.model in known else None, place.full_size) if each is not None]
+    measured: tuple[Measurement, ...] = ()
+    for model in reversed(models):
+        if measured := record.measured(model, place, claim.threat):
+            models = [model]
+            break
+    if not models:
+        raise UsageError(f"the registry has no model {place.model!r}, which {claim.name} needs")
+    model = models[0]
+    strong = record.strong(model, claim.threat, measured[0].standing) if measured else None
+    found = None if strong is None else verdict_on_record(strong.standing)
+    return Comparison(
+        claim=claim,
+        place=place,
+        status="run" if measured else "runnable",
+        model=model,
+        differs=() if model == place.full_size else _differs(place, known[model]),
+        measured=measured,
+        strong=strong,
+        verdict="" if found is None else found.word,
+        commands=_commands(claim, place, model),
+        hardware="one GPU" if model == place.full_size else "a CPU",
+        remarks=remarks,
+    )
 
 
-def _hardware(place: Place, model: str) -> str:
-    return "a CPU" if model == place.model else "one GPU"
+def _differs(place: Place, ours: ModelEntry) -> tuple[str, ...]:
+    theirs = full_size_entries()[place.full_size] if place.full_size is not None else None
+    told = differences(ours, theirs) if theirs is not None else []
+    return (*(["; ".join(told)] if told else []), *place.differs)
+
+
+def differences(ours: ModelEntry, theirs: ModelEntry) -> list[str]:
+    """In what one network is not another, by their entries: sizes, epochs, images, and how it was trained."""
+    found = [
+        f"{name} {value} for {theirs.architecture.parameters.get(name)}"
+        for name, value in ours.architecture.parameters.items()
+        if theirs.architecture.parameters.get(name) != value
+    ]
+    a, b = ours.recipe, theirs.recipe
+    if a is None or b is None:
+        return found
+    if _epochs(a) != _epochs(b):
+        found.append(f"{_epochs(a)} epochs for {_epochs(b)}")
+    if a.dataset is not None:
+        found.append(f"trained on {a.dataset}")
+    if (mine := _training(a)) != (its := _training(b)):
+        found.append(f"{mine} for {its}")
+    return found
+
+
+def _epochs(recipe: Recipe) -> int:
+    """All epochs, those of incremental training included."""
+    more = recipe.incremental
+    # Down to 0.1, whichever way it goes there.
+    steps = 0 if more is None else round((more.start - Fraction(1, 10)) / more.step)
+    return recipe.epochs + (0 if more is None else steps * more.epochs + more.final_epochs)
+
+
+_TRAININGS = {
+    "natural": "natural training",
+    "adversarial": "PGD adversarial training",
+    "trades": "TRADES",
+    "free": "free adversarial training",
+    "fast": "fast adversarial training",
+    "mixture": "sampled training",
+}
+
+
+def _training(recipe: Recipe) -> str:
+    """How a network is trained, in a few words; the adversary's step sizes papers do not say."""
+    steps = getattr(getattr(recipe, recipe.training, None), "steps", None)
+    return _TRAININGS[recipe.training] + (f" ({steps} steps)" if steps is not None else "")
 
 
 def _commands(claim: Claim, place: Place, model: str) -> tuple[str, ...]:
@@ -92,8 +159,8 @@ def _commands(claim: Claim, place: Place, model: str) -> tuple[str, ...]:
         prepare += [f"kwbench train {each}{registry} --download --device cuda" for each in (*_sources(claim, model), model)]
     elif model == PUBLISHED:
         prepare = [f"kwbench convert {model} --download"]
-    sources = _sources(claim, model) if full and claim.attack.startswith("transfer from") else ()
-    setting = "".join(f" --set {place.protocol.labels[0]}.surrogate={each.rpartition('/')[2]}" for each in sources)
+    sources = _sources(claim, model) if full else ()
+    setting = "".join(f" --set {place.protocol.labels[0]}.surrogate={each}" for each in sources)
     run = [f"kwbench evaluate {model}{registry} --suite {place.protocol.suite}{setting} --download"]
     if claim.threat is not None:
         threat = f"--norm {claim.norm} --eps {claim.eps}"
@@ -127,9 +194,14 @@ class _Record:
         """The figures that stand beside a claim; those on the most images, the newest of them."""
         protocol = place.protocol
         assert protocol is not None
+        suites = [protocol.suite]
+        if model == place.full_size:
+            # Transfer from sources of full size; which, is part of the suite's name.
+            suites += [suite for its, suite in self._found if its == model and _only_the_source_differs(suite, protocol)]
         candidates = [
             (each, figures)
-            for each in self._found.get((model, protocol.suite), ())
+            for suite in suites
+            for each in self._found.get((model, suite), ())
             if threat in (None, each.threat) and (figures := self._figures(each, place))
         ]
         if not candidates:
@@ -179,6 +251,12 @@ class _Record:
         return _union(attacks)
 
 
+def _only_the_source_differs(suite: str, protocol: Protocol) -> bool:
+    name, _, settings = suite.partition(" with ")
+    label = protocol.labels[0] if protocol.labels else ""
+    return name == protocol.suite and settings.startswith(f"{label}.surrogate=") and "," not in settings
+
+
 def _union(attacks: Sequence[Sequence[Outcome]]) -> Interval:
     """The share of images that each of the attacks left standing."""
     held = [{each.sample for each in rows if each.status is Status.HELD} for rows in attacks]
@@ -222,9 +300,9 @@ def _json(each: Comparison) -> dict[str, Any]:
         "inferred": list(claim.inferred),
         "status": each.status,
         "why_not": place.why_not or None,
-        "model": place.model,
+        "model": each.model or None,
         "full_size": place.full_size,
-        "differs": place.differs or None,
+        "differs": list(each.differs),
         "suite": None if place.protocol is None else place.protocol.suite,
         "measured": [_measurement_json(one) for one in each.measured],
         "strong": None if each.strong is None else _measurement_json(each.strong),

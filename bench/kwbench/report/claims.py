@@ -155,12 +155,10 @@ def _group(members: Sequence[Comparison]) -> Group:
     recipes: dict[tuple[str, tuple[str, ...]], str] = {}
     lines = []
     for each in members:
-        claim, place, model = each.claim, each.place, _model(each)
-        differs = ""
-        if model is not None and model == place.model and place.differs:
-            differs = differences.setdefault(place.differs, chr(ord("a") + len(differences)))
+        claim, place, model = each.claim, each.place, each.model
+        differs = [differences.setdefault(text, chr(ord("a") + len(differences))) for text in each.differs]
         how = ""
-        if model is not None:
+        if model:
             commands = tuple(command.replace(model, "NAME") for command in each.commands)
             how = recipes.setdefault((each.hardware, commands), str(len(recipes) + 1))
         lines.append(
@@ -175,8 +173,8 @@ def _group(members: Sequence[Comparison]) -> Group:
                 images="" if not each.measured else f"{each.measured[0].standing.dataset}, {each.measured[0].standing.n}",
                 strong=None if each.strong is None else _text(each.strong),
                 verdict=each.verdict,
-                model=model or "",
-                differs=differs,
+                model=model,
+                differs=", ".join(differs),
                 status=each.status,
                 how=how,
                 why_not=place.why_not,
@@ -191,13 +189,6 @@ def _group(members: Sequence[Comparison]) -> Group:
         differences=tuple((mark, text) for text, mark in differences.items()),
         recipes=tuple((mark, hardware, commands) for (hardware, commands), mark in recipes.items()),
     )
-
-
-def _model(each: Comparison) -> str | None:
-    """The network that was measured, or would be."""
-    if each.measured:
-        return each.measured[0].standing.model
-    return each.place.model or each.place.full_size
 
 
 def _text(each: Measurement) -> str:
