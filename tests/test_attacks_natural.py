@@ -107,3 +107,14 @@ def test_impossible_strengths_are_refused(name: str, parameters: dict[str, Any])
 def test_what_leaves_a_smaller_ball_is_no_success() -> None:
     outcomes = run("gaussian-blind", {"std": 0.3}, first_images(16), ThreatModel.of("linf", "0.1"))
     assert {outcome.status for outcome in outcomes} <= {Status.INVALID, Status.WRONG}
+
+
+def test_images_that_were_wrong_before_are_perturbed_too_and_stay_wrong() -> None:
+    outcomes = run("translation", {"pixels": 3}, first_images(360), EVERYWHERE)
+    wrong = [each for each in outcomes if each.status is Status.WRONG]
+    assert wrong
+    assert all(each.clean_prediction != each.label and each.distance is not None for each in wrong)
+    # Moved, some of them are read rightly.
+    assert any(each.prediction == each.label for each in wrong)
+    # Who searches leaves them alone.
+    assert all(each.forwards == 0 for each in run("fgsm", {}, first_images(360), EVERYWHERE) if each.status is Status.WRONG)

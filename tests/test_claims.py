@@ -34,7 +34,7 @@ from kwbench.report import claims_table, write_report
 from kwbench.store import Store
 from kwbench.suite import Suite, read_suite
 from kwbench.threat import ThreatModel
-from record import deterministic, drawn, record, specification
+from record import deterministic, drawn, record, rows, specification
 
 CLAIMS = read_claims()
 HEADER = Path(read_claims.__defaults__[0]).read_text(encoding="utf-8").splitlines()[0]  # type: ignore[index]
@@ -372,6 +372,16 @@ class TestTheRecord:
         named = {place_of(each).model for each in CLAIMS} - {None}
         assert len(named) == 26
         assert named <= read_registry().entries.keys()
+
+    def test_natural_perturbations_count_what_is_right_after_whatever_it_was_before(self, store: Store) -> None:
+        options = {"model": "cifar10/resnet18-w16-relu", "suite": "xiao2020-natural", "eps": "1", "n": 4}
+        spec = specification(attacks=["clean", "rotation"], **options)  # type: ignore[arg-type]
+        after = [*rows("hb"), *(replace(each, prediction=each.label) for each in rows("ww", start=2))]
+        wrong = [replace(each, prediction=9 - each.label) for each in rows("hhww")]
+        after[1] = replace(after[1], prediction=5)
+        record(store, spec, {"clean": wrong, "rotation": after})
+        (cell,) = find(comparisons(CLAIMS, store), "xiao2020", "5", training="Natural", activation="ReLU", attack="rotation")
+        assert cell.measured[0].accuracy.value == 0.75
 
     def test_sources_of_full_size_are_part_of_the_suites_name(self, store: Store) -> None:
         name = "xiao2020-transfer with bb.surrogate=cifar10/vgg19"

@@ -85,7 +85,8 @@ def judge(
     proposal that does not fall below has no fresh draws and may have fewer selection draws; its status goes by those.
     `keep`: outcomes carry the image that was judged, those of deterministic models where it is broken.
 
-    Deterministic models: samples that are wrong before the attack are not attacked. Stochastic models: all are.
+    Deterministic models: samples that are wrong before the attack are not attacked, but by natural perturbations, whose
+    predictions are kept; the status stays `wrong`. Stochastic models: all are.
     An attack that raises, or drives the model to raise, leaves `error` rows. Running out of memory is raised on, for the
     runner to back off; so is what ails the model as such. Raises UsageError for a norm in which the attack cannot search.
     """
@@ -121,6 +122,11 @@ class _Case:
         return source
 
     @property
+    def natural(self) -> bool:
+        """Whether nobody searches: what a model says of such an image is worth knowing also where it was wrong before."""
+        return bool(getattr(self.attack, "natural", False))
+
+    @property
     def searchers(self) -> list[Model]:
         """The models whose work is the attack's."""
         return [self.model] if self.source is None or self.source is self.model else [self.model, self.source]
@@ -128,7 +134,7 @@ class _Case:
 
 def _judge_group(case: _Case, batch: Batch, clean: list[Outcome]) -> list[Outcome]:
     right = [outcome.status is not Status.WRONG for outcome in clean]
-    rows = [row for row in range(len(batch)) if right[row] or case.model.stochastic]
+    rows = [row for row in range(len(batch)) if right[row] or case.model.stochastic or case.natural]
     outcomes = [
         Outcome(
             sample=batch.samples[row],

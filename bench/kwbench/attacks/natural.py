@@ -1,6 +1,7 @@
 """Natural perturbations: what cameras and hands do to images. Nobody searches; each image gets one random draw.
 
-They ignore the ball: give them linf with eps 1, in which every image lies. What leaves a smaller ball is `invalid`.
+They meet images that were wrong before, too, and the predictions are on record. They ignore the ball: give them linf with
+eps 1, in which every image lies; what leaves a smaller ball is `invalid`.
 Hendrycks and Dietterich 2019 (arXiv:1903.12261); with the parameters of xiao2020 (arXiv:1905.10510), D.5.
 """
 
@@ -32,6 +33,7 @@ class GaussianBlind:
     norms: ClassVar[frozenset[str]] = _LINF
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
+    natural: ClassVar[bool] = True
 
     std: float = 0.1
 
@@ -56,6 +58,7 @@ class Translation:
     norms: ClassVar[frozenset[str]] = _LINF
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
+    natural: ClassVar[bool] = True
 
     pixels: int = 5
 
@@ -85,6 +88,7 @@ class Rotation:
     norms: ClassVar[frozenset[str]] = _LINF
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
+    natural: ClassVar[bool] = True
 
     degrees: float = 10.0
 
@@ -125,6 +129,7 @@ class ColourJitter:
     norms: ClassVar[frozenset[str]] = _LINF
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
+    natural: ClassVar[bool] = True
 
     strength: float = 0.4
 

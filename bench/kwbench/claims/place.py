@@ -5,15 +5,16 @@ from typing import Literal
 
 from kwbench.claims.claim import CLEAN, WORST, Claim
 
-Reading = Literal["clean", "attack", "worst", "count"]
+Reading = Literal["clean", "attack", "worst", "count", "natural"]
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """The attacks of a suite that measure a claim, the paper's reading first, then others.
 
-    `reading`: the accuracy without an attack, under each of `labels`, the least over the attacks of the paper's table, or what
-    a tool counts that runs `labels` one after the other.
+    `reading`: the accuracy without an attack, under each of `labels`, the least over the attacks of the paper's table, what a
+    tool counts that runs `labels` one after the other, or the share of images that are right under a natural perturbation,
+    whatever they were before.
     """
 
     suite: str
@@ -84,7 +85,6 @@ _AGGREGATE = "an aggregate of two norms above 100 %, which no accuracy can be"
 
 _SOURCES = "sources of width 16 as well"
 _BLACK_BOX = "the source is a VGG19 of width 16"
-_NATURAL = "counted are images that are right both before and after; the paper's count is of those that are right after"
 _STEM = "images of 32 pixels and the stem for them where the paper scales up to 224"
 _CNN3 = "the paper does not name the sizes of the three layers; they are ours"
 _LENET = "the paper names neither sizes of layers nor length of training; both are ours"
@@ -131,7 +131,7 @@ def protocol_of(claim: Claim) -> Protocol | None:
     if claim.attack == "AutoAttack":
         return Protocol(claim.paper, "count", _AUTOATTACK)
     if natural and claim.attack in _XIAO_NATURAL:
-        return Protocol("xiao2020-natural", "attack", (_XIAO_NATURAL[claim.attack],))
+        return Protocol("xiao2020-natural", "natural", (_XIAO_NATURAL[claim.attack],))
     if claim.paper == "xiao2020" and claim.attack in _XIAO_TRANSFER:
         return Protocol("xiao2020-transfer", "attack", (_XIAO_TRANSFER[claim.attack],))
     labels = _LABELS[claim.paper].get(claim.attack)
@@ -165,8 +165,6 @@ def _ours(claim: Claim) -> tuple[str | None, tuple[str, ...]]:
         differs.append(_SOURCES)
     if claim.attack == "BB":
         differs.append(_BLACK_BOX)
-    if claim.attack in _XIAO_NATURAL:
-        differs.append(_NATURAL)
     if claim.paper == "costa2020":
         differs.append(_STEM)
     return f"cifar10/resnet18-w16-{activation}{'-fast' if claim.training == 'AT' else ''}", tuple(differs)

@@ -231,12 +231,23 @@ class _Record:
             named = [("A_rob", standing.a_rob_as_in_paper)]
         elif protocol.reading == "count":
             named = [("all", self._count(standing, protocol.labels))]
+        elif protocol.reading == "natural":
+            named = [(label, self._right_after(standing, label)) for label in protocol.labels]
         else:
             attacks = {each.name: each.accuracy for each in standing.attacks}
             named = [(label, attacks.get(label)) for label in protocol.labels]
-            if named[0][1] is None:
-                return ()
+        if named[0][1] is None:
+            return ()
         return tuple(Measurement(label, each, standing) for label, each in named if each is not None)
+
+    def _right_after(self, standing: Standing, label: str) -> Interval | None:
+        """The share of images that are right under a perturbation, also of those that were wrong before."""
+        known = {each.name: each.accuracy for each in standing.attacks}
+        if standing.stochastic or known.get(label) is None:
+            return known.get(label)
+        assert self._store is not None
+        rows = self._store.outcomes(standing.evaluation.attack_runs[label])
+        return accuracy_of_hits(sum(each.prediction == each.label for each in rows), len(rows))
 
     def _count(self, standing: Standing, labels: Sequence[str]) -> Interval | None:
         """What a tool counts that runs these attacks in turn on what still stands, with one look after each."""
