@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test trials check format clean
+.PHONY: setup demo test trials verdicts check format clean
 
 setup: .venv/.installed
 
@@ -20,6 +20,9 @@ test: setup check
 
 trials: setup
 	$(BIN)/python -m pytest -m trial
+
+verdicts: setup
+	$(BIN)/python tests/expected_verdicts.py
 
 check: setup
 	$(BIN)/ruff check bench tests
