@@ -291,8 +291,9 @@ class TestTheRecord:
                     assert suite_named(suite.group(1)).attacks
                 if named := re.match(r"kwbench (?:train|evaluate) (\S+) --registry", command):
                     assert named.group(1) in known
-                if source := re.search(r"surrogate=(\S+)", command):
-                    assert source.group(1) in known
+                for source in re.findall(r"surrogate=(\S+)", command):
+                    assert source in known
+                    assert f"kwbench train {source} --registry papers.yaml --download --device cuda" in each.commands
 
     def test_a_claim_stands_beside_its_number_and_the_strong_suites_at_the_same_radius(self, store: Store) -> None:
         evaluated(store, "cifar10/resnet18-w16-relu", "xiao2020", XIAO | {"mim": "hhhbbbbbbw"}, **PAPER)
@@ -384,7 +385,7 @@ class TestTheRecord:
         assert cell.measured[0].accuracy.value == 0.75
 
     def test_sources_of_full_size_are_part_of_the_suites_name(self, store: Store) -> None:
-        name = "xiao2020-transfer with bb.surrogate=cifar10/vgg19"
+        name = "xiao2020-bb with bb.surrogate=cifar10/vgg19"
         evaluated(store, "cifar10/resnet18-relu", name, {"clean": "hhhh", "bb": "hhbb"})
         evaluated(store, "cifar10/resnet18-relu", f"{name}, bb.steps=1", {"clean": "hhhh", "bb": "hhhb"})
         (bb,) = find(comparisons(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="BB",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from kwbench.claims.claim import CLEAN, WORST, Claim
+from kwbench.claims.claim import PAPERS, WORST, Claim
 
 Reading = Literal["clean", "attack", "worst", "count", "natural"]
 
@@ -89,53 +89,48 @@ _STEM = "images of 32 pixels and the stem for them where the paper scales up to 
 _CNN3 = "the paper does not name the sizes of the three layers; they are ours"
 _LENET = "the paper names neither sizes of layers nor length of training; both are ours"
 
-_XIAO_TRANSFER = {
-    "BB": "bb",
+_SOURCES_OF_TABLE_3 = {
     "transfer from ReLU": "from-relu",
     "transfer from k-WTA-0.1": "from-kwta0.1",
     "transfer from ReLU (AT)": "from-relu-at",
     "transfer from k-WTA-0.1 (AT)": "from-kwta0.1-at",
 }
-_XIAO_NATURAL = {
+_PERTURBATIONS = {
     "gaussian noise 0.05": "gaussian-0.05",
     "gaussian noise 0.1": "gaussian-0.1",
     "translation": "translation",
     "rotation": "rotation",
     "color jitter": "colour-jitter",
 }
-_LABELS: dict[str, dict[str, tuple[str, ...]]] = {
-    "xiao2020": {"PGD": ("pgd",), "C&W": ("cw", "cw-linf"), "DeepFool": ("deepfool",), "MIM": ("mim",)},
-    "costa2020": {"PGD": ("pgd", "pgd-absolute"), "DeepFool": ("deepfool",)},
-    "panousis2021": {
-        "PGD-20": ("pgd",),
-        "APGD-CE + EoT 20": ("apgd-ce-eot",),
-        "APGD-DLR + EoT 20": ("apgd-dlr-eot",),
-    },
-    "hicheur2024": {
-        "FGSM": ("fgsm",),
-        "PGD": ("pgd", "pgd-10"),
-        "PGD (L2 and Linf aggregated)": ("pgd", "pgd-10"),
-        "C&W": ("cw", "cw-50"),
-    },
+
+# By paper and attack.
+_PROTOCOLS: dict[tuple[str, str], Protocol] = {
+    ("xiao2020", "PGD"): Protocol("xiao2020", "attack", ("pgd",)),
+    ("xiao2020", "C&W"): Protocol("xiao2020", "attack", ("cw", "cw-linf")),
+    ("xiao2020", "DeepFool"): Protocol("xiao2020", "attack", ("deepfool",)),
+    ("xiao2020", "MIM"): Protocol("xiao2020", "attack", ("mim",)),
+    ("xiao2020", "BB"): Protocol("xiao2020-bb", "attack", ("bb",)),
+    **{("xiao2020", each): Protocol("xiao2020-transfer", "attack", (label,)) for each, label in _SOURCES_OF_TABLE_3.items()},
+    **{("xiao2020", each): Protocol("xiao2020-natural", "natural", (label,)) for each, label in _PERTURBATIONS.items()},
+    ("xiao2020", "clean"): Protocol("xiao2020-natural", "clean"),
+    ("costa2020", "PGD"): Protocol("costa2020", "attack", ("pgd", "pgd-absolute")),
+    ("costa2020", "DeepFool"): Protocol("costa2020", "attack", ("deepfool",)),
+    ("panousis2021", "PGD-20"): Protocol("panousis2021", "attack", ("pgd",)),
+    ("panousis2021", "AutoAttack"): Protocol("panousis2021", "count", ("apgd-ce", "apgd-t", "fab-t", "square")),
+    ("panousis2021", "APGD-CE + EoT 20"): Protocol("panousis2021", "attack", ("apgd-ce-eot",)),
+    ("panousis2021", "APGD-DLR + EoT 20"): Protocol("panousis2021", "attack", ("apgd-dlr-eot",)),
+    ("hicheur2024", "FGSM"): Protocol("hicheur2024", "attack", ("fgsm",)),
+    ("hicheur2024", "PGD"): Protocol("hicheur2024", "attack", ("pgd", "pgd-10")),
+    ("hicheur2024", "PGD (L2 and Linf aggregated)"): Protocol("hicheur2024", "attack", ("pgd", "pgd-10")),
+    ("hicheur2024", "C&W"): Protocol("hicheur2024", "attack", ("cw", "cw-50")),
+    **{(paper, "A_std"): Protocol(paper, "clean") for paper in PAPERS},
+    ("xiao2020", WORST): Protocol("xiao2020", "worst"),
 }
-_AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
 def protocol_of(claim: Claim) -> Protocol | None:
     """What measures a claim; None where no suite has it."""
-    natural = claim.paper == "xiao2020" and claim.table == "5"
-    if claim.attack in CLEAN:
-        return Protocol("xiao2020-natural" if natural else claim.paper, "clean")
-    if claim.attack == WORST:
-        return Protocol(claim.paper, "worst")
-    if claim.attack == "AutoAttack":
-        return Protocol(claim.paper, "count", _AUTOATTACK)
-    if natural and claim.attack in _XIAO_NATURAL:
-        return Protocol("xiao2020-natural", "natural", (_XIAO_NATURAL[claim.attack],))
-    if claim.paper == "xiao2020" and claim.attack in _XIAO_TRANSFER:
-        return Protocol("xiao2020-transfer", "attack", (_XIAO_TRANSFER[claim.attack],))
-    labels = _LABELS[claim.paper].get(claim.attack)
-    return None if labels is None else Protocol(claim.paper, "attack", labels)
+    return _PROTOCOLS.get((claim.paper, claim.attack))
 
 
 def place_of(claim: Claim) -> Place:

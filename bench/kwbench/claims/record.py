@@ -153,14 +153,14 @@ def _commands(claim: Claim, place: Place, model: str) -> tuple[str, ...]:
     assert place.protocol is not None
     full = model == place.full_size
     registry = f" --registry {REGISTRY_FILE}" if full else ""
+    sources = _sources(claim, model) if full else {}
     prepare = []
     if full:
         prepare = [f"kwbench claims{registry}"]
-        prepare += [f"kwbench train {each}{registry} --download --device cuda" for each in (*_sources(claim, model), model)]
+        prepare += [f"kwbench train {each}{registry} --download --device cuda" for each in (*sources.values(), model)]
     elif model == PUBLISHED:
         prepare = [f"kwbench convert {model} --download"]
-    sources = _sources(claim, model) if full else ()
-    setting = "".join(f" --set {place.protocol.labels[0]}.surrogate={each}" for each in sources)
+    setting = "".join(f" --set {label}.surrogate={each}" for label, each in sources.items())
     run = [f"kwbench evaluate {model}{registry} --suite {place.protocol.suite}{setting} --download"]
     if claim.threat is not None:
         threat = f"--norm {claim.norm} --eps {claim.eps}"
@@ -168,14 +168,14 @@ def _commands(claim: Claim, place: Place, model: str) -> tuple[str, ...]:
     return (*prepare, *run)
 
 
-def _sources(claim: Claim, model: str) -> tuple[str, ...]:
-    """The surrogates of a transfer attack at full size."""
+def _sources(claim: Claim, model: str) -> dict[str, str]:
+    """The surrogates at full size of the suite that measures a transfer, by label."""
     dataset = model.partition("/")[0]
     if claim.attack == "BB":
-        return (f"{dataset}/vgg19",)
-    names = {"ReLU": "relu", "k-WTA-0.1": "kwta0.1", "ReLU (AT)": "relu-at", "k-WTA-0.1 (AT)": "kwta0.1-at"}
-    source = names.get(claim.attack.removeprefix("transfer from "))
-    return () if source is None else (f"{dataset}/resnet18-{source}-copy",)
+        return {"bb": f"{dataset}/vgg19"}
+    if not claim.attack.startswith("transfer from"):
+        return {}
+    return {f"from-{each}": f"{dataset}/resnet18-{each}-copy" for each in ("relu", "kwta0.1", "relu-at", "kwta0.1-at")}
 
 
 class _Record:
@@ -197,7 +197,7 @@ class _Record:
         suites = [protocol.suite]
         if model == place.full_size:
             # Transfer from sources of full size; which, is part of the suite's name.
-            suites += [suite for its, suite in self._found if its == model and _only_the_source_differs(suite, protocol)]
+            suites += [suite for its, suite in self._found if its == model and _only_sources_differ(suite, protocol)]
         candidates = [
             (each, figures)
             for suite in suites
@@ -262,10 +262,10 @@ class _Record:
         return _union(attacks)
 
 
-def _only_the_source_differs(suite: str, protocol: Protocol) -> bool:
+def _only_sources_differ(suite: str, protocol: Protocol) -> bool:
     name, _, settings = suite.partition(" with ")
-    label = protocol.labels[0] if protocol.labels else ""
-    return name == protocol.suite and settings.startswith(f"{label}.surrogate=") and "," not in settings
+    each = [setting.partition("=")[0] for setting in settings.split(", ")]
+    return name == protocol.suite and all(path.endswith(".surrogate") for path in each)
 
 
 def _union(attacks: Sequence[Sequence[Outcome]]) -> Interval:
