@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from kwbench.claims import PAPERS, Claim, Comparison, comparisons, full_size_registry, lint, place_of, read_claims
+from kwbench.claims.full_size import full_size_entries
 from kwbench.claims.lint import (
     IMAGES,
     LARGEST_CLASS,
@@ -29,6 +30,7 @@ from kwbench.claims.lint import (
 )
 from kwbench.claims.place import PUBLISHED, protocol_of
 from kwbench.errors import DamagedData, UsageError
+from kwbench.loading import build_module
 from kwbench.registry import Registry, read_registry
 from kwbench.report import claims_table, write_report
 from kwbench.store import Store
@@ -158,6 +160,16 @@ class TestPlaces:
         assert all(entry.recipe is not None and entry.checkpoint is None for entry in own.values())
         # What else there is are the sources of transfer attacks.
         assert {name.rpartition("-")[2] for name in own.keys() - named} <= {"copy", "cifar10/vgg19", "svhn/vgg19"}
+
+    def test_each_of_them_can_be_built_and_answers(self) -> None:
+        seen = set()
+        for name, entry in full_size_entries().items():
+            shape = (1, 28, 28) if name.startswith("mnist/") else (3, 32, 32)
+            kind = (entry.architecture.model_dump_json(), entry.activation.name, shape)
+            if kind not in seen:
+                seen.add(kind)
+                build_module(entry, shape, 10)
+        assert len(seen) == 22
 
     def test_a_network_that_is_the_papers_own_differs_in_nothing(self) -> None:
         ours = [each for each in CLAIMS if place_of(each).model is not None]
