@@ -216,6 +216,7 @@ def test_no_attack_of_ours_costs_more_than_it_says() -> None:
         "square": {"steps": 20, "restarts": 2, "draws": 2},
         "gaussian-noise": {"steps": 5},
         "rays": {"queries": 60, "draws": 3},
+        "local-search": {"steps": 3, "flips": 10, "restarts": 2, "targets": 2, "draws": 2},
     }
     for stochastic in (False, True):
         model = wrapped(Noisy(trained_cnn(), 0.1), tile=3) if stochastic else cnn(tile=3)
@@ -240,7 +241,7 @@ def test_a_doubled_attack_spends_twice_as_much_where_it_helps() -> None:
     assert Pgd(gradient=Eot(draws="auto")).doubled(1) == Pgd(gradient=Eot(draws="auto"), restarts=2)
     assert Pgd(gradient=EXACT, random_start=False).doubled(3).steps == 320
     assert Square(restarts=3).doubled(1).restarts == 6
-    for name in ("apgd", "pgd", "square", "rays"):
+    for name in ("apgd", "pgd", "square", "rays", "local-search"):
         attack = build_attack(name, {})
         assert isinstance(attack, Doubling)
         assert isinstance(attack, Budgeted)

@@ -21,6 +21,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "apgd": {"steps": 6, "restarts": 2, "targets": 2},
     "square": {"steps": 120, "restarts": 2},
     "rays": {"queries": 150},
+    "local-search": {"steps": 4, "flips": 20, "restarts": 2, "targets": 3},
     "gaussian-noise": {"steps": 10},
     "transfer": {"steps": 5},
     "autoattack": {"version": "custom", "attacks": ["apgd-ce"]},
@@ -69,6 +70,7 @@ def test_a_stochastic_model_gives_the_same_rows_twice_and_in_any_order_of_tiles(
         "apgd": {"steps": 5, "selection_draws": 3},
         "square": {"steps": 5, "draws": 2},
         "rays": {"queries": 20, "draws": 2},
+        "local-search": {"steps": 3, "flips": 4, "restarts": 1, "targets": 2, "draws": 2},
         "cw": {"steps": 5},
         "deepfool": {"steps": 8},
     }.get(name, {})

@@ -16,6 +16,7 @@ from kwbench.attacks.controls import GaussianNoise, NoOp, RandomSign
 from kwbench.attacks.deepfool import DeepFool
 from kwbench.attacks.fgsm import Fgsm
 from kwbench.attacks.foolbox import Foolbox
+from kwbench.attacks.local_search import LocalSearch
 from kwbench.attacks.mim import Mim
 from kwbench.attacks.natural import ColourJitter, GaussianBlind, Rotation, Translation
 from kwbench.attacks.pgd import Pgd
@@ -34,6 +35,7 @@ ATTACKS: dict[str, type[Any]] = {
     "cw": CarliniWagner,
     "square": Square,
     "rays": Rays,
+    "local-search": LocalSearch,
     "transfer": Transfer,
     "autoattack": AutoAttack,
     "autoattack-part": AutoAttackPart,
