@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
+from kwbench.measured import Measured
 from kwbench.store import APPLICATION_ID, SCHEMA_VERSION, Store, pack
 from record import deterministic, drawn, record, rows, specification
 
@@ -110,31 +112,67 @@ def test_a_damaged_image_is_named(store: Store, path: Path) -> None:
             store.adversarials(evaluation.attack_runs["pgd"])
 
 
-def _as_version_1(path: Path) -> list[tuple[object, ...]]:
+_SINCE = {1: ("arrays", "experiments", "findings", "adversarials"), 2: ("arrays", "experiments")}
+
+
+def _as_version(path: Path, version: int) -> list[tuple[object, ...]]:
     """Make the database what an earlier kwbench left; its outcomes."""
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TABLE findings")
-        connection.execute("DROP TABLE adversarials")
-        connection.execute("UPDATE schema_version SET version = 1")
+        for table in _SINCE[version]:
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("UPDATE schema_version SET version = ?", (version,))
         connection.commit()
         return connection.execute("SELECT * FROM outcomes").fetchall()
 
 
-def test_a_database_of_version_1_is_brought_up_to_date_and_keeps_its_data(store: Store, path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_its_data(
+    store: Store, path: Path, version: int
+) -> None:
     deterministic(store, {"clean": "whhh", "pgd": "whbe"})
     before = store.evaluations()
     store.close()
-    outcomes = _as_version_1(path)
+    outcomes = _as_version(path, version)
     store = Store.open(str(path))
     assert store.evaluations() == before
     store.record_findings(before[0].id, [Finding("flat", 0.0, 0.01, False, "None is zero.")])
     (row, *_) = rows("h", start=9)
     store.append(before[0].attack_runs["pgd"], [replace(row, image=np.zeros((1, 2, 2), dtype=np.float32))])
+    store.record_experiment(_measured())
     store.close()
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT version FROM schema_version").fetchall() == [(SCHEMA_VERSION,)]
         assert set(outcomes) < set(connection.execute("SELECT * FROM outcomes").fetchall())
     assert _tables(path) == _tables(_new(path.with_name("new.db")))
+
+
+def _measured(identity: str = "i0", **arrays: NDArray[np.float64]) -> Measured:
+    return Measured(identity, "landscape", "net", "digits", {"points": 2}, {"device": "cpu"}, arrays)
+
+
+def test_an_experiment_comes_back_as_it_was_and_a_second_recording_changes_nothing_but_the_order(store: Store) -> None:
+    grid = np.array([[0.1, np.nan], [-np.inf, 1e-300]])
+    store.record_experiment(_measured(loss=grid, empty=np.zeros((0, 3)), one=np.array(2.5)))
+    store.record_experiment(_measured("i1"))
+    store.record_experiment(_measured(loss=grid + 1))
+    other, found = store.experiments()
+    assert (other.identity, other.arrays) == ("i1", {})
+    assert (found.spec, found.provenance, found.model, found.dataset) == ({"points": 2}, {"device": "cpu"}, "net", "digits")
+    np.testing.assert_array_equal(found.arrays["loss"], grid)
+    assert found.arrays["empty"].shape == (0, 3)
+    assert found.arrays["one"].shape == ()
+    assert [each.identity for each in store.experiments("i1")] == ["i1"]
+    assert store.experiments("i2") == []
+
+
+@pytest.mark.parametrize("change", ["numbers = x'00'", "shape = '[3]'", "shape = 'no'"])
+def test_a_damaged_array_is_named(store: Store, path: Path, change: str) -> None:
+    store.record_experiment(_measured(loss=np.zeros(2)))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE arrays SET {change}")  # noqa: S608 - a test's own text
+        connection.commit()
+    with pytest.raises(DamagedData, match="the array 'loss' of an experiment is damaged"):
+        store.experiments()
 
 
 def _tables(path: Path) -> dict[str, str]:
@@ -155,7 +193,7 @@ def _open(path: str, barrier: object) -> None:
 def test_two_processes_bring_a_database_up_to_date_at_once(store: Store, path: Path) -> None:
     deterministic(store, {"clean": "whhh", "pgd": "whbe"})
     store.close()
-    _as_version_1(path)
+    _as_version(path, 1)
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
     openers = [context.Process(target=_open, args=(str(path), barrier)) for _ in range(2)]

@@ -14,7 +14,7 @@ _PACKAGES = ("kwbench", "torch", "torchvision", "numpy", "scipy", "pyautoattack"
 # Modules that turn outcomes into words and pages; everything else can change an outcome.
 _HARMLESS = (
     *("cli", "report", "check", "standing", "statistics", "store", "errors", "doctor", "training", "progress", "wording"),
-    *("convert", "counting"),
+    *("convert", "counting", "experiments", "study", "measured"),
 )
 
 
@@ -40,12 +40,16 @@ def machine() -> dict[str, Any]:
 
 
 @cache
-def code_digest() -> str:
-    """SHA-256 over the source files that can change an outcome, so that rows of different code are never mixed."""
+def code_digest(*also: str) -> str:
+    """SHA-256 over the source files that can change an outcome, so that rows of different code are never mixed.
+
+    `also`: modules that cannot, but can change what is measured otherwise.
+    """
     root = Path(__file__).parent
     sha = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
-        if relative.parts[0].removesuffix(".py") not in _HARMLESS:
+        module = relative.parts[0].removesuffix(".py")
+        if module not in _HARMLESS or module in also:
             sha.update(relative.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return sha.hexdigest()

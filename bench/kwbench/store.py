@@ -1,4 +1,4 @@
-"""The record: evaluations, the attack runs they consist of, and one outcome for each sample of an attack run.
+"""The record: evaluations, the attack runs they consist of, one outcome for each sample of an attack run, and experiments.
 
 Robust accuracy is never stored; `standing` derives it from outcomes. An attack run is shared by every evaluation that asks
 for the same thing, so `--attack pgd` after `--attack all` has nothing to do. Everything is idempotent: the same rows may be
@@ -24,10 +24,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
+from kwbench.measured import Array, Measured
 from kwbench.outcome import Outcome, Status
 from kwbench.threat import ThreatModel
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # "kwbn" in SQLite's header tells our databases from other people's.
 APPLICATION_ID = 0x6B77626E
 
@@ -128,8 +129,33 @@ _adversarials = sa.Table(
     sa.ForeignKeyConstraint(["attack_run", "sample"], ["outcomes.attack_run", "outcomes.sample"]),
 )
 
-# What version 2 added.
-_SINCE_1 = [_findings, _adversarials]
+_experiments = sa.Table(
+    "experiments",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("identity", sa.String(64), nullable=False, unique=True),
+    sa.Column("experiment", sa.String, nullable=False),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("dataset", sa.String, nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("provenance", sa.Text, nullable=False),
+    # When it was last asked for, as for evaluations.
+    sa.Column("asked", sa.String, nullable=False),
+)
+
+_arrays = sa.Table(
+    "arrays",
+    _metadata,
+    sa.Column("experiment", sa.ForeignKey("experiments.id"), primary_key=True),
+    sa.Column("name", sa.String, primary_key=True),
+    # The lengths of its dimensions, as a JSON list.
+    sa.Column("shape", sa.String, nullable=False),
+    # Little-endian float64, row by row, compressed by zlib.
+    sa.Column("numbers", sa.LargeBinary, nullable=False),
+)
+
+# What version 2 added, and version 3.
+_SINCE_1 = [_findings, _adversarials, _experiments, _arrays]
 
 _COUNTS = ("selection_correct", "selection_draws", "fresh_correct", "fresh_draws")
 
@@ -382,6 +408,71 @@ class Store:
                 found.setdefault(evaluation, []).append(Finding(**{**each, "samples": tuple(each["samples"])}))
         return found
 
+    def record_experiment(self, measured: Measured) -> None:
+        """Put what an experiment measured on record; what is there already stays, and becomes the newest again.
+
+        Raises CannotEvaluate if it cannot be written.
+        """
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        with self._naming(self._name), self._engine.begin() as connection:
+            _insert(
+                connection,
+                _experiments,
+                [
+                    {
+                        "identity": measured.identity,
+                        "experiment": measured.experiment,
+                        "model": measured.model,
+                        "dataset": measured.dataset,
+                        "spec": _to_json(measured.spec),
+                        "provenance": _to_json(measured.provenance),
+                        "asked": now,
+                    }
+                ],
+            )
+            mine = _experiments.c.identity == measured.identity
+            connection.execute(sa.update(_experiments).where(mine).values(asked=now))
+            number = connection.execute(sa.select(_experiments.c.id).where(mine)).scalar_one()
+            _insert(
+                connection,
+                _arrays,
+                [
+                    {
+                        "experiment": number,
+                        "name": name,
+                        "shape": json.dumps(array.shape),
+                        "numbers": zlib.compress(array.astype("<f8").tobytes()),
+                    }
+                    for name, array in measured.arrays.items()
+                ],
+            )
+
+    def experiments(self, identity: str | None = None) -> list[Measured]:
+        """What experiments measured, the newest last; or the one of this identity, if it is there.
+
+        Raises DamagedData for bytes that are no such array.
+        """
+        which = sa.true() if identity is None else _experiments.c.identity == identity
+        arrays: dict[int, dict[str, Array]] = {}
+        with self._naming(self._name), self._engine.connect() as connection:
+            query = sa.select(_arrays).join(_experiments, _experiments.c.id == _arrays.c.experiment)
+            for row in connection.execute(query.where(which).order_by(_arrays.c.experiment, _arrays.c.name)):
+                arrays.setdefault(row.experiment, {})[row.name] = self._array(row.name, row.shape, row.numbers)
+            query = sa.select(_experiments).where(which)
+            found = connection.execute(query.order_by(_experiments.c.asked, _experiments.c.id)).all()
+        return [
+            Measured(
+                identity=row.identity,
+                experiment=row.experiment,
+                model=row.model,
+                dataset=row.dataset,
+                spec=json.loads(row.spec),
+                provenance=json.loads(row.provenance),
+                arrays=arrays.get(row.id, {}),
+            )
+            for row in found
+        ]
+
     def evaluations(self, identity: str | None = None) -> list[Evaluation]:
         """Everything on record, oldest first; or the one evaluation of this identity, if it is there."""
         which = sa.true() if identity is None else _evaluations.c.identity == identity
@@ -491,7 +582,7 @@ class Store:
             if not sa.inspect(connection).has_table(_schema.name):
                 raise DamagedData(f"{self._name}: not a kwbench database, its tables are not there")
             version = connection.execute(sa.select(_schema.c.version)).scalar()
-        if version == 1:
+        if version in (1, 2):
             with self._engine.begin() as connection:
                 version = _migrate(connection)
         if version != SCHEMA_VERSION:
@@ -503,6 +594,12 @@ class Store:
             return np.frombuffer(zlib.decompress(packed), dtype="<f4").astype(np.float32).reshape(shape)
         except (zlib.error, ValueError) as failure:
             raise DamagedData(f"{self._name}: the adversarial image of sample {sample} is damaged ({failure})") from None
+
+    def _array(self, name: str, shape: str, packed: bytes) -> Array:
+        try:
+            return np.frombuffer(zlib.decompress(packed), dtype="<f8").astype(np.float64).reshape(json.loads(shape))
+        except (zlib.error, ValueError, TypeError) as failure:
+            raise DamagedData(f"{self._name}: the array {name!r} of an experiment is damaged ({failure})") from None
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -529,10 +626,12 @@ def _create(connection: sa.Connection) -> None:
 
 
 def _migrate(connection: sa.Connection) -> int:
-    """Bring a database of version 1 to this version, in the transaction at hand; what is on record stays as it is."""
+    """Bring a database of version 1 or 2 to this version, in the transaction at hand; what is on record stays as it is."""
     # The update comes first: it takes the lock for writing, so of two processes one waits here and then finds nothing to do.
-    updated = connection.execute(sa.update(_schema).where(_schema.c.version == 1).values(version=SCHEMA_VERSION))
+    older = _schema.c.version.in_([1, 2])
+    updated = connection.execute(sa.update(_schema).where(older).values(version=SCHEMA_VERSION))
     if updated.rowcount:
+        # Those that version 2 has already are left as they are.
         _metadata.create_all(connection, _SINCE_1)
     return int(connection.execute(sa.select(_schema.c.version)).scalar_one())
 
