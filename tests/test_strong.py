@@ -22,7 +22,8 @@ from small_models import first_images
 from sound_models import SOUND, Sound
 from spellings import FILE, HIDDEN, KWTA, LWTA
 
-pytestmark = pytest.mark.trial
+# Alone they take minutes each; beside other work they must not be cut off.
+pytestmark = [pytest.mark.trial, pytest.mark.timeout(7200)]
 
 SEEN = [way for way in LWTA if way not in HIDDEN]
 

@@ -89,9 +89,14 @@ def test_without_twice_the_budget_nothing_is_confirmed(store: Store) -> None:
 
 
 def test_where_nothing_is_left_nothing_can_be_too_high(store: Store) -> None:
-    assert verdict(standing(store, 0, 0), [MORE, UNSEEN, UNDONE]).word == "confirmed"
+    assert verdict(standing(store, 0, 0), [MORE, UNDONE]).word == "confirmed"
     assert verdict(standing(store, 1, 1), [MORE]).word == "confirmed"
     assert verdict(standing(store, 190, 0), [ENOUGH]).word == "overestimated"
+
+
+def test_what_cannot_be_seen_is_never_confirmed_not_even_that_nothing_is_left(store: Store) -> None:
+    assert verdict(standing(store, 0, 0), [ENOUGH, UNSEEN]).word == "inconclusive"
+    assert verdict(standing(store, 190, 0), [ENOUGH, UNSEEN]).word == "overestimated"
 
 
 def test_a_model_at_chance_is_degenerate_whatever_else(store: Store) -> None:

@@ -86,6 +86,9 @@ def group_of(spec: AttackSpec, *, relaxes: bool = True) -> str | None:
     if name == "autoattack":
         # The standard version holds Square.
         return "exact" if parameters.get("version") == "rand" else None
+    if name == "local-search":
+        # Its climbs follow softened gradients, its flips none.
+        return "softened"
     if name not in _GRADIENT:
         return None
     gradient = parameters.get("gradient")
