@@ -116,6 +116,14 @@ def test_random_starts_stay_in_the_pixel_range(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_random_starts_do_not_depend_on_the_company_of_a_sample(norm: str) -> None:
+    x = torch.full((99, 1, 3, 3), 0.5)
+    whole = random_start(x, _threat(norm, 0.3), _rng(99))
+    for size in range(1, 99):
+        assert bool((random_start(x[:size], _threat(norm, 0.3), _rng(size)) == whole[:size]).all())
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_settling_mends_rounding_and_nothing_more(norm: str) -> None:
     x = torch.full((3, 1, 8, 8), 0.5)
     threat = _threat(norm, 0.1)

@@ -102,13 +102,14 @@ def random_start(x: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
     if threat.norm == "linf":
         delta = rng.uniform("start", shape, -eps, eps).to(x.device)
     else:
-        length = rng.uniform("length", (1,)).to(x.device).pow(1 / shape.numel()) * eps
+        # In double, since float32 powers and logarithms round by the place in a batch: vectors one way, their remainder another.
+        length = rng.uniform("length", (1,)).double().pow(1 / shape.numel()).float().to(x.device) * eps
         if threat.norm == "l2":
             direction = steepest(rng.normal("start", shape).to(x.device), "l2")
         else:
             # Signed exponentials over their sum are uniform on the l1 sphere.
-            uniform = rng.uniform("start", shape, -1, 1).to(x.device)
-            exponential = uniform.sign() * -(1 - uniform.abs()).clamp_min(1e-7).log()
+            uniform = rng.uniform("start", shape, -1, 1).double()
+            exponential = (uniform.sign() * -(1 - uniform.abs()).clamp_min(1e-7).log()).float().to(x.device)
             direction = exponential / _column(norms(exponential, "l1"), exponential)
         delta = direction * length.view(-1, 1, 1, 1)
     return project(x + delta, x, threat)
