@@ -26,10 +26,12 @@ from kwbench.attacks.attack import Attack, Budgeted, Doubling
 from kwbench.data import load_dataset, slice_hash
 from kwbench.diagnostics import Case, Question, examine, with_twice_the_budget
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
+from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
 from kwbench.gradients import Gradient, within
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
+from kwbench.measured import Array
 from kwbench.model import Model, Prediction, require_exact_float32
 from kwbench.outcome import Outcome
 from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
@@ -113,6 +115,10 @@ class Evaluator(Protocol):
 
     def examine(self, check: str, question: Question) -> list[Finding]:
         """What a diagnostic check finds."""
+        ...
+
+    def observe(self, rows: Sequence[int], experiment: Experiment) -> dict[str, Array]:
+        """What an experiment measures."""
         ...
 
     def close(self) -> None:
@@ -232,6 +238,13 @@ class LocalEvaluator:
             attacks=with_twice_the_budget({label: attack for label, (_, attack) in self._attacks.items()}, question),
         )
         return examine(check, case)
+
+    def observe(self, rows: Sequence[int], experiment: Experiment) -> dict[str, Array]:
+        """See Evaluator."""
+        attacks = {label: attack for label, (_, attack) in self._attacks.items() if label not in self._not_applicable}
+        subject = Subject(self._model, self._batch.take(rows), self._threat, self._request.seed, attacks)
+        with self._model.raising_by_name():
+            return experiment(subject)
 
     def close(self) -> None:
         """See Evaluator."""
@@ -411,6 +424,11 @@ class SpawnedEvaluator:
     def examine(self, check: str, question: Question) -> list[Finding]:
         """See Evaluator."""
         answer: list[Finding] = self._ask("examine", check, question)
+        return answer
+
+    def observe(self, rows: Sequence[int], experiment: Experiment) -> dict[str, Array]:
+        """See Evaluator."""
+        answer: dict[str, Array] = self._ask("observe", list(rows), experiment)
         return answer
 
     def close(self) -> None:

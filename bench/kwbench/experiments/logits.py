@@ -1,0 +1,56 @@
+"""The logits along an attack (xiao2020, arXiv:1905.10510, figure 3 a and b)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import ConfigDict
+
+from kwbench.attacks.attack import Length, strict
+from kwbench.attacks.descent import Descent
+from kwbench.experiments.experiment import Subject, numbers
+from kwbench.geometry import distance
+from kwbench.gradients import EXACT
+from kwbench.measured import Array
+from kwbench.randomness import SampleRandom
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Untargeted PGD from the image itself, to its last step; what the model says of every iterate.
+
+    `step_size` is in the norm's unit; None stands for eps / steps, so that the perturbation grows until the end, as the paper's
+    axis has it, which is both the step and the perturbation's size.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+
+    steps: int = 100
+    step_size: Length | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError("steps must be at least 1")
+        if self.step_size is not None and self.step_size <= 0:
+            raise ValueError("step_size must be positive")
+
+    def __call__(self, subject: Subject) -> dict[str, Array]:
+        """`logits` (n, steps + 1, classes), `distance` (n, steps + 1) in the norm, `label` (n,)."""
+        model, batch, threat = subject.model, subject.batch, subject.threat
+        rng = SampleRandom(subject.seed, "logits", batch.samples)
+        model.reseed(subject.seed, "logits", *batch.samples)
+        size = self.step_size if self.step_size is not None else threat.radius / self.steps
+        step = Descent(1, size, "cross_entropy", EXACT, early_exit=False)
+        rows = torch.arange(len(batch), device=batch.x.device)
+        z, logits, distances = batch.x.clone(), [], []
+        for number in range(self.steps + 1):
+            with torch.no_grad():
+                logits.append(model(z))
+            distances.append(distance(batch.x, z, threat.norm))
+            if number < self.steps:
+                z, _ = step(model, batch.x, batch.y, threat, rng.child(number), start=z, rows=rows)
+        return {
+            "logits": numbers(torch.stack(logits, dim=1)),
+            "distance": numbers(torch.stack(distances, dim=1)),
+            "label": numbers(batch.y),
+        }
