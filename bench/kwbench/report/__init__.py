@@ -10,6 +10,7 @@ from kwbench.errors import UsageError, did_you_mean
 from kwbench.files import write_whole
 from kwbench.report.claims import claims_html, claims_markdown, claims_table
 from kwbench.report.curves import Curve, curves_svg, sweep_table
+from kwbench.report.figures import Figure, figure_files, figures, figures_html
 from kwbench.report.leaderboard import Board, boards
 from kwbench.report.page import html_page
 from kwbench.report.tables import csv_table, latex_tables, markdown_page
@@ -18,7 +19,7 @@ from kwbench.report.verdicts import verdicts_page
 from kwbench.standing import Standing, standings
 from kwbench.store import Store
 
-Format = Literal["html", "markdown", "csv", "latex", "verdicts", "claims"]
+Format = Literal["html", "markdown", "csv", "latex", "verdicts", "claims", "figures"]
 
 
 class _Record:
@@ -40,6 +41,10 @@ class _Record:
         known = read_claims()
         return comparisons(known, self.store), lint(known)
 
+    @cached_property
+    def figures(self) -> list[Figure]:
+        return figures(self.store.experiments(), self.standings, self.boards)
+
 
 _FILES: dict[Format, dict[str, Callable[[_Record], str]]] = {
     "html": {"index.html": lambda record: html_page(record.boards)},
@@ -51,6 +56,7 @@ _FILES: dict[Format, dict[str, Callable[[_Record], str]]] = {
         "claims.md": lambda record: claims_markdown(*record.claims),
         "claims.html": lambda record: claims_html(*record.claims),
     },
+    "figures": {"figures.html": lambda record: figures_html(record.figures)},
 }
 
 __all__ = [
@@ -59,6 +65,8 @@ __all__ = [
     "boards",
     "claims_table",
     "curves_svg",
+    "figure_files",
+    "figures",
     "findings_table",
     "sweep_table",
     "text_table",
@@ -71,7 +79,7 @@ def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[P
 
     html: index.html, one self-contained page. markdown: leaderboard.md. csv: results.csv, one row for each evaluation and
     attack. latex: tables.tex, for booktabs. verdicts: verdicts.md, the evidence behind each verdict. claims: claims.md and
-    claims.html, the papers' claims beside what was measured.
+    claims.html, the papers' claims beside what was measured. figures: figures.html, and each figure as a file in figures/.
 
     Raises:
         UsageError: an unknown format.
@@ -87,4 +95,8 @@ def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[P
         for name, render in files.items() if each in formats else ():
             written.append(folder / name)
             write_whole(folder / name, render(record))
+    if "figures" in formats:
+        for name, svg in figure_files(record.figures).items():
+            written.append(folder / name)
+            write_whole(folder / name, svg)
     return written

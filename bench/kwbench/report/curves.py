@@ -4,18 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import escape
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kwbench.report.drawing import GRID, SOFT, colour_of, document, stroke, text
 from kwbench.standing import Standing
 from kwbench.statistics import Interval
 from kwbench.wording import interval_text, plain
-
-# Okabe and Ito's colours, which the colour-blind can tell apart; and dashes, for print without colours.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 _WIDTH, _HEIGHT = 640.0, 400.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 16.0, 44.0, 48.0
@@ -33,37 +29,32 @@ class Curve:
     points: tuple[tuple[float, Interval | None], ...]
 
 
-def curves_svg(curves: Sequence[Curve], title: str, axis: str) -> str:
+def curves_svg(curves: Sequence[Curve], title: str, axis: str, description: str = "") -> str:
     """The curves with their 95 % intervals, accuracy in percent from 0 to 100. Raises ValueError without any point."""
     places = sorted({place for curve in curves for place, _ in curve.points})
     if not places:
         raise ValueError("there is nothing to draw")
     across = _Axis.of(places)
     height = _HEIGHT + _LEGEND_LINE * len(curves)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" width="{_WIDTH:g}" height="{height:g}" '
-        f'font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="{_text(title)}">',
-        f'<rect width="{_WIDTH:g}" height="{height:g}" fill="#ffffff"/>',
-        f'<text x="{_LEFT:g}" y="24" font-size="15" font-weight="600">{_text(title)}</text>',
-    ]
+    parts = []
     for percent in range(0, 101, 20):
         y = _down(percent / 100)
-        parts.append(f'<path d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}" stroke="#e0e0e0"/>')
-        parts.append(f'<text x="{_LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end" fill="#555555">{percent}</text>')
+        parts.append(f'<path d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}" stroke="{GRID}"/>')
+        parts.append(f'<text x="{_LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end" fill="{SOFT}">{percent}</text>')
     for place in across.ticks:
         x = across(place)
-        parts.append(f'<path d="M{x:.1f} {_down(0):.1f}v5" stroke="#555555"/>')
-        parts.append(f'<text x="{x:.1f}" y="{_down(0) + 19:.1f}" text-anchor="middle" fill="#555555">{place:.3g}</text>')
+        parts.append(f'<path d="M{x:.1f} {_down(0):.1f}v5" stroke="{SOFT}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{_down(0) + 19:.1f}" text-anchor="middle" fill="{SOFT}">{place:.3g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     name = f"{axis}, logarithmic" if across.logarithmic else axis
-    parts.append(f'<text x="{middle:g}" y="{_HEIGHT - 8:g}" text-anchor="middle">{_text(name)}</text>')
+    parts.append(f'<text x="{middle:g}" y="{_HEIGHT - 8:g}" text-anchor="middle">{text(name)}</text>')
     parts.append(f'<text transform="translate(16 {_down(0.5):.1f}) rotate(-90)" text-anchor="middle">accuracy, %</text>')
     for number, curve in enumerate(curves):
         parts += _drawn(curve, across, number)
         y = _HEIGHT + _LEGEND_LINE * (number + 0.5)
-        parts.append(f'<path d="M{_LEFT:g} {y - 4:.1f}h28" {_stroke(number)}/>')
-        parts.append(f'<text x="{_LEFT + 36:g}" y="{y:.1f}">{_text(curve.name)}</text>')
-    return "\n".join([*parts, "</svg>\n"])
+        parts.append(f'<path d="M{_LEFT:g} {y - 4:.1f}h28" {stroke(number)}/>')
+        parts.append(f'<text x="{_LEFT + 36:g}" y="{y:.1f}">{text(curve.name)}</text>')
+    return document(_WIDTH, height, title, parts, description)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +89,16 @@ def _down(accuracy: float) -> float:
 
 def _drawn(curve: Curve, across: _Axis, number: int) -> list[str]:
     known = [(across(place), each) for place, each in curve.points if each is not None]
-    colour = _COLOURS[number % len(_COLOURS)]
+    colour = colour_of(number)
     parts = []
     if len(known) > 1:
         upper = [f"{x:.1f} {_down(each.high):.1f}" for x, each in known]
         lower = [f"{x:.1f} {_down(each.low):.1f}" for x, each in reversed(known)]
         parts.append(f'<path d="M{"L".join(upper + lower)}Z" fill="{colour}" opacity="0.13"/>')
         line = "L".join(f"{x:.1f} {_down(each.value):.1f}" for x, each in known)
-        parts.append(f'<path d="M{line}" {_stroke(number)}/>')
+        parts.append(f'<path d="M{line}" {stroke(number)}/>')
     parts += [f'<circle cx="{x:.1f}" cy="{_down(each.value):.1f}" r="3" fill="{colour}"/>' for x, each in known]
     return parts
-
-
-def _stroke(number: int) -> str:
-    dash = _DASHES[number // len(_COLOURS) % len(_DASHES)]
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'fill="none" stroke="{_COLOURS[number % len(_COLOURS)]}" stroke-width="2"{dashes}'
-
-
-def _text(text: str) -> str:
-    return str(escape(plain(text)))
 
 
 def sweep_table(what: str, values: Sequence[str], found: Sequence[Sequence[Standing]]) -> Table:

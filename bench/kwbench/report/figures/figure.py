@@ -1,0 +1,50 @@
+"""What a figure is, and where its numbers come from."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kwbench.measured import Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a figure's numbers come from: a model, the identity of what was measured, and all that was recorded with it."""
+
+    model: str
+    identity: str
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture for a page and a file: `name` without ending, what it is about, and what it shows."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    svg: str
+    sources: tuple[Source, ...] = field(repr=False)
+
+
+# In the order of the page, with what each is about.
+
+
+def source_of(each: Measured) -> Source:
+    return Source(each.model, each.identity, {**each.spec, "provenance": each.provenance})
+
+
+def described(group: Iterable[Measured]) -> str:
+    return "kwbench; " + "; ".join(f"{each.experiment} {each.model} run {each.identity}" for each in group)
+
+
+def figure_of(group: Sequence[Measured], suffix: str, title: str, caption: str, svg: str) -> Figure:
+    first = group[0]
+    name = "-".join(part for part in (first.experiment, suffix, first.dataset) if part)
+    return Figure(name, first.experiment, title, caption, svg, tuple(source_of(each) for each in group))
+
+
+def short(model: str) -> str:
+    """A model's name without its data set, which the title has."""
+    return model.rpartition("/")[2]
