@@ -2,6 +2,7 @@
 
 # Heavy imports live inside the commands: --help must not wait for torch.
 import json
+import math
 import shlex
 import sys
 import warnings
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kwbench.evaluator import Request
+    from kwbench.measured import Measured
     from kwbench.registry import ModelEntry
     from kwbench.standing import Standing
     from kwbench.suite import Suite
@@ -282,12 +284,15 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Measure robust accuracy against the radius, or against a parameter of an attack such as its steps."""
+    import numpy as np
+
     from kwbench.files import write_whole
     from kwbench.progress import showing
     from kwbench.report import Curve, curves_svg
     from kwbench.runner import evaluate as run
     from kwbench.standing import standings
     from kwbench.store import Store
+    from kwbench.study import record_series
     from kwbench.suite import override, read_suite, suite_of
     from kwbench.sweep import parse_sweep
 
@@ -326,6 +331,16 @@ def sweep(
     everything = standings(store, evaluations)
     # By model, then by value.
     found = [everything[at :: len(models)] for at in range(len(models))]
+    for each in found:
+        record_series(
+            store,
+            "sweep",
+            [one.evaluation for one in each],
+            {"over": asked.what, "values": list(asked.values), "suite": chosen.name},
+            {"place": np.array(asked.places)},
+            model=each[0].model,
+            command=_command(),
+        )
     if svg is not None:
         first = found[0][0]
         where = f"{first.dataset}, {first.threat.norm if asked.of_eps else first.threat}, n = {first.n}"
@@ -358,6 +373,257 @@ def sweep(
 
 
 @app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="landscape, logits, patterns, answers, learning, fit or layers.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL...]", help="The models to look at; fit and layers make their own.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PARAMETER=VALUE", help="Set a parameter: points=100.")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="The images to look at, by their place in the split: 0,7.")
+    ] = None,
+    attack: Annotated[
+        str, typer.Option(metavar="NAMES|all", help="For answers: attacks by name, comma-separated, or all.")
+    ] = "fgsm,pgd,cw",
+    suite: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="For answers: a suite instead, by name or a YAML file.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Also draw the figures into this folder, as SVG files.")] = None,
+    dataset: DataSetName = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    registry: RegistryFile = None,
+    n: Count = None,
+    split: SplitName = Split.TEST,
+    eps: Eps = None,
+    norm: Norm = None,
+    seed: Seed = 0,
+    tile: Tile = 64,
+    device: Device = "auto",
+    threads: Threads = None,
+    prediction: PredictionText = None,
+    time_limit: TimeLimit = None,
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Measure what no table shows, and put it on record; `kwbench report --figures` draws it.
+
+    landscape: the loss around an image. logits: along PGD. patterns: how far an input moves before an activation pattern
+    changes, and the jump there. answers: true-class probabilities and examples under attacks. learning: the loss along
+    training. fit: a function of one number. layers: theorem 1 of xiao2020 on random layers.
+    """
+    from kwbench.experiments import SYNTHETIC, build_experiment
+    from kwbench.registry import read_registry
+    from kwbench.store import Store
+    from kwbench.study import measure, parameters_in, record_learning, synthesize
+    from kwbench.suite import read_suite, suite_of
+
+    chosen = list(models or [])
+    if (name in SYNTHETIC) == bool(chosen):
+        raise UsageError(f"experiment {name}: " + ("makes its own network, and takes no model" if chosen else "name a model"))
+    parameters = parameters_in(settings or [])
+    if name == "learning":
+        if parameters:
+            raise UsageError("experiment learning: has no parameters")
+        store, found = Store.open(db, create=True), []
+        known = read_registry(registry)
+        for each in chosen:
+            found.append(record_learning(known, each, store, command=_command()))
+        _print_experiments(found, output, as_json)
+        return
+    built = build_experiment(name, parameters)
+    if name in SYNTHETIC:
+        measured = synthesize(name, built, seed, Store.open(db, create=True), command=_command())
+        _print_experiments([measured], output, as_json)
+        return
+    if images is not None and n is not None:
+        raise UsageError("--images and --n: give one of them")
+    places = _places(images) if images is not None else None
+    asked = (read_suite(suite) if suite is not None else suite_of(_names(attack))) if name == "answers" else suite_of(["noop"])
+    requests = _requests(
+        chosen,
+        asked,
+        registry=registry,
+        checkpoint=None,
+        dataset=dataset,
+        data=data,
+        data_dir=data_dir,
+        download=download,
+        n=max(places) + 1 if places is not None else n or built.usual,
+        split=split.value,
+        norm=norm.value if norm is not None else None,
+        eps=eps,
+        seed=seed,
+        tile=tile,
+        device=device,
+        threads=threads,
+        prediction=prediction,
+    )
+    store = Store.open(db, create=True)
+    results = []
+    for request in requests:
+        print(f"{name}: {request.model}", file=sys.stderr, flush=True)
+        results.append(measure(request, name, built, store, images=places, command=_command(), time_limit=time_limit))
+    _print_experiments(results, output, as_json)
+
+
+@app.command()
+def landscape(
+    models: Models,
+    radius: Annotated[
+        str | None, typer.Option(help="How far each way; default: 1.29 eps, which is 0.04 at 0.031, as xiao2020 has it.")
+    ] = None,
+    points: Annotated[int, typer.Option(help="Points along each direction.")] = 50,
+    images: Annotated[str, typer.Option(metavar="NUMBERS", help="The images, by their place in the split: 0,7.")] = "0",
+    output: Annotated[Path | None, typer.Option(help="Also draw the figures into this folder, as SVG files.")] = None,
+    dataset: DataSetName = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    registry: RegistryFile = None,
+    split: SplitName = Split.TEST,
+    eps: Eps = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Measure the loss around an image, along its gradient and a random direction; drawn in 3-D and as a map."""
+    experiment(
+        "landscape",
+        models,
+        settings=[f"points={points}", *([f"radius={radius}"] if radius is not None else [])],
+        images=images,
+        output=output,
+        dataset=dataset,
+        data=data,
+        data_dir=data_dir,
+        download=download,
+        registry=registry,
+        split=split,
+        eps=eps,
+        seed=seed,
+        device=device,
+        threads=threads,
+        db=db,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def sparsity(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A k-WTA network of the registry whose entry has a recipe.")],
+    gammas: Annotated[str, typer.Option(metavar="VALUES", help="The gammas, comma-separated.")],
+    folder: Annotated[Path, typer.Option(help="Where the networks and their registry go; what is there is not trained again.")],
+    attack: Annotated[str, typer.Option(metavar="NAMES|all", help="Attacks by name, comma-separated, or all.")] = "pgd",
+    suite: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A suite instead, by name or a YAML file.")] = None,
+    settings: Settings = None,
+    data: Data = None,
+    data_dir: DataDir = None,
+    download: Download = False,
+    registry: RegistryFile = None,
+    n: Count = None,
+    split: SplitName = Split.TEST,
+    eps: Eps = None,
+    norm: Norm = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 256,
+    tile: Tile = 64,
+    device: Device = "auto",
+    threads: Threads = None,
+    db: Db = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Train a k-WTA network at several gammas, directly and incrementally, and measure each. It goes on where it was."""
+    import numpy as np
+
+    from kwbench.data import load_dataset
+    from kwbench.progress import showing
+    from kwbench.registry import read_registry
+    from kwbench.runner import evaluate as run
+    from kwbench.standing import standings
+    from kwbench.store import Store
+    from kwbench.study import record_series, train_series, variants
+    from kwbench.suite import override, read_suite, suite_of
+    from kwbench.threat import exact_fraction
+    from kwbench.training import Epoch
+
+    try:
+        wanted = [exact_fraction(each) for each in _names(gammas)]
+    except ValueError as failure:
+        raise UsageError(f"--gammas {gammas}: {failure}") from None
+    if not wanted:
+        raise UsageError("--gammas: give at least one")
+    short, entry = read_registry(registry).find(name)
+    series = variants(short, entry, wanted)
+    chosen = override(read_suite(suite) if suite is not None else suite_of(_names(attack)), settings or [])
+
+    def show_epoch(title: str, epoch: Epoch) -> None:
+        print(
+            f"{title}: epoch {epoch.number}/{epoch.total}, loss {epoch.loss:.4f}, about {epoch.seconds_left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    trained = train_series(
+        series,
+        folder,
+        lambda dataset: load_dataset(dataset, data=data, data_dir=data_dir, download=download),
+        show_epoch,
+        "cpu" if device == "auto" else device,
+    )
+    requests = _requests(
+        [each.name for each in series],
+        chosen,
+        registry=trained,
+        checkpoint=None,
+        dataset=None,
+        data=data,
+        data_dir=data_dir,
+        download=download,
+        n=n,
+        split=split.value,
+        norm=norm.value if norm is not None else None,
+        eps=eps,
+        seed=seed,
+        batch_size=batch_size,
+        tile=tile,
+        device=device,
+        threads=threads,
+        prediction=None,
+    )
+    store = Store.open(db, create=True)
+    with showing() as show:
+        evaluations = [run(request, store, show, command=_command()) for request in requests]
+    found = standings(store, evaluations)
+    record_series(
+        store,
+        "sparsity",
+        evaluations,
+        {"suite": chosen.name, "values": [str(each.gamma) for each in series]},
+        {
+            "gamma": np.array([float(each.gamma) for each in series]),
+            "incremental": np.array([float(each.incremental) for each in series]),
+        },
+        model=short,
+        command=_command(),
+    )
+    if as_json:
+        rows = [
+            {"gamma": str(each.gamma), "incremental": each.incremental, **_standing_json(one)}
+            for each, one in zip(series, found, strict=True)
+        ]
+        _print_json({"model": short, "registry": str(trained), "networks": rows})
+    else:
+        _print_tables(found)
+    _require_complete(found)
+
+
+@app.command()
 def report(
     html: Annotated[bool, typer.Option("--html", help="One self-contained page, index.html.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="leaderboard.md")] = False,
@@ -367,15 +633,19 @@ def report(
     claims: Annotated[
         bool, typer.Option("--claims", help="claims.md and claims.html: the papers' claims beside ours.")
     ] = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="figures.html, and every figure as an SVG file in figures/.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("reports"),
     db: Db = "results.db",
     as_json: Json = False,
 ) -> None:
-    """Write what is on record as tables: A_std, every attack, A_rob."""
+    """Write what is on record as tables, A_std, every attack, A_rob, and as figures."""
     from kwbench.report import write_report
     from kwbench.store import Store
 
     formats = {"html": html, "markdown": markdown, "csv": csv, "latex": latex, "verdicts": verdicts, "claims": claims}
+    formats |= {"figures": figures}
     wanted = {name for name, chosen in formats.items() if chosen}
     written = write_report(Store.open(db), output, wanted or {"html"})
     if as_json:
@@ -743,6 +1013,58 @@ def _requests(models: list[str], suite: "Suite", *, prediction: str | None, **op
     rule = prediction_rule(prediction) if prediction is not None else None
     requests = [Request(model=model, suite=suite, prediction=rule, **options) for model in models]
     return [replace(each, suite=suite.on(each.dataset_name)) for each in requests]
+
+
+def _places(text: str) -> list[int]:
+    """Positions in a split, as --images names them."""
+    try:
+        places = [int(each) for each in text.split(",")]
+    except ValueError:
+        places = []
+    if not places or min(places) < 0 or len(set(places)) < len(places):
+        raise UsageError(f"--images {text}: write different positions in the split, from 0 on, such as 0,7")
+    return places
+
+
+def _print_experiments(found: Sequence["Measured"], output: Path | None, as_json: bool) -> None:
+    """What was measured, as JSON in full, and where it was drawn."""
+    from kwbench.files import write_whole
+    from kwbench.progress import printable
+    from kwbench.report import figure_files, figures
+
+    drawn = figure_files(figures(found, [], [])) if output is not None else {}
+    written = []
+    for name, svg in drawn.items():
+        assert output is not None
+        written.append(output / Path(name).name)
+        write_whole(written[-1], svg)
+    if as_json:
+        results = [
+            {
+                "experiment": each.experiment,
+                "model": each.model,
+                "dataset": each.dataset,
+                "run": each.identity,
+                "spec": each.spec,
+                "arrays": {name: _finite(array.tolist()) for name, array in each.arrays.items()},
+            }
+            for each in found
+        ]
+        _print_json({"files": [str(path) for path in written], "results": results})
+        return
+    for each in found:
+        print(f"{each.experiment} {printable(each.model)}: on record, run {each.identity[:12]}".replace("  ", " "))
+    for path in written:
+        print(path)
+    if not written:
+        print("kwbench report --figures draws it", file=sys.stderr)
+
+
+def _finite(value: Any) -> Any:
+    """Nested lists with None for what JSON has no number for."""
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return value if math.isfinite(value) else None
 
 
 def _command() -> str:

@@ -25,6 +25,7 @@ class Answers:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
+    usual: ClassVar[int] = 128
 
     examples: int = 3
 

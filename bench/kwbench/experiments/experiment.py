@@ -25,9 +25,15 @@ class Subject:
 
 
 class Experiment(Protocol):
-    """A frozen dataclass whose fields are its whole configuration; None stands for what the images and the ball suggest."""
+    """A frozen dataclass whose fields are its whole configuration; None stands for what the images and the ball suggest.
+
+    `usual`: how many images it takes unless it is told.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def usual(self) -> int: ...
 
     def __call__(self, subject: Subject) -> dict[str, Array]:
         """The arrays that it measures, by name."""

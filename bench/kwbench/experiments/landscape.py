@@ -31,6 +31,7 @@ class Landscape:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
+    usual: ClassVar[int] = 1
 
     radius: Length | None = None
     points: int = 50

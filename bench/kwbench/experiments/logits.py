@@ -24,6 +24,7 @@ class Logits:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
+    usual: ClassVar[int] = 1
 
     steps: int = 100
     step_size: Length | None = None

@@ -37,6 +37,7 @@ class Patterns:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
+    usual: ClassVar[int] = 16
 
     directions: int = 8
 

@@ -9,6 +9,7 @@ from kwbench.experiments import Experiment, Synthetic, configuration
 from kwbench.measured import Array, Measured
 from kwbench.provenance import code_digest, digest, machine, versions
 from kwbench.store import Store
+from kwbench.strict_yaml import parse_yaml
 
 
 def measure(
@@ -38,11 +39,24 @@ def measure(
             "images": rows,
             "samples": [facts.samples[row] for row in rows],
             "attacks": facts.attacks if _asks_attacks(name) else {},
+            # In the order of the arrays, which a JSON object does not keep.
+            "labels": [label for label in facts.attacks if label not in facts.not_applicable] if _asks_attacks(name) else [],
         }
         provenance = {**machine(), "device": facts.device, "threads": facts.threads, "command": command}
         return _recorded(store, name, facts.model, facts.dataset, spec, provenance, lambda: evaluator.observe(rows, experiment))
     finally:
         evaluator.close()
+
+
+def parameters_in(settings: Sequence[str]) -> dict[str, Any]:
+    """What `--set` says, PARAMETER=VALUE each. Raises UsageError for anything else."""
+    found = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or not name:
+            raise UsageError(f"--set {setting}: write PARAMETER=VALUE, such as points=50")
+        found[name] = parse_yaml(f"value: {text}", f"--set {setting}")["value"]
+    return found
 
 
 def synthesize(name: str, experiment: Synthetic, seed: int, store: Store, *, command: str = "") -> Measured:
