@@ -91,6 +91,20 @@ def test_more_restarts_and_targets_keep_what_fell() -> None:
     assert bool((many | ~few).all())
 
 
+def test_restarts_in_focus_are_for_samples_that_came_close_and_find_what_all_restarts_find_there() -> None:
+    batch, threat = first_images(64), THREATS[0]
+    once, everywhere, focused = (
+        run("apgd", {"steps": 5, "restarts": restarts, "focus": focus}, batch, threat)
+        for restarts, focus in ((1, None), (3, None), (3, 0.5))
+    )
+    stand = [row for row, each in enumerate(once) if each.status is Status.HELD]
+    more = {row for row in stand if focused[row].forwards > once[row].forwards}
+    assert 0 < len(more) < len(stand)
+    for row in range(len(batch)):
+        expected = everywhere if row in more else once
+        assert (focused[row].status, focused[row].forwards) == (expected[row].status, expected[row].forwards)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_first_target_is_the_nearest_class_of_a_linear_model(norm: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -196,6 +210,7 @@ def test_an_answer_that_is_not_a_number_is_a_success(early_exit: bool) -> None:
         ({"restarts": 2, "random_start": False}, "same path"),
         ({"schedule": "linear"}, "schedule"),
         ({"loss": "hinge"}, "loss"),
+        ({"focus": 0.0}, "focus"),
     ],
 )
 def test_what_makes_no_sense_is_refused(parameters: dict[str, Any], message: str) -> None:

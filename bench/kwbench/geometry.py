@@ -102,7 +102,7 @@ def random_start(x: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
     if threat.norm == "linf":
         delta = rng.uniform("start", shape, -eps, eps).to(x.device)
     else:
-        # In double, since float32 powers and logarithms round by the place in a batch: vectors one way, their remainder another.
+        # In double: float32 powers and logarithms round by the place in a batch, vectors one way, their remainder another.
         length = rng.uniform("length", (1,)).double().pow(1 / shape.numel()).float().to(x.device) * eps
         if threat.norm == "l2":
             direction = steepest(rng.normal("start", shape).to(x.device), "l2")

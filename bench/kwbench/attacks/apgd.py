@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import doubled_climb, strict
-from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin
+from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, probability_margin
 from kwbench.geometry import norms, project, random_start, steepest
 from kwbench.gradients import EXACT, Es, Gradient, Smooth, passes
 from kwbench.model import Model
@@ -30,7 +30,8 @@ class Apgd:
     the dual norm of its gradient (MALT, arXiv:2407.02240).
 
     Deterministic models: of each sample the first misclassified iterate is proposed, and with `early_exit` the search ends
-    there; without one, the iterate of highest loss.
+    there; without one, the iterate of highest loss. With `focus`, from 0 to 1, further restarts are for samples that came close
+    in the first: to within so much of the true class's probability by that of another.
     Stochastic models: the step size follows a cosine from 2 * eps to eps / 20, because noise would halve it at every
     checkpoint (`schedule: auto`; also for `smooth` and `es` gradients, whose noise is their own). The start, the last iterate
     and that of the highest mean loss, of every restart and target, are compared by how often each fails in `selection_draws`
@@ -51,6 +52,7 @@ class Apgd:
     schedule: Literal["auto", "adaptive", "cosine"] = "auto"
     early_exit: bool = True
     selection_draws: int = 20
+    focus: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.selection_draws < 1:
@@ -59,13 +61,20 @@ class Apgd:
             raise ValueError("targets must not be negative; 0 is the untargeted attack")
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts without a random start all take the same path")
+        if self.focus is not None and not 0 < self.focus <= 1:
+            raise ValueError(f"focus: {self.focus} is a difference of probabilities and must lie in (0, 1]")
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
         best, score = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
         rows = torch.arange(len(x), device=x.device)
         targets = self._targets(model, x, y, threat, rng) if self.targets else y[:, None]
+        closest = torch.full_like(score, -torch.inf)
         for restart in range(self.restarts):
+            if restart and self.focus is not None and not model.stochastic:
+                rows = rows[closest[rows] >= -self.focus]
+                if not len(rows):
+                    return best
             for turn in range(targets.shape[1]):
                 stream = rng.take(rows).child(f"restart {restart} target {turn}")
                 start = random_start(x[rows], threat, stream) if self.random_start else x[rows].clone()
@@ -83,7 +92,8 @@ class Apgd:
                         best[rows[better]], score[rows[better]] = z[better], found[better]
                     rows = rows[score[rows] < 1]
                 else:
-                    best[rows], broken = climb.to_success()
+                    best[rows], broken, close = climb.to_success()
+                    closest[rows] = torch.maximum(closest[rows], close)
                     rows = rows[~broken]
                 if not len(rows):
                     return best
@@ -194,15 +204,18 @@ class _Climb:
         self.adaptive, self.checkpoints = attack.adapts(model), _checkpoints(attack.steps)
         self.window = 0  # steps since the last checkpoint
 
-    def to_success(self) -> tuple[Tensor, Tensor]:
-        """The proposals (b, c, h, w) and which of them (b,) are misclassified, for a deterministic model."""
+    def to_success(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The proposals (b, c, h, w), which of them (b,) are misclassified, and the largest probability margin (b,) of any
+        iterate, for a deterministic model."""
         start = self.place.z
         final, broken = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
         highest = torch.full((len(start),), -torch.inf, device=start.device)
+        closest = highest.clone()
         for step in range(self.attack.steps + 1):
             logits = self._look(step)
             place = self.place
             wins, index = fooled(logits, place.y), place.index
+            closest[index] = torch.maximum(closest[index], probability_margin(logits.detach(), place.y))
             better = (wins & ~broken[index]) | ((wins == broken[index]) & (place.value > highest[index]))
             final[index[better]], highest[index[better]] = place.z[better], place.value[better]
             broken[index] |= wins
@@ -213,7 +226,7 @@ class _Climb:
             if step == self.attack.steps or not len(self.place.z):
                 break
             self._move(step)
-        return final, broken
+        return final, broken, closest
 
     def to_the_end(self) -> tuple[Tensor, Tensor, Tensor]:
         """The start, the iterate with the highest of the estimator's mean losses, and the last, for a stochastic model."""
