@@ -166,6 +166,27 @@ def test_a_kwta_network_fits_the_points_of_a_function_and_jumps_between_them() -
     assert all((found[name] == again[name]).all() for name in found)
 
 
+def test_the_loss_falls_as_the_weights_move_and_rises_as_the_images_do() -> None:
+    found = measure("weights", n=16, steps=8, length=0.01)
+    batch, model = first_images(16), cnn()
+    with torch.no_grad():
+        start = F.cross_entropy(model(batch.x), batch.y, reduction="none").numpy()
+    for name in ("weights", "images"):
+        np.testing.assert_allclose(found[name][:, 0], start, rtol=1e-3, atol=1e-6)
+    assert (np.diff(found["weights"].mean(axis=0))[:3] < 0).all()
+    assert (np.diff(found["images"], axis=1)[:, 0] > 0).all()
+    # The network under test is as it was.
+    again = measure("weights", n=16, steps=8, length=0.01)
+    assert all((found[name] == again[name]).all() for name in found)
+
+
+def test_a_random_network_jumps_no_more_than_its_weights_make_it() -> None:
+    found = measure("weights", wrapped(Noisy(trained_cnn(), 0.3)), n=8, steps=4, length=1e-6)
+    np.testing.assert_allclose(found["weights"], found["weights"][:, :1].repeat(5, axis=1), rtol=1e-2, atol=1e-4)
+    with pytest.raises(CannotEvaluate, match="has no weights that could move"):
+        measure("weights", wrapped(Linear(torch.ones(10, 64), torch.zeros(10))))
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
@@ -177,6 +198,7 @@ def test_a_kwta_network_fits_the_points_of_a_function_and_jumps_between_them() -
         ("logits", {"step_size": -0.1}, "step_size must be positive"),
         ("patterns", {"directions": 0}, "directions must be at least 1"),
         ("answers", {"examples": -1}, "examples must not be negative"),
+        ("weights", {"length": 0.0}, "length positive"),
         ("layers", {"gammas": [1.5]}, "gammas must lie between 0 and 1"),
         ("fit", {"gamma": 0.0}, "gamma must lie in"),
     ],

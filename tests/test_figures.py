@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "logits": {"steps": 5},
     "patterns": {"directions": 2},
     "answers": {"examples": 2},
+    "weights": {"steps": 3},
 }
 
 
@@ -72,9 +73,16 @@ def test_the_report_draws_all_that_is_on_record_into_files_and_a_page_that_loads
     files = write_report(store, tmp_path, {"figures"})
     page, *pictures = [path.read_text(encoding="utf-8") for path in files]
     sections = re.findall(r'<section id="(\w+)"', page)
-    assert sections == ["fit", "logits", "layers", "patterns", "landscape", "answers"]
+    assert sections == ["fit", "logits", "weights", "layers", "patterns", "landscape", "answers"]
     assert [path.name for path in files[1:]] == [
-        *("fit.svg", "logits-image0-digits.svg", "logits-image1-digits.svg", "layers.svg", "patterns-digits.svg"),
+        *(
+            "fit.svg",
+            "logits-image0-digits.svg",
+            "logits-image1-digits.svg",
+            "weights-digits.svg",
+            "layers.svg",
+            "patterns-digits.svg",
+        ),
         *("landscape-image0-digits.svg", "landscape-map-image0-digits.svg"),
         *("landscape-image1-digits.svg", "landscape-map-image1-digits.svg"),
         *("answers-probabilities-small-digits.svg", "answers-examples-small-digits.svg"),

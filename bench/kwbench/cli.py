@@ -374,7 +374,9 @@ def sweep(
 
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="landscape, logits, patterns, answers, learning, fit or layers.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="landscape, logits, patterns, answers, weights, learning, fit or layers.")
+    ],
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL...]", help="The models to look at; fit and layers make their own.")
     ] = None,
@@ -412,8 +414,9 @@ def experiment(
     """Measure what no table shows, and put it on record; `kwbench report --figures` draws it.
 
     landscape: the loss around an image. logits: along PGD. patterns: how far an input moves before an activation pattern
-    changes, and the jump there. answers: true-class probabilities and examples under attacks. learning: the loss along
-    training. fit: a function of one number. layers: theorem 1 of xiao2020 on random layers.
+    changes, and the jump there. answers: true-class probabilities and examples under attacks. weights: the loss as weights
+    and images move. learning: the loss along training. fit: a function of one number. layers: theorem 1 of xiao2020, on
+    random layers.
     """
     from kwbench.experiments import SYNTHETIC, build_experiment
     from kwbench.registry import read_registry

@@ -15,6 +15,7 @@ from kwbench.experiments.landscape import Landscape
 from kwbench.experiments.layers import Layers
 from kwbench.experiments.logits import Logits
 from kwbench.experiments.patterns import Patterns
+from kwbench.experiments.weights import Weights
 
 __all__ = ["EXPERIMENTS", "SYNTHETIC", "Experiment", "Subject", "Synthetic", "build_experiment", "configuration"]
 
@@ -23,6 +24,7 @@ EXPERIMENTS: dict[str, type[Any]] = {
     "logits": Logits,
     "patterns": Patterns,
     "answers": Answers,
+    "weights": Weights,
 }
 
 # Those that make their own network.

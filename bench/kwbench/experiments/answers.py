@@ -1,5 +1,6 @@
 """What a model makes of images and of what attacks make of them: the true class's probability, and examples (hicheur2024)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,25 +50,19 @@ class Answers:
         probability, prediction = (torch.stack(each) for each in zip(*answers, strict=True))
         moved = torch.stack([distance(batch.x, each, subject.threat.norm) for each in proposals])
         right = prediction == batch.y
-        chosen = torch.full((len(proposals) - 1, 2, self.examples), -1, dtype=torch.long)
+        chosen = torch.full((len(proposals) - 1, 2, self.examples), -1, device=batch.x.device)
         for number in range(1, len(proposals)):
             for kind, rows in enumerate((right[0] & ~right[number], right[0] & right[number])):
                 first = rows.nonzero().flatten()[: self.examples]
                 chosen[number - 1, kind, : len(first)] = first
-        images, adversarials = (
-            torch.stack([torch.where((rows >= 0).view(*rows.shape, 1, 1, 1), x[rows], torch.nan) for rows, x in pairs])
-            if self.examples and len(chosen)
-            else torch.zeros(*chosen.shape, *model.shape)
-            for pairs in ([(rows, batch.x) for rows in chosen], list(zip(chosen, proposals[1:], strict=True)))
-        )
         return {
             "probability": numbers(probability),
             "prediction": numbers(prediction),
             "moved": numbers(moved),
             "label": numbers(batch.y),
             "example": numbers(chosen),
-            "image": numbers(images),
-            "adversarial": numbers(adversarials),
+            "image": numbers(_at(chosen, [batch.x] * len(chosen))),
+            "adversarial": numbers(_at(chosen, proposals[1:])),
         }
 
     def _answer(self, subject: Subject, label: str, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,6 +71,14 @@ class Answers:
         with torch.no_grad():
             logits = model(images).double()
         return logits.softmax(dim=1).gather(1, batch.y[:, None])[:, 0], logits.argmax(dim=1)
+
+
+def _at(chosen: Tensor, images: Sequence[Tensor]) -> Tensor:
+    """The images (a, 2, m, c, h, w) at rows `chosen` (a, 2, m) of each of the a batches, NaN where the row is -1."""
+    found = [
+        torch.where((rows >= 0)[..., None, None, None], x[rows], torch.nan) for rows, x in zip(chosen, images, strict=True)
+    ]
+    return torch.stack(found)
 
 
 def _proposed(subject: Subject, label: str, attack: Attack, tile: Batch) -> Tensor:

@@ -87,7 +87,7 @@ def _crossings(network: nn.Module, x: Tensor, drawn: Tensor, tile: int) -> tuple
             for part in torch.split(images, tile):
                 patterns.clear()
                 answers.append(network(part))
-                units.append(torch.cat(patterns, dim=1) if patterns else torch.zeros(len(part), 0, dtype=torch.bool))
+                units.append(torch.cat(patterns, dim=1) if patterns else part.new_zeros((len(part), 0), dtype=torch.bool))
             return torch.cat(answers), torch.cat(units)
 
         logits, here = look(x[None])

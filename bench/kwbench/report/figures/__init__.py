@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 from kwbench.measured import Measured
 from kwbench.report.figures.attacks import answers, landscapes, logits
 from kwbench.report.figures.figure import Figure
-from kwbench.report.figures.networks import fits, layers, learning, patterns
+from kwbench.report.figures.networks import fits, layers, learning, patterns, weights
 from kwbench.report.figures.series import sparsities, sweeps, transfers
 from kwbench.report.leaderboard import Board
 from kwbench.report.page import rendered
@@ -26,6 +26,7 @@ _SECTIONS = {
     "fit": "A function of one number",
     "logits": "Logits along an attack",
     "learning": "Loss along training",
+    "weights": "Loss as weights and images move",
     "layers": "Theorem 1 and appendix B on random layers",
     "patterns": "Activation patterns of trained networks",
     "landscape": "Loss landscapes",
@@ -36,6 +37,7 @@ _DRAWN: dict[str, Callable[[Sequence[Measured]], list[Figure]]] = {
     "fit": fits,
     "logits": logits,
     "learning": learning,
+    "weights": weights,
     "layers": layers,
     "patterns": patterns,
     "landscape": landscapes,

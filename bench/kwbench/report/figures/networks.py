@@ -61,6 +61,32 @@ def learning(group: Sequence[Measured]) -> list[Figure]:
     return drawn
 
 
+def weights(group: Sequence[Measured]) -> list[Figure]:
+    """The mean loss along each line, and that of one image, for every network."""
+    panels, rough = [], []
+    for each in group:
+        place, found = each.arrays["place"], each.arrays
+        lines = []
+        for number, (name, what) in enumerate((("weights", "the weights move"), ("images", "the images move"))):
+            mean = found[name].mean(axis=0)
+            lines.append(Line(f"{what}: mean of all images", place, mean, number))
+            lines.append(Line(f"{what}: one image", place, found[name][0], number, kind="dotted", width=1.4))
+            rough.append(f"{short(each.model)} as {what} {_roughness(mean):.2f}")
+        panels.append(Panel(short(each.model), "moved, share of the length", "loss", tuple(lines)))
+    first = group[0]
+    title = f"Loss as weights and images move: {first.dataset}, {len(first.spec['samples'])} images"
+    caption = (
+        "Cross-entropy as the weights move against the gradient of its mean, as in training, and as each image moves along its "
+        "own gradient, as in an attack; in l2, over the length of the weights and of the image. How far the mean goes up and "
+        f"down, over the range that it covers (1: always one way): {', '.join(rough)}. Figure 3 (c) and theorem 2 of xiao2020."
+    )
+    return [figure_of(group, "", title, caption, plot_svg(title, panels, description=described(group)))]
+
+
+def _roughness(values: Array) -> float:
+    return float(np.abs(np.diff(values)).sum() / max(float(values.max() - values.min()), 1e-12))
+
+
 def layers(group: Sequence[Measured]) -> list[Figure]:
     each = group[0]
     width, gamma, parameters = each.arrays["width"], each.arrays["gamma"], each.spec["parameters"]

@@ -1,0 +1,92 @@
+"""The loss as the weights move, and as the images do (xiao2020, arXiv:1905.10510, figure 3 c and theorem 2)."""
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kwbench.attacks.attack import strict
+from kwbench.errors import CannotEvaluate
+from kwbench.experiments.experiment import Subject, numbers
+from kwbench.measured import Array
+from kwbench.model import Model
+from kwbench.randomness import derived_seed, seeded_globally
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The cross-entropy of images in `steps` equal steps along two lines: the weights move against the gradient of its mean
+    over all images, as in training; and each image moves along its own gradient, as in an attack.
+
+    `length` is how far they move in l2, as a share of the weights' own length and of the image's. A random network meets the
+    same randomness at every step, so that what jumps is not noise.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    usual: ClassVar[int] = 128
+
+    steps: int = 100
+    length: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.length <= 0:
+            raise ValueError("steps must be at least 1 and length positive")
+
+    def __call__(self, subject: Subject) -> dict[str, Array]:
+        """`place` (steps + 1,), the share moved; `weights` and `images` (n, steps + 1), each image's loss there; `label` (n,).
+
+        Raises CannotEvaluate for a network without weights to move.
+        """
+        model, batch = subject.model, subject.batch
+        network = copy.deepcopy(model.module).requires_grad_(True)
+        parameters = list(network.parameters())
+        if not parameters:
+            raise CannotEvaluate(f"{model.name}: has no weights that could move")
+        seed = derived_seed(subject.seed, "weights", *batch.samples)
+
+        def losses(x: Tensor) -> Tensor:
+            with seeded_globally(seed):
+                return torch.cat([_losses(network, part, y) for part, y in _tiles(model, x, batch.y)])
+
+        x = batch.x.clone().requires_grad_(True)
+        # The gradient of the sum over images: each image's own, and that of the weights.
+        *by_weight, by_image = torch.autograd.grad(losses(x).sum(), [*parameters, x], allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, by_weight, strict=True)]
+        size = torch.stack([p.detach().norm() for p in parameters]).norm()
+        slope = torch.stack([g.norm() for g in gradients]).norm().clamp_min(1e-30)
+        if by_image is None:
+            raise CannotEvaluate(f"{model.name}: its loss has no gradient at the images")
+        lengths, slopes = (_column(each.detach().flatten(1).norm(dim=1), x) for each in (x, by_image))
+        ascent = by_image / slopes.clamp_min(1e-30) * lengths
+        start = [p.detach().clone() for p in parameters]
+        place = torch.linspace(0, self.length, self.steps + 1)
+        moved, along = [], []
+        with torch.no_grad():
+            for share in place.tolist():
+                along.append(losses(batch.x + share * ascent))
+            for share in place.tolist():
+                for parameter, origin, gradient in zip(parameters, start, gradients, strict=True):
+                    parameter.copy_(origin - share * size / slope * gradient)
+                moved.append(losses(batch.x))
+        return {
+            "place": numbers(place),
+            "weights": numbers(torch.stack(moved, dim=1)),
+            "images": numbers(torch.stack(along, dim=1)),
+            "label": numbers(batch.y),
+        }
+
+
+def _tiles(model: Model, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(torch.split(x, model.tile), torch.split(y, model.tile), strict=True))
+
+
+def _losses(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(network(x), y, reduction="none")
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *([1] * (like.dim() - 1)))
