@@ -6,14 +6,14 @@ from typing import ClassVar
 
 import torch
 from pydantic import ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kwbench.attacks.attack import strict
+from kwbench.attacks.losses import cross_entropy
 from kwbench.errors import CannotEvaluate
 from kwbench.experiments.experiment import Subject, numbers
 from kwbench.measured import Array
-from kwbench.model import Model
 from kwbench.randomness import derived_seed, seeded_globally
 
 
@@ -48,13 +48,17 @@ class Weights:
             raise CannotEvaluate(f"{model.name}: has no weights that could move")
         seed = derived_seed(subject.seed, "weights", *batch.samples)
 
-        def losses(x: Tensor) -> Tensor:
+        def logits(x: Tensor) -> Tensor:
             with seeded_globally(seed):
-                return torch.cat([_losses(network, part, y) for part, y in _tiles(model, x, batch.y)])
+                return torch.cat([network(part) for part in torch.split(x, model.tile)])
+
+        def losses(x: Tensor) -> Tensor:
+            # In float64: a softmax that saturates in float32 would hide the rest.
+            return F.cross_entropy(logits(x).double(), batch.y, reduction="none")
 
         x = batch.x.clone().requires_grad_(True)
         # The gradient of the sum over images: each image's own, and that of the weights.
-        *by_weight, by_image = torch.autograd.grad(losses(x).sum(), [*parameters, x], allow_unused=True)
+        *by_weight, by_image = torch.autograd.grad(cross_entropy(logits(x), batch.y).sum(), [*parameters, x], allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, by_weight, strict=True)]
         size = torch.stack([p.detach().norm() for p in parameters]).norm()
         slope = torch.stack([g.norm() for g in gradients]).norm().clamp_min(1e-30)
@@ -78,14 +82,6 @@ class Weights:
             "images": numbers(torch.stack(along, dim=1)),
             "label": numbers(batch.y),
         }
-
-
-def _tiles(model: Model, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(torch.split(x, model.tile), torch.split(y, model.tile), strict=True))
-
-
-def _losses(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(network(x), y, reduction="none")
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
