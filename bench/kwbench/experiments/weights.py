@@ -13,17 +13,18 @@ from kwbench.attacks.attack import strict
 from kwbench.attacks.losses import cross_entropy
 from kwbench.errors import CannotEvaluate
 from kwbench.experiments.experiment import Subject, numbers
+from kwbench.geometry import steepest
 from kwbench.measured import Array
 from kwbench.randomness import derived_seed, seeded_globally
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The cross-entropy of images in `steps` equal steps along two lines: the weights move against the gradient of its mean
-    over all images, as in training; and each image moves along its own gradient, as in an attack.
+    """The cross-entropy of images in `steps` equal steps along two lines, both uphill: the weights move along the gradient of
+    its mean over all images, which training follows downhill, and each image moves along its own gradient, as in an attack.
 
-    `length` is how far they move in l2, as a share of the weights' own length and of the image's. A random network meets the
-    same randomness at every step, so that what jumps is not noise.
+    `length` is how far the weights move in l2, as a share of their own length; images move by eps in the norm of the ball, and
+    are not cut to the pixel range. A random network meets the same randomness at every step, so that what jumps is not noise.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
@@ -37,9 +38,9 @@ class Weights:
             raise ValueError("steps must be at least 1 and length positive")
 
     def __call__(self, subject: Subject) -> dict[str, Array]:
-        """`place` (steps + 1,), the share moved; `weights` and `images` (n, steps + 1), each image's loss there; `label` (n,).
+        """`place` (steps + 1,), the share of the way; `weights` and `images` (n, steps + 1), each image's loss; `label` (n,).
 
-        Raises CannotEvaluate for a network without weights to move.
+        Raises CannotEvaluate for a network without weights to move, or without a gradient.
         """
         model, batch = subject.model, subject.batch
         network = copy.deepcopy(model.module).requires_grad_(True)
@@ -64,17 +65,16 @@ class Weights:
         slope = torch.stack([g.norm() for g in gradients]).norm().clamp_min(1e-30)
         if by_image is None:
             raise CannotEvaluate(f"{model.name}: its loss has no gradient at the images")
-        lengths, slopes = (_column(each.detach().flatten(1).norm(dim=1), x) for each in (x, by_image))
-        ascent = by_image / slopes.clamp_min(1e-30) * lengths
+        ascent = subject.threat.radius * steepest(by_image, subject.threat.norm)
         start = [p.detach().clone() for p in parameters]
-        place = torch.linspace(0, self.length, self.steps + 1)
+        place = torch.linspace(0, 1, self.steps + 1)
         moved, along = [], []
         with torch.no_grad():
             for share in place.tolist():
                 along.append(losses(batch.x + share * ascent))
             for share in place.tolist():
                 for parameter, origin, gradient in zip(parameters, start, gradients, strict=True):
-                    parameter.copy_(origin - share * size / slope * gradient)
+                    parameter.copy_(origin + share * self.length * size / slope * gradient)
                 moved.append(losses(batch.x))
         return {
             "place": numbers(place),
@@ -82,7 +82,3 @@ class Weights:
             "images": numbers(torch.stack(along, dim=1)),
             "label": numbers(batch.y),
         }
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *([1] * (like.dim() - 1)))

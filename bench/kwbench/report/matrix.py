@@ -47,10 +47,10 @@ def matrix_svg(
                 parts += _cell(cell, cell.accuracy, left + widest * column, top, widest, n)
     width = left + widest * len(sources) + 16
     bottom = _HEAD + _CELL_HEIGHT * len(targets)
-    parts.append(
-        f'<text x="16" y="{bottom + 20:g}" font-size="11" fill="{SOFT}">Accuracy, %, with 95 % intervals. '
-        "Framed: independent copies of one network.</text>"
-    )
+    frames = " Framed: independent copies of one network." if any(each.copies for each in cells.values()) else ""
+    frames += " Dashed: a network attacked through itself." if any(each.same for each in cells.values()) else ""
+    said = f"Accuracy, %, with 95 % intervals.{frames}"
+    parts.append(f'<text x="16" y="{bottom + 20:g}" font-size="11" fill="{SOFT}">{said}</text>')
     return document(max(width, 480.0), bottom + 34, title, parts, description)
 
 

@@ -26,11 +26,13 @@ def landscapes(group: Sequence[Measured]) -> list[Figure]:
             note = f"loss {loss.min():.2g} to {loss.max():.2g}, steepest step {jump:.2g}"
             surfaces.append(Surface(short(each.model), each.arrays["e"], loss, each.arrays["right"][row], note))
         unit = "signs, so that ε is in the unit of linf" if parameters["directions"] == "sign" else "of length 1 in l2"
+        random = any(each.spec["origin"].get("draws") for each in group)
+        noise = "A random network answers each point anew, so that some of its roughness is noise. " if random else ""
         words = (
             f"Cross-entropy of image {place} of {first.dataset} (class {first.arrays['label'][row]:.0f}) at x + ε₁ g₁ + ε₂ g₂: "
             f"g₁ is the direction of the loss's gradient at x, g₂ a random one, both {unit}; {parameters['points']} by "
             f"{parameters['points']} points, each network on its own scale. The steepest step is the largest difference "
-            "between neighbouring points. As figures 5 and 7 of xiao2020."
+            f"between neighbouring points. {noise}As figures 5 and 7 of xiao2020."
         )
         for suffix, draw, more in (
             ("", surfaces_svg, ""),

@@ -72,13 +72,14 @@ def weights(group: Sequence[Measured]) -> list[Figure]:
             lines.append(Line(f"{what}: mean of all images", place, mean, number))
             lines.append(Line(f"{what}: one image", place, found[name][0], number, kind="dotted", width=1.4))
             rough.append(f"{short(each.model)} as {what} {_roughness(mean):.2f}")
-        panels.append(Panel(short(each.model), "moved, share of the length", "loss", tuple(lines)))
+        panels.append(Panel(short(each.model), "share of the way", "loss", tuple(lines)))
     first = group[0]
     title = f"Loss as weights and images move: {first.dataset}, {len(first.spec['samples'])} images"
     caption = (
-        "Cross-entropy as the weights move against the gradient of its mean, as in training, and as each image moves along its "
-        "own gradient, as in an attack; in l2, over the length of the weights and of the image. How far the mean goes up and "
-        f"down, over the range that it covers (1: always one way): {', '.join(rough)}. Figure 3 (c) and theorem 2 of xiao2020."
+        "Cross-entropy uphill along two lines: the weights move along the gradient of its mean, which training follows "
+        f"downhill, by {first.spec['parameters']['length']:g} of their length in l2; each image moves along its own gradient, "
+        "by eps. How far the mean goes up and down, over the range that it covers (1: always one way): "
+        f"{', '.join(rough)}. Figure 3 (c) and theorem 2 of xiao2020."
     )
     return [figure_of(group, "", title, caption, plot_svg(title, panels, description=described(group)))]
 
@@ -157,7 +158,8 @@ def patterns(group: Sequence[Measured]) -> list[Figure]:
     caption = (
         f"Along {parameters['directions']} random directions perpendicular to each image: the l2 distance at which a unit of "
         "any layer first starts or stops, over the image's length, and by how much the logits jump there in l2, over their "
-        "spread at the image (1e-12: nothing that float64 could tell from none). ReLU's patterns change without a jump. "
+        "spread at the image. 1e-12 stands for what float64 cannot tell from nothing: the jumps of ReLU, and the distance "
+        "where units tie at the image itself, as those of a uniform background do. "
         f"Medians of both: {medians}. Theorem 1 and appendix B of xiao2020."
     )
     return [figure_of(group, "", title, caption, plot_svg(title, panels, description=described(group)))]

@@ -84,7 +84,8 @@ def transfers(boards: Sequence[Board]) -> list[Figure]:
                     continue
                 sources[source] = None
                 same = attack.spec.spec.get("surrogate_sha256") == origin.get("model_sha256")
-                copies = not same and source.removesuffix("-copy") == standing.model.removesuffix("-copy")
+                alike = source.removesuffix("-copy") == standing.model.removesuffix("-copy")
+                copies = alike and not same and source != standing.model
                 cells[standing.model, source] = Cell(attack.accuracy, copies, same)
             if any(target == standing.model for target, _ in cells):
                 used.append(standing)
@@ -93,10 +94,13 @@ def transfers(boards: Sequence[Board]) -> list[Figure]:
         ordered = _diagonal([each.model for each in used], list(sources))
         key = board.key
         title = f"Transfer: {key.suite}, {key.dataset}, {board.threat}, n = {key.n}"
+        copies = (
+            "Framed: source and target are independent copies, trained alike from different random numbers, which the paper "
+            "calls the strongest transfer. "
+        )
         caption = (
-            "Accuracy of each target (row) on images made against each source (column). On the diagonal, source and target are "
-            "independent copies, trained alike from different random numbers, which the paper calls the strongest transfer. As "
-            "table 3 of xiao2020."
+            "Accuracy of each target (row) on images made against each source (column). "
+            f"{copies if any(cell.copies for cell in cells.values()) else ''}As table 3 of xiao2020."
         )
         shorts = {name: short(name) for name in (*ordered, *sources)}
         seen = {(shorts[target], shorts[source]): cell for (target, source), cell in cells.items()}
