@@ -94,13 +94,13 @@ def transfers(boards: Sequence[Board]) -> list[Figure]:
         ordered = _diagonal([each.model for each in used], list(sources))
         key = board.key
         title = f"Transfer: {key.suite}, {key.dataset}, {board.threat}, n = {key.n}"
-        copies = (
+        framed = (
             "Framed: source and target are independent copies, trained alike from different random numbers, which the paper "
             "calls the strongest transfer. "
         )
         caption = (
             "Accuracy of each target (row) on images made against each source (column). "
-            f"{copies if any(cell.copies for cell in cells.values()) else ''}As table 3 of xiao2020."
+            f"{framed if any(cell.copies for cell in cells.values()) else ''}As table 3 of xiao2020."
         )
         shorts = {name: short(name) for name in (*ordered, *sources)}
         seen = {(shorts[target], shorts[source]): cell for (target, source), cell in cells.items()}
