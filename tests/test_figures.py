@@ -275,6 +275,12 @@ def test_transfers_on_record_become_a_matrix_with_independent_copies_on_the_diag
     assert json.dumps([source.model for source in figure.sources]) == '["cifar10/k", "cifar10/r"]'
 
 
+def test_a_picture_is_as_wide_as_its_title() -> None:
+    panels = [Panel("p", "x", "y", (Line("a", np.arange(2.0), np.arange(2.0), 0),))]
+    narrow, wide = (float(ElementTree.fromstring(plot_svg(title, panels)).get("width", "0")) for title in ("t", "t" * 100))
+    assert narrow < 800 < wide
+
+
 def test_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_svg("t", [])

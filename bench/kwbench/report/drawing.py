@@ -36,7 +36,8 @@ def text(words: str) -> str:
 
 
 def document(width: float, height: float, title: str, parts: Sequence[str], description: str = "") -> str:
-    """An SVG file of this size, on white, with its title at the top; `description` says where its numbers come from."""
+    """An SVG file of this size, or as wide as its title, on white; `description` says where its numbers come from."""
+    width = max(width, 32 + 8.4 * len(title))
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
