@@ -94,8 +94,10 @@ def test_where_nothing_is_left_nothing_can_be_too_high(store: Store) -> None:
     assert verdict(standing(store, 190, 0), [ENOUGH]).word == "overestimated"
 
 
-def test_what_cannot_be_seen_is_never_confirmed_not_even_that_nothing_is_left(store: Store) -> None:
-    assert verdict(standing(store, 0, 0), [ENOUGH, UNSEEN]).word == "inconclusive"
+def test_what_cannot_be_seen_is_not_confirmed_because_nothing_is_left_unless_the_protocol_leaves_nothing(store: Store) -> None:
+    assert verdict(standing(store, 2, 0), [ENOUGH, UNSEEN]).word == "inconclusive"
+    assert verdict(standing(store, 2, 0), [ENOUGH]).word == "confirmed"
+    assert verdict(standing(store, 0, 0), [ENOUGH, UNSEEN]).word == "confirmed"
     assert verdict(standing(store, 190, 0), [ENOUGH, UNSEEN]).word == "overestimated"
 
 

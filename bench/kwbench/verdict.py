@@ -97,8 +97,11 @@ def verdict(standing: Standing, findings: Sequence[Finding], protocol: tuple[str
         return Verdict("degenerate", name, overestimate, (found,))
     if overestimate is not None and overestimate.low > OVERESTIMATE:
         return Verdict("overestimated", name, overestimate, (*masked, *doubts))
-    # Where operations could not be seen, how nothing came to be left is not understood either.
-    if standing.a_rob.value <= NOTHING and not any(each.check == "unseen" and each.fires for each in findings):
+    # Where operations could not be seen, how nothing came to be left is not understood, unless the protocol says so too.
+    unseen = any(each.check == "unseen" and each.fires for each in findings)
+    if standing.a_rob.value <= NOTHING and not (
+        unseen and (values is None or np.asarray(values, dtype=float).mean() > NOTHING)
+    ):
         left = f"{100 * standing.a_rob.value:.1f} % are left, which cannot be much too high"
         return Verdict(
             "confirmed", name, overestimate, (Finding("robust accuracy", standing.a_rob.value, NOTHING, False, left),)
