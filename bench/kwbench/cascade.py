@@ -9,11 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kwbench.outcome import Status
+from kwbench.outcome import CLEAN, Status
 from kwbench.store import EvaluationSpec, Tally
-
-# The label of the clean images among the attacks of an evaluation.
-CLEAN = "clean"
 
 # An attack gained if it lowered the mean over the samples by at least this much: of the best selection shares of a stochastic
 # model, whose noise alone may do so at the cost of passes and of no truth, or else of who stands.

@@ -16,9 +16,9 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kwbench.cascade import CLEAN
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError, did_you_mean
 from kwbench.files import write_whole
+from kwbench.outcome import CLEAN
 from kwbench.standing import Comparison, Standing, attacks_key, comparison_key, standings
 from kwbench.statistics import Interval, PairedTest, difference_interval, paired_test
 from kwbench.store import Evaluation, Store

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from kwbench.cascade import CLEAN
 from kwbench.diagnostics import CHECKS, Question
 from kwbench.evidence import evidence
 from kwbench.finding import Finding
-from kwbench.outcome import Outcome, Status
+from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.standing import Standing, standings
 from kwbench.store import Evaluation, Store
 from kwbench.suite import escalated

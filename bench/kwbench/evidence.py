@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kwbench.cascade import CLEAN
 from kwbench.finding import Finding
-from kwbench.outcome import Outcome, Status
+from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.standing import Standing, comparison_key
 from kwbench.statistics import difference_interval
 from kwbench.store import AttackSpec

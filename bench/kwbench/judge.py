@@ -18,7 +18,7 @@ from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 from kwbench.geometry import TOLERANCE, distance, project
 from kwbench.model import Model
-from kwbench.outcome import Outcome, Status
+from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -26,9 +26,6 @@ SELECTION_DRAWS = 50
 FRESH_DRAWS = 100
 # In a cascade, the selection draws after which proposals that can no longer be chosen are left.
 SCREENING_DRAWS = 10
-
-# The name under which the clean images themselves are on record.
-CLEAN = "clean"
 
 
 def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:

@@ -6,6 +6,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+# The label of the images themselves among the attacks of an evaluation.
+CLEAN = "clean"
+
 
 class Status(StrEnum):
     """The judge's word on one sample under one attack.

@@ -15,8 +15,8 @@ from kwbench.cascade import turns
 from kwbench.diagnosis import diagnose
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluator import Evaluator, Facts, Request
-from kwbench.judge import CLEAN, SELECTION_DRAWS
-from kwbench.outcome import Outcome, Status
+from kwbench.judge import SELECTION_DRAWS
+from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.provenance import code_digest, digest, machine, versions
 from kwbench.store import AttackSpec, Evaluation, EvaluationSpec, Store
 from kwbench.workers import Workers

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kwbench.cascade import CLEAN, Turn, cascaded, onto, turns
+from kwbench.cascade import Turn, cascaded, onto, turns
 from kwbench.finding import Finding
-from kwbench.outcome import Status
+from kwbench.outcome import CLEAN, Status
 from kwbench.statistics import Interval, accuracy_of_hits, accuracy_of_values
 from kwbench.store import AttackSpec, Evaluation, EvaluationSpec, Store, Tally, pack
 from kwbench.suite import escalated

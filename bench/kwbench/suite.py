@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from kwbench.errors import UsageError, did_you_mean
+from kwbench.outcome import CLEAN
 from kwbench.strict_yaml import Strict, parse_yaml, read_yaml, validate
 from kwbench.threat import ThreatModel
 
@@ -271,7 +272,7 @@ def _with(suite: Suite, label: str, path: Sequence[str], value: Any, setting: st
 
 
 def _checked_label(label: str, where: str) -> str:
-    if label == "clean":
+    if label == CLEAN:
         raise UsageError(f"{where}: 'clean' is the name of the images themselves and cannot be an attack's")
     return label
 

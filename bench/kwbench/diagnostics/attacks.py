@@ -79,9 +79,9 @@ def free_attack_succeeds(case: Case) -> list[Finding]:
     ]
     for gradient in (Relaxed(unreachable="zero"), Smooth(0.1, draws=4), Es(0.1, draws=20)):
         # The next one costs more; it goes on where those before it failed.
-        rows = (left > LEFT).nonzero().flatten()
         if left.mean().item() <= LEFT:
             break
+        rows = (left > LEFT).nonzero().flatten()
         rest = replace(case, batch=case.batch.take(rows.tolist()))
         left[rows] = torch.minimum(left[rows], _left(rest, everything, gradient, f"unbounded {gradient.kind}"))
     best = left.mean().item()

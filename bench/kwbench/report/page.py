@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from kwbench.cascade import CLEAN, cascaded
+from kwbench.cascade import cascaded
+from kwbench.outcome import CLEAN
 from kwbench.report.leaderboard import LEVEL, Board, Row
 from kwbench.report.terminal import judging_rule, shown
 from kwbench.standing import AttackStanding, Standing
