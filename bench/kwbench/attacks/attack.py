@@ -1,9 +1,11 @@
 """What an attack is: a frozen configuration that proposes images. It never judges, stores or seeds globally."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+import torch
 from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor
 
@@ -65,6 +67,21 @@ class Budgeted(Attack, Protocol):
     def passes(self, stochastic: bool) -> int:
         """The largest number of forwards and backwards that it may spend on a sample of such a model."""
         ...
+
+
+def means_under_same_draws(
+    model: Model, images: Sequence[Tensor], value: Callable[[Tensor], Tensor], rows: Tensor, draws: int
+) -> list[Tensor]:
+    """The mean of `value` (b,) of a stochastic model's logits on each of the batches of images, which meet the same randomness.
+
+    Not a number counts as infinity: an answer that is not a number is what the judge calls wrong.
+    """
+    totals = [torch.zeros(len(z), device=z.device) for z in images]
+    for _ in range(draws):
+        with model.same_draws():
+            for total, z in zip(totals, images, strict=True):
+                total.add_(value(model(z, rows)).nan_to_num(nan=torch.inf))
+    return [total / draws for total in totals]
 
 
 class _Climb(Attack, Protocol):

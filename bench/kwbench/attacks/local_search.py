@@ -7,7 +7,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import means_under_same_draws, strict
 from kwbench.attacks.losses import TARGETED, LossName, fooled, targeted_margin
 from kwbench.geometry import project, steepest
 from kwbench.gradients import Relaxed, passes
@@ -150,7 +150,12 @@ class LocalSearch:
             z = _flipped(lanes, numbers[:, step % chunk], most, threat)
             with torch.no_grad():
                 if model.stochastic:
-                    value, before = self._means(model, [z, lanes.z], lanes)
+                    y, target = lanes.y, lanes.target
+
+                    def margins(logits: Tensor, y: Tensor = y, target: Tensor = target) -> Tensor:
+                        return targeted_margin(logits, y, target)
+
+                    value, before = means_under_same_draws(model, [z, lanes.z], margins, lanes.row, self.draws)
                     fell = torch.zeros_like(lanes.row, dtype=torch.bool)
                 else:
                     logits, before = model(z, lanes.row), lanes.value
@@ -166,15 +171,6 @@ class LocalSearch:
                 left = ~torch.isin(lanes.row, lanes.row[fell])
                 lanes, numbers = lanes.take(left), numbers[left]
         return lanes, won
-
-    def _means(self, model: Model, images: list[Tensor], lanes: "_Lanes") -> list[Tensor]:
-        totals = [torch.zeros_like(lanes.value) for _ in images]
-        for _ in range(self.draws):
-            with model.same_draws():
-                for index, z in enumerate(images):
-                    # An answer that is not a number is what the judge calls wrong.
-                    totals[index] += targeted_margin(model(z, lanes.row), lanes.y, lanes.target).nan_to_num(nan=torch.inf)
-        return [total / self.draws for total in totals]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import means_under_same_draws, strict
 from kwbench.attacks.losses import fooled, margin
 from kwbench.geometry import norms, project
 from kwbench.model import Model
@@ -103,13 +103,8 @@ class Square:
         if not model.stochastic:
             logits = model(images[0], rows)
             return [margin(logits, y)], fooled(logits, y)
-        totals = [torch.zeros(len(y), device=y.device) for _ in images]
-        for _ in range(self.draws):
-            with model.same_draws():
-                for index, z in enumerate(images):
-                    # An answer that is not a number is what the judge calls wrong.
-                    totals[index] += margin(model(z, rows), y).nan_to_num(nan=torch.inf)
-        return [total / self.draws for total in totals], torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        means = means_under_same_draws(model, images, lambda logits: margin(logits, y), rows, self.draws)
+        return means, torch.zeros(len(y), dtype=torch.bool, device=y.device)
 
     def _share(self, step: int) -> float:
         """The share of the image that a square covers (section 4.1)."""
