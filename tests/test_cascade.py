@@ -23,7 +23,7 @@ from kwbench.model import Model
 from kwbench.outcome import Outcome
 from kwbench.randomness import SampleRandom
 from kwbench.registry import read_registry
-from kwbench.report import boards
+from kwbench.report.leaderboard import boards
 from kwbench.runner import Progress, evaluate
 from kwbench.standing import Standing, comparison_key, standings, to_json
 from kwbench.store import Evaluation, Store

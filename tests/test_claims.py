@@ -32,7 +32,8 @@ from kwbench.claims.place import PUBLISHED, protocol_of
 from kwbench.errors import DamagedData, UsageError
 from kwbench.loading import build_module
 from kwbench.registry import Registry, read_registry
-from kwbench.report import claims_table, write_report
+from kwbench.report import write_report
+from kwbench.report.claims import claims_table
 from kwbench.store import Store
 from kwbench.suite import Suite, read_suite
 from kwbench.threat import ThreatModel

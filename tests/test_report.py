@@ -17,7 +17,9 @@ from rich.console import Console
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.finding import Finding
 from kwbench.outcome import Status
-from kwbench.report import boards, text_table, write_report
+from kwbench.report import write_report
+from kwbench.report.leaderboard import boards
+from kwbench.report.terminal import text_table
 from kwbench.standing import standings
 from kwbench.store import Store
 from kwbench.wording import count_text, duration_text, latex, markdown, plain, spreadsheet

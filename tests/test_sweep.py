@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from kwbench.errors import UsageError
-from kwbench.report import Curve, curves_svg, sweep_table
+from kwbench.report.curves import Curve, curves_svg, sweep_table
 from kwbench.standing import standings
 from kwbench.statistics import Interval
 from kwbench.store import Store

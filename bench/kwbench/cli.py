@@ -288,7 +288,7 @@ def sweep(
 
     from kwbench.files import write_whole
     from kwbench.progress import showing
-    from kwbench.report import Curve, curves_svg
+    from kwbench.report.curves import Curve, curves_svg
     from kwbench.runner import evaluate as run
     from kwbench.standing import standings
     from kwbench.store import Store
@@ -366,7 +366,7 @@ def sweep(
             }
         )
     else:
-        from kwbench.report import sweep_table
+        from kwbench.report.curves import sweep_table
 
         _console().print(sweep_table(asked.what, asked.values, found))
     _require_complete(everything)
@@ -852,7 +852,7 @@ def claims(
     if as_json:
         _print_json(claims_json(found))
         return
-    from kwbench.report import claims_table
+    from kwbench.report.claims import claims_table
 
     _console().print(claims_table(found))
 
@@ -1033,7 +1033,7 @@ def _print_experiments(found: Sequence["Measured"], output: Path | None, as_json
     """What was measured, as JSON in full, and where it was drawn."""
     from kwbench.files import write_whole
     from kwbench.progress import printable
-    from kwbench.report import figure_files, figures
+    from kwbench.report.figures import figure_files, figures
 
     drawn = figure_files(figures(found, [], [])) if output is not None else {}
     written = []
@@ -1105,7 +1105,7 @@ def _print_json(value: Any) -> None:
 
 
 def _print_tables(found: Sequence["Standing"]) -> None:
-    from kwbench.report import text_table
+    from kwbench.report.terminal import text_table
 
     _console().print(text_table(found))
 
@@ -1120,7 +1120,7 @@ def _console() -> "Console":
 def _print_diagnoses(found: Sequence["Standing"], verdicts: Sequence["Verdict"]) -> None:
     from rich.text import Text
 
-    from kwbench.report import findings_table
+    from kwbench.report.terminal import findings_table
     from kwbench.verdict import CAVEAT
     from kwbench.wording import plain
 

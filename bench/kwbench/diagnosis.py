@@ -7,10 +7,9 @@ import numpy as np
 from kwbench.diagnostics import CHECKS, Question
 from kwbench.evidence import evidence
 from kwbench.finding import Finding
-from kwbench.outcome import CLEAN, Outcome, Status
+from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.standing import Standing, standings
 from kwbench.store import Evaluation, Store
-from kwbench.suite import escalated
 from kwbench.workers import Workers
 
 # Samples examined at once, on which the checks cost about 150 forward and backward passes each.

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 CLEAN = "clean"
 
 
+def escalated(label: str, doubled: int) -> str:
+    """The label of an attack whose budget was doubled so many times: `es`, `es x2`, `es x4`."""
+    return f"{label} x{2**doubled}" if doubled else label
+
+
 class Status(StrEnum):
     """The judge's word on one sample under one attack.
 

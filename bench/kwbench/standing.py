@@ -11,19 +11,20 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from kwbench.cascade import Turn, cascaded, onto, turns
 from kwbench.finding import Finding
-from kwbench.outcome import CLEAN, Status
+from kwbench.outcome import CLEAN, Status, escalated
 from kwbench.statistics import Interval, accuracy_of_hits, accuracy_of_values
 from kwbench.store import AttackSpec, Evaluation, EvaluationSpec, Store, Tally, pack
-from kwbench.suite import escalated
 from kwbench.threat import ThreatModel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LETTERS = {status: status.value[:1].encode() for status in Status}
 _HELD = _LETTERS[Status.HELD]
@@ -141,7 +142,7 @@ class Standing:
         return sum(attack.forwards + attack.backwards for attack in self.attacks) / self.n
 
 
-def standing(evaluation: Evaluation, frame: pd.DataFrame) -> Standing:
+def standing(evaluation: Evaluation, frame: "pd.DataFrame") -> Standing:
     """The numbers of one evaluation, from the outcomes of (at least) its attack runs, as `Store.frame` gives them."""
     return _standing(evaluation, pack(frame[frame["attack_run"].isin(evaluation.attack_runs.values())]))
 
@@ -244,8 +245,10 @@ def to_json(standing: Standing) -> dict[str, Any]:
     }
 
 
-def to_frame(standings: Sequence[Standing]) -> pd.DataFrame:
+def to_frame(standings: Sequence[Standing]) -> "pd.DataFrame":
     """One row for each evaluation and attack, the clean images included (attack `clean`); see `results`."""
+    import pandas as pd  # takes its time, and few ask for a frame
+
     rows: list[dict[str, Any]] = []
     for each in standings:
         spec, origin = each.evaluation.spec, origin_of(each.evaluation)
@@ -298,7 +301,7 @@ def to_frame(standings: Sequence[Standing]) -> pd.DataFrame:
     return frame
 
 
-def results(db: str = "results.db") -> pd.DataFrame:
+def results(db: str = "results.db") -> "pd.DataFrame":
     """What is on record, one row for each evaluation and attack, oldest first; the clean images are the attack `clean`.
 
     Accuracies are fractions of 1 with the ends of their 95 % intervals (`_low`, `_high`), NaN where there is no truthful

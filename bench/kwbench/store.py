@@ -10,14 +10,14 @@ import math
 import os
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
@@ -27,6 +27,9 @@ from kwbench.finding import Finding
 from kwbench.measured import Array, Measured
 from kwbench.outcome import Outcome, Status
 from kwbench.threat import ThreatModel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 3
 # "kwbn" in SQLite's header tells our databases from other people's.
@@ -158,6 +161,12 @@ _arrays = sa.Table(
 _SINCE_1 = [_findings, _adversarials, _experiments, _arrays]
 
 _COUNTS = ("selection_correct", "selection_draws", "fresh_correct", "fresh_draws")
+
+# SQLite reads on one core a connection.
+_READERS = min(4, os.cpu_count() or 1)
+
+# No word of these holds, begins or ends another, so a text of them without spaces reads in one way only.
+_LETTERS = {status.value.encode(): status.value[:1].encode() for status in Status}
 
 # An image has a table of its own.
 OUTCOME_COLUMNS = [field.name for field in fields(Outcome) if field.name != "image"]
@@ -476,16 +485,22 @@ class Store:
     def evaluations(self, identity: str | None = None) -> list[Evaluation]:
         """Everything on record, oldest first; or the one evaluation of this identity, if it is there."""
         which = sa.true() if identity is None else _evaluations.c.identity == identity
+        # An attack's parameters are the same text in nearly all evaluations.
+        parsed: dict[str, Mapping[str, Any]] = {}
+        members: dict[int, tuple[list[AttackSpec], dict[str, int]]] = {}
         with self._naming(self._name), self._engine.connect() as connection:
-            members: dict[int, list[Any]] = {}
-            for member in connection.execute(
-                sa.select(_members.c.evaluation, _attack_runs)
+            for evaluation, run, run_identity, label, text in connection.execute(
+                sa.select(_members.c.evaluation, *(_attack_runs.c[name] for name in ("id", "identity", "label", "spec")))
                 .join(_attack_runs, _attack_runs.c.id == _members.c.attack_run)
                 .join(_evaluations, _evaluations.c.id == _members.c.evaluation)
                 .where(which)
                 .order_by(_members.c.evaluation, _members.c.position)
             ):
-                members.setdefault(member.evaluation, []).append(member)
+                if text not in parsed:
+                    parsed[text] = json.loads(text)
+                attacks, runs = members.setdefault(evaluation, ([], {}))
+                attacks.append(AttackSpec(label, run_identity, parsed[text]))
+                runs[label] = run
             found = connection.execute(sa.select(_evaluations).where(which).order_by(_evaluations.c.id)).all()
         return [
             Evaluation(
@@ -500,77 +515,97 @@ class Store:
                     threat=ThreatModel.of(row.norm, row.eps),
                     n=row.n,
                     stochastic=row.stochastic,
-                    attacks=tuple(
-                        AttackSpec(member.label, member.identity, json.loads(member.spec)) for member in members.get(row.id, [])
-                    ),
+                    attacks=tuple(attacks),
                     spec=json.loads(row.spec),
                     provenance=json.loads(row.provenance),
                 ),
-                attack_runs={member.label: member.id for member in members.get(row.id, [])},
+                attack_runs=runs,
             )
             for row in found
+            for attacks, runs in [members.get(row.id, ([], {}))]
         ]
 
-    def frame(self, attack_runs: Sequence[int]) -> pd.DataFrame:
+    def frame(self, attack_runs: Sequence[int]) -> "pd.DataFrame":
         """The outcomes of attack runs as a data frame: column `attack_run`, then the fields of `Outcome`."""
+        import pandas as pd
+
         rows: list[sa.Row[Any]] = []
         with self._naming(self._name), self._engine.connect() as connection:
             for part in _parts(sorted(set(attack_runs))):
-                query = sa.select(_outcomes).where(_outcomes.c.attack_run.in_(part or []))
+                query = sa.select(_outcomes).where(_outcomes.c.attack_run.in_(part))
                 rows += connection.execute(query.order_by(_outcomes.c.attack_run, _outcomes.c.index)).all()
         return pd.DataFrame([tuple(row) for row in rows], columns=["attack_run", *OUTCOME_COLUMNS])
 
     def tallies(self, attack_runs: Collection[int] | None = None) -> dict[int, Tally]:
-        """The outcomes of attack runs, packed by the database: about 2 million rows a second. None: of all of them."""
-        text = sa.func.aggregate_strings
-        whole = [
-            _outcomes.c.attack_run,
-            text(sa.cast(_outcomes.c.index, sa.String), ","),
-            text(sa.func.substr(_outcomes.c.status, 1, 1), ""),
-            sa.func.sum(_outcomes.c.forwards),
-            sa.func.sum(_outcomes.c.backwards),
-            sa.func.sum(_outcomes.c.seconds),
-            sa.func.count(_outcomes.c.other_status),
-            sa.func.count(sa.case((_outcomes.c.other_status == Status.HELD.value, 1))),
-            sa.func.count(_outcomes.c.surrogate_prediction),
-            sa.func.count(sa.case((_outcomes.c.surrogate_prediction == _outcomes.c.label, 1))),
-            sa.func.max(_outcomes.c.selection_draws + _outcomes.c.fresh_draws),
-        ]
-        drawn = [text(sa.cast(column, sa.String), ",") for column in (_outcomes.c[name] for name in _COUNTS)]
-        tallies: dict[int, Tally] = {}
+        """The outcomes of attack runs, packed by the database: about 2 million rows a second and core. None: of all of them.
+
+        Where there are many, several connections read side by side: an attack run is read whole, but one of them may have
+        rows that came after another was read.
+        """
+        if attack_runs is None:
+            with self._naming(self._name), self._engine.connect() as connection:
+                attack_runs = connection.execute(sa.select(_attack_runs.c.id)).scalars().all()
+        parts = list(_parts(attack_runs))
         parsed: dict[str, tuple[NDArray[np.intp], NDArray[np.int64]]] = {}
+        if len(parts) == 1:
+            return self._tallies(parts[0], parsed)
+        tallies: dict[int, Tally] = {}
+        with ThreadPoolExecutor(_READERS) as readers:
+            for some in readers.map(lambda part: self._tallies(part, parsed), parts):
+                tallies |= some
+        return tallies
+
+    def _tallies(
+        self, attack_runs: list[int], parsed: dict[str, tuple[NDArray[np.intp], NDArray[np.int64]]]
+    ) -> dict[int, Tally]:
+        text, table = sa.func.aggregate_strings, _outcomes.c
+        index = text(sa.cast(table.index, sa.String), ",")
+
+        def grouped(runs: Sequence[int], *columns: sa.ColumnElement[Any]) -> list[Any]:
+            query = sa.select(table.attack_run, *columns).where(table.attack_run.in_(runs)).group_by(table.attack_run)
+            return list(connection.execute(query)) if runs else []
+
         with self._naming(self._name), self._engine.connect() as connection:
-            for part in _parts(attack_runs):
-                query = sa.select(*whole).group_by(_outcomes.c.attack_run)
-                counts = sa.select(_outcomes.c.attack_run, text(sa.cast(_outcomes.c.index, sa.String), ","), *drawn)
-                counts = counts.group_by(_outcomes.c.attack_run)
-                if part is not None:
-                    query = query.where(_outcomes.c.attack_run.in_(part))
-                rows = connection.execute(query).all()
-                stochastic = [row[0] for row in rows if row[10]]
-                draws: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-                for some in _parts(stochastic):
-                    for row in connection.execute(counts.where(_outcomes.c.attack_run.in_(some or []))):
-                        order, _ = _positions(row[1], parsed)
-                        right, of, fresh_right, fresh_of = (np.array(each.split(","), dtype=float)[order] for each in row[2:])
-                        draws[row[0]] = (_shares(right, of), _shares(fresh_right, fresh_of))
-                for row in rows:
-                    order, index = _positions(row[1], parsed)
-                    none = np.empty(0)
-                    selection, fresh = draws.get(row[0], (none, none))
-                    tallies[row[0]] = Tally(
-                        index=index,
-                        status=np.frombuffer(row[2].encode(), dtype="S1")[order],
-                        selection=selection,
-                        fresh=fresh,
-                        forwards=int(row[3]),
-                        backwards=int(row[4]),
-                        seconds=float(row[5]),
-                        other_rows=row[6],
-                        other_held=row[7],
-                        surrogate_rows=row[8],
-                        surrogate_right=row[9],
-                    )
+            rows = grouped(
+                attack_runs,
+                index,
+                text(table.status, ""),
+                sa.func.sum(table.forwards),
+                sa.func.sum(table.backwards),
+                sa.func.sum(table.seconds),
+                sa.func.count(table.other_status),
+                sa.func.count(table.surrogate_prediction),
+                sa.func.max(table.selection_draws + table.fresh_draws),
+            )
+            # What few attack runs have is asked of these alone.
+            held = sa.func.count(sa.case((table.other_status == Status.HELD.value, 1)))
+            other_held: dict[int, int] = dict(grouped([row[0] for row in rows if row[6]], held))
+            right = sa.func.count(sa.case((table.surrogate_prediction == table.label, 1)))
+            surrogate_right: dict[int, int] = dict(grouped([row[0] for row in rows if row[7]], right))
+            counts = [text(sa.cast(table[name], sa.String), ",") for name in _COUNTS]
+            draws: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+            for run, positions, *texts in grouped([row[0] for row in rows if row[8]], index, *counts):
+                order, _ = _positions(positions, parsed)
+                selected, of, scored, scored_of = (np.array(each.split(","), dtype=float)[order] for each in texts)
+                draws[run] = (_shares(selected, of), _shares(scored, scored_of))
+        tallies = {}
+        none = np.empty(0)
+        for run, positions, statuses, forwards, backwards, seconds, other_rows, surrogate_rows, _ in rows:
+            order, sorted_positions = _positions(positions, parsed)
+            selection, fresh = draws.get(run, (none, none))
+            tallies[run] = Tally(
+                index=sorted_positions,
+                status=np.frombuffer(_letters(statuses), dtype="S1")[order],
+                selection=selection,
+                fresh=fresh,
+                forwards=int(forwards),
+                backwards=int(backwards),
+                seconds=float(seconds),
+                other_rows=other_rows,
+                other_held=other_held.get(run, 0),
+                surrogate_rows=surrogate_rows,
+                surrogate_right=surrogate_right.get(run, 0),
+            )
         return tallies
 
     def _prepare(self, create: bool) -> None:
@@ -723,7 +758,7 @@ def _outcome(row: Any) -> Outcome:
     return Outcome(index=row._mapping["index"], **values)
 
 
-def pack(frame: pd.DataFrame) -> dict[int, Tally]:
+def pack(frame: "pd.DataFrame") -> dict[int, Tally]:
     """The same as `Store.tallies`, from a data frame of `Store.frame`: the tally of each attack run in it."""
     tallies = {}
     for attack_run, group in frame.groupby("attack_run", sort=False):
@@ -746,14 +781,19 @@ def pack(frame: pd.DataFrame) -> dict[int, Tally]:
     return tallies
 
 
-def _parts(numbers: Collection[int] | None) -> Iterator[list[int] | None]:
-    """Lists short enough for SQLite's limit on parameters; None stands for all."""
-    if numbers is None:
-        yield None
-        return
-    ordered = list(numbers)
+def _parts(numbers: Collection[int]) -> Iterator[list[int]]:
+    """Lists short enough for SQLite's limit on parameters."""
+    ordered = sorted(numbers)
     for start in range(0, len(ordered), 500):
         yield ordered[start : start + 500]
+
+
+def _letters(statuses: str) -> bytes:
+    """The first letters of statuses that stand side by side without spaces."""
+    packed = statuses.encode()
+    for word, letter in _LETTERS.items():
+        packed = packed.replace(word, letter)
+    return packed
 
 
 def _positions(
@@ -763,7 +803,8 @@ def _positions(
     if text not in parsed:
         index = np.array(text.split(","), dtype=np.int64)
         order = np.argsort(index, kind="stable")
-        parsed[text] = (order, index[order])
+        # Whoever was first: other readers compare by identity what they have of it.
+        return parsed.setdefault(text, (order, index[order]))
     return parsed[text]
 
 

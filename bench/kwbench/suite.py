@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from kwbench.errors import UsageError, did_you_mean
-from kwbench.outcome import CLEAN
+from kwbench.outcome import CLEAN, escalated
 from kwbench.strict_yaml import Strict, parse_yaml, read_yaml, validate
 from kwbench.threat import ThreatModel
 
@@ -92,11 +92,6 @@ class Suite:
                     after = (found[-1].label,)
                     found.append(replace(found[-1], label=escalated(attack.label, doubled), doubled=doubled, after=after))
         return found
-
-
-def escalated(label: str, doubled: int) -> str:
-    """The label of an attack whose budget was doubled so many times: `es`, `es x2`, `es x4`."""
-    return f"{label} x{2**doubled}" if doubled else label
 
 
 class _AttackSection(Strict):

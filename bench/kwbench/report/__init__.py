@@ -1,25 +1,24 @@
 """Reports: a web page, Markdown, CSV and LaTeX, from the record alone. Equal records give equal bytes."""
 
+# Formats are imported as they are asked for: a page must not wait for pandas, nor for the claims' YAML.
 from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from kwbench.claims import Comparison, Remark, comparisons, lint, read_claims
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.files import write_whole
-from kwbench.report.claims import claims_html, claims_markdown, claims_table
-from kwbench.report.curves import Curve, curves_svg, sweep_table
-from kwbench.report.figures import Figure, figure_files, figures, figures_html
 from kwbench.report.leaderboard import Board, boards
-from kwbench.report.page import html_page
-from kwbench.report.tables import csv_table, latex_tables, markdown_page
-from kwbench.report.terminal import findings_table, text_table
-from kwbench.report.verdicts import verdicts_page
 from kwbench.standing import Standing, standings
 from kwbench.store import Store
 
+if TYPE_CHECKING:
+    from kwbench.claims import Comparison, Remark
+    from kwbench.report.figures import Figure
+
 Format = Literal["html", "markdown", "csv", "latex", "verdicts", "claims", "figures"]
+
+__all__ = ["Format", "write_report"]
 
 
 class _Record:
@@ -37,41 +36,76 @@ class _Record:
         return boards(self.standings)
 
     @cached_property
-    def claims(self) -> tuple[list[Comparison], list[Remark]]:
+    def claims(self) -> "tuple[list[Comparison], list[Remark]]":
+        from kwbench.claims import comparisons, lint, read_claims
+
         known = read_claims()
         return comparisons(known, self.store), lint(known)
 
     @cached_property
-    def figures(self) -> list[Figure]:
+    def figures(self) -> "list[Figure]":
+        from kwbench.report.figures import figures
+
         return figures(self.store.experiments(), self.standings, self.boards)
 
 
-_FILES: dict[Format, dict[str, Callable[[_Record], str]]] = {
-    "html": {"index.html": lambda record: html_page(record.boards)},
-    "markdown": {"leaderboard.md": lambda record: markdown_page(record.boards)},
-    "csv": {"results.csv": lambda record: csv_table(record.standings)},
-    "latex": {"tables.tex": lambda record: latex_tables(record.boards)},
-    "verdicts": {"verdicts.md": lambda record: verdicts_page(record.boards)},
-    "claims": {
-        "claims.md": lambda record: claims_markdown(*record.claims),
-        "claims.html": lambda record: claims_html(*record.claims),
-    },
-    "figures": {"figures.html": lambda record: figures_html(record.figures)},
-}
+def _html(record: _Record) -> str:
+    from kwbench.report.page import html_page
 
-__all__ = [
-    "Curve",
-    "Format",
-    "boards",
-    "claims_table",
-    "curves_svg",
-    "figure_files",
-    "figures",
-    "findings_table",
-    "sweep_table",
-    "text_table",
-    "write_report",
-]
+    return html_page(record.boards)
+
+
+def _markdown(record: _Record) -> str:
+    from kwbench.report.tables import markdown_page
+
+    return markdown_page(record.boards)
+
+
+def _csv(record: _Record) -> str:
+    from kwbench.report.tables import csv_table
+
+    return csv_table(record.standings)
+
+
+def _latex(record: _Record) -> str:
+    from kwbench.report.tables import latex_tables
+
+    return latex_tables(record.boards)
+
+
+def _verdicts(record: _Record) -> str:
+    from kwbench.report.verdicts import verdicts_page
+
+    return verdicts_page(record.boards)
+
+
+def _claims_markdown(record: _Record) -> str:
+    from kwbench.report.claims import claims_markdown
+
+    return claims_markdown(*record.claims)
+
+
+def _claims_html(record: _Record) -> str:
+    from kwbench.report.claims import claims_html
+
+    return claims_html(*record.claims)
+
+
+def _figures(record: _Record) -> str:
+    from kwbench.report.figures import figures_html
+
+    return figures_html(record.figures)
+
+
+_FILES: dict[Format, dict[str, Callable[[_Record], str]]] = {
+    "html": {"index.html": _html},
+    "markdown": {"leaderboard.md": _markdown},
+    "csv": {"results.csv": _csv},
+    "latex": {"tables.tex": _latex},
+    "verdicts": {"verdicts.md": _verdicts},
+    "claims": {"claims.md": _claims_markdown, "claims.html": _claims_html},
+    "figures": {"figures.html": _figures},
+}
 
 
 def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[Path]:
@@ -96,6 +130,8 @@ def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[P
             written.append(folder / name)
             write_whole(folder / name, render(record))
     if "figures" in formats:
+        from kwbench.report.figures import figure_files
+
         for name, svg in figure_files(record.figures).items():
             written.append(folder / name)
             write_whole(folder / name, svg)

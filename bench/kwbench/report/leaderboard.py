@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kwbench.cascade import cascaded
-from kwbench.standing import Comparison, Standing, comparison_key, suite_labels
-from kwbench.statistics import PairedTest, paired_test
+from kwbench.standing import AttackStanding, Comparison, Standing, comparison_key, suite_labels
+from kwbench.statistics import Interval, PairedTest, paired_test
 from kwbench.threat import ThreatModel
 
 # Models are told apart from the best at this family-wise level (Holm 1979).
@@ -43,6 +43,19 @@ def boards(standings: Sequence[Standing]) -> list[Board]:
     for each in standings:
         groups.setdefault(comparison_key(each.evaluation), []).append(each)
     return [_board(key, groups[key]) for key in sorted(groups, key=lambda key: tuple(map(str, key)))]
+
+
+def judging_rule(attack: AttackStanding) -> str:
+    """`distance` or `clipped`: how the proposals of a minimum-norm attack were judged."""
+    return str(attack.spec.spec.get("parameters", {}).get("judged", "distance"))
+
+
+def shown(row: Row, label: str, cascade: bool) -> Interval | None:
+    """The figure of a row under an attack: its accuracy, or in a cascade what is left after it."""
+    for attack in row.standing.attacks:
+        if attack.name == label:
+            return attack.standing if cascade else attack.accuracy
+    return None
 
 
 def _board(key: Comparison, group: list[Standing]) -> Board:

@@ -13,8 +13,7 @@ from markupsafe import Markup, escape
 
 from kwbench.cascade import cascaded
 from kwbench.outcome import CLEAN
-from kwbench.report.leaderboard import LEVEL, Board, Row
-from kwbench.report.terminal import judging_rule, shown
+from kwbench.report.leaderboard import LEVEL, Board, Row, judging_rule, shown
 from kwbench.standing import AttackStanding, Standing
 from kwbench.statistics import Interval
 from kwbench.verdict import CAVEAT, verdict_on_record

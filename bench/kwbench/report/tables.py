@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from kwbench.report.leaderboard import Board, Row
-from kwbench.report.terminal import notes, shown, verdicts
+from kwbench.report.leaderboard import Board, Row, shown
+from kwbench.report.terminal import notes, verdicts
 from kwbench.standing import Standing, to_frame
 from kwbench.statistics import Interval
 from kwbench.verdict import verdict_on_record

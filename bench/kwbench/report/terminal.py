@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kwbench.finding import Finding
-from kwbench.report.leaderboard import Board, Row, boards
-from kwbench.standing import AttackStanding, Standing
+from kwbench.report.leaderboard import Board, boards, judging_rule, shown
+from kwbench.standing import Standing
 from kwbench.statistics import Interval
 from kwbench.verdict import CAVEAT, Verdict, verdict_on_record
 from kwbench.wording import count_text, interval_text, percent, plain
@@ -91,19 +91,6 @@ def _course(standing: Standing) -> list[str]:
         attacks = ", ".join(map(plain, standing.protocol))
         found.append(f"{name}: under {attacks} alone {interval_text(standing.a_protocol, standing.n)}.")
     return found
-
-
-def judging_rule(attack: AttackStanding) -> str:
-    """`distance` or `clipped`: how the proposals of a minimum-norm attack were judged."""
-    return str(attack.spec.spec.get("parameters", {}).get("judged", "distance"))
-
-
-def shown(row: Row, label: str, cascade: bool) -> Interval | None:
-    """The figure of a row under an attack: its accuracy, or in a cascade what is left after it."""
-    for attack in row.standing.attacks:
-        if attack.name == label:
-            return attack.standing if cascade else attack.accuracy
-    return None
 
 
 def verdicts(board: Board) -> list[Verdict | None]:
