@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kwbench.errors import CannotEvaluate
-from kwbench.model import Prediction
+from kwbench.model import Prediction, _cheapest
 from small_models import Noisy, cnn, first_images, trained_cnn, wrapped
 
 
@@ -52,6 +52,138 @@ def test_without_equal_tiles_the_last_bits_would_differ() -> None:
     differs = any(not torch.equal(wrapped(Deep(), tile=size)(x), bare(x)) for size in (1, 2, 3, 5, 7))
     assert torch.equal(small, bare(x))
     assert differs
+
+
+class Watched(nn.Module):
+    """Notes the size of every batch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.sizes = module, list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        logits: Tensor = self.module(x)
+        return logits
+
+
+def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
+    x = first_images(50).x
+    whole = wrapped(Deep(), tile=32)
+    logits, gradient = whole(x), _gradient(whole, x)
+    module = Watched(Deep())
+    model = wrapped(module, tile=32)
+    model.measure_sizes(x[:20])
+    assert not module.sizes, "what is not needed is not measured"
+    sizes = [model.sizes(gradients=gradients) for gradients in (False, True)]
+    assert sizes[0][0] == sizes[1][0] == 32
+    assert min(map(len, sizes)) > 1, "on this machine no smaller batch has equal bits: the test says nothing"
+    for rows in (torch.arange(3), torch.arange(40, 50), torch.arange(44), torch.arange(1), torch.arange(20, 37)):
+        module.sizes.clear()
+        with torch.no_grad():
+            assert torch.equal(model(x[rows]), logits[rows])
+        assert set(module.sizes) <= set(sizes[0])
+        module.sizes.clear()
+        assert torch.equal(_gradient(model, x[rows]), gradient[rows])
+        assert set(module.sizes) <= set(sizes[1])
+    module.sizes.clear()
+    _gradient(model, x[:1])
+    assert module.sizes == [sizes[1][-1]]
+
+
+class Backwards(torch.autograd.Function):
+    """The identity, whose gradients round by the size of the batch."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient * (1 + len(gradient) % 32 / 2**20)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "forward"),
+    [
+        (lambda x: x * (1 + len(x) % 32 / 2**20), [32]),
+        (lambda x: x * (1 + (len(x) % 32 if torch.is_grad_enabled() else 0) / 2**20), [32, 16, 8, 4, 2, 1]),
+        (Backwards.apply, [32, 16, 8, 4, 2, 1]),
+    ],
+    ids=["forward", "forward under autograd", "backward"],
+)
+def test_a_module_that_rounds_by_the_size_of_a_batch_gets_whole_tiles_only(rounding: Any, forward: list[int]) -> None:
+    class Rounding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.as_tensor(rounding(x)).flatten(1)[:, :10]
+
+    model = wrapped(Rounding(), tile=32)
+    x = first_images(40).x
+    model.measure_sizes(x)
+    assert model.sizes(gradients=False) == forward
+    assert model.sizes(gradients=True) == [32]
+    assert torch.equal(_gradient(model, x)[:3], _gradient(model, x[:3]))
+
+
+def test_a_module_that_takes_no_other_batch_or_has_no_gradients_is_asked_as_before() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(16, 64)[:, :10]
+
+    class Unreachable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach().flatten(1)[:, :10]
+
+    x = first_images(20).x
+    for module, sizes in ((Fixed(), [16]), (Unreachable(), [16, 8, 4, 2, 1])):
+        model = wrapped(module, tile=16)
+        model.measure_sizes(x)
+        assert model.sizes(gradients=False) == model.sizes(gradients=True) == sizes
+        assert torch.equal(model(x), x.flatten(1)[:, :10])
+
+
+def test_what_was_measured_of_the_bare_module_holds_for_nothing_else() -> None:
+    module = Watched(trained_cnn())
+    model = wrapped(module, tile=16)
+    model.measure_sizes(first_images(16).x)
+    assert len(model.sizes(gradients=False)) > 1
+    module.sizes.clear()
+    with torch.no_grad(), model.running(lambda network, x: (network(x), 1)):
+        model(first_images(2).x)
+    assert module.sizes == [16]
+    model.stochastic = True
+    model.measure_sizes(first_images(16).x)
+    assert model.sizes(gradients=False) == [16]
+
+
+def test_rows_go_in_the_batches_that_take_least() -> None:
+    dear = _cheapest([64, 32, 16, 8, 4], quick=4.0, slow=5.0)  # a pass costs nearly what a tile costs
+    assert [dear[rows] for rows in (0, 1, 5, 33, 64)] == [[], [4], [8], [64], [64]]
+    cheap = _cheapest([64, 32, 16, 8, 4], quick=1.0, slow=16.0)  # a row costs the same everywhere
+    assert all(sum(cheap[rows]) == -(-rows // 4) * 4 for rows in range(65))
+
+
+def test_a_search_in_bfloat16_rounds_and_ends_with_its_block() -> None:
+    class Image(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, torch.ones(10, 2, 8, 8)).flatten(1)
+
+    class Vector(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x.view(len(x), -1), torch.ones(10, 128))  # not of channels-last
+
+    x = torch.rand((6, 2, 8, 8), generator=torch.Generator().manual_seed(0))
+    for module in (Image(), Vector()):
+        model = wrapped(module, tile=8, shape=(2, 8, 8))
+        model.measure_sizes(x)
+        exact = model(x)
+        with model.searching("bfloat16"):
+            rough, gradient = model(x), _gradient(model, x)
+            assert torch.equal(model(x[2:3]), rough[2:3])
+        assert rough.dtype == gradient.dtype == torch.float32
+        assert not torch.equal(rough, exact)
+        torch.testing.assert_close(rough, exact, rtol=0.02, atol=0)
+        assert torch.equal(model(x), exact)
 
 
 def test_a_module_that_writes_into_its_input_does_not_reach_ours() -> None:

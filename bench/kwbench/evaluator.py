@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -28,13 +29,14 @@ from kwbench.diagnostics import Case, Question, examine, with_twice_the_budget
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
-from kwbench.gradients import Gradient, within
+from kwbench.gradients import Gradient, Relaxed, within
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.measured import Array
 from kwbench.model import Model, Prediction, require_exact_float32
 from kwbench.outcome import Outcome
 from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
+from kwbench.relaxation import survey
 from kwbench.suite import Suite
 from kwbench.threat import ThreatModel
 
@@ -156,8 +158,10 @@ class LocalEvaluator:
         noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
         near = (probe + (2 * noise - 1) * self._threat.radius).clamp(0, 1)
         stochastic = self._model.measure_randomness(probe, near)
+        self._model.measure_sizes(near)
         self._surrogates: dict[str, str] = {}
         self._not_applicable: dict[str, str] = {}
+        self._probes = (probe, near)
         self._attacks = self._build_attacks(stochastic)
         self.facts = Facts(
             model=name,
@@ -320,11 +324,20 @@ class LocalEvaluator:
             gradient: Gradient | None = getattr(attack, "gradient", None)
             if gradient is not None:
                 attack = replace(attack, gradient=within(gradient, self._threat, self._dataset.shape))
+                if isinstance(gradient, Relaxed) and stage.cascade and not self._hides:
+                    self._not_applicable[stage.label] = "no operation of the model hides its gradient: relaxed ones are exact"
             built[stage.label] = (each.attack, attack)
         if not built.keys() - self._not_applicable.keys():
             kind = "stochastic" if stochastic else "deterministic"
             raise UsageError(f"suite {suite.name!r} has no attack for a {kind} model such as {self._model.name}")
         return built
+
+    @cached_property
+    def _hides(self) -> bool:
+        """Whether the relaxation finds anything to soften, or anything that it cannot see."""
+        with self._model.raising_by_name():
+            surveys = [survey(self._model.module, images[:_SURVEYED]) for images in self._probes]
+        return any(each.relaxed or each.unseen for each in surveys)
 
     def _surrogate_loader(self, label: str) -> Callable[[str], Model]:
         def load(name: str) -> Model:
@@ -357,8 +370,12 @@ class LocalEvaluator:
             tile=self._request.tile,
         )
         surrogate.measure_randomness(self._batch.x[: self._request.tile])
+        surrogate.measure_sizes(self._batch.x[: self._request.tile])
         return surrogate
 
+
+# Images on which operations are looked for that hide their gradients.
+_SURVEYED = 8
 
 # As many as torch would take, before anybody told it otherwise.
 _CORES = torch.get_num_threads()

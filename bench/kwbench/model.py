@@ -1,7 +1,8 @@
 """A frozen classifier, from pixels in [0, 1] (b, c, h, w) to logits (b, k), that counts its own work."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from kwbench.errors import CannotEvaluate, KwbenchError
 from kwbench.randomness import derived_seed, seeded_globally
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,14 @@ class Prediction:
         return {"kind": self.kind, "draws": self.draws, **({"seed": self.seed} if self.kind == "frozen" else {})}
 
 
+@dataclass(frozen=True, slots=True)
+class _Batching:
+    """In which batches the bits of a row are the same; for each number of rows up to a tile, those that they are to take."""
+
+    sizes: list[int]
+    plans: list[list[int]]
+
+
 @dataclass(slots=True)
 class _Meter:
     """Work done so far, for each row of the batch under attack; `shared` is work that no row can be named for."""
@@ -45,7 +56,8 @@ class Model:
 
     Forward and backward passes of a deterministic module run on tiles of exactly `tile` samples, padded when short: float32
     convolutions round differently at other batch sizes, and an attack amplifies the difference. Hence a row's logits and
-    gradients depend on that row alone. A stochastic module's tiles are not padded; its own randomness is reseeded at every
+    gradients depend on that row alone. Once `measure_sizes` knows smaller batches in which they are the same to the bit, passes
+    are padded to those. A stochastic module's tiles are not padded; its own randomness is reseeded at every
     pass from the stream set by `reseed`. With frozen randomness each image passes alone: in a batch, what an image meets
     would depend on its place there.
 
@@ -79,7 +91,12 @@ class Model:
         self._draw = 0
         self._common: int | None = None
         self._meter = _Meter()
-        self._run: Callable[[nn.Module, Tensor], tuple[Tensor, int]] = lambda module, x: (module(x), 1)
+        self._run: Callable[[nn.Module, Tensor], tuple[Tensor, int]] = _once
+        self._precision: Precision = "float32"
+        self._channels_last: bool | None = None  # in bfloat16; None until tried
+        self._probe: Tensor | None = None
+        # By precision, without gradients and with.
+        self._batchings: dict[tuple[Precision, bool], _Batching] = {}
         # The most forward passes that any tile of the latest call took.
         self._passes = 1
 
@@ -141,6 +158,59 @@ class Model:
             )
         return self.stochastic
 
+    def measure_sizes(self, images: Tensor) -> None:
+        """From now on find out by trial, when fewer rows than a tile first are to pass, in which smaller batches the module
+        gives each of them the very bits that it gives it in a tile; and pad to those.
+
+        Which kernel computes a batch goes by its shape, so equal bits on these images (b, c, h, w) mean the same order of
+        summation on any. Sizes are halvings of the tile. Of a module that is stochastic or frozen nothing is measured.
+        """
+        self._batchings = {}
+        self._probe = None if self.stochastic or self._frozen else images.detach()[torch.arange(self.tile) % len(images)]
+
+    def sizes(self, *, gradients: bool) -> list[int]:
+        """The batches in which rows may pass, with or without gradients, the largest first; the tile alone if the module
+        raises."""
+        return self._batching(gradients).sizes
+
+    def _batching(self, gradients: bool) -> "_Batching":
+        found = self._batchings.get((self._precision, gradients))
+        if found is None:
+            try:
+                found = self._measured_batching(gradients)
+            except Exception:  # noqa: BLE001 - whatever ails the module shows, under its name, where it is asked in earnest
+                found = _Batching([self.tile], [])
+            self._batchings[self._precision, gradients] = found
+        return found
+
+    def _measured_batching(self, gradients: bool) -> "_Batching":
+        if self._probe is None:
+            return _Batching([self.tile], [])
+        whole, slow = self._bits(self._probe, gradients)
+        sizes, few = [self.tile], self.tile
+        while few > 1:
+            few //= 2
+            # Turned round, so that each row stands elsewhere than in the tile.
+            part, _ = self._bits(self._probe.flip(0)[:few], gradients)
+            if all(torch.equal(one.flip(0)[:few], other) for one, other in zip(whole, part, strict=True)):
+                sizes.append(few)
+        quick = min(self._bits(self._probe[: sizes[-1]], gradients)[1] for _ in range(3)) if len(sizes) > 1 else slow
+        return _Batching(sizes, _cheapest(sizes, quick, slow))
+
+    def _bits(self, x: Tensor, gradients: bool) -> tuple[list[Tensor], float]:
+        """Logits of one pass over x, and where asked for the gradients of a sum of them; the seconds that it took."""
+        began = time.perf_counter()
+        with torch.set_grad_enabled(gradients):
+            leaf = x.clone().requires_grad_(gradients)
+            logits = self._pass(self._copied(leaf), None)
+            found = [logits.detach()]
+            if logits.requires_grad:
+                weights = torch.arange(1, self.classes + 1, device=x.device).cos()
+                found += torch.autograd.grad((logits * weights).sum(), leaf)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return found, time.perf_counter() - began
+
     def _varies(self, x: Tensor, draws: int) -> bool:
         with torch.no_grad(), self.raising_by_name():
             # Two that are not numbers are no difference: such a model is refused for what it says of clean images.
@@ -182,6 +252,21 @@ class Model:
             self._run = before
 
     @contextmanager
+    def searching(self, precision: Precision) -> Iterator[None]:
+        """Compute in this precision until the block ends.
+
+        bfloat16 is what torch's autocast makes of it. What the module then says is for finding one's way; only float32 counts.
+        """
+        before = self._precision
+        self._precision = precision
+        try:
+            if precision == "bfloat16" and self._channels_last is None:
+                self._channels_last = self._takes_channels_last()
+            yield
+        finally:
+            self._precision = before
+
+    @contextmanager
     def metering(self, size: int) -> Iterator[None]:
         """Count work per row of a batch of `size` samples until the block ends; read it with `work`."""
         self._meter = _Meter(torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long))
@@ -218,10 +303,23 @@ class Model:
         if self._common is not None:
             self._draw = self._common
         self._passes = 1
-        for start in range(0, len(x), self.tile):
-            yield [self._draw_once(x[start : start + self.tile]) for _ in range(self._draws)]
+        start = 0
+        for size in self._split(x):
+            yield [self._draw_once(x[start : start + size], size) for _ in range(self._draws)]
+            start += size
         for _ in range(self._passes):
             self._charge(len(x), rows, "forwards")
+
+    def _split(self, x: Tensor) -> list[int]:
+        """The sizes of the passes that x (b, c, h, w) takes; the last may be longer than what is left."""
+        tiles, rest = divmod(len(x), self.tile)
+        sizes = [self.tile] * tiles
+        if not rest:
+            return sizes
+        # What was measured holds for the bare module.
+        bare = self._probe is not None and self._run is _once and x.requires_grad == torch.is_grad_enabled()
+        plans = self._batching(x.requires_grad).plans if bare else []
+        return sizes + (plans[rest] if plans else [self.tile])
 
     def _combined(self, draws: list[Tensor]) -> Tensor:
         if len(draws) == 1:
@@ -231,8 +329,8 @@ class Model:
             draws = [logits.log_softmax(dim=1) for logits in draws]
         return torch.stack(draws).mean(dim=0)
 
-    def _draw_once(self, x: Tensor) -> Tensor:
-        """Logits (b, k) of at most a tile of images."""
+    def _draw_once(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Logits (b, k) of at most a tile of images; those of a deterministic module pass in a batch of `size`."""
         if self._frozen:
             return torch.cat(
                 [self._pass(image.clone(), derived_seed("frozen", self.prediction.seed)) for image in torch.split(x, 1)]
@@ -240,14 +338,29 @@ class Model:
         self._draw += 1
         if self.stochastic:
             # Where a pass has a seed of its own, rounding is drowned by what it draws, and padding would only cost.
-            return self._pass(x.clone(), derived_seed(self._stream, self._draw))
-        missing = self.tile - len(x)
-        full = torch.cat([x, x[-1:].detach().expand(missing, *x.shape[1:])]) if missing else x.clone()
-        return self._pass(full, None)[: len(x)]
+            return self._pass(self._copied(x), derived_seed(self._stream, self._draw))
+        missing = (size or self.tile) - len(x)
+        full = torch.cat([x, x[-1:].detach().expand(missing, *x.shape[1:])]) if missing else x
+        return self._pass(self._copied(full), None)[: len(x)]
+
+    def _copied(self, x: Tensor) -> Tensor:
+        """A copy; in bfloat16 with channels last where the module takes them, which spares its convolutions copies."""
+        last = self._precision == "bfloat16" and self._channels_last
+        return x.clone(memory_format=torch.channels_last if last else torch.preserve_format)
+
+    def _takes_channels_last(self) -> bool:
+        """A `view` of an image as a vector does not."""
+        images = torch.zeros((2, *self.shape), device=self.device).contiguous(memory_format=torch.channels_last)
+        try:
+            with torch.no_grad():
+                self._pass(images, 0)
+        except RuntimeError:
+            return False
+        return True
 
     def _pass(self, x: Tensor, seed: int | None) -> Tensor:
         """One pass of the module; x is a copy, for a module that writes into its input must not reach ours."""
-        with seeded_globally(seed) if seed is not None else nullcontext():
+        with seeded_globally(seed) if seed is not None else nullcontext(), self._arithmetic():
             logits, passes = self._run(self.module, x)
         self._passes = max(self._passes, passes)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
@@ -258,6 +371,28 @@ class Model:
         if not logits.is_floating_point():
             raise CannotEvaluate(f"{self.name}: logits must be floating point, they are {logits.dtype}")
         return logits.float()
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bfloat16" else nullcontext()
+
+
+def _once(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    return module(x), 1
+
+
+def _cheapest(sizes: list[int], quick: float, slow: float) -> list[list[int]]:
+    """For each number of rows from 0 to the largest of the sizes, those that together hold them in the least time.
+
+    The smallest takes `quick` seconds, the largest `slow`, those between as much more as they hold more.
+    """
+    largest, smallest = max(sizes), min(sizes)
+    each = max(0.0, slow - quick) / (largest - smallest)
+    seconds = {size: quick + (size - smallest) * each for size in sizes}
+    plans: list[list[int]] = [[]]
+    for rows in range(1, largest + 1):
+        choices = [[size, *plans[max(0, rows - size)]] for size in sizes]
+        plans.append(min(choices, key=lambda plan: sum(seconds[size] for size in plan)))
+    return plans
 
 
 def _majority(draws: list[Tensor]) -> tuple[Tensor, Tensor]:
