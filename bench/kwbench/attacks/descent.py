@@ -7,8 +7,8 @@ from torch import Tensor
 
 from kwbench.attacks.losses import LOSSES, LossName, fooled
 from kwbench.geometry import norms, project, steepest
-from kwbench.gradients import Gradient
-from kwbench.model import Model
+from kwbench.gradients import Exact, Gradient
+from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -18,7 +18,8 @@ class Descent:
     """Steps along the steepest direction of a loss, each followed by projection into the ball and the pixel range.
 
     `step_size` is in the norm's unit. With `decay` the direction is that of a running sum, old sum times `decay` plus the
-    gradient over its l1 norm (Dong et al. 2018, arXiv:1710.06081, eq. 6).
+    gradient over its l1 norm (Dong et al. 2018, arXiv:1710.06081, eq. 6). In `precision` bfloat16 no sample stops before
+    float32 agrees that it is misclassified.
     """
 
     steps: int
@@ -27,6 +28,7 @@ class Descent:
     gradient: Gradient
     early_exit: bool
     decay: float | None = None
+    precision: Precision = "float32"
 
     def __call__(
         self,
@@ -46,32 +48,52 @@ class Descent:
         """
         early_exit = self.early_exit and not model.stochastic
         final, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        active = torch.arange(len(x), device=x.device)
-        z, velocity = start, torch.zeros_like(start)
         loss = LOSSES[self.loss]
-        for step in range(self.steps):
-            labels = y[active]
+        # Samples pass a tile at a time, and whoever is done makes room for the next. Estimators that draw noise address it by
+        # the step, so theirs go all together.
+        room = model.tile if isinstance(self.gradient, Exact) and not model.stochastic else len(x)
+        active = torch.arange(min(room, len(x)), device=x.device)
+        entered = len(active)
+        images, labels, z, velocity = x[active], y[active], start[active], torch.zeros_like(start[active])
+        taken = torch.zeros_like(active)
+        while len(active):
 
             def objective(logits: Tensor, labels: Tensor = labels) -> Tensor:
                 return loss(logits, labels)[None]
 
-            estimate = self.gradient(model, z, objective, rng.take(active).child(step), rows[active])
+            with model.searching(self.precision):
+                estimate = self.gradient(model, z, objective, rng.take(active).child(int(taken[0])), rows[active])
             gradient = estimate.gradients[0]
             if early_exit:
-                done = fooled(estimate.logits, labels)
-                final[active[done]], broken[active[done]] = z[done], True
-                active, z, gradient, velocity = active[~done], z[~done], gradient[~done], velocity[~done]
-                if not len(active):
-                    return final, broken
-                settled = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+                settled = self._misclassified(model, z, estimate.logits, labels, rows[active])
+                broken[active[settled]] = True
             else:
                 # Not-a-number is what the judge calls broken; its gradient would lead out of the pixels.
                 settled = ~estimate.logits.isfinite().all(dim=1)
             if self.decay is not None:
                 length = norms(gradient, "l1").clamp_min(1e-30).view(-1, 1, 1, 1)
-                velocity = self.decay * velocity + gradient / length
-                gradient = velocity
-            moved = project(z + self.step_size * steepest(gradient, threat.norm), x[active], threat)
+                gradient = velocity = self.decay * velocity + gradient / length
+            moved = project(z + self.step_size * steepest(gradient, threat.norm), images, threat)
             z = torch.where(settled.view(-1, 1, 1, 1), z, moved)
-        final[active] = z
+            taken += 1
+            over = taken >= self.steps
+            if early_exit:
+                over |= settled
+            if bool(over.any()):
+                final[active[over]] = z[over]
+                stay, enter = ~over, torch.arange(entered, min(entered + int(over.sum()), len(x)), device=x.device)
+                entered += len(enter)
+                active = torch.cat([active[stay], enter])
+                images, labels = x[active], y[active]
+                z = torch.cat([z[stay], start[enter]])
+                velocity = torch.cat([velocity[stay], torch.zeros_like(start[enter])])
+                taken = torch.cat([taken[stay], torch.zeros_like(enter)])
         return final, broken
+
+    def _misclassified(self, model: Model, z: Tensor, logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        """Which z (b,) the judge would call broken, by `logits` of the search's precision, and by float32 where they say so."""
+        seen = fooled(logits, labels)
+        if self.precision != "float32" and bool(seen.any()):
+            with torch.no_grad():
+                seen[seen.clone()] = fooled(model(z[seen], rows[seen]), labels[seen])
+        return seen

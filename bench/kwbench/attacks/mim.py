@@ -11,7 +11,7 @@ from kwbench.attacks.attack import Length, strict
 from kwbench.attacks.descent import Descent
 from kwbench.attacks.losses import LossName
 from kwbench.gradients import EXACT, Gradient, passes
-from kwbench.model import Model
+from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -22,7 +22,8 @@ class Mim:
 
     The defaults are the paper's: 10 steps of eps / 10, decay 1.0. `step_size` is in the norm's unit; None stands for
     `relative_step_size` * eps, and that for eps / `steps`. Both norms of the paper (eq. 6 to 8).
-    On a deterministic model a sample stops at its first misclassified iterate (`early_exit`); papers report the last.
+    On a deterministic model a sample stops at its first misclassified iterate (`early_exit`); papers report the last. In
+    `precision` bfloat16 the steps are found in rounded arithmetic, and a sample stops when float32 has it misclassified too.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
@@ -37,6 +38,7 @@ class Mim:
     loss: LossName = "cross_entropy"
     gradient: Gradient = EXACT
     early_exit: bool = True
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -50,7 +52,7 @@ class Mim:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
         relative = self.relative_step_size if self.relative_step_size is not None else 1 / self.steps
         step_size = self.step_size if self.step_size is not None else relative * threat.radius
-        descend = Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, decay=self.decay)
+        descend = Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, self.decay, self.precision)
         return descend(model, x, y, threat, rng, start=x, rows=torch.arange(len(x), device=x.device))[0]
 
     def passes(self, stochastic: bool) -> int:

@@ -12,7 +12,7 @@ from kwbench.attacks.descent import Descent
 from kwbench.attacks.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
 from kwbench.gradients import EXACT, Gradient, passes
-from kwbench.model import Model
+from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -24,7 +24,9 @@ class Pgd:
     `step_size` is in the norm's unit; None stands for `relative_step_size` * eps. The defaults are Foolbox's LinfPGD:
     40 steps of eps / 30 from a random start.
     On a deterministic model a sample stops at its first misclassified iterate (`early_exit`), which also keeps a success
-    that a later step would lose; papers report the last iterate. Of several restarts the first that succeeds is proposed.
+    that a later step would lose; papers report the last iterate. In `precision` bfloat16 the steps are found in rounded
+    arithmetic, and a sample stops when float32 has it misclassified too.
+    Of several restarts the first that succeeds is proposed.
     A stochastic model is attacked to the last step, and among restarts the one with the highest mean loss over
     `restart_draws` draws is proposed.
     """
@@ -43,6 +45,7 @@ class Pgd:
     gradient: Gradient = EXACT
     early_exit: bool = True
     restart_draws: int = 20
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.restart_draws < 1:
@@ -55,7 +58,7 @@ class Pgd:
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
         step_size = self.step_size if self.step_size is not None else self.relative_step_size * threat.radius
-        descend = Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit)
+        descend = Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, precision=self.precision)
         best = x.clone()
         best_loss = torch.full((len(x),), -torch.inf, device=x.device)
         rows = torch.arange(len(x), device=x.device)

@@ -1,0 +1,103 @@
+"""The loop of PGD and its kin: samples in and out of full tiles, and a search in bfloat16 that claims nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kwbench.attacks import build_attack, default_parameters, parameters_of
+from kwbench.errors import UsageError
+from kwbench.outcome import Status
+from kwbench.randomness import SampleRandom
+from kwbench.threat import ThreatModel
+from small_models import broken, cnn, first_images, run, sharp, trained_cnn, wrapped
+from test_model import Watched
+
+LINF = ThreatModel.of("linf", "0.12")
+
+
+@pytest.mark.parametrize("name", ["pgd", "mim"])
+def test_whoever_is_done_makes_room_for_the_next(name: str) -> None:
+    batch = sharp(first_images(120))
+    module = Watched(trained_cnn())
+    model = wrapped(module, tile=16)
+    attack = build_attack(name, {"steps": 12, "relative_step_size": 0.15})
+    with model.metering(len(batch)):
+        attack(model, batch.x, batch.y, LINF, SampleRandom(0, name, batch.samples))
+        work = sum(model.work()[0])
+    assert set(module.sizes) == {16}
+    # Only once nobody waits is there room left in a tile, for at most as many passes as there are steps.
+    assert work / 16 <= len(module.sizes) <= work / 16 + 12
+
+
+@pytest.mark.parametrize("early_exit", [True, False])
+@pytest.mark.parametrize("name", ["pgd", "mim"])
+def test_what_is_proposed_is_the_same_whatever_the_tiles_hold(name: str, early_exit: bool) -> None:
+    batch = first_images(100)
+    attack = build_attack(name, {"steps": 8, "early_exit": early_exit})
+
+    def proposed(rows: list[int], measured: bool) -> Tensor:
+        model, part = cnn(tile=16), batch.take(rows)
+        if measured:
+            model.measure_sizes(batch.x[:16])
+            assert len(model.sizes(gradients=True)) > 1
+        return attack(model, part.x, part.y, LINF, SampleRandom(0, name, part.samples))
+
+    whole = proposed(list(range(100)), measured=False)
+    for measured in (False, True):
+        backwards = proposed(list(range(100))[::-1], measured)
+        assert torch.equal(backwards.flip(0), whole)
+        assert torch.equal(proposed([7, 90, 3], measured), whole[[7, 90, 3]])
+
+
+def test_all_steps_are_taken_and_no_more() -> None:
+    batch = first_images(40)
+    model = cnn(tile=16)
+    for steps in (1, 5):
+        attack = build_attack("pgd", {"steps": steps, "early_exit": False, "random_start": False, "step_size": 0.01})
+        z = attack(model, batch.x, batch.y, LINF, SampleRandom(0, "pgd", batch.samples))
+        far = (z - batch.x).abs().flatten(1).amax(dim=1)
+        torch.testing.assert_close(far, torch.full((40,), 0.01 * steps))
+
+
+class Rounded(nn.Module):
+    """Wrong about every image, in bfloat16 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trained_cnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x).float()
+        rough = torch.is_autocast_enabled("cpu")
+        return logits.roll(1, dims=1) if rough else logits
+
+
+def test_bfloat16_stops_at_nothing_that_float32_does_not_confirm() -> None:
+    batch = sharp(first_images(48))
+    model = wrapped(Rounded(), tile=16)
+    for restarts in (1, 2):
+        parameters = {"steps": 6, "precision": "bfloat16", "step_size": 1e-4, "restarts": restarts}
+        outcomes = run("pgd", parameters, batch, ThreatModel.of("linf", "0.001"), model=model)
+        assert all(outcome.status is Status.HELD for outcome in outcomes)
+        assert all(outcome.backwards == 6 * restarts for outcome in outcomes), "they must be attacked to the end"
+
+
+@pytest.mark.parametrize("name", ["pgd", "mim"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_search_in_bfloat16_breaks_as_many(name: str, norm: str) -> None:
+    batch = first_images(200)
+    threat = ThreatModel.of(norm, {"linf": "0.12", "l2": "0.6"}[norm])
+    plain, rough = (run(name, {"precision": precision}, batch, threat) for precision in ("float32", "bfloat16"))
+    assert broken(rough).sum() >= broken(plain).sum()
+    assert 0 < broken(plain).sum() < len(broken(plain))
+
+
+def test_the_precision_of_a_search_is_part_of_an_attacks_identity() -> None:
+    for name in ("pgd", "mim"):
+        assert default_parameters(name)["precision"] == "float32"
+        rough: Any = build_attack(name, {"precision": "bfloat16"})
+        assert parameters_of(rough)["precision"] == "bfloat16"
+    with pytest.raises(UsageError, match="precision"):
+        build_attack("pgd", {"precision": "float16"})
