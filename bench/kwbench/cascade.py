@@ -19,7 +19,10 @@ GAIN = 0.005
 # What may be left of the mean over the samples for an attack not to be worth its passes: a fifth of a gain.
 LEFT = 0.001
 
-_LETTERS = {status: status.value[:1].encode() for status in Status}
+# The value of a deterministic model's sample by the first letter of its status: right or not, NaN where there is no answer.
+_VALUES = np.full(256, np.nan)
+_VALUES[[ord(status[0]) for status in (Status.BROKEN, Status.WRONG)]] = 0.0
+_VALUES[ord(Status.HELD[0])] = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
     """The turns of the attacks of an evaluation, as far as `rows` go: the outcomes of its first attack runs, None if empty."""
     after = spec.spec.get("after", {})
     not_applicable = spec.spec.get("not_applicable", {})
+    screens = spec.spec.get("screens", {})
     # A protocol meets all samples.
     necessary = {CLEAN, *(spec.spec.get("protocol_attacks") or ())}
     cascade = cascaded(spec)
@@ -54,6 +58,10 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
     found: dict[str, Turn] = {}
     for each, recorded in zip(spec.attacks, rows, strict=False):
         sees = best > 0 if each.label in cascade else np.ones(len(index), dtype=bool)
+        standing = int(sees.sum())
+        if standing > screens.get(each.label, standing):
+            chosen = np.flatnonzero(sees)[np.linspace(0, standing - 1, screens[each.label]).round().astype(int)]
+            sees = np.isin(np.arange(len(index)), chosen)
         skipped = not_applicable.get(each.label) or _ruled_out(after.get(each.label, ()), found)
         if skipped is None and each.label in cascade - necessary and len(index) == spec.n and best.sum() < LEFT * spec.n:
             skipped = "hardly anything was left to break"
@@ -61,10 +69,10 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
         row = recorded if skipped is None else None
         values = onto(index, row, _values(row, spec.stochastic))
         lowered = values < best
-        present = onto(index, row, np.ones(0 if row is None else len(row))) > 0
         gain = np.where(lowered, best - values, 0.0)
-        gained = bool(gain.sum() >= GAIN * spec.n)
-        found[each.label] = Turn(each.label, skipped, sees, best, lowered, bool(present[sees].all()), gained)
+        # Of a few, what it would have gained of all.
+        gained = bool(gain.sum() * standing >= GAIN * spec.n * max(1, int(sees.sum())))
+        found[each.label] = Turn(each.label, skipped, sees, best, lowered, _covers(row, index, sees), gained)
         best = np.where(lowered, values, best)
     return list(found.values())
 
@@ -89,13 +97,21 @@ def onto(index: NDArray[np.int64], row: Tally | None, values: NDArray[np.float64
     return aligned
 
 
+def _covers(row: Tally | None, index: NDArray[np.int64], sees: NDArray[np.bool_]) -> bool:
+    """Whether there is a row for every sample that an attack sees."""
+    if row is None or row.index is not index:
+        present = onto(index, row, np.ones(0 if row is None else len(row))) > 0
+        return bool(present[sees].all())
+    return True
+
+
 def _values(row: Tally | None, stochastic: bool) -> NDArray[np.float64]:
     if row is None:
         return np.empty(0)
     if stochastic:
         return row.selection if len(row.selection) else np.full(len(row), np.nan)
-    fell = (row.status == _LETTERS[Status.BROKEN]) | (row.status == _LETTERS[Status.WRONG])
-    return np.where(fell, 0.0, np.where(row.status == _LETTERS[Status.HELD], 1.0, np.nan))
+    values: NDArray[np.float64] = _VALUES[row.status.view(np.uint8)]
+    return values
 
 
 def _ruled_out(after: Sequence[str], before: dict[str, Turn]) -> str | None:

@@ -8,7 +8,6 @@ attacks that do nothing turn p = 0.87 into 0.79.
 """
 
 import json
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,8 +25,8 @@ from kwbench.threat import ThreatModel
 if TYPE_CHECKING:
     import pandas as pd
 
-_LETTERS = {status: status.value[:1].encode() for status in Status}
-_HELD = _LETTERS[Status.HELD]
+_LETTERS = {status.value: status.value[:1].encode() for status in Status}
+_HELD = ord(Status.HELD[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,23 +358,22 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
     first = next((row for each, row in zip(spec.attacks, rows, strict=True) if each.label == CLEAN), None)
     index = first.index if first is not None else np.empty(0, dtype=np.int64)
     values = _worst_cases(taken, rows, index, spec.stochastic)
+    worst = np.zeros(len(index), dtype=np.intp)
+    for position, turn in enumerate(taken):
+        worst[turn.lowered] = position
+    broke = np.bincount(worst, minlength=len(taken)).tolist()
     # Labels by what they lack.
     lacking: dict[str, list[str]] = {}
     found: list[AttackStanding] = []
-    for each, row, turn, after in zip(spec.attacks, rows, taken, values, strict=True):
+    for position, (each, row, turn) in enumerate(zip(spec.attacks, rows, taken, strict=True)):
         if turn.skipped is not None:
             continue
-        lacks = _lacks(row, turn, index, spec)
+        counts = _counts(row)
+        lacks = _lacks(row, counts, turn, index, spec, cascade=each.label in cascade)
         if lacks:
             lacking.setdefault(lacks, []).append(each.label)
-        left = _accuracy(after, spec.stochastic) if each.label in cascade and not lacking else None
-        found.append(_attack(each, row, spec, usable=not lacks, left=left))
-    worst = np.full(len(index), 0)
-    for position, turn in enumerate(taken):
-        worst[turn.lowered] = position
-    labels = tuple(spec.attacks[position].label for position in worst.tolist())
-    counts = Counter(labels)
-    found = [replace(each, broke=counts[each.name]) for each in found]
+        left = _accuracy(values[position], spec.stochastic) if each.label in cascade and not lacking else None
+        found.append(_attack(each, row, counts, spec, usable=not lacks, left=left, broke=broke[position]))
     missing = [f"{', '.join(those)}: {lacks}" for lacks, those in lacking.items()]
     if first is None:
         missing.insert(0, "nothing is known of the clean images")
@@ -402,7 +400,7 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
         skipped={turn.label: turn.skipped for turn in taken if turn.skipped is not None},
         a_protocol=None if protocol_values is None else _accuracy(protocol_values, spec.stochastic),
         protocol_values=protocol_values,
-        worst=labels if robust_values is not None else (),
+        worst=tuple([spec.attacks[position].label for position in worst.tolist()]) if robust_values is not None else (),
     )
 
 
@@ -434,16 +432,15 @@ def _protocol_values(
 
 
 def _lacks(  # noqa: PLR0911 - one reason after the other
-    row: Tally | None, turn: Turn, index: NDArray[np.int64], spec: EvaluationSpec
+    row: Tally | None, counts: Mapping[str, int], turn: Turn, index: NDArray[np.int64], spec: EvaluationSpec, *, cascade: bool
 ) -> str | None:
     """Why an attack has no verdict on every sample that it is to see, or None."""
     n = spec.n
-    cascade = turn.label in cascaded(spec)
     expected = int(turn.sees.sum()) if cascade and len(index) == n else n
     if row is None:
         return f"0 of {expected} samples" if expected else None
     for status in (Status.ERROR, Status.INVALID):
-        if count := _count(row, status):
+        if count := counts[status]:
             return f"{count} of {len(row)} rows {status.value}"
     if len(index) != n:
         return f"{len(row)} of {n} samples, {len(index)} of the clean images"
@@ -452,33 +449,44 @@ def _lacks(  # noqa: PLR0911 - one reason after the other
         return "rows of other samples than the clean images"
     if not turn.finished:
         return f"{int(np.isin(index[turn.sees], row.index, assume_unique=True).sum())} of {expected} samples"
-    # In a cascade only what lowered the selection need be scored.
-    needed = turn.lowered if cascade else np.ones(n, dtype=bool)
-    drawn = len(row.selection) == len(row) and not np.isnan(row.selection).any()
-    if spec.stochastic and not (drawn and not np.isnan(onto(index, row, row.fresh)[needed]).any()):
-        return "rows without draws"
+    if spec.stochastic:
+        # In a cascade only what lowered the selection need be scored.
+        needed = turn.lowered if cascade else np.ones(n, dtype=bool)
+        drawn = len(row.selection) == len(row) and not np.isnan(row.selection).any()
+        if not drawn or np.isnan(onto(index, row, row.fresh)[needed]).any():
+            return "rows without draws"
     return None
 
 
 def _attack(
-    attack: AttackSpec, row: Tally | None, spec: EvaluationSpec, *, usable: bool, left: Interval | None
+    attack: AttackSpec,
+    row: Tally | None,
+    counts: Mapping[str, int],
+    spec: EvaluationSpec,
+    *,
+    usable: bool,
+    left: Interval | None,
+    broke: int,
 ) -> AttackStanding:
     n, stochastic = spec.n, spec.stochastic
     budget = spec.spec.get("passes", {}).get(attack.label)
     parameters = attack.spec.get("parameters", {})
     surrogate = parameters.get("surrogate") if isinstance(parameters, Mapping) else None
     if row is None:
-        counts = {status.value: 0 for status in Status}
-        return AttackStanding(attack.label, attack, 0, None, left, counts, 0, 0, 0.0, surrogate=surrogate, budget=budget)
-    counts = {status.value: _count(row, status) for status in Status}
+        return AttackStanding(
+            attack.label, attack, 0, None, left, counts, 0, 0, 0.0, surrogate=surrogate, broke=broke, budget=budget
+        )
     whole = usable and len(row) == n and not (stochastic and np.isnan(row.fresh).any())
     # A verdict under the other rule exists where the attack ran; samples that were wrong before have neither.
     both = whole and not stochastic and row.other_rows > 0 and row.other_rows == n - counts[Status.WRONG]
+    accuracy = None
+    if whole:
+        accuracy = accuracy_of_values(row.fresh) if stochastic else accuracy_of_hits(counts[Status.HELD], n)
     return AttackStanding(
         name=attack.label,
         spec=attack,
         n=len(row),
-        accuracy=_accuracy(_values(row, stochastic), stochastic) if whole else None,
+        accuracy=accuracy,
         standing=left,
         statuses=counts,
         forwards=row.forwards,
@@ -487,19 +495,22 @@ def _attack(
         other_accuracy=accuracy_of_hits(row.other_held, n) if both else None,
         surrogate=surrogate,
         surrogate_accuracy=accuracy_of_hits(row.surrogate_right, row.surrogate_rows) if row.surrogate_rows else None,
+        broke=broke,
         budget=budget,
     )
 
 
-def _count(row: Tally, status: Status) -> int:
-    return row.status.tobytes().count(_LETTERS[status])
+def _counts(row: Tally | None) -> dict[str, int]:
+    """How many rows have each status."""
+    letters = b"" if row is None else row.status.tobytes()
+    return {status: letters.count(letter) for status, letter in _LETTERS.items()}
 
 
 def _values(row: Tally, stochastic: bool) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = (row.status == _HELD).astype(float)
     if stochastic:
-        values = row.fresh if len(row.fresh) else np.full(len(row), np.nan)
-    return values
+        return row.fresh if len(row.fresh) else np.full(len(row), np.nan)
+    held: NDArray[np.bool_] = row.status.view(np.uint8) == _HELD
+    return held.astype(float)
 
 
 def _accuracy(values: NDArray[np.float64], stochastic: bool) -> Interval:

@@ -90,8 +90,8 @@ def mean_interval(
     if np.any(size < 1) or np.any(~((mean >= 0) & (mean <= 1))) or np.any(~((variance >= 0) & (variance <= 0.25 + 1e-9))):
         raise ValueError("mean_interval: need values in [0, 1] and n >= 1")
     tail = (1 - level) / 2
-    high = _gaffke_upper(mean, variance, size, tail)
-    low = 1 - _gaffke_upper(1 - mean, variance, size, tail)
+    high, mirrored = _gaffke_upper(np.stack([mean, 1 - mean]), variance, size, tail)
+    low = 1 - mirrored
     return np.clip(np.minimum(low, mean), 0, 1), np.clip(np.maximum(high, mean), 0, 1)
 
 
@@ -229,17 +229,18 @@ def _as_integers(d: NDArray[np.float64]) -> NDArray[np.int64] | None:
 
 def _count_out(d: NDArray[np.int64]) -> tuple[float, float]:
     """P(sum >= observed) and P(sum <= observed) over all sign vectors, by Pagano and Tritchler's shifts (1983)."""
-    steps = np.abs(d)
+    # In this order the part that is not zero stays short for long.
+    steps = np.sort(np.abs(d))
     observed = int(d[d > 0].sum())  # the positive part; the whole sum is twice this less the total
     mass = np.zeros(int(steps.sum()) + 1)
     mass[0] = 1.0
     reached = 0
     for step in steps.tolist():
         # The part above `reached` is zero; halving every time keeps the numbers in range.
-        mass[: reached + 1] *= 0.5
+        halved = mass[: reached + 1] * 0.5
+        mass[: reached + 1] = halved
+        mass[step : reached + 1 + step] += halved
         reached += step
-        shifted = mass[: reached + 1 - step].copy()
-        mass[step : reached + 1] += shifted
     return min(1.0, float(mass[observed:].sum())), min(1.0, float(mass[: observed + 1].sum()))
 
 

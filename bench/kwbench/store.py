@@ -165,8 +165,9 @@ _COUNTS = ("selection_correct", "selection_draws", "fresh_correct", "fresh_draws
 # SQLite reads on one core a connection.
 _READERS = min(4, os.cpu_count() or 1)
 
-# No word of these holds, begins or ends another, so a text of them without spaces reads in one way only.
-_LETTERS = {status.value.encode(): status.value[:1].encode() for status in Status}
+# In a text of statuses without spaces, w, b, h and v stand once in each wrong, broken, held and invalid, and nowhere else.
+_INITIALS = bytes.maketrans(b"v!", b"ie")
+_OTHERS = bytes(set(b"abcdefghijklmnopqrstuvwxyz") - set(b"wbhv"))
 
 # An image has a table of its own.
 OUTCOME_COLUMNS = [field.name for field in fields(Outcome) if field.name != "image"]
@@ -383,8 +384,8 @@ class Store:
         with self._naming(self._name), self._engine.connect() as connection:
             return set(connection.execute(query).scalars())
 
-    def record_findings(self, evaluation: int, findings: Sequence[Finding]) -> None:
-        """Put what checks found on record; it replaces what the same checks found before.
+    def record_findings(self, evaluation: int, findings: Sequence[Finding], *, instead_of: Sequence[str] = ()) -> None:
+        """Put what checks found on record; it replaces what the same checks found before, and those of `instead_of`.
 
         Raises CannotEvaluate for a figure that is not finite, and if it cannot be written.
         """
@@ -394,7 +395,8 @@ class Store:
         with self._naming(self._name), self._engine.begin() as connection:
             connection.execute(
                 sa.delete(_findings).where(
-                    _findings.c.evaluation == evaluation, _findings.c.check.in_([each.check for each in findings])
+                    _findings.c.evaluation == evaluation,
+                    _findings.c.check.in_([*instead_of, *(each.check for each in findings)]),
                 )
             )
             _insert(
@@ -586,7 +588,7 @@ class Store:
             draws: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
             for run, positions, *texts in grouped([row[0] for row in rows if row[8]], index, *counts):
                 order, _ = _positions(positions, parsed)
-                selected, of, scored, scored_of = (np.array(each.split(","), dtype=float)[order] for each in texts)
+                selected, of, scored, scored_of = (_integers(each)[order] for each in texts)
                 draws[run] = (_shares(selected, of), _shares(scored, scored_of))
         tallies = {}
         none = np.empty(0)
@@ -790,10 +792,11 @@ def _parts(numbers: Collection[int]) -> Iterator[list[int]]:
 
 def _letters(statuses: str) -> bytes:
     """The first letters of statuses that stand side by side without spaces."""
-    packed = statuses.encode()
-    for word, letter in _LETTERS.items():
-        packed = packed.replace(word, letter)
-    return packed
+    return statuses.encode().replace(b"error", b"!").translate(_INITIALS, _OTHERS)
+
+
+def _integers(text: str) -> NDArray[np.int64]:
+    return np.fromstring(text, dtype=np.int64, sep=",")
 
 
 def _positions(
@@ -801,14 +804,14 @@ def _positions(
 ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """The order that sorts the rows, and the sorted positions. Nearly all attack runs share one text."""
     if text not in parsed:
-        index = np.array(text.split(","), dtype=np.int64)
+        index = _integers(text)
         order = np.argsort(index, kind="stable")
         # Whoever was first: other readers compare by identity what they have of it.
         return parsed.setdefault(text, (order, index[order]))
     return parsed[text]
 
 
-def _shares(right: NDArray[np.float64], draws: NDArray[np.float64]) -> NDArray[np.float64]:
+def _shares(right: NDArray[Any], draws: NDArray[Any]) -> NDArray[np.float64]:
     shares: NDArray[np.float64] = np.divide(right, draws, out=np.full(right.shape, np.nan), where=draws > 0)
     return shares
 

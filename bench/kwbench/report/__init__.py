@@ -1,7 +1,9 @@
 """Reports: a web page, Markdown, CSV and LaTeX, from the record alone. Equal records give equal bytes."""
 
 # Formats are imported as they are asked for: a page must not wait for pandas, nor for the claims' YAML.
-from collections.abc import Callable, Collection
+import gc
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -123,16 +125,29 @@ def write_report(store: Store, folder: Path, formats: Collection[str]) -> list[P
     for each in formats:
         if each not in _FILES:
             raise UsageError(f"format {each!r} is unknown; {did_you_mean(each, _FILES)}")
-    record = _Record(store)
     written = []
-    for each, files in _FILES.items():
-        for name, render in files.items() if each in formats else ():
-            written.append(folder / name)
-            write_whole(folder / name, render(record))
-    if "figures" in formats:
-        from kwbench.report.figures import figure_files
+    with _no_collections():
+        record = _Record(store)
+        for each, files in _FILES.items():
+            for name, render in files.items() if each in formats else ():
+                written.append(folder / name)
+                write_whole(folder / name, render(record))
+        if "figures" in formats:
+            from kwbench.report.figures import figure_files
 
-        for name, svg in figure_files(record.figures).items():
-            written.append(folder / name)
-            write_whole(folder / name, svg)
+            for name, svg in figure_files(record.figures).items():
+                written.append(folder / name)
+                write_whole(folder / name, svg)
     return written
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """A large record is millions of objects without cycles; looking through them for garbage takes a quarter of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

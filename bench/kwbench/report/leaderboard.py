@@ -69,8 +69,10 @@ def _board(key: Comparison, group: list[Standing]) -> Board:
     waiting = sorted((each for each in newest.values() if each.a_rob is None), key=lambda each: each.model)
     tests = [_test(ranked[0], each) for each in ranked]
     tied = _tied(tests)
+    # The best is first, so the first place with a value says how many are better.
+    first: dict[float, int] = {}
     rows = [
-        Row(each, 1 + sum(_value(other) > _value(each) for other in ranked[:place]), test if place else None, place in tied)
+        Row(each, 1 + first.setdefault(_value(each), place), test if place else None, place in tied)
         for place, (each, test) in enumerate(zip(ranked, tests, strict=True))
     ]
     rows += [Row(each, None, None, tied=False) for each in waiting]

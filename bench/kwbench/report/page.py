@@ -5,7 +5,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -48,6 +50,7 @@ def rendered(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"count": count_text, "duration": duration_text}
+    environment.globals["once"] = cache
     style, script = (_own(name) for name in ("report.css", "report.js"))
     return environment.get_template(template).render(
         style=Markup(style),
@@ -78,31 +81,31 @@ class _Drawing:
     words: str
 
 
-def _board_view(board: Board) -> dict[str, Any]:
+def _board_view(board: Board) -> SimpleNamespace:
     key, n = board.key, board.key.n
     ranked = [row for row in board.rows if row.rank is not None]
-    return {
-        "title": f"{key.dataset}, {board.threat}",
-        "suite": key.suite,
-        "n": n,
-        "data": key.data[:12],
-        "eps": str(board.threat.eps),
-        "norm": key.norm,
-        "cascade": key.cascade,
-        "prediction": _prediction(key.prediction),
-        "labels": board.labels,
-        "rows": [_row_view(row, board, n) for row in board.rows],
-        "best": ranked[0].standing.model if ranked else None,
-        "best_rob": _figure(ranked[0].standing.a_rob, n) if ranked else None,
-        "ranked": len(ranked),
-        "tied": [row.standing.model for row in ranked[1:] if row.tied],
-        "attacks": _attack_parameters(board),
-        "judged": any(row.standing.findings for row in board.rows),
-        "earlier": [_row_view(Row(each, None, None, tied=False), board, n) for each in board.earlier],
-    }
+    return SimpleNamespace(
+        title=f"{key.dataset}, {board.threat}",
+        suite=key.suite,
+        n=n,
+        data=key.data[:12],
+        eps=str(board.threat.eps),
+        norm=key.norm,
+        cascade=key.cascade,
+        prediction=_prediction(key.prediction),
+        labels=board.labels,
+        rows=[_row_view(row, board, n) for row in board.rows],
+        best=ranked[0].standing.model if ranked else None,
+        best_rob=_figure(ranked[0].standing.a_rob, n) if ranked else None,
+        ranked=len(ranked),
+        tied=[row.standing.model for row in ranked[1:] if row.tied],
+        attacks=_attack_parameters(board),
+        judged=any(row.standing.findings for row in board.rows),
+        earlier=[_row_view(Row(each, None, None, tied=False), board, n) for each in board.earlier],
+    )
 
 
-def _row_view(row: Row, board: Board, n: int) -> dict[str, Any]:
+def _row_view(row: Row, board: Board, n: int) -> SimpleNamespace:
     each = row.standing
     spec = each.evaluation.spec
     matrix = []
@@ -110,31 +113,31 @@ def _row_view(row: Row, board: Board, n: int) -> dict[str, Any]:
         figure = shown(row, label, board.key.cascade)
         attack = next((attack for attack in each.attacks if attack.name == label), None)
         matrix.append(_figure(figure, n, _beneath(attack, n)))
-    return {
-        "model": each.model,
-        "rank": row.rank,
-        "tied": row.tied,
-        "p": None if row.test is None else f"{row.test.p:.2g}",
-        "complete": each.complete,
-        "missing": each.missing,
-        "stochastic": each.stochastic,
-        "std": _figure(each.a_std, n),
-        "rob": _figure(each.a_rob, n),
-        "paper": _figure(each.a_rob_as_in_paper, n),
-        "drawing": _drawing(each, n),
-        "verdict": _verdict_view(each),
-        "matrix": matrix,
-        "forwards": sum(attack.forwards for attack in each.attacks),
-        "backwards": sum(attack.backwards for attack in each.attacks),
-        "seconds": sum(attack.seconds for attack in each.attacks),
-        "details": [_attack_view(attack, each) for attack in (*([each.clean] if each.clean else []), *each.attacks)],
-        "skipped": list(each.skipped.items()),
-        "used": each.used,
-        "budget": each.budget,
-        "protocol": None if each.a_protocol is None else (", ".join(each.protocol), interval_text(each.a_protocol, n)),
-        "created": each.evaluation.created,
-        "identity": spec.identity[:12],
-        "provenance": _readable(
+    return SimpleNamespace(
+        model=each.model,
+        rank=row.rank,
+        tied=row.tied,
+        p=None if row.test is None else f"{row.test.p:.2g}",
+        complete=each.complete,
+        missing=each.missing,
+        stochastic=each.stochastic,
+        std=_figure(each.a_std, n),
+        rob=_figure(each.a_rob, n),
+        paper=_figure(each.a_rob_as_in_paper, n),
+        drawing=_drawing(each, n),
+        verdict=_verdict_view(each),
+        matrix=matrix,
+        forwards=sum(attack.forwards for attack in each.attacks),
+        backwards=sum(attack.backwards for attack in each.attacks),
+        seconds=sum(attack.seconds for attack in each.attacks),
+        details=[_attack_view(attack, each) for attack in (*([each.clean] if each.clean else []), *each.attacks)],
+        skipped=list(each.skipped.items()),
+        used=each.used,
+        budget=each.budget,
+        protocol=None if each.a_protocol is None else (", ".join(each.protocol), interval_text(each.a_protocol, n)),
+        created=each.evaluation.created,
+        identity=spec.identity[:12],
+        provenance=_readable(
             {
                 "run": spec.identity,
                 "created": each.evaluation.created,
@@ -142,7 +145,7 @@ def _row_view(row: Row, board: Board, n: int) -> dict[str, Any]:
                 "provenance": spec.provenance,
             }
         ),
-    }
+    )
 
 
 def _verdict_view(standing: Standing) -> dict[str, Any] | None:
@@ -171,21 +174,29 @@ def _verdict_view(standing: Standing) -> dict[str, Any] | None:
     }
 
 
-def _attack_view(attack: AttackStanding, standing: Standing) -> dict[str, Any]:
+def _attack_view(attack: AttackStanding, standing: Standing) -> tuple[Markup, _Figure | None, Markup]:
+    """What stands before and after the figure in an attack's line. A record has tens of thousands of these lines, which
+    take a template several times as long."""
     n = standing.n
     left = attack.name in cascaded(standing.evaluation.spec)
-    return {
-        "name": attack.name,
-        "n": attack.n,
-        "figure": _figure(attack.standing if left else attack.accuracy, n, _beneath(attack, n)),
-        "broke": attack.broke if attack.name != CLEAN else None,
-        "used": attack.used,
-        "budget": attack.budget,
-        "statuses": attack.statuses,
-        "forwards": attack.forwards,
-        "backwards": attack.backwards,
-        "seconds": attack.seconds,
+    counts = {
+        status: f'{" bad" if status in ("invalid", "error") and count else ""}">{count}'
+        for status, count in attack.statuses.items()
     }
+    cells = [
+        f'">{attack.broke if attack.name != CLEAN else "–"}',
+        *(counts[status] for status in ("wrong", "broken", "held", "invalid", "error")),
+        f'">{count_text(attack.used)}',
+        f'">{"–" if attack.budget is None else count_text(attack.budget)}',
+        f'">{count_text(attack.forwards)}',
+        f'">{count_text(attack.backwards)}',
+        f'">{duration_text(attack.seconds)}',
+    ]
+    return (
+        Markup(f'<tr><th scope="row"><bdi>{escape(plain(attack.name))}</bdi></th><td class="num">{attack.n}</td>'),
+        _figure(attack.standing if left else attack.accuracy, n, _beneath(attack, n)),
+        Markup("".join(f'<td class="num{cell}</td>' for cell in cells) + "</tr>"),
+    )
 
 
 def _beneath(attack: AttackStanding | None, n: int) -> tuple[str, ...]:
@@ -211,6 +222,7 @@ def _attack_parameters(board: Board) -> list[tuple[str, Markup]]:
     return [(name, text) for (name, _), text in found.items()]
 
 
+@lru_cache(maxsize=65536)
 def _figure(interval: Interval | None, n: int, notes: tuple[str, ...] = ()) -> _Figure | None:
     if interval is None:
         return None
