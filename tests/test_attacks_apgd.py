@@ -105,6 +105,37 @@ def test_restarts_in_focus_are_for_samples_that_came_close_and_find_what_all_res
         assert (focused[row].status, focused[row].forwards) == (expected[row].status, expected[row].forwards)
 
 
+def test_finalists_cost_less_and_break_what_all_targets_break() -> None:
+    batch, threat = first_images(96), ThreatModel.of("linf", "0.02")
+    everything, few = (
+        run("apgd", {"steps": 12, "loss": "probability_margin", "targets": 9, "finalists": finalists}, batch, threat)
+        for finalists in (None, 2)
+    )
+    stand = [row for row, each in enumerate(few) if each.status is Status.HELD]
+    # Nine lanes for 3 looks, six for 2, two for the other 7, and a last look of both.
+    assert {few[row].forwards for row in stand} == {2 + 9 * 3 + 6 * 2 + 2 * 7 + 2}
+    assert all(few[row].forwards < everything[row].forwards for row in stand)
+    assert 0 < len(stand) <= sum(each.status is Status.HELD for each in everything) + 1
+
+
+def test_where_one_target_falls_the_others_end() -> None:
+    batch, threat = first_images(32), ThreatModel.of("linf", "0.2")
+    for outcome in run("apgd", {"steps": 20, "targets": 9}, batch, threat):
+        if outcome.status is Status.BROKEN:
+            # Nine lanes each look as often, the last time when one of them is there.
+            assert (outcome.forwards - 2) % 9 == 0
+            assert outcome.forwards < 2 + 9 * 21
+
+
+def test_what_a_target_comes_to_does_not_depend_on_other_samples_or_targets() -> None:
+    threat = ThreatModel.of("linf", "0.02")
+    whole = run("apgd", {"steps": 6, "targets": 9, "finalists": 2, "restarts": 2}, first_images(40), threat)
+    part = run("apgd", {"steps": 6, "targets": 9, "finalists": 2, "restarts": 2}, first_images(40).take(range(20, 40)), threat)
+    assert [(each.status, each.prediction, each.forwards) for each in whole[20:]] == [
+        (each.status, each.prediction, each.forwards) for each in part
+    ]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_first_target_is_the_nearest_class_of_a_linear_model(norm: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -211,6 +242,8 @@ def test_an_answer_that_is_not_a_number_is_a_success(early_exit: bool) -> None:
         ({"schedule": "linear"}, "schedule"),
         ({"loss": "hinge"}, "loss"),
         ({"focus": 0.0}, "focus"),
+        ({"finalists": 2}, "finalists"),
+        ({"targets": 3, "finalists": 0}, "finalists"),
     ],
 )
 def test_what_makes_no_sense_is_refused(parameters: dict[str, Any], message: str) -> None:
@@ -224,7 +257,7 @@ def test_no_attack_of_ours_costs_more_than_it_says() -> None:
     batch = first_images(3)
     parameters: dict[str, dict[str, Any]] = {
         "pgd": {"steps": 3, "restarts": 2, "restart_draws": 4},
-        "apgd": {"steps": 3, "restarts": 2, "targets": 2, "selection_draws": 4},
+        "apgd": {"steps": 7, "restarts": 2, "targets": 2, "finalists": 1, "selection_draws": 4},
         "transfer": {"steps": 3},
         "deepfool": {"steps": 4},
         "cw": {"steps": 2, "tau_factor": 0.5},

@@ -48,6 +48,11 @@ class SampleRandom:
         chosen = rows.tolist() if isinstance(rows, Tensor) else rows
         return replace(self, samples=tuple(self.samples[row] for row in chosen))
 
+    def lanes(self, rows: Tensor, parts: Tensor) -> "SampleRandom":
+        """A stream for each of several parts of the work on a row, by the part's number, whatever else is under way."""
+        named = zip(rows.tolist(), parts.tolist(), strict=True)
+        return replace(self, samples=tuple(f"{self.samples[row]}/{part}" for row, part in named))
+
     def batch_seed(self) -> int:
         """One 63-bit integer for the whole batch, for code that cannot draw per sample."""
         return derived_seed(self.seed, self.purpose, *self.samples)

@@ -26,16 +26,18 @@ class Apgd:
     """Steepest ascent with momentum, from step size 2 * eps on, which is halved at checkpoints where the loss rose too seldom.
 
     The defaults are AutoAttack's: 100 steps, one restart. With `targets` the targeted form of the loss is raised for each of
-    the k most promising classes in turn, on the samples that still stand: those nearest by a linear estimate, logit gap over
-    the dual norm of its gradient (MALT, arXiv:2407.02240).
+    the k most promising classes: those nearest by a linear estimate, logit gap over the dual norm of its gradient (MALT,
+    arXiv:2407.02240).
 
     Deterministic models: of each sample the first misclassified iterate is proposed, and with `early_exit` the search ends
-    there; without one, the iterate of highest loss. With `focus`, from 0 to 1, further restarts are for samples that came close
-    in the first: to within so much of the true class's probability by that of another.
-    Stochastic models: the step size follows a cosine from 2 * eps to eps / 20, because noise would halve it at every
-    checkpoint (`schedule: auto`; also for `smooth` and `es` gradients, whose noise is their own). The start, the last iterate
-    and that of the highest mean loss, of every restart and target, are compared by how often each fails in `selection_draws`
-    fresh draws.
+    there; without one, the iterate of highest loss. The targets of a sample climb side by side. With `finalists`, those that
+    come closest go on: three times so many after a sixth of the steps, so many after a third, and only they have further
+    restarts. With `focus`, from 0 to 1, further restarts are for targets that came close before: to within so much of the true
+    class's probability by that of another.
+    Stochastic models: one target after the other. The step size follows a cosine from 2 * eps to eps / 20, because noise would
+    halve it at every checkpoint (`schedule: auto`; also for `smooth` and `es` gradients, whose noise is their own). The start,
+    the last iterate and that of the highest mean loss, of every restart and target, are compared by how often each fails in
+    `selection_draws` fresh draws.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
@@ -53,12 +55,15 @@ class Apgd:
     early_exit: bool = True
     selection_draws: int = 20
     focus: float | None = None
+    finalists: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.selection_draws < 1:
             raise ValueError("steps, restarts and selection_draws must be at least 1")
         if self.targets < 0:
             raise ValueError("targets must not be negative; 0 is the untargeted attack")
+        if self.finalists is not None and not (self.finalists >= 1 and self.targets):
+            raise ValueError("finalists are so many of the targets, at least 1")
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts without a random start all take the same path")
         if self.focus is not None and not 0 < self.focus <= 1:
@@ -66,43 +71,72 @@ class Apgd:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
+        targets = self._targets(model, x, y, threat, rng) if self.targets else y[:, None]
+        if model.stochastic:
+            return self._most_failing(model, x, y, targets, threat, rng)
+        best, score = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+        closest = torch.full(targets.shape, -torch.inf, device=x.device)
+        fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        for restart in range(self.restarts):
+            again = self._again(closest) if restart else torch.ones_like(closest, dtype=torch.bool)
+            row, turn = (again & ~fallen[:, None]).nonzero(as_tuple=True)
+            if not len(row):
+                break
+            stream = rng.child(f"restart {restart}").lanes(row, turn)
+            start = random_start(x[row], threat, stream) if self.random_start else x[row].clone()
+            place = _Place.at(start, x[row], y[row], targets[row, turn], row, 2 * threat.radius)
+            found = _Climb(self, model, threat, stream, place).to_success(turn, narrowing=not restart)
+            closest[row, turn] = torch.maximum(closest[row, turn], found.closest)
+            fallen[row[found.broken]] = True
+            # Of each sample that of its lanes which came farthest; a lane without a way on leaves no sample standing.
+            merit = torch.full_like(closest, -torch.inf)
+            merit[row, turn] = found.merit
+            lane = torch.zeros_like(closest, dtype=torch.long)
+            lane[row, turn] = torch.arange(len(row), device=x.device)
+            highest, which = merit.max(dim=1)
+            better = highest > score
+            score[better] = highest[better]
+            best[better] = found.images[lane.gather(1, which[:, None]).squeeze(1)[better]]
+        return best
+
+    def _most_failing(
+        self, model: Model, x: Tensor, y: Tensor, targets: Tensor, threat: ThreatModel, rng: SampleRandom
+    ) -> Tensor:
+        """The proposals (b, c, h, w) for a stochastic model."""
         best, score = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
         rows = torch.arange(len(x), device=x.device)
-        targets = self._targets(model, x, y, threat, rng) if self.targets else y[:, None]
-        closest = torch.full_like(score, -torch.inf)
         for restart in range(self.restarts):
-            if restart and self.focus is not None and not model.stochastic:
-                rows = rows[closest[rows] >= -self.focus]
-                if not len(rows):
-                    return best
             for turn in range(targets.shape[1]):
                 stream = rng.take(rows).child(f"restart {restart} target {turn}")
                 start = random_start(x[rows], threat, stream) if self.random_start else x[rows].clone()
-                climb = _Climb(
-                    self,
-                    model,
-                    threat,
-                    stream,
-                    _Place.at(start, x[rows], y[rows], targets[rows, turn], rows, 2 * threat.radius),
-                )
-                if model.stochastic:
-                    for z in climb.to_the_end():
-                        found = self._failures(model, z, y[rows], rows)
-                        better = found > score[rows]
-                        best[rows[better]], score[rows[better]] = z[better], found[better]
-                    rows = rows[score[rows] < 1]
-                else:
-                    best[rows], broken, close = climb.to_success()
-                    closest[rows] = torch.maximum(closest[rows], close)
-                    rows = rows[~broken]
+                place = _Place.at(start, x[rows], y[rows], targets[rows, turn], rows, 2 * threat.radius)
+                for z in _Climb(self, model, threat, stream, place).to_the_end():
+                    found = self._failures(model, z, y[rows], rows)
+                    better = found > score[rows]
+                    best[rows[better]], score[rows[better]] = z[better], found[better]
+                rows = rows[score[rows] < 1]
                 if not len(rows):
                     return best
         return best
 
+    def _again(self, closest: Tensor) -> Tensor:
+        """Which targets (b, m) of each sample a further restart makes for, by the closest that it came to them."""
+        again = torch.ones_like(closest, dtype=torch.bool)
+        if self.focus is not None:
+            again &= closest >= -self.focus
+        if self.finalists is not None:
+            again &= _ranks(closest) < self.finalists
+        return again
+
     def passes(self, stochastic: bool) -> int:
         """See Budgeted."""
-        looks = 3 * self.selection_draws if stochastic else 1
-        search = self.restarts * max(self.targets, 1) * (self.steps * passes(self.gradient) + looks)
+        if stochastic:
+            climbs = self.restarts * max(self.targets, 1)
+            search = climbs * (self.steps * passes(self.gradient) + 3 * self.selection_draws)
+        else:
+            lanes = [max(self.targets, 1), *(self.lanes_after(step) for step in range(self.steps))]
+            climbing = sum(lanes[:-1]) + (self.restarts - 1) * self.steps * lanes[-1]
+            search = climbing * passes(self.gradient) + self.restarts * lanes[-1]
         return search + (1 + passes(self.gradient, self._looked_at()) if self.targets else 0)
 
     def doubled(self, times: int) -> "Apgd":
@@ -129,6 +163,15 @@ class Apgd:
         far = (-estimate.values / slopes).T
         far = torch.where(far.isfinite(), far, torch.inf)
         return likely.gather(1, far.argsort(dim=1, stable=True))[:, : self.targets]
+
+    def lanes_after(self, steps: int) -> int:
+        """The most targets of a sample that a first restart still makes for after so many steps."""
+        lanes = max(self.targets, 1)
+        if self.finalists is None:
+            return lanes
+        if steps < -(-self.steps // 6):
+            return lanes
+        return min(lanes, self.finalists if steps >= -(-self.steps // 3) else 3 * self.finalists)
 
     def _looked_at(self) -> int:
         """How many classes, if there are as many others, are looked at to choose the targets; MALT orders 100 to choose 9."""
@@ -204,29 +247,48 @@ class _Climb:
         self.adaptive, self.checkpoints = attack.adapts(model), _checkpoints(attack.steps)
         self.window = 0  # steps since the last checkpoint
 
-    def to_success(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The proposals (b, c, h, w), which of them (b,) are misclassified, and the largest probability margin (b,) of any
-        iterate, for a deterministic model."""
-        start = self.place.z
-        final, broken = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    def to_success(self, turn: Tensor, *, narrowing: bool) -> "_Found":
+        """What came of each lane, for a deterministic model. `turn` (l,) is the place of its target among those of its sample.
+
+        Where one lane of a sample succeeds, all of them end.
+        """
+        start, row = self.place.z, self.place.payer
+        images, broken = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        lost = broken.clone()
         highest = torch.full((len(start),), -torch.inf, device=start.device)
         closest = highest.clone()
+        size = (int(row.max()) + 1, int(turn.max()) + 1)
+        fallen = torch.zeros(size[0], dtype=torch.bool, device=start.device)
+        allowed = size[1]
         for step in range(self.attack.steps + 1):
             logits = self._look(step)
             place = self.place
             wins, index = fooled(logits, place.y), place.index
-            closest[index] = torch.maximum(closest[index], probability_margin(logits.detach(), place.y))
+            near = probability_margin(logits.detach(), place.y).nan_to_num(nan=1.0)
+            closest[index] = torch.maximum(closest[index], near)
             better = (wins & ~broken[index]) | ((wins == broken[index]) & (place.value > highest[index]))
-            final[index[better]], highest[index[better]] = place.z[better], place.value[better]
+            images[index[better]], highest[index[better]] = place.z[better], place.value[better]
             broken[index] |= wins
             # Where a gradient is not a number there is no way on, and the judge refuses the sample unless it has fallen.
-            lost = steepest(place.gradient, self.threat.norm).isnan().flatten(1).any(dim=1)
-            final[index[lost & ~broken[index]]] = torch.nan
-            self.place = place.take(~((wins & self.attack.early_exit) | lost))
+            stuck = steepest(place.gradient, self.threat.norm).isnan().flatten(1).any(dim=1)
+            lost[index] |= stuck & ~broken[index]
+            fallen[place.payer[wins]] = True
+            self.place = place.take(~((fallen[place.payer] & self.attack.early_exit) | stuck))
+            if narrowing and self.attack.lanes_after(step) < allowed:
+                allowed = self.attack.lanes_after(step)
+                self._keep_closest(allowed, closest, turn, size)
             if step == self.attack.steps or not len(self.place.z):
                 break
             self._move(step)
-        return final, broken, closest
+        images[lost] = torch.nan
+        return _Found(images, broken, lost, closest)
+
+    def _keep_closest(self, allowed: int, closest: Tensor, turn: Tensor, size: tuple[int, int]) -> None:
+        """Go on with so many lanes of each sample."""
+        index, row = self.place.index, self.place.payer
+        standing = torch.full(size, -torch.inf, device=closest.device)
+        standing[row, turn[index]] = closest[index]
+        self.place = self.place.take(_ranks(standing)[row, turn[index]] < allowed)
 
     def to_the_end(self) -> tuple[Tensor, Tensor, Tensor]:
         """The start, the iterate with the highest of the estimator's mean losses, and the last, for a stochastic model."""
@@ -302,6 +364,27 @@ class _Climb:
         if self.attack.targets:
             return TARGETED[self.attack.loss](logits, place.y, place.target)[None]
         return LOSSES[self.attack.loss](logits, place.y)[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Of each lane: the image that it proposes, whether that is misclassified, whether the gradient was not a number before
+    it was, and the largest probability margin of any iterate."""
+
+    images: Tensor
+    broken: Tensor
+    lost: Tensor
+    closest: Tensor
+
+    @property
+    def merit(self) -> Tensor:
+        """By which one lane of a sample is chosen: one that succeeded, else one without a way on, else the closest."""
+        return torch.where(self.broken, 4 + self.closest, torch.where(self.lost, 2.0, self.closest))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """The place (b, m) of each value in its row by size, from 0 for the largest; of equals the first is first."""
+    return values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
 def _checkpoints(steps: int) -> frozenset[int]:
