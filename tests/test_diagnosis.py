@@ -72,6 +72,24 @@ def test_a_suite_that_diagnoses_leaves_its_findings_on_record(store: Store, suit
     assert (seen[-1].label, seen[-1].done, seen[-1].samples) == ("diagnosis", len(CHECKS), len(CHECKS))
 
 
+def test_where_the_protocol_leaves_nothing_only_a_thorough_diagnosis_looks_for_what_the_gradients_hide(
+    store: Store, suite: Suite, tmp_path: Path
+) -> None:
+    wanted = request(write_registry(tmp_path), suite=suite, eps="0.5")
+    evaluation = evaluate(wanted, store)
+    assert verdict_on_record(standings(store, [evaluation])[0]) is not None
+    brief = {each.check: each for each in store.findings(evaluation.id)}
+    assert {"state", "relaxed operations", "left out"} <= brief.keys()
+    assert not {"eps sweep", "shattered gradients"} & brief.keys()
+    seen: list[Progress] = []
+    evaluate(wanted, store, seen.append, thoroughly=True)
+    found = {each.check: each for each in store.findings(evaluation.id)}
+    assert {"eps sweep", "shattered gradients", "state"} <= found.keys()
+    assert "left out" not in found
+    assert seen[-1].samples < len(CHECKS)  # those of the answers were on record
+    assert verdict_on_record(standings(store, [evaluation])[0]).word == "confirmed"  # type: ignore[union-attr]
+
+
 def test_a_suite_that_does_not_diagnose_leaves_none(store: Store, suite: Suite, tmp_path: Path) -> None:
     evaluation = evaluate(request(write_registry(tmp_path), suite=replace(suite, diagnose=False)), store)
     assert store.findings(evaluation.id) == []

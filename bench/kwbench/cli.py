@@ -230,7 +230,9 @@ def diagnose(
     store = Store.open(db, create=True)
     with showing() as show:
         rivals = [run(request, store, show, command=_command(), time_limit=time_limit) for request in asked]
-        evaluations = [run(request, store, show, command=_command(), time_limit=time_limit) for request in judged]
+        evaluations = [
+            run(request, store, show, command=_command(), time_limit=time_limit, thoroughly=True) for request in judged
+        ]
     found, held = standings(store, evaluations), standings(store, rivals)
     _require_complete(held)
     verdicts = []

@@ -10,6 +10,7 @@ from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.standing import Standing, standings
 from kwbench.store import Evaluation, Store
+from kwbench.verdict import nothing_is_left
 from kwbench.workers import Workers
 
 # Samples examined at once, on which the checks cost about 150 forward and backward passes each.
@@ -17,16 +18,29 @@ EXAMINED = 64
 # A stochastic model's sample has fallen when it is right less often than this.
 _ALIVE = 0.05
 
+# The checks of what the model answers, and through which operations: the cheap ones.
+_OF_ANSWERS = ("outputs", "state", "randomness", "operations")
+_LEFT_OUT = Finding(
+    "left out",
+    None,
+    0.0,
+    False,
+    "the protocol itself leaves nothing; `kwbench diagnose` also makes the checks of what the gradients hide",
+)
+
 
 def diagnose(
     workers: Workers,
     evaluation: Evaluation,
     store: Store,
     report: Callable[[int, int], None] = lambda done, checks: None,
+    *,
+    thoroughly: bool = False,
 ) -> list[Finding]:
     """What every check finds about a finished evaluation, as it is put on record; the model is not examined twice.
 
-    `report` hears how many checks of the model are done, and of how many.
+    Where the protocol itself leaves nothing there is no robustness that could be false, and unless `thoroughly`, only the
+    checks of the model's answers are made. `report` hears how many checks of the model are done, and of how many.
     """
     everything = standings(store)
     mine = next(each for each in everything if each.evaluation.id == evaluation.id)
@@ -34,20 +48,28 @@ def diagnose(
     outcomes = {attack.name: store.outcomes(evaluation.attack_runs[attack.name]) for attack in mine.attacks}
     outcomes[CLEAN] = store.outcomes(evaluation.attack_runs[CLEAN])
     found = list(store.findings(evaluation.id))
-    if not found:
+    skipped = any(each.check == _LEFT_OUT.check for each in found)
+    if not found or (thoroughly and skipped):
         right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
         question = _question(mine, right or mine.index.tolist(), _least_shares(outcomes) if mine.stochastic else {})
-        by_check: dict[str, list[Finding]] = {}
-        report(0, len(CHECKS))
+        brief = not thoroughly and nothing_is_left(mine)
         # The last ones are the longest, so they go first.
-        for check, findings in workers.each(lambda each, check: (check, each.examine(check, question)), list(CHECKS)[::-1]):
+        wanted = [
+            each for each in reversed(CHECKS) if (each in _OF_ANSWERS or not brief) and not (each in _OF_ANSWERS and skipped)
+        ]
+        by_check: dict[str, list[Finding]] = {}
+        report(0, len(wanted))
+        for check, findings in workers.each(lambda each, check: (check, each.examine(check, question)), wanted):
             by_check[check] = findings
-            report(len(by_check), len(CHECKS))
-        found += [finding for check in CHECKS for finding in by_check[check]]
+            report(len(by_check), len(wanted))
+        found = [each for each in found if each.check != _LEFT_OUT.check]
+        found += [finding for check in CHECKS for finding in by_check.get(check, [])]
+        found += [_LEFT_OUT] if brief else []
     relaxes = not any(each.check == "relaxed operations" and each.figure == 0 for each in found)
     fresh = evidence(mine, outcomes, others, relaxes=relaxes)
     renewed = {each.check for each in fresh}
-    store.record_findings(evaluation.id, [*fresh, *(each for each in found if each.check not in renewed)])
+    kept = [each for each in found if each.check not in renewed]
+    store.record_findings(evaluation.id, [*fresh, *kept], instead_of=[_LEFT_OUT.check])
     return store.findings(evaluation.id)
 
 

@@ -575,24 +575,28 @@ class Store:
                 sa.func.sum(table.forwards),
                 sa.func.sum(table.backwards),
                 sa.func.sum(table.seconds),
-                sa.func.count(table.other_status),
-                sa.func.count(table.surrogate_prediction),
+                sa.func.count(sa.case((table.other_status.is_not(None) | table.surrogate_prediction.is_not(None), 1))),
                 sa.func.max(table.selection_draws + table.fresh_draws),
             )
             # What few attack runs have is asked of these alone.
-            held = sa.func.count(sa.case((table.other_status == Status.HELD.value, 1)))
-            other_held: dict[int, int] = dict(grouped([row[0] for row in rows if row[6]], held))
-            right = sa.func.count(sa.case((table.surrogate_prediction == table.label, 1)))
-            surrogate_right: dict[int, int] = dict(grouped([row[0] for row in rows if row[7]], right))
+            more = grouped(
+                [row[0] for row in rows if row[6]],
+                sa.func.count(table.other_status),
+                sa.func.count(sa.case((table.other_status == Status.HELD.value, 1))),
+                sa.func.count(table.surrogate_prediction),
+                sa.func.count(sa.case((table.surrogate_prediction == table.label, 1))),
+            )
+            others = {run: counts for run, *counts in more}
             counts = [text(sa.cast(table[name], sa.String), ",") for name in _COUNTS]
             draws: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-            for run, positions, *texts in grouped([row[0] for row in rows if row[8]], index, *counts):
+            for run, positions, *texts in grouped([row[0] for row in rows if row[7]], index, *counts):
                 order, _ = _positions(positions, parsed)
                 selected, of, scored, scored_of = (_integers(each)[order] for each in texts)
                 draws[run] = (_shares(selected, of), _shares(scored, scored_of))
         tallies = {}
         none = np.empty(0)
-        for run, positions, statuses, forwards, backwards, seconds, other_rows, surrogate_rows, _ in rows:
+        for run, positions, statuses, forwards, backwards, seconds, *_ in rows:
+            other_rows, other_held, surrogate_rows, surrogate_right = others.get(run, (0, 0, 0, 0))
             order, sorted_positions = _positions(positions, parsed)
             selection, fresh = draws.get(run, (none, none))
             tallies[run] = Tally(
@@ -604,9 +608,9 @@ class Store:
                 backwards=int(backwards),
                 seconds=float(seconds),
                 other_rows=other_rows,
-                other_held=other_held.get(run, 0),
+                other_held=other_held,
                 surrogate_rows=surrogate_rows,
-                surrogate_right=surrogate_right.get(run, 0),
+                surrogate_right=surrogate_right,
             )
         return tallies
 

@@ -113,6 +113,12 @@ def verdict(standing: Standing, findings: Sequence[Finding], protocol: tuple[str
     return Verdict("confirmed", name, overestimate, (*shown, _no_doubt(findings)))
 
 
+def nothing_is_left(standing: Standing) -> bool:
+    """Whether the suite's own protocol leaves next to nothing, and so do all attacks together."""
+    values = standing.protocol_values
+    return standing.a_rob is not None and values is not None and max(standing.a_rob.value, float(values.mean())) <= NOTHING
+
+
 def verdict_on_record(standing: Standing) -> Verdict | None:
     """The verdict on an evaluation that has been diagnosed; None if it has not."""
     return verdict(standing, standing.findings) if standing.findings else None
