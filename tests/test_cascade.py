@@ -304,6 +304,40 @@ class TestTheRecordAlone:
         assert to_json(it)["passes"] == {"budget": 180, "used": 60}
         assert to_json(it)["attacks"][0]["passes"] == {"budget": 80, "used": 30}
 
+    @pytest.mark.parametrize(("seen", "goes_on"), [("hhhh", False), ("hhbh", True)])
+    def test_a_screen_sees_some_of_what_stands_and_where_it_gains_all_are_seen(
+        self, store: Store, seen: str, goes_on: bool
+    ) -> None:
+        spec = specification(
+            attacks=["clean", "es", "es x2"],
+            n=10,
+            spec={"cascade": True, "screens": {"es": 4}, "after": {"es x2": ["es"]}},
+        )
+        # Seven stand; the first, the last and two between them are looked at.
+        looked_at = [3, 5, 7, 9]
+        es = [replace(rows("h" * 10)[at], status=rows(letter)[0].status) for at, letter in zip(looked_at, seen, strict=True)]
+        record(store, spec, {"clean": rows("wwwhhhhhhh"), "es": es})
+        (it,) = standings(store)
+        assert ("es x2" not in it.skipped) == goes_on
+        assert it.complete != goes_on
+        if goes_on:
+            assert it.missing == ("es x2: 0 of 6 samples",)
+
+    def test_what_a_screen_gains_counts_for_all_that_stood(self, store: Store) -> None:
+        # One of 4 seen, of 400 that stand: far more than the half point that one of 400 is not.
+        for screens, goes_on in (({"es": 4}, True), ({}, False)):
+            spec = specification(
+                attacks=["clean", "es", "es x2"],
+                n=400,
+                checkpoint=f"c{len(screens)}",
+                spec={"cascade": True, "screens": screens, "after": {"es x2": ["es"]}},
+            )
+            chosen = [0, 133, 266, 399] if screens else range(400)
+            every = rows("b" + "h" * 399)
+            evaluation = record(store, spec, {"clean": rows("h" * 400), "es": [every[at] for at in chosen]})
+            (it,) = standings(store, [evaluation])
+            assert ("es x2" not in it.skipped) == goes_on
+
     def test_a_protocol_with_escalations_for_stochastic_models_is_one_protocol(self, store: Store) -> None:
         protocol = [{"label": "pgd", "when": "always"}, {"label": "es", "when": "stochastic", "escalate": 1}]
         plain = store.register(specification(spec={"protocol": protocol}))

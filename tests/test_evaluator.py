@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -386,3 +387,17 @@ class TestRequests:
         facts = open_evaluator(request(other)).facts
         what = request(registry)
         assert runner.describe(what, facts).identity == runner.describe(what, before).identity
+
+
+def test_a_cascade_spares_itself_relaxed_gradients_where_no_operation_hides_its_own(registry: Path, tmp_path: Path) -> None:
+    (tmp_path / "relaxing.yaml").write_text(
+        "cascade: true\nattacks:\n  pgd: {steps: 1}\n  relaxed: {attack: apgd, steps: 1, gradient: {kind: relaxed}}\n"
+    )
+    suite = read_suite(str(tmp_path / "relaxing.yaml"))
+    plain, jumping = (
+        open_evaluator(request(registry, model, suite=suite)).facts.not_applicable for model in ("small", "small-random")
+    )
+    assert "hides its gradient" in plain["relaxed"]
+    assert "relaxed" not in jumping
+    # Asked for by name, it is tried.
+    assert open_evaluator(request(registry, suite=replace(suite, cascade=False))).facts.not_applicable == {}

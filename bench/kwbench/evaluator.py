@@ -91,8 +91,9 @@ class Facts:
     # number of passes, forwards and backwards, that it may spend on a sample.
     after: dict[str, list[str]]
     not_applicable: dict[str, str]
-    # The labels that see only what still stands.
+    # The labels that see only what still stands, and the most samples of it that some of them see.
     cascade: frozenset[str]
+    screens: dict[str, int]
     passes: dict[str, int]
     whole_tiles: frozenset[str]
     # Evaluators that are worth having side by side, and the threads of each.
@@ -197,6 +198,7 @@ class LocalEvaluator:
             after={stage.label: list(stage.after) for stage in request.suite.stages(stochastic) if stage.after},
             not_applicable=self._not_applicable,
             cascade=frozenset(stage.label for stage in request.suite.stages(stochastic) if stage.cascade),
+            screens={stage.label: stage.screen for stage in request.suite.stages(stochastic) if stage.screen},
             passes={
                 label: attack.passes(stochastic) for label, (_, attack) in self._attacks.items() if isinstance(attack, Budgeted)
             },

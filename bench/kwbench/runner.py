@@ -44,8 +44,11 @@ def evaluate(
     *,
     command: str = "",
     time_limit: float | None = None,
+    thoroughly: bool = False,
 ) -> Evaluation:
     """Evaluate one model and return its record, complete unless rows are invalid or errors.
+
+    `thoroughly`: a diagnosis makes every check, also where nothing is left whose robustness could be false.
 
     Raises UsageError, CannotEvaluate or DamagedData; what was finished before is on record.
     """
@@ -66,6 +69,7 @@ def evaluate(
                 evaluation,
                 store,
                 lambda done, checks: report(Progress(workers.facts.model, "diagnosis", done, checks, rows, rows)),
+                thoroughly=thoroughly,
             )
     finally:
         workers.close()
@@ -83,7 +87,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
         if label in facts.cascade:
             # Which samples it sees depends on all that came before, and on whether that ran.
             earlier = [[each.identity, facts.after.get(each.label, [])] for each in attacks]
-            identity["cascade"] = [earlier, facts.after.get(label, [])]
+            identity["cascade"] = [earlier, facts.after.get(label, []), facts.screens.get(label)]
         attacks.append(AttackSpec(label, digest(identity), attack))
     spec = {
         "origin": origin,
@@ -96,6 +100,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
         "paper_attacks": _known(suite.paper_attacks, facts),
         "protocol_attacks": _known(suite.protocol, facts),
         "after": facts.after,
+        "screens": facts.screens,
         "not_applicable": facts.not_applicable,
         "passes": facts.passes,
     }

@@ -24,7 +24,8 @@ class SuiteAttack:
     """One attack of a suite: its label there, the attack's name, for which models it is, and the parameters given.
 
     `after`: it runs only if one of these attacks before it gained; always if there are none. `escalate`: as long as it gains,
-    it runs again with its budget doubled, at most so often.
+    it runs again with its budget doubled, at most so often. `screen`: it sees no more than so many of the samples that stand,
+    from all over, and the first of its repetitions all of them.
     """
 
     label: str
@@ -33,6 +34,7 @@ class SuiteAttack:
     parameters: dict[str, Any] = field(default_factory=dict)
     after: tuple[str, ...] = ()
     escalate: int = 0
+    screen: int | None = None
 
     def applies(self, stochastic: bool) -> bool:
         """Whether models of this kind are to be attacked with it."""
@@ -43,7 +45,8 @@ class SuiteAttack:
 class Stage:
     """What a suite runs at one time: an attack, or its repetition with the budget doubled `doubled` times.
 
-    It runs only if one of the stages `after` gained; always if there are none. `cascade`: it sees only what still stands.
+    It runs only if one of the stages `after` gained; always if there are none. `cascade`: it sees only what still stands, and
+    no more than `screen` of that.
     """
 
     label: str
@@ -51,6 +54,7 @@ class Stage:
     doubled: int = 0
     after: tuple[str, ...] = ()
     cascade: bool = False
+    screen: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,13 @@ class Suite:
         found = []
         for attack in self.attacks:
             if attack.applies(stochastic):
-                found.append(Stage(attack.label, attack, after=attack.after, cascade=self.cascade or attack.label in self.then))
+                cascade = self.cascade or attack.label in self.then
+                found.append(Stage(attack.label, attack, after=attack.after, cascade=cascade, screen=attack.screen))
                 for doubled in range(1, attack.escalate + 1):
                     after = (found[-1].label,)
-                    found.append(replace(found[-1], label=escalated(attack.label, doubled), doubled=doubled, after=after))
+                    found.append(
+                        replace(found[-1], label=escalated(attack.label, doubled), doubled=doubled, after=after, screen=None)
+                    )
         return found
 
 
@@ -101,6 +108,7 @@ class _AttackSection(Strict):
     after: str | list[str] = Field(default_factory=list)
     # 2 ** 10 times the budget is more than anybody has.
     escalate: Annotated[int, Field(ge=0, le=10)] = 0
+    screen: Annotated[int, Field(ge=1)] | None = None
 
 
 class _ThreatSection(Strict):
@@ -175,6 +183,7 @@ def _suite(name: str, file: _File, where: str) -> Suite:
                 dict(section.model_extra or {}),
                 (section.after,) if isinstance(section.after, str) else tuple(section.after),
                 section.escalate,
+                section.screen,
             )
             for label, section in file.attacks.items()
         ),
@@ -281,6 +290,10 @@ def _check_order(suite: Suite, where: str) -> None:
             if label not in seen:
                 why = f"must come before {attack.label!r}" if label in known else did_you_mean(label, known)
                 raise UsageError(f"{where}: attacks.{attack.label}.after: {label!r} is not among the attacks before it; {why}")
+        if attack.screen and not (suite.cascade and attack.escalate):
+            raise UsageError(
+                f"{where}: attacks.{attack.label}.screen: is for an attack of a cascade that escalates to all samples"
+            )
         for doubled in range(1, attack.escalate + 1):
             if escalated(attack.label, doubled) in known:
                 taken = escalated(attack.label, doubled)
