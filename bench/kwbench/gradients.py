@@ -58,16 +58,21 @@ class Exact:
     ) -> Estimate:
         """Estimate at x (b, c, h, w). One forward and one backward for each of the m values."""
         with torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
+            leaf = x.detach().requires_grad_()  # the model passes a copy on
             logits = model(leaf, rows)
             values = objective(logits)
             if self.unreachable == "zero":
                 values = values + 0 * leaf.flatten(1)[:, 0]
-            gradients = [
-                torch.autograd.grad(value.sum(), leaf, retain_graph=index + 1 < len(values))[0]
-                for index, value in enumerate(values)
-            ]
-        return Estimate(logits.detach(), values.detach(), torch.stack(gradients))
+            if len(values) == 1:
+                gradients = torch.autograd.grad(values.sum(), leaf)[0][None]
+            else:
+                gradients = torch.stack(
+                    [
+                        torch.autograd.grad(value.sum(), leaf, retain_graph=index + 1 < len(values))[0]
+                        for index, value in enumerate(values)
+                    ]
+                )
+        return Estimate(logits.detach(), values.detach(), gradients)
 
 
 # The default of every gradient attack.

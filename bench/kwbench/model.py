@@ -106,7 +106,7 @@ class Model:
         Under a vote they are the mean log-probabilities of its draws, to search by; `predict` counts the votes.
         """
         answers = [self._combined(draws) for draws in self._draws_by_tile(x, rows)]
-        logits = torch.cat(answers) if answers else x.new_zeros((0, self.classes))
+        logits = torch.cat(answers) if len(answers) > 1 else answers[0] if answers else x.new_zeros((0, self.classes))
         if logits.requires_grad:
             logits.register_hook(lambda _: self._charge(len(x), rows, "backwards"))  # type: ignore[no-untyped-call]
         return logits
@@ -305,7 +305,9 @@ class Model:
         self._passes = 1
         start = 0
         for size in self._split(x):
-            yield [self._draw_once(x[start : start + size], size) for _ in range(self._draws)]
+            # Under autograd a slice costs a copy of the whole.
+            part = x if size >= len(x) else x[start : start + size]
+            yield [self._draw_once(part, size) for _ in range(self._draws)]
             start += size
         for _ in range(self._passes):
             self._charge(len(x), rows, "forwards")
@@ -340,7 +342,9 @@ class Model:
             # Where a pass has a seed of its own, rounding is drowned by what it draws, and padding would only cost.
             return self._pass(self._copied(x), derived_seed(self._stream, self._draw))
         missing = (size or self.tile) - len(x)
-        full = torch.cat([x, x[-1:].detach().expand(missing, *x.shape[1:])]) if missing else x
+        if not missing:
+            return self._pass(self._copied(x), None)
+        full = torch.cat([x, x[-1:].detach().expand(missing, *x.shape[1:])])
         return self._pass(self._copied(full), None)[: len(x)]
 
     def _copied(self, x: Tensor) -> Tensor:

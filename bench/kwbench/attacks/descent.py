@@ -51,7 +51,8 @@ class Descent:
         loss = LOSSES[self.loss]
         # Samples pass a tile at a time, and whoever is done makes room for the next. Estimators that draw noise address it by
         # the step, so theirs go all together.
-        room = model.tile if isinstance(self.gradient, Exact) and not model.stochastic else len(x)
+        together = model.stochastic or not isinstance(self.gradient, Exact)
+        room = len(x) if together else model.tile
         active = torch.arange(min(room, len(x)), device=x.device)
         entered = len(active)
         images, labels, z, velocity = x[active], y[active], start[active], torch.zeros_like(start[active])
@@ -61,8 +62,9 @@ class Descent:
             def objective(logits: Tensor, labels: Tensor = labels) -> Tensor:
                 return loss(logits, labels)[None]
 
+            stream = rng.take(active).child(int(taken[0])) if together else rng
             with model.searching(self.precision):
-                estimate = self.gradient(model, z, objective, rng.take(active).child(int(taken[0])), rows[active])
+                estimate = self.gradient(model, z, objective, stream, rows[active])
             gradient = estimate.gradients[0]
             if early_exit:
                 settled = self._misclassified(model, z, estimate.logits, labels, rows[active])
@@ -74,7 +76,7 @@ class Descent:
                 length = norms(gradient, "l1").clamp_min(1e-30).view(-1, 1, 1, 1)
                 gradient = velocity = self.decay * velocity + gradient / length
             moved = project(z + self.step_size * steepest(gradient, threat.norm), images, threat)
-            z = torch.where(settled.view(-1, 1, 1, 1), z, moved)
+            z = torch.where(settled.view(-1, 1, 1, 1), z, moved) if bool(settled.any()) else moved
             taken += 1
             over = taken >= self.steps
             if early_exit:

@@ -29,7 +29,11 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     With u the log-odds of the other classes it is log(1 + e^u). Below 1e-4 it follows the tangent in u, and so ends below 0.
     """
     logits = _stretched(logits)
-    return _straight_below(F.cross_entropy(logits, y, reduction="none"), _odds(logits, _others(logits, y), y))
+    value = F.cross_entropy(logits, y, reduction="none")
+    # Where it is above, e^u is too: nothing is saturated.
+    if bool((value.detach() > 2 * _SATURATED).all()):
+        return value
+    return _straight_below(value, _odds(logits, _others(logits, y), y))
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
