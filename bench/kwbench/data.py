@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -147,9 +148,7 @@ def dataset_names() -> list[str]:
 
 
 def _digits(data_dir: Path | None, download: bool) -> tuple[Split, Split, Split]:
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _sklearn_digits()
     images = (pixels.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
     labels = labels.astype(np.int64)
     test, validation, train = [], [], []
@@ -164,6 +163,19 @@ def _digits(data_dir: Path | None, download: bool) -> tuple[Split, Split, Split]
         order = sorted(members, key=lambda index: (sample_hash(images[index], int(labels[index])), index))
         splits.append(Split(images[order], labels[order]))
     return splits[0], splits[1], splits[2]
+
+
+def _sklearn_digits() -> tuple[Array, Array]:
+    """Pixels (n, 64) from 0 to 16 and labels (n,), from scikit-learn's file, but without its import, which takes a second."""
+    package = find_spec("sklearn")
+    path = Path((package.origin if package else None) or "").parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        table = np.loadtxt(path, delimiter=",")
+        return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels, labels
 
 
 def _torchvision(reader: str, options: Callable[[bool], dict[str, Any]]) -> Callable[[Path | None, bool], Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from kwbench.diagnostics import CHECKS, Question
-from kwbench.evidence import evidence
+from kwbench.evidence import evidence, twin_of
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.standing import Standing, standings
@@ -42,9 +42,10 @@ def diagnose(
     Where the protocol itself leaves nothing there is no robustness that could be false, and unless `thoroughly`, only the
     checks of the model's answers are made. `report` hears how many checks of the model are done, and of how many.
     """
-    everything = standings(store)
-    mine = next(each for each in everything if each.evaluation.id == evaluation.id)
-    others = [each for each in everything if each.evaluation.id != evaluation.id and each.complete]
+    (mine,) = standings(store, [evaluation])
+    twin = twin_of(mine.model)
+    twins = [each for each in store.evaluations() if each.spec.model == twin] if twin is not None else []
+    others = [each for each in standings(store, twins) if each.complete]
     outcomes = {attack.name: store.outcomes(evaluation.attack_runs[attack.name]) for attack in mine.attacks}
     outcomes[CLEAN] = store.outcomes(evaluation.attack_runs[CLEAN])
     found = list(store.findings(evaluation.id))

@@ -49,8 +49,9 @@ def evidence(
 ) -> list[Finding]:
     """Every check of the record.
 
-    `outcomes` are those of each attack by label, the clean images included; `others` are evaluations of other models, among
-    which the ReLU twin may be. `relaxes` is false for a model without operations to relax: its relaxed gradients are exact.
+    `outcomes` are those of each attack by label, the clean images included; `others` are evaluations of other models, those
+    of the ReLU twin (`twin_of`) at least. `relaxes` is false for a model without operations to relax: its relaxed gradients
+    are exact.
     """
     rows = {label: {each.sample: each for each in found} for label, found in outcomes.items()}
     found = [_failures(standing, rows), *_constant(rows)]
@@ -93,6 +94,12 @@ def group_of(spec: AttackSpec, *, relaxes: bool = True) -> str | None:
     gradient = parameters.get("gradient")
     kind = str(gradient.get("kind", "exact")) if isinstance(gradient, Mapping) else "exact"
     return "exact" if kind == "relaxed" and not relaxes else _GROUPS.get(kind)
+
+
+def twin_of(model: str) -> str | None:
+    """The name of the same network with ReLU; None for a name that holds no other activation."""
+    name = _ACTIVATION.sub("relu", model, count=1)
+    return None if name == model else name
 
 
 _Rows = Mapping[str, Mapping[str, Outcome]]
@@ -211,9 +218,9 @@ def _best_known(standing: Standing) -> list[Finding]:
 
 def _twin(standing: Standing, others: Sequence[Standing]) -> list[Finding]:
     """How far the model stands above the one of the same name with ReLU, on the same samples under the same suite."""
-    name = _ACTIVATION.sub("relu", standing.model, count=1)
+    name = twin_of(standing.model)
     mine = standing.robust_values
-    if name == standing.model or mine is None:
+    if name is None or mine is None:
         return []
     key = comparison_key(standing.evaluation)
     twins = [

@@ -3,6 +3,7 @@
 import os
 import re
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -354,6 +355,17 @@ def read_registry(path: Path | None = None) -> Registry:
 
 
 def _read_entries(path: Path) -> dict[str, ModelEntry]:
+    try:
+        # A command reads the registry more than once, and YAML takes a quarter of a second each time.
+        state = path.stat()
+    except OSError:
+        return _entries(path, None)
+    return dict(_entries(path, (state.st_ino, state.st_mtime_ns, state.st_size)))
+
+
+@lru_cache(maxsize=8)
+def _entries(path: Path, state: tuple[int, ...] | None) -> dict[str, ModelEntry]:
+    """The entries of a file; `state` changes when the file does."""
     file = validate(_File, read_yaml(path), str(path))
     for name in file.models:
         if not _NAME.fullmatch(name):

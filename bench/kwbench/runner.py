@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kwbench.cascade import turns
+from kwbench.cascade import Turn, turns
 from kwbench.diagnosis import diagnose
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluator import Evaluator, Facts, Request
@@ -161,19 +161,29 @@ def _carry_out(
     request: Request, workers: Workers, evaluation: Evaluation, store: Store, report: Callable[[Progress], None]
 ) -> None:
     facts = workers.facts
+    runs = list(evaluation.attack_runs.values())
+    # What is finished stays as it is; the others are read again once they are.
+    tallies = store.tallies(runs)
     done_in_all = 0
     clean: dict[str, Outcome] = {}
     for position, (label, attack_run) in enumerate(evaluation.attack_runs.items()):
-        recorded = {outcome.sample: outcome for outcome in store.outcomes(attack_run)}
-        task = _task(request, facts, evaluation, store, position, recorded)
-        if task is None:
+        turn = turns(evaluation.spec, [tallies.get(run) for run in runs[: position + 1]])[position]
+        if turn.skipped is not None:
             continue
-        seen = len(task.rows)
+        seen = int(turn.sees.sum()) if position else len(facts.samples)
+        progress = Progress(facts.model, label, seen, seen, done_in_all + seen, done_in_all + seen * (len(runs) - position))
+        if turn.finished and len(turn.sees) == len(facts.samples) and not request.keep_adversarials:
+            report(progress)
+            done_in_all += seen
+            continue
+        recorded = _by_sample(store.outcomes(attack_run))
+        if position and not clean:
+            clean = _by_sample(store.outcomes(runs[0]))
+        task = _task(facts, label, turn if position else None, recorded)
+        if request.keep_adversarials and position:
+            task = replace(task, imageless=_successes(task, recorded, facts.samples) - store.with_adversarials(attack_run))
         done = seen - len(task.missing)
-        progress = Progress(
-            facts.model, label, done, seen, done_in_all + done, done_in_all + seen * (len(evaluation.attack_runs) - position)
-        )
-        report(progress)
+        report(replace(progress, done=done, done_in_all=done_in_all + done))
         work = partial(_judge_backing_off, task=task, clean=clean, facts=facts, tile=request.tile)
         for judged in workers.each(work, _pending(facts, task, request)):
             for outcomes in judged:
@@ -187,29 +197,28 @@ def _carry_out(
         if label == CLEAN:
             clean = recorded
         done_in_all += seen
+        tallies |= store.tallies([attack_run])
 
 
-def _task(
-    request: Request, facts: Facts, evaluation: Evaluation, store: Store, position: int, recorded: Mapping[str, Outcome]
-) -> _Task | None:
-    """What the attack at this position has to do, by what is on record of those before it; None if it is not to run."""
-    label, attack_run = list(evaluation.attack_runs.items())[position]
+def _by_sample(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
+    return {outcome.sample: outcome for outcome in outcomes}
+
+
+def _task(facts: Facts, label: str, turn: Turn | None, recorded: Mapping[str, Outcome]) -> _Task:
+    """What an attack has to do in its turn; None stands for the clean images."""
     rows, shares = list(range(len(facts.samples))), None
-    if position:
-        before = list(evaluation.attack_runs.values())[:position]
-        tallies = store.tallies(before)
-        turn = turns(evaluation.spec, [*(tallies.get(run) for run in before), None])[position]
-        if turn.skipped is not None:
-            return None
+    if turn is not None:
         rows = np.flatnonzero(turn.sees).tolist()
         shares = dict(zip(facts.samples, turn.best.tolist(), strict=True)) if facts.stochastic else None
-    samples = {facts.samples[row] for row in rows}
+    missing = frozenset(facts.samples[row] for row in rows) - recorded.keys()
     whole = facts.stochastic or label in facts.whole_tiles
-    task = _Task(label, rows, whole, frozenset(samples - recorded.keys()), frozenset(), shares, label in facts.cascade)
-    if not request.keep_adversarials or not position:
-        return task
-    successes = {outcome.sample for outcome in recorded.values() if outcome.sample in samples and task.succeeded(outcome)}
-    return replace(task, imageless=frozenset(successes - store.with_adversarials(attack_run)))
+    return _Task(label, rows, whole, missing, frozenset(), shares, label in facts.cascade)
+
+
+def _successes(task: _Task, recorded: Mapping[str, Outcome], samples: Sequence[str]) -> frozenset[str]:
+    """The samples whose image is worth keeping, of those that the attack sees."""
+    seen = {samples[row] for row in task.rows}
+    return frozenset(each.sample for each in recorded.values() if each.sample in seen and task.succeeded(each))
 
 
 def _pending(facts: Facts, task: _Task, request: Request) -> list[list[int]]:

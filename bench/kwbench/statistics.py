@@ -90,8 +90,8 @@ def mean_interval(
     if np.any(size < 1) or np.any(~((mean >= 0) & (mean <= 1))) or np.any(~((variance >= 0) & (variance <= 0.25 + 1e-9))):
         raise ValueError("mean_interval: need values in [0, 1] and n >= 1")
     tail = (1 - level) / 2
-    high, mirrored = _gaffke_upper(np.stack([mean, 1 - mean]), variance, size, tail)
-    low = 1 - mirrored
+    high = _gaffke_upper(mean, variance, size, tail)
+    low = 1 - _gaffke_upper(1 - mean, variance, size, tail)
     return np.clip(np.minimum(low, mean), 0, 1), np.clip(np.maximum(high, mean), 0, 1)
 
 
