@@ -6,9 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kwbench.activations.fraction import sparsity
+from kwbench.activations.fused import by_sample, dense, empty_like, fusible, where_nonzero
+from kwbench.activations.selection import Floats, kth_largest
+
+# So many values are ranked at a time that they stay in the processor's cache.
+_AT_A_TIME = 2**19
 
 
 def kwta(x: Tensor, k: int) -> Tensor:
@@ -16,18 +22,20 @@ def kwta(x: Tensor, k: int) -> Tensor:
 
     `x` is (b, ...) of any dtype and memory format; all but the first dimension count as one vector, in logical order.
     Exactly k survive: among equal values the smaller index wins. The gradient of a survivor is 1, of the others 0.
+    The result must not be overwritten before the backward pass, as with ReLU.
     Raises ValueError if k is out of range or a value is NaN, which has no rank.
     """
+    n = math.prod(x.shape[1:])
+    if not 1 <= k <= n:
+        raise ValueError(f"k: {k} is not between 1 and {n}, the values of a sample")
+    if fusible(x):
+        out: Tensor = _Competition.apply(x, k)[0]  # type: ignore[no-untyped-call]
+        return out
     flat = x.detach().flatten(1)
-    if not 1 <= k <= flat.shape[1]:
-        raise ValueError(f"k: {k} is not between 1 and {flat.shape[1]}, the values of a sample")
-    return torch.where(_survivors(flat, k).view(x.shape), x, 0)
+    return torch.where(_survivors(flat, _kth_largest(flat, k), k).view(x.shape), x, 0)
 
 
-def _survivors(flat: Tensor, k: int) -> Tensor:
-    threshold: Tensor = _kth_largest(flat, k)
-    if bool(flat.amax(dim=1).isnan().any()):
-        raise ValueError("k-WTA met NaN, which has no rank")
+def _survivors(flat: Tensor, threshold: Tensor, k: int) -> Tensor:
     survivors = flat >= threshold
     if int(survivors.sum()) > k * len(flat):
         above = flat > threshold
@@ -40,12 +48,13 @@ def _survivors(flat: Tensor, k: int) -> Tensor:
 @torch.library.custom_op("kwbench::kth_largest", mutates_args=())
 def _kth_largest(flat: Tensor, k: int) -> Tensor:
     # An operation of its own: what watches PyTorch's operations sees a selection, not a detour through numpy.
-    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.bfloat16):
-        # numpy selects without sorting, about three times as fast as topk on a thousand values. Float32 holds bfloat16 exactly.
-        place = flat.shape[1] - k
-        chosen = np.partition(flat.float().numpy(), place, axis=1)[:, place : place + 1]
-        return torch.from_numpy(chosen.copy()).to(flat.dtype)
-    return flat.topk(k, dim=1).values[:, -1:].clone()
+    if flat.device.type == "cpu" and flat.is_floating_point():
+        return _as_column(kth_largest(_exact(flat), k)[0], flat)
+    largest = flat.topk(k, dim=1).values
+    # NaN ranks first there.
+    if bool(largest[:, 0].isnan().any()):
+        raise ValueError("k-WTA met NaN, which has no rank")
+    return largest[:, -1:].clone()
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
@@ -59,6 +68,67 @@ def _to_the_kth(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
 
 
 _kth_largest.register_autograd(_to_the_kth, setup_context=_remember)
+
+
+def _exact(rows: Tensor) -> Floats:
+    # Float32 holds half precision exactly.
+    values: Floats = (rows if rows.dtype == torch.float64 else rows.float()).numpy()
+    return values
+
+
+def _as_column(kth: Floats, like: Tensor) -> Tensor:
+    return torch.from_numpy(kth).to(like.dtype).unsqueeze(1)
+
+
+class _Competition(torch.autograd.Function):
+    """The same in one operation, block by block. It keeps its result for the backward pass, and nothing of its own."""
+
+    @staticmethod
+    def forward(x: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+        """The result, and the survivors where the result does not tell them, since one of them is zero."""
+        x = dense(x)
+        out = empty_like(x)
+        rows, results = by_sample(x), by_sample(out)
+        step = max(1, _AT_A_TIME // rows.shape[1])
+        thresholds = torch.empty(len(rows), 1, dtype=x.dtype)
+        ranked = torch.empty_like(rows[:step])
+        for start in range(0, len(rows), step):
+            block = slice(start, start + step)
+            values, won = _exact(rows[block]), ranked[: len(rows) - start]
+            kth, surplus = kth_largest(values, k)
+            thresholds[block] = _as_column(kth, x)
+            torch.ge(rows[block], thresholds[block], out=won)
+            for row in np.flatnonzero(surplus):
+                tied = _in_logical_order(np.flatnonzero(values[row] == kth[row]), x)
+                won[row, torch.from_numpy(tied[-surplus[row] :])] = 0
+            torch.ops.aten.threshold_backward.grad_input(rows[block], won, 0.5, grad_input=results[block])
+        if bool((thresholds <= 0).any()) and int(torch.count_nonzero(out)) < k * len(x):
+            return out, _survivors(x.flatten(1), thresholds, k).view(x.shape)
+        return out, None
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor | None]) -> None:
+        out, survivors = output
+        if survivors is not None:
+            ctx.mark_non_differentiable(survivors)
+        ctx.save_for_backward(out, survivors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        out, survivors = ctx.saved_tensors
+        if survivors is not None:
+            return torch.where(survivors, gradients[0], 0), None
+        return where_nonzero(out, gradients[0]), None
+
+
+def _in_logical_order(places: NDArray[np.intp], x: Tensor) -> NDArray[np.intp]:
+    """Places in memory of the values of a sample of x, which is dense, by their index."""
+    if x.is_contiguous():
+        return places
+    channels = x.shape[1]
+    area = x.shape[2] * x.shape[3]
+    ordered: NDArray[np.intp] = places[np.argsort(places % channels * area + places // channels)]
+    return ordered
 
 
 class Kwta(nn.Module):

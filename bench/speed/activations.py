@@ -1,0 +1,126 @@
+"""Winner-take-all against ReLU and against the formulas in their papers: what a competition costs.
+
+    python bench/speed/activations.py [--threads 2] [--rounds 21]
+
+All sides take turns in one process, on the same random values; what a column holds are medians and quartiles of the ratio to
+ReLU in the same round. The networks are ResNet-18 of width 16 with the CIFAR stem, evaluated on 128 images, and the gradient
+is that of the pixels alone. Writes a Markdown page to stdout; the one kept beside this file was made so.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from measure import alternate, machine_line, markdown_table, ratio, spread
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kwbench.activations import Kwta, Lwta, StochasticLwta
+from kwbench.architectures.resnet import ResNet18
+
+SHAPE = (128, 64, 32, 32)
+IMAGES = (128, 3, 32, 32)
+
+
+class PaperKwta(nn.Module):
+    """k-WTA as its paper writes it: the k-th largest by topk, the mask by a comparison, their product."""
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, ...) to the same shape."""
+        flat = x.flatten(1)
+        threshold = flat.topk(int(self.gamma * flat.shape[1]), dim=1).values[:, -1:]
+        return (flat * (flat >= threshold).to(flat)).view(x.shape)
+
+
+class PaperLwta(nn.Module):
+    """LWTA of two by its definition: the maximum of each pair, the mask, their product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, ...) to the same shape."""
+        pairs = x.view(len(x), -1, 2, *x.shape[2:])
+        return (pairs * (pairs == pairs.amax(dim=2, keepdim=True)).to(pairs)).view(x.shape)
+
+
+class PaperStochasticLwta(nn.Module):
+    """Stochastic LWTA of two as its paper writes it: a relaxed sample by Gumbel noise (eq. 7), times the values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, ...) to the same shape."""
+        pairs = x.view(len(x), -1, 2, *x.shape[2:])
+        return (pairs * F.gumbel_softmax(F.log_softmax(pairs, dim=2), tau=0.01, dim=2)).view(x.shape)
+
+
+SIDES: dict[str, Callable[[], nn.Module]] = {
+    "ReLU": nn.ReLU,
+    "k-WTA 0.1": lambda: Kwta("0.1"),
+    "k-WTA 0.1, paper": lambda: PaperKwta(0.1),
+    "k-WTA 0.2": lambda: Kwta("0.2"),
+    "k-WTA 0.2, paper": lambda: PaperKwta(0.2),
+    "LWTA-2": lambda: Lwta("0.5"),
+    "LWTA-2, paper": PaperLwta,
+    "stochastic LWTA-2": lambda: StochasticLwta(2),
+    "stochastic LWTA-2, paper": PaperStochasticLwta,
+}
+
+
+def network(activation: Callable[[], nn.Module]) -> nn.Module:
+    """ResNet-18 of width 16 in evaluation mode, the same weights each time."""
+    torch.manual_seed(0)
+    return ResNet18(3, 10, activation, width=16).eval().requires_grad_(False)
+
+
+def forward(module: nn.Module, x: Tensor) -> Tensor:
+    """The answer alone."""
+    with torch.no_grad():
+        answer: Tensor = module(x)
+    return answer
+
+
+def gradient(module: nn.Module, x: Tensor, upstream: Tensor) -> Tensor:
+    """The answer, and the gradient that it hands down."""
+    leaf = x.detach().requires_grad_()
+    return torch.autograd.grad(module(leaf), leaf, upstream)[0]
+
+
+def columns() -> Mapping[str, dict[str, Callable[[], object]]]:
+    """What is measured, by column and side."""
+    torch.manual_seed(0)
+    x, images = torch.randn(SHAPE), torch.rand(IMAGES)
+    upstream, weights = torch.randn(SHAPE), torch.randn(len(images), 10)
+    layers = {name: make().eval() for name, make in SIDES.items()}
+    networks = {name: network(make) for name, make in SIDES.items()}
+    return {
+        "forward": {name: partial(forward, layer, x) for name, layer in layers.items()},
+        "forward and backward": {name: partial(gradient, layer, x, upstream) for name, layer in layers.items()},
+        "gradient of a network": {name: partial(gradient, each, images, weights) for name, each in networks.items()},
+    }
+
+
+def main() -> None:
+    """Measure, and print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=21)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    measured = {column: alternate(sides, asked.rounds) for column, sides in columns().items()}
+    print(f"## {asked.threads} thread(s)\n\n{machine_line(asked.threads)}; {asked.rounds} rounds\n")
+    rows = []
+    for name in SIDES:
+        cells: list[object] = [name]
+        for seconds in measured.values():
+            cells += [f"{1000 * spread(seconds[name]).median:.1f}", ratio(seconds[name], seconds["ReLU"])]
+        rows.append(cells)
+    header = ["activation"]
+    for column in measured:
+        header += [f"{column}, ms", "times ReLU"]
+    print(markdown_table(header, rows))
+
+
+if __name__ == "__main__":
+    main()
