@@ -8,6 +8,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scanner import Scanner
 from ruamel.yaml.tokens import AliasToken, AnchorToken, DirectiveToken, ScalarToken, TagToken
 
 from kwbench.errors import CannotEvaluate, UsageError, did_you_mean
@@ -45,14 +46,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
     """The same for a text; `name` is what errors call it."""
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        for token in yaml.scan(text):
+    class Refusing(Scanner):
+        """Looks at tokens as they pass: to read them twice takes twice as long."""
+
+        def get_token(self) -> Any:
+            token = super().get_token()
             kind = _KINDS_REFUSED.get(type(token))
             if isinstance(token, ScalarToken) and token.plain and token.value == "<<":
                 kind = "merges"
             if kind is not None:
                 raise UsageError(f"{name}:{token.start_mark.line + 1}: {kind} are not allowed; write the value out")
+            return token
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Scanner = Refusing
+    try:
         data = yaml.load(text)
     except MarkedYAMLError as failure:
         mark = failure.problem_mark
