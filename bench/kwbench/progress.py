@@ -4,20 +4,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from kwbench.runner import Progress
+if TYPE_CHECKING:
+    from kwbench.runner import Progress
 
 # A plain line is due when an attack begins or ends, and otherwise this often, in seconds.
 _QUIET = 15.0
 
 
 @contextmanager
-def showing(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None]]:
+def showing(stream: TextIO | None = None) -> "Iterator[Callable[[Progress], None]]":
     """Shows what it is called with until the block ends; on stderr, as it is then."""
     stream = stream or sys.stderr
     console = Console(file=stream)
@@ -36,7 +37,7 @@ def showing(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None]
     with Bar(*columns, console=console, transient=True) as bar:
         tasks = {}
 
-        def show(progress: Progress) -> None:
+        def show(progress: "Progress") -> None:
             if progress.model not in tasks:
                 tasks[progress.model] = bar.add_task(printable(progress.model), total=progress.rows_in_all)
             bar.update(
@@ -49,13 +50,13 @@ def showing(stream: TextIO | None = None) -> Iterator[Callable[[Progress], None]
         yield show
 
 
-def _plain_lines(stream: TextIO) -> Callable[[Progress], None]:
+def _plain_lines(stream: TextIO) -> "Callable[[Progress], None]":
     began: dict[str, float] = {}
     # Rows that were on record before: what an attack begins with.
     recorded: dict[str, dict[str, int]] = {}
     spoken = 0.0
 
-    def show(progress: Progress) -> None:
+    def show(progress: "Progress") -> None:
         nonlocal spoken
         now = time.monotonic()
         start = began.setdefault(progress.model, now)
