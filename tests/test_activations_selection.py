@@ -1,6 +1,8 @@
-"""The k-th largest by counting against sorting, and k-WTA in one operation against its definition in PyTorch's."""
+"""The k-th largest by counting against sorting, and the activations in one operation against what they are in PyTorch's."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kwbench.activations import StochasticLwta
 from kwbench.activations.fused import empty_like
 from kwbench.activations.kwta import kwta
+from kwbench.activations.lwta import lwta
 from kwbench.activations.selection import Floats, kth_largest
 from test_activations import LAYOUTS, same_bits
 
@@ -68,17 +72,15 @@ class _Watching(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def both(x: Tensor, k: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Values and gradients, in one operation and by the definition."""
+def both(x: Tensor, activation: Callable[[Tensor], Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Values and gradients, in one operation and by the definition, with the same draws."""
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     found = []
     for watch in (False, True):
         leaf = x.clone().requires_grad_()
-        if watch:
-            with _Watching():
-                out = kwta(leaf, k)
-        else:
-            out = kwta(leaf, k)
+        torch.manual_seed(3)
+        with _Watching() if watch else nullcontext():
+            out = activation(leaf)
         found.append((out.detach(), torch.autograd.grad(out, leaf, upstream)[0]))
     return found[0], found[1]
 
@@ -91,16 +93,38 @@ def test_one_operation_gives_the_values_and_gradients_of_the_definition_bit_for_
         x = LAYOUTS[layout](torch.from_numpy(KINDS[kind](drawn)).to(dtype).view(3, 8, 12, 10))
         n = x[0].numel()
         for k in (1, n // 10, n // 2, (9 * n) // 10, n):
-            fast, plain = both(x, k)
+            fast, plain = both(x, partial(kwta, k=k))
             assert same_bits(fast[0], plain[0])
             assert same_bits(fast[1], plain[1])
             assert (fast[0].stride() == x.stride()) == (x.is_contiguous() or layout == "channels_last")
 
 
 def test_one_operation_takes_many_samples_in_blocks() -> None:
-    fast, plain = both(torch.randn(70, 8, 32, 32), 819)
+    fast, plain = both(torch.randn(70, 8, 32, 32), partial(kwta, k=819))
     assert same_bits(fast[0], plain[0])
     assert same_bits(fast[1], plain[1])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])
+def test_lwta_in_one_operation_is_its_definition_bit_for_bit(layout: str, dtype: torch.dtype) -> None:
+    for kind in ("normal", "many equal", "half zero", "all equal", "infinite below"):
+        drawn = np.random.default_rng(2).standard_normal((3, 8 * 4 * 5)).astype(np.float32)
+        x = LAYOUTS[layout](torch.from_numpy(KINDS[kind](drawn)).to(dtype).view(3, 8, 4, 5))
+        activations: list[Callable[[Tensor], Tensor]] = [partial(lwta, units=units) for units in (1, 2, 3, 4, 20)]
+        for activation in (*activations, StochasticLwta(2).eval()):
+            fast, plain = both(x, activation)
+            assert same_bits(fast[0], plain[0])
+            assert same_bits(fast[1], plain[1])
+
+
+def test_lwta_in_one_operation_takes_many_samples_in_blocks() -> None:
+    x = torch.randn(70, 8, 32, 32)
+    x[[0, 69], 3] = 0
+    for activation in (partial(lwta, units=3), StochasticLwta(2).eval()):
+        fast, plain = both(x, activation)
+        assert same_bits(fast[0], plain[0])
+        assert same_bits(fast[1], plain[1])
 
 
 def test_a_survivor_that_is_zero_has_its_gradient() -> None:

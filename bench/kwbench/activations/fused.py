@@ -1,5 +1,8 @@
 """What the winner-take-all activations need to run as one operation: memory for its results, and its backward pass."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 _LARGE = 2**22
 # What PyTorch aligns memory to; some kernels round otherwise elsewhere.
 _ALIGNMENT = 64
+# Values.
+_CACHED = 2**19
 _BATCHED = tuple(torch._C._dispatch_key_parse(key) for key in ("Batched", "FuncTorchBatched"))
 
 
@@ -24,18 +29,14 @@ def fusible(x: Tensor) -> bool:
     )
 
 
-def dense(x: Tensor) -> Tensor:
-    """x itself if contiguous or channels-last, otherwise a contiguous copy."""
-    return x if x.is_contiguous() or _channels_last(x) else x.contiguous()
+def dense(x: Tensor) -> bool:
+    """Whether x is contiguous or channels-last."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
 def by_sample(x: Tensor) -> Tensor:
     """The values of each sample of a dense tensor as a row (b, n), in the order in which they lie in memory."""
     return x.flatten(1) if x.is_contiguous() else x.permute(0, 2, 3, 1).flatten(1)
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def empty_like(x: Tensor) -> Tensor:
@@ -54,13 +55,67 @@ def empty_like(x: Tensor) -> Tensor:
     return fresh
 
 
-def where_nonzero(out: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient where `out`, which is dense, is not zero, and zero elsewhere."""
+def at_a_time(x: Tensor) -> list[slice]:
+    """So many samples of x at a time that they stay in the processor's cache."""
+    step = max(1, _CACHED * len(x) // max(x.numel(), 1))
+    return [slice(start, start + step) for start in range(0, len(x), step)]
+
+
+def pass_on(x: Tensor, won: Tensor, out: Tensor) -> None:
+    """Write into `out` the values of x where `won`, of its type, is 1, and zero where it is 0."""
+    torch.ops.aten.threshold_backward.grad_input(x, won, 0.5, grad_input=out)
+
+
+def zero_winners(x: Tensor, winner: Tensor, before: int = 0) -> Tensor:
+    """Where a winner is zero, as indices (m, dimensions) into a tensor in which `before` samples come before those of x."""
+    places = ((x == 0) & winner).nonzero()
+    places[:, 0] += before
+    return places
+
+
+def _gradient(out: Tensor, zeros: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of the winners, zero elsewhere: of what is not zero in `out`, which is dense, and of what `zeros` names."""
+    at = tuple(zeros.unbind(1))
     keys = torch._C._dispatch_keys(gradient)
     if torch.is_grad_enabled() or any(keys.has(key) for key in _BATCHED):
-        # For second derivatives, and for many gradients at once, it has to be an operation that PyTorch knows.
+        # For second derivatives, and for many gradients at once, it has to be operations that PyTorch knows.
         passed: Tensor = torch.ops.aten.hardshrink_backward(gradient, out, 0.0)
-        return passed
+        return passed.index_put(at, gradient[at]) if len(zeros) else passed
     passed = empty_like(out)
     torch.ops.aten.hardshrink_backward.grad_input(gradient, out, 0.0, grad_input=passed)
+    if len(zeros):
+        passed[at] = gradient[at]
     return passed
+
+
+class _Competition(torch.autograd.Function):
+    """Keeps its result for the backward pass, as ReLU does, and nothing of its own."""
+
+    @staticmethod
+    def forward(x: Tensor, compete: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The result and the `zero_winners`."""
+        x = x if dense(x) else x.contiguous()
+        out = empty_like(x)
+        return out, compete(x, out)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """See torch.autograd.Function."""
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """See torch.autograd.Function."""
+        out, zeros = ctx.saved_tensors
+        return _gradient(out, zeros, gradients[0]), None
+
+
+def run(x: Tensor, compete: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Let some values of x pass and make all others zero, as one operation with a backward pass of its own.
+
+    `compete(x, out)` writes the result for x, which is dense, into `out`, which lies in memory as x does, and tells the
+    `zero_winners`.
+    """
+    out: Tensor = _Competition.apply(x, compete)[0]  # type: ignore[no-untyped-call]
+    return out

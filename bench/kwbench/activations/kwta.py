@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kwbench.activations.fraction import sparsity
-from kwbench.activations.fused import by_sample, dense, empty_like, fusible, where_nonzero
+from kwbench.activations.fused import at_a_time, by_sample, fusible, pass_on, run, zero_winners
 from kwbench.activations.selection import Floats, kth_largest
-
-# So many values are ranked at a time that they stay in the processor's cache.
-_AT_A_TIME = 2**19
 
 
 def kwta(x: Tensor, k: int) -> Tensor:
@@ -29,8 +27,7 @@ def kwta(x: Tensor, k: int) -> Tensor:
     if not 1 <= k <= n:
         raise ValueError(f"k: {k} is not between 1 and {n}, the values of a sample")
     if fusible(x):
-        out: Tensor = _Competition.apply(x, k)[0]  # type: ignore[no-untyped-call]
-        return out
+        return run(x, partial(_compete, k))
     flat = x.detach().flatten(1)
     return torch.where(_survivors(flat, _kth_largest(flat, k), k).view(x.shape), x, 0)
 
@@ -80,45 +77,24 @@ def _as_column(kth: Floats, like: Tensor) -> Tensor:
     return torch.from_numpy(kth).to(like.dtype).unsqueeze(1)
 
 
-class _Competition(torch.autograd.Function):
-    """The same in one operation, block by block. It keeps its result for the backward pass, and nothing of its own."""
-
-    @staticmethod
-    def forward(x: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-        """The result, and the survivors where the result does not tell them, since one of them is zero."""
-        x = dense(x)
-        out = empty_like(x)
-        rows, results = by_sample(x), by_sample(out)
-        step = max(1, _AT_A_TIME // rows.shape[1])
-        thresholds = torch.empty(len(rows), 1, dtype=x.dtype)
-        ranked = torch.empty_like(rows[:step])
-        for start in range(0, len(rows), step):
-            block = slice(start, start + step)
-            values, won = _exact(rows[block]), ranked[: len(rows) - start]
-            kth, surplus = kth_largest(values, k)
-            thresholds[block] = _as_column(kth, x)
-            torch.ge(rows[block], thresholds[block], out=won)
-            for row in np.flatnonzero(surplus):
-                tied = _in_logical_order(np.flatnonzero(values[row] == kth[row]), x)
-                won[row, torch.from_numpy(tied[-surplus[row] :])] = 0
-            torch.ops.aten.threshold_backward.grad_input(rows[block], won, 0.5, grad_input=results[block])
-        if bool((thresholds <= 0).any()) and int(torch.count_nonzero(out)) < k * len(x):
-            return out, _survivors(x.flatten(1), thresholds, k).view(x.shape)
-        return out, None
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor | None]) -> None:
-        out, survivors = output
-        if survivors is not None:
-            ctx.mark_non_differentiable(survivors)
-        ctx.save_for_backward(out, survivors)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        out, survivors = ctx.saved_tensors
-        if survivors is not None:
-            return torch.where(survivors, gradients[0], 0), None
-        return where_nonzero(out, gradients[0]), None
+def _compete(k: int, x: Tensor, out: Tensor) -> Tensor:
+    rows, results = by_sample(x), by_sample(out)
+    thresholds = torch.empty(len(rows), 1, dtype=x.dtype)
+    blocks = at_a_time(x)
+    # Memory that is asked for again and again is fresh again and again.
+    scratch = torch.empty_like(rows[blocks[0]]) if blocks else rows
+    for block in blocks:
+        values = _exact(rows[block])
+        kth, surplus = kth_largest(values, k)
+        thresholds[block] = _as_column(kth, x)
+        won = torch.ge(rows[block], thresholds[block], out=scratch[: len(values)])
+        for row in np.flatnonzero(surplus):
+            tied = _in_logical_order(np.flatnonzero(values[row] == kth[row]), x)
+            won[row, torch.from_numpy(tied[-surplus[row] :])] = 0
+        pass_on(rows[block], won, results[block])
+    if bool((thresholds <= 0).any()) and int(torch.count_nonzero(out)) < k * len(x):
+        return zero_winners(x, _survivors(x.flatten(1), thresholds, k).view(x.shape))
+    return torch.empty(0, x.dim(), dtype=torch.long)
 
 
 def _in_logical_order(places: NDArray[np.intp], x: Tensor) -> NDArray[np.intp]:

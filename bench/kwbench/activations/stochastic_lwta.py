@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kwbench.activations.fused import at_a_time, dense, fusible, pass_on, run, zero_winners
+
 Sampling = Literal["hard", "relaxed"]
 
 
@@ -42,6 +44,9 @@ class StochasticLwta(nn.Module):
             raise ValueError(f"units: {x.shape[1]} channels do not divide into blocks of {self.units}")
         blocks: Tensor = x.unflatten(1, (-1, self.units))  # type: ignore[no-untyped-call]
         if not self.training and self.units == 2:
+            # Otherwise another order in memory would get the draws.
+            if self.sampling == "hard" and fusible(x) and dense(x):
+                return run(x, _draw)
             return self._duel(*blocks.unbind(2))
         if not self.training and self.sampling == "hard":
             return (blocks * _one_hot_sample(blocks.detach())).flatten(1, 2)
@@ -60,7 +65,7 @@ class StochasticLwta(nn.Module):
         """The same draw of two: the softmax of two values is the sigmoid of their difference, at half the cost."""
         lead = first - second
         if self.sampling == "hard":
-            wins = torch.rand_like(lead, dtype=_at_least_float32(lead)) < lead.detach().to(_at_least_float32(lead)).sigmoid()
+            wins = _wins(lead.detach())
             return torch.stack([torch.where(wins, first, 0), torch.where(wins, 0, second)], dim=2).flatten(1, 2)
         # The difference of two Gumbel variables is logistic.
         noise = torch.rand_like(lead, dtype=_at_least_float32(lead)).logit_(2**-24)
@@ -70,6 +75,25 @@ class StochasticLwta(nn.Module):
     def extra_repr(self) -> str:
         """For print."""
         return f"units={self.units}, sampling={self.sampling!r}, temperature={self.temperature}"
+
+
+def _wins(lead: Tensor) -> Tensor:
+    """Whether the first of two wins that is ahead by so much, by a draw."""
+    return torch.rand_like(lead, dtype=_at_least_float32(lead)) < lead.to(_at_least_float32(lead)).sigmoid()
+
+
+def _draw(x: Tensor, out: Tensor) -> Tensor:
+    """The same draw of two, hard, as one operation."""
+    blocks: Tensor = x.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
+    results: Tensor = out.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
+    wins = _wins(blocks[:, :, 0] - blocks[:, :, 1])
+    for some in at_a_time(x):
+        won = wins[some].to(x.dtype)
+        pass_on(blocks[some, :, 0], won, results[some, :, 0])
+        pass_on(blocks[some, :, 1], 1 - won, results[some, :, 1])
+    if int(torch.count_nonzero(out)) == wins.numel():
+        return torch.empty(0, x.dim(), dtype=torch.long)
+    return zero_winners(x, torch.stack([wins, ~wins], dim=2).flatten(1, 2))
 
 
 def _one_hot_sample(blocks: Tensor) -> Tensor:

@@ -1,19 +1,18 @@
-"""k-WTA and LWTA at half precision, in about two thirds of the time: what training competes with, never what is evaluated.
+"""k-WTA and LWTA as training at half precision has them: what training competes with, never what is evaluated.
 
 They let equal values win together, where the activations themselves let the first one win. In bfloat16 about one winner in a
-hundred is such a second.
+hundred is such a second. It is part of what the checkpoints trained so are.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kwbench.activations import Kwta, Lwta
+from kwbench.activations.selection import kth_largest
 
 
 @contextmanager
@@ -64,12 +63,8 @@ class _SwiftKwta(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
-        place = flat.shape[1] - self.of[0].winners(math.prod(x.shape[1:]))
-        ranked = np.partition(flat.detach().cpu().float().numpy(), place, axis=1)[:, place : place + 1]
-        # The greatest value of a sample that holds NaN is NaN.
-        spoilt = flat.detach().amax(dim=1, keepdim=True).isnan()
-        threshold = torch.from_numpy(ranked.copy()).to(x.device, x.dtype).masked_fill(spoilt, torch.nan)
-        return _winners(flat, threshold).view(x.shape)
+        ranked, _ = kth_largest(flat.detach().cpu().float().numpy(), self.of[0].winners(flat.shape[1]))
+        return _winners(flat, torch.from_numpy(ranked).to(x.device, x.dtype).unsqueeze(1)).view(x.shape)
 
 
 class _SwiftLwta(nn.Module):
