@@ -51,6 +51,22 @@ def test_what_is_proposed_is_the_same_whatever_the_tiles_hold(name: str, early_e
         assert torch.equal(proposed([7, 90, 3], measured), whole[[7, 90, 3]])
 
 
+@pytest.mark.parametrize("kind", ["smooth", "es"])
+def test_noise_is_addressed_by_the_step_whoever_else_has_left(kind: str) -> None:
+    batch = first_images(40)
+    gradient = {"kind": kind, "sigma": 0.02, "draws": 2}
+    attack = build_attack("pgd", {"steps": 6, "relative_step_size": 0.3, "gradient": gradient})
+
+    def proposed(rows: list[int]) -> Tensor:
+        part = batch.take(rows)
+        return attack(cnn(tile=16), part.x, part.y, LINF, SampleRandom(0, "pgd", part.samples))
+
+    rows = list(range(40))
+    whole = proposed(rows)
+    assert torch.equal(proposed(rows[::-1]).flip(0), whole)
+    assert torch.equal(proposed(rows[:9]), whole[:9])
+
+
 def test_all_steps_are_taken_and_no_more() -> None:
     batch = first_images(40)
     model = cnn(tile=16)

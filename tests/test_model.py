@@ -1,6 +1,8 @@
 """The model: rows that depend on themselves alone, honest counts, and randomness found by trial."""
 
+import platform
 import random
+import resource
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kwbench.errors import CannotEvaluate
-from kwbench.model import Prediction, _cheapest
+from kwbench.model import Prediction, _cheapest, keep_freed_memory
 from small_models import Noisy, cnn, first_images, trained_cnn, wrapped
 
 
@@ -436,3 +438,17 @@ def test_a_non_finite_answer_is_never_counted_correct() -> None:
 
 def test_no_images_make_no_logits() -> None:
     assert cnn()(torch.zeros(0, 1, 8, 8)).shape == (0, 10)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries go on as they do")
+def test_memory_that_was_freed_is_not_cleared_by_the_system_again() -> None:
+    keep_freed_memory()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        kept = [torch.ones(5 << 20) for _ in range(8)]
+        assert len(kept) == 8
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert min(faults() for _ in range(3)) < 1000, "8 tensors of 5120 pages"

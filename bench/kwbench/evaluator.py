@@ -33,7 +33,7 @@ from kwbench.gradients import Gradient, Relaxed, within
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.measured import Array
-from kwbench.model import Model, Prediction, require_exact_float32
+from kwbench.model import Model, Prediction, keep_freed_memory, require_exact_float32
 from kwbench.outcome import Outcome
 from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
 from kwbench.relaxation import survey
@@ -135,6 +135,7 @@ class LocalEvaluator:
     def __init__(self, request: Request, threads: int | None = None) -> None:
         """With `threads`, one of several that were found to be worth having."""
         require_exact_float32()
+        keep_freed_memory()
         self._request = request
         self._device = _device(request.device)
         registry = None if is_file_model(request.model) and request.registry is None else read_registry(request.registry)

