@@ -1,0 +1,255 @@
+"""The same attack by kwbench, Foolbox, torchattacks and adv-lib: seconds, ratios, and the accuracy that each leaves.
+
+    python bench/speed/rivals.py MODEL... [--n 128] [--threads 2] [--attacks pgd,mim,deepfool,cw,square]
+
+Same network, images, steps, step sizes and threads; in one process, by turns. All attack only the images that the network has
+right: who hands a library the rest too pays for them. Ours is timed with judging, in a process of one thread for each of the
+threads; the libraries take them as torch does. What each proposes is judged by the same rule. Needs the extra `rivals`. Writes
+Markdown to stdout.
+"""
+
+import argparse
+import sys
+import types
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Spread, alternate, machine_line, markdown_table, ratio, spread
+from torch import Tensor
+
+from kwbench.evaluator import LocalEvaluator, Request
+from kwbench.geometry import TOLERANCE, distance
+from kwbench.outcome import Outcome, Status
+from kwbench.suite import override, suite_of
+from kwbench.threat import ThreatModel
+from kwbench.torchvision_schemas import import_torchvision
+from kwbench.workers import Workers
+
+# Images that a library is given at once.
+BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """An attack at settings that all of them have: ours in several variants, each a list of settings, and the libraries'."""
+
+    name: str
+    attack: str
+    ours: Mapping[str, Sequence[str]]
+    rivals: Mapping[str, Callable[[torch.nn.Module, Tensor, Tensor, float], Tensor]]
+    # Judged where it is found, whatever the distance; the ball is for counting.
+    minimum_norm: bool = False
+
+
+def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any) -> list[Contest]:
+    """Those in this norm. Steps of `share` * eps."""
+
+    def from_foolbox(kind: str, nearest: bool = False, **settings: Any) -> Callable[..., Tensor]:
+        def attack(network: torch.nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+            victim = foolbox.PyTorchModel(network, bounds=(0, 1), device=x.device)
+            adversary, criterion = getattr(foolbox.attacks, kind)(**settings), foolbox.criteria.Misclassification(y)
+            found: Tensor = adversary(victim, x, criterion, epsilons=None if nearest else eps)[0 if nearest else 1]
+            return found
+
+        return attack
+
+    def from_torchattacks(kind: str, *ball: str, **settings: Any) -> Callable[..., Tensor]:
+        def attack(network: torch.nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+            sizes = {"eps": eps, "alpha": share * eps}
+            found: Tensor = getattr(torchattacks, kind)(network, **{name: sizes[name] for name in ball}, **settings)(x, y)
+            return found
+
+        return attack
+
+    if norm == "linf":
+        step = f"relative_step_size={share}"
+        pgd = ("steps=40", step)
+        mim = ("steps=20", step)
+        return [
+            Contest(
+                "PGD-40",
+                "pgd",
+                {
+                    "kwbench": pgd,
+                    "kwbench, bfloat16": (*pgd, "precision=bfloat16"),
+                    "kwbench, no early exit": (*pgd, "early_exit=false"),
+                },
+                {
+                    "Foolbox": from_foolbox("LinfPGD", rel_stepsize=share, steps=40),
+                    "torchattacks": from_torchattacks("PGD", "eps", "alpha", steps=40),
+                    "adv-lib": lambda network, x, y, eps: adv.pgd_linf(network, x, y, eps, steps=40, relative_step_size=share),
+                },
+            ),
+            Contest(
+                "MIM-20",
+                "mim",
+                {
+                    "kwbench": mim,
+                    "kwbench, bfloat16": (*mim, "precision=bfloat16"),
+                    "kwbench, no early exit": (*mim, "early_exit=false"),
+                },
+                {"torchattacks": from_torchattacks("MIFGSM", "eps", "alpha", steps=20, decay=1.0)},
+            ),
+            Contest(
+                "Square, 200 queries",
+                "square",
+                {"kwbench": ("steps=200", "rescale_schedule=true")},
+                {"torchattacks": from_torchattacks("Square", "eps", n_queries=200, loss="margin", resc_schedule=True)},
+            ),
+        ]
+    cw = ("steps=60", "binary_search_steps=3", "step_size=0.02", "initial_const=0.1")
+    return [
+        Contest(
+            "DeepFool",
+            "deepfool",
+            {"kwbench": ("steps=50",)},
+            {
+                "Foolbox": from_foolbox("L2DeepFoolAttack", nearest=True, steps=50),
+                "torchattacks": from_torchattacks("DeepFool", steps=50),
+                "adv-lib": lambda network, x, y, eps: adv.df(network, x, y, steps=50, norm=2),
+            },
+            minimum_norm=True,
+        ),
+        Contest(
+            "C&W, 3 x 60",
+            "cw",
+            {"kwbench": cw},
+            {
+                "Foolbox": from_foolbox(
+                    "L2CarliniWagnerAttack", True, binary_search_steps=3, steps=60, stepsize=0.02, initial_const=0.1
+                ),
+                "adv-lib": lambda network, x, y, eps: adv.carlini_wagner_l2(
+                    network, x, y, learning_rate=0.02, initial_const=0.1, binary_search_steps=3, max_iterations=60
+                ),
+            },
+            minimum_norm=True,
+        ),
+    ]
+
+
+def measured(contest: Contest, request: Request, threads: int, rounds: int) -> list[list[object]]:
+    """The rows of a contest's table."""
+    sides: dict[str, Callable[[], object]] = {}
+    left: dict[str, float] = {}
+    opened: list[Workers] = []
+    for name, settings in contest.ours.items():
+        workers = Workers(_asked(request, contest.attack, settings))
+        opened.append(workers)
+        sides[name] = _ours(workers, contest.attack, left, name)
+    local = LocalEvaluator(_asked(request, contest.attack, next(iter(contest.ours.values()))))
+    right = [row for row, outcome in enumerate(local.judge_clean(range(request.n or 0))) if outcome.status is Status.HELD]
+    images, model, threat, n = local._batch.take(right), local._model, local.facts.threat, len(local.facts.samples)
+
+    def rival(name: str) -> Callable[[], object]:
+        def attack() -> None:
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            parts = zip(images.x.split(BATCH), images.y.split(BATCH), strict=True)
+            found = torch.cat([contest.rivals[name](model.module, x.clone(), y, threat.radius).detach() for x, y in parts])
+            left[name] = _standing(model.predict(found.clamp(0, 1))[0], found, images.x, images.y, threat) / n
+
+        return attack
+
+    for name in contest.rivals:
+        sides[name] = rival(name)
+    try:
+        seconds = alternate(sides, rounds)
+    finally:
+        for workers in opened:
+            workers.close()
+    rows = []
+    for name in sides:
+        ratios: list[Spread | str] = [
+            ratio(seconds[other], seconds[name]) if name in contest.ours else "" for other in contest.rivals
+        ]
+        rows.append([contest.name, name, str(spread(seconds[name])), f"{100 * left[name]:.1f}", *ratios])
+    return rows
+
+
+def _asked(request: Request, attack: str, settings: Sequence[str]) -> Request:
+    suite = override(suite_of((attack,)), tuple(f"{attack}.{setting}" for setting in settings))
+    return replace(request, suite=suite)
+
+
+def _ours(workers: Workers, attack: str, left: dict[str, float], name: str) -> Callable[[], object]:
+    """An evaluation's attack, shared out in whole tiles as the runner does."""
+    facts = workers.facts
+    torch.set_num_threads(facts.threads)
+    n, tile = len(facts.samples), facts.identity["tile"]
+    (clean,) = list(workers.each(lambda evaluator, rows: evaluator.judge_clean(rows), [list(range(n))]))
+    share = -(-n // (tile * facts.workers)) * tile
+    jobs = [list(range(start, min(start + share, n))) for start in range(0, n, share)]
+
+    def work(evaluator: Any, rows: list[int]) -> list[Outcome]:
+        outcomes: list[Outcome] = evaluator.judge(attack, rows, [clean[row] for row in rows], None)
+        return outcomes
+
+    def run() -> None:
+        torch.set_num_threads(facts.threads)
+        found = [outcome for outcomes in workers.each(work, jobs) for outcome in outcomes]
+        left[name] = sum(outcome.status is Status.HELD for outcome in found) / n
+
+    return run
+
+
+def _standing(predicted: Tensor, found: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> int:
+    """How many the judge would call held: right, or not within the ball."""
+    inside = distance(x, found, threat.norm) <= threat.radius * (1 + 1e-5) + TOLERANCE
+    return int(((predicted == y) | ~inside).sum())
+
+
+def libraries() -> tuple[Any, Any, Any]:
+    """Foolbox, torchattacks and adv-lib's attacks."""
+    import_torchvision()
+    # adv-lib imports it for plots.
+    sys.modules.setdefault("visdom", types.ModuleType("visdom"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import foolbox
+        import torchattacks
+        from adv_lib import attacks as adv
+    return foolbox, torchattacks, adv
+
+
+def main() -> None:
+    """Measure, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--n", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--attacks", default="pgd,mim,square,deepfool,cw")
+    parser.add_argument("--step-size", type=float, default=0.25, help="of PGD and MIM, in eps (default: 0.25)")
+    parser.add_argument("--eps", help="in linf; default: the data set's")
+    parser.add_argument("--eps-l2", default="0.5", help="by which DeepFool and C&W are judged (default: 0.5)")
+    parser.add_argument("--registry", type=Path)
+    parser.add_argument("--dataset")
+    parser.add_argument("--data-dir", type=Path)
+    asked = parser.parse_args()
+    print(f"n = {asked.n}; steps of {asked.step_size:g} eps; {machine_line(asked.threads)}\n")
+    loaded = libraries()
+    for name in asked.models:
+        for norm in ("linf", "l2"):
+            chosen = [each for each in contests(norm, asked.step_size, *loaded) if each.attack in asked.attacks.split(",")]
+            for contest in chosen:
+                request = Request(
+                    name,
+                    suite_of((contest.attack,)),
+                    registry=asked.registry,
+                    dataset=asked.dataset,
+                    data_dir=asked.data_dir,
+                    n=asked.n,
+                    norm=norm,
+                    eps=asked.eps if norm == "linf" else asked.eps_l2,
+                    threads=asked.threads,
+                )
+                header = ["attack", name, "seconds", "accuracy left, %", *(f"times {rival}" for rival in contest.rivals)]
+                print(markdown_table(header, measured(contest, request, asked.threads, asked.rounds)), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
