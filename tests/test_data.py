@@ -85,6 +85,12 @@ def test_the_first_digits_are_a_mixture_of_classes_and_the_same_on_each_load() -
     assert len(first.y.unique()) == 10
 
 
+def test_the_digits_are_the_same_by_way_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kwbench.data.find_spec", lambda _: None)
+    test = load_dataset("digits").test
+    assert (len(test), slice_hash(whole(test).samples)) == DIGITS["test"]
+
+
 # Batches
 
 

@@ -50,6 +50,11 @@ def test_names_are_found_with_and_without_the_default_data_set(tmp_path: Path) -
     assert found.find("a")[1].architecture.parameters == {"width": 8}
 
 
+def test_a_registry_that_changed_is_read_again(tmp_path: Path) -> None:
+    assert list(written(tmp_path, f"models:\n  a: {LINE}\n").own) == ["a"]
+    assert list(written(tmp_path, f"models:\n  b: {LINE}\n").own) == ["b"]
+
+
 def test_unknown_models_come_with_a_suggestion(tmp_path: Path) -> None:
     found = written(tmp_path, f"models:\n  resnet18-relu: {LINE}\n")
     with pytest.raises(UsageError, match=r"'resnet18-rulu' is not in .*registry\.yaml; did you mean 'resnet18-relu'"):

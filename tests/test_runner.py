@@ -108,6 +108,13 @@ class TestTheSameAgain:
         # Only when it was last asked for may differ.
         assert len(db.read_bytes()) == len(before)
 
+    def test_the_second_time_no_row_is_read_one_by_one(self, registry: Path, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        carry_out(request(registry), db)
+        asked: list[int] = []
+        monkeypatch.setattr(Store, "outcomes", lambda _, attack_run: asked.append(attack_run))
+        carry_out(request(registry), db)
+        assert asked == []
+
     def test_the_second_time_everything_is_reported_as_done(self, registry: Path, db: Path) -> None:
         carry_out(request(registry), db)
         seen: list[Progress] = []

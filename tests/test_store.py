@@ -386,6 +386,31 @@ def test_tallies_equal_packed_frames(store: Store) -> None:
             assert getattr(tallies[run], name) == getattr(packed[run], name)
 
 
+def test_attack_runs_are_the_same_read_side_by_side(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = "".join(np.random.default_rng(0).choice([*"wbhie"], 40))
+    found = {"clean": rows("h" * 40), **{f"attack-{at}": rows(letters[at:] + letters[:at]) for at in range(9)}}
+    evaluation = record(store, specification(attacks=list(found), n=40), found)
+    whole = store.tallies()
+    monkeypatch.setattr("kwbench.store._PART", 2)
+    parts = store.tallies()
+    assert whole.keys() == parts.keys() == set(evaluation.attack_runs.values())
+    for label, run in evaluation.attack_runs.items():
+        assert whole[run].status.tolist() == parts[run].status.tolist() == [each.status[:1].encode() for each in found[label]]
+        # Whatever stands on the same samples is compared by identity.
+        assert parts[run].index is parts[evaluation.attack_runs["clean"]].index
+
+
+def test_a_page_waits_for_no_library_that_it_does_not_need() -> None:
+    import subprocess
+    import sys
+
+    slow = ("torch", "pandas", "pydantic", "ruamel.yaml")
+    code = f"import sys, kwbench.report.page, kwbench.progress; print({{*{slow}}} & {{*sys.modules}})"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "bench")}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert found.stdout == "set()\n"
+
+
 def test_importing_the_store_and_the_reports_does_not_import_torch() -> None:
     import subprocess
     import sys

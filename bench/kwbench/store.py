@@ -162,6 +162,9 @@ _SINCE_1 = [_findings, _adversarials, _experiments, _arrays]
 
 _COUNTS = ("selection_correct", "selection_draws", "fresh_correct", "fresh_draws")
 
+# Attack runs in one query: SQLite limits the parameters.
+_PART = 500
+
 # SQLite reads on one core a connection.
 _READERS = min(4, os.cpu_count() or 1)
 
@@ -788,10 +791,10 @@ def pack(frame: "pd.DataFrame") -> dict[int, Tally]:
 
 
 def _parts(numbers: Collection[int]) -> Iterator[list[int]]:
-    """Lists short enough for SQLite's limit on parameters."""
+    """Lists short enough for one query."""
     ordered = sorted(numbers)
-    for start in range(0, len(ordered), 500):
-        yield ordered[start : start + 500]
+    for start in range(0, len(ordered), _PART):
+        yield ordered[start : start + _PART]
 
 
 def _letters(statuses: str) -> bytes:
