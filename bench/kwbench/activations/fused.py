@@ -66,6 +66,21 @@ def pass_on(x: Tensor, won: Tensor, out: Tensor) -> None:
     torch.ops.aten.threshold_backward.grad_input(x, won, 0.5, grad_input=out)
 
 
+def scratch_for(x: Tensor, number: int = 1) -> Tensor:
+    """Memory (number, n) for results as large as what comes `at_a_time`; asked for anew each time, it would be fresh again."""
+    return torch.empty(number, x[at_a_time(x)[0]].numel() if len(x) else 0, dtype=x.dtype)
+
+
+def has_zero(x: Tensor, scratch: Tensor) -> bool:
+    """Whether a value of x is zero; `scratch` is of its shape and type."""
+    return bool(torch.eq(x, 0, out=scratch).max() > 0)
+
+
+def no_zeros(x: Tensor) -> list[Tensor]:
+    """The `zero_winners` of nothing, to begin with."""
+    return [torch.empty(0, x.dim(), dtype=torch.long)]
+
+
 def zero_winners(x: Tensor, winner: Tensor, before: int = 0) -> Tensor:
     """Where a winner is zero, as indices (m, dimensions) into a tensor in which `before` samples come before those of x."""
     places = ((x == 0) & winner).nonzero()

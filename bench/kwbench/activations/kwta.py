@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kwbench.activations.fraction import sparsity
-from kwbench.activations.fused import at_a_time, by_sample, fusible, pass_on, run, zero_winners
+from kwbench.activations.fused import at_a_time, by_sample, fusible, has_zero, no_zeros, pass_on, run, scratch_for, zero_winners
 from kwbench.activations.selection import Floats, kth_largest
 
 
@@ -78,23 +78,21 @@ def _as_column(kth: Floats, like: Tensor) -> Tensor:
 
 
 def _compete(k: int, x: Tensor, out: Tensor) -> Tensor:
-    rows, results = by_sample(x), by_sample(out)
-    thresholds = torch.empty(len(rows), 1, dtype=x.dtype)
-    blocks = at_a_time(x)
-    # Memory that is asked for again and again is fresh again and again.
-    scratch = torch.empty_like(rows[blocks[0]]) if blocks else rows
-    for block in blocks:
-        values = _exact(rows[block])
+    rows, results, zeros = by_sample(x), by_sample(out), no_zeros(x)
+    scratch = scratch_for(x).view(-1, rows.shape[1])
+    for some in at_a_time(x):
+        values = _exact(rows[some])
         kth, surplus = kth_largest(values, k)
-        thresholds[block] = _as_column(kth, x)
-        won = torch.ge(rows[block], thresholds[block], out=scratch[: len(values)])
+        threshold = _as_column(kth, x)
+        won = torch.ge(rows[some], threshold, out=scratch[: len(values)])
         for row in np.flatnonzero(surplus):
             tied = _in_logical_order(np.flatnonzero(values[row] == kth[row]), x)
             won[row, torch.from_numpy(tied[-surplus[row] :])] = 0
-        pass_on(rows[block], won, results[block])
-    if bool((thresholds <= 0).any()) and int(torch.count_nonzero(out)) < k * len(x):
-        return zero_winners(x, _survivors(x.flatten(1), thresholds, k).view(x.shape))
-    return torch.empty(0, x.dim(), dtype=torch.long)
+        pass_on(rows[some], won, results[some])
+        if (kth <= 0).any() and has_zero(rows[some], won):
+            survivors = _survivors(x[some].flatten(1), threshold, k).view(x[some].shape)
+            zeros.append(zero_winners(x[some], survivors, some.start))
+    return torch.cat(zeros)
 
 
 def _in_logical_order(places: NDArray[np.intp], x: Tensor) -> NDArray[np.intp]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.activations.fraction import sparsity
-from kwbench.activations.fused import at_a_time, fusible, pass_on, run, zero_winners
+from kwbench.activations.fused import at_a_time, fusible, has_zero, no_zeros, pass_on, run, scratch_for, zero_winners
 
 
 def lwta(x: Tensor, units: int) -> Tensor:
@@ -52,11 +52,8 @@ def _require_ranks(best: Tensor) -> None:
 
 
 def _compete(units: int, x: Tensor, out: Tensor) -> Tensor:
-    zeros = [torch.empty(0, x.dim(), dtype=torch.long)]
-    samples = at_a_time(x)
-    # Memory that is asked for again and again is fresh again and again.
-    scratch = torch.empty(3, x[samples[0]].numel() if samples else 0, dtype=x.dtype)
-    for some in samples:
+    zeros, scratch = no_zeros(x), scratch_for(x, 3)
+    for some in at_a_time(x):
         groups = _blocks(x[some], units)
         zero_won = [_pass_on_winners(*pair, scratch) for pair in zip(groups, _blocks(out[some], units), strict=True)]
         if any(zero_won):
@@ -78,7 +75,7 @@ def _pass_on_winners(blocks: Tensor, out: Tensor, scratch: Tensor) -> bool:
         won.mul_(free)
         free.sub_(won)
         pass_on(unit, won, place)
-    return bool(torch.eq(best, 0, out=won).max() > 0)
+    return has_zero(best, won)
 
 
 class Lwta(nn.Module):

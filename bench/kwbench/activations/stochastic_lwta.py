@@ -7,7 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwbench.activations.fused import at_a_time, dense, fusible, pass_on, run, zero_winners
+from kwbench.activations.fused import (
+    at_a_time,
+    empty_like,
+    fusible,
+    has_zero,
+    no_zeros,
+    pass_on,
+    run,
+    scratch_for,
+    zero_winners,
+)
 
 Sampling = Literal["hard", "relaxed"]
 
@@ -45,7 +55,7 @@ class StochasticLwta(nn.Module):
         blocks: Tensor = x.unflatten(1, (-1, self.units))  # type: ignore[no-untyped-call]
         if not self.training and self.units == 2:
             # Otherwise another order in memory would get the draws.
-            if self.sampling == "hard" and fusible(x) and dense(x):
+            if self.sampling == "hard" and fusible(x) and x.is_contiguous():
                 return run(x, _draw)
             return self._duel(*blocks.unbind(2))
         if not self.training and self.sampling == "hard":
@@ -65,7 +75,7 @@ class StochasticLwta(nn.Module):
         """The same draw of two: the softmax of two values is the sigmoid of their difference, at half the cost."""
         lead = first - second
         if self.sampling == "hard":
-            wins = _wins(lead.detach())
+            wins = torch.rand_like(lead, dtype=_at_least_float32(lead)) < lead.detach().to(_at_least_float32(lead)).sigmoid()
             return torch.stack([torch.where(wins, first, 0), torch.where(wins, 0, second)], dim=2).flatten(1, 2)
         # The difference of two Gumbel variables is logistic.
         noise = torch.rand_like(lead, dtype=_at_least_float32(lead)).logit_(2**-24)
@@ -77,23 +87,24 @@ class StochasticLwta(nn.Module):
         return f"units={self.units}, sampling={self.sampling!r}, temperature={self.temperature}"
 
 
-def _wins(lead: Tensor) -> Tensor:
-    """Whether the first of two wins that is ahead by so much, by a draw."""
-    return torch.rand_like(lead, dtype=_at_least_float32(lead)) < lead.to(_at_least_float32(lead)).sigmoid()
-
-
 def _draw(x: Tensor, out: Tensor) -> Tensor:
-    """The same draw of two, hard, as one operation."""
+    """The same draw of two, hard, as one operation. x is contiguous."""
     blocks: Tensor = x.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
     results: Tensor = out.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
-    wins = _wins(blocks[:, :, 0] - blocks[:, :, 1])
+    lead = empty_like(out.view(-1)[: out.numel() // 2].view(blocks[:, :, 0].shape))
+    torch.sub(blocks[:, :, 0], blocks[:, :, 1], out=lead)
+    chance = lead.to(_at_least_float32(lead)).sigmoid_()
+    drawn = empty_like(chance).uniform_()
+    zeros, scratch = no_zeros(x), scratch_for(x)[0]
     for some in at_a_time(x):
-        won = wins[some].to(x.dtype)
+        won = scratch[: lead[some].numel()].view(lead[some].shape)
+        torch.lt(drawn[some], chance[some], out=won)
         pass_on(blocks[some, :, 0], won, results[some, :, 0])
-        pass_on(blocks[some, :, 1], 1 - won, results[some, :, 1])
-    if int(torch.count_nonzero(out)) == wins.numel():
-        return torch.empty(0, x.dim(), dtype=torch.long)
-    return zero_winners(x, torch.stack([wins, ~wins], dim=2).flatten(1, 2))
+        pass_on(blocks[some, :, 1], won.neg_().add_(1), results[some, :, 1])
+        if has_zero(x[some], scratch[: x[some].numel()].view(x[some].shape)):
+            wins = drawn[some] < chance[some]
+            zeros.append(zero_winners(x[some], torch.stack([wins, ~wins], dim=2).flatten(1, 2), some.start))
+    return torch.cat(zeros)
 
 
 def _one_hot_sample(blocks: Tensor) -> Tensor:
