@@ -69,29 +69,28 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     asked = parser.parse_args()
     print(machine_line(1), end="\n\n")
+    print(markdown_table(["ratio of processor times", "median [quartiles]"], []), flush=True)
+
+    def row(name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> None:
+        print(f"| {name} | {spread(ratios(ours, theirs, rounds))} |", flush=True)
 
     local = evaluator(asked, 128, "early_exit=false")
     tile = local.facts.identity["tile"]
     right = [row for row, each in enumerate(local.judge_clean(range(128))) if each.status is Status.HELD][:tile]
     batch, network = local._batch.take(right), local._model.module
-    rows = [
-        [
-            "judged PGD-40 to bare passes",
-            spread(ratios(attacked(local, right), lambda: bare(network, batch, tile, 40), asked.rounds)),
-        ]
-    ]
+    row("judged PGD-40 to bare passes", attacked(local, right), lambda: bare(network, batch, tile, 40), asked.rounds)
 
     if asked.growing:
         asked.model, asked.dataset = asked.growing, asked.growing_dataset
+    few = max(1, asked.rounds // 3)
     for name, settings in (("early exit", ()), ("no early exit", ("early_exit=false",))):
         local = evaluator(asked, 2 * asked.n, "steps=10", *settings)
         whole, half = (attacked(local, list(range(n))) for n in (2 * asked.n, asked.n))
-        rows.append([f"{2 * asked.n} samples to {asked.n}, {name}", spread(ratios(whole, half, asked.rounds // 3))])
+        row(f"{2 * asked.n} samples to {asked.n}, {name}", whole, half, few)
     once, twice = (
         attacked(evaluator(asked, asked.n, f"steps={k}", "early_exit=false"), list(range(asked.n))) for k in (10, 20)
     )
-    rows.append(["20 steps to 10, no early exit", spread(ratios(twice, once, asked.rounds // 3))])
-    print(markdown_table(["ratio of processor times", "median [quartiles]"], rows))
+    row("20 steps to 10, no early exit", twice, once, few)
 
 
 if __name__ == "__main__":
