@@ -232,9 +232,8 @@ def main() -> None:
     parser.add_argument("--dataset")
     parser.add_argument("--data-dir", type=Path)
     asked = parser.parse_args()
-    print(
-        f"n = {asked.n}; steps of {asked.step_size:g} eps; {'processor' if asked.threads == 1 else 'wall'} time; {machine_line(asked.threads)}\n"
-    )
+    clock = "processor" if asked.threads == 1 else "wall"
+    print(f"n = {asked.n}; steps of {asked.step_size:g} eps; {clock} time; {machine_line(asked.threads)}\n")
     loaded = libraries()
     for name in asked.models:
         for norm in ("linf", "l2"):
