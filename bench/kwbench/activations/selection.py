@@ -15,7 +15,7 @@ Counts = NDArray[np.intp]
 
 _SAMPLE = 400
 # So many a row, and four times as many in the worst, are sorted.
-_FEW = 200
+_FEW = 300
 _GUESSES = 12
 
 
