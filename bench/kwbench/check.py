@@ -135,15 +135,16 @@ def check(
     """
     _validate(max_drop, alpha)
     entries = _read(baseline)
-    found = standings(store)
+    evaluations, checked = store.evaluations(), {entry.model for entry in entries}
+    found = standings(store, [each for each in evaluations if each.spec.model in checked])
     checks = []
     for entry in entries:
         if models is None or entry.model in models:
             checks.append(_check_entry(store, entry, found, max_drop, alpha))
-    for name in sorted(set(models or ()) - {entry.model for entry in entries}):
+    for name in sorted(set(models or ()) - checked):
         reason = "not in the baseline; put it there with --update"
         checks.append(ModelCheck(name, "", "", "", 0, Verdict.UNSURE, reason, None, None, None, None, None))
-    new = sorted({each.model for each in found} - {entry.model for entry in entries})
+    new = sorted({each.spec.model for each in evaluations} - checked)
     return CheckResult(tuple(checks), tuple(new), max_drop, alpha)
 
 
@@ -217,11 +218,12 @@ def compare(store: Store, first: str, second: str) -> list[PairedComparison]:
         UsageError: a model that is not on record.
         CannotEvaluate: the two have no complete, comparable evaluation.
     """
-    found = standings(store)
-    known = {each.model for each in found}
+    evaluations = store.evaluations()
+    known = {each.spec.model for each in evaluations}
     for name in (first, second):
         if name not in known:
             raise UsageError(f"model {name!r} is not on record; {did_you_mean(name, known)}")
+    found = standings(store, [each for each in evaluations if each.spec.model in (first, second)])
     by_model = {
         name: {comparison_key(each.evaluation): each for each in _newest([each for each in found if each.model == name])}
         for name in (first, second)

@@ -216,7 +216,11 @@ def measured(asked: argparse.Namespace, folder: Path, db: Path) -> Iterator[str]
     yield "# The record at scale\n"
     yield "Made by `python bench/speed/record.py`.\n"
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
-    yield f"{machine_line(os.cpu_count() or 1)}. Load of the machine before and by others: {load}.\n"
+    yield f"{machine_line(os.cpu_count() or 1)}. Load of the machine before, by others: {load}.\n"
+    yield (
+        "Seconds on the clock are those of this load; seconds of cores are nearer to what a machine without it would take, "
+        "where a report reads the record on all cores.\n"
+    )
     # A record that is there already leaves the writing to be measured on a twentieth of it.
     fresh, models = (folder / "written.db", -(-asked.models // 20)) if db.exists() else (db, asked.models)
     writing, cpu = apart(make, fresh, models, asked.attacks, asked.samples)
