@@ -46,6 +46,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
     """The same for a text; `name` is what errors call it."""
+
     class Refusing(Scanner):
         """Looks at tokens as they pass: to read them twice takes twice as long."""
 
