@@ -1,4 +1,6 @@
 import gc
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -465,3 +467,29 @@ def test_relaxed_gradients_break_what_exact_ones_cannot() -> None:
     assert bool((exact.gradients == 0).all())
     moved = (batch.x + 0.2 * soft.gradients[0].sign()).clamp(0, 1)
     assert (model.predict(moved)[0] == batch.y).float().mean() < (model.predict(batch.x)[0] == batch.y).float().mean() - 0.4
+
+
+def test_the_compiler_is_not_imported_for_a_module_that_does_not_use_it() -> None:
+    program = (
+        "import sys, torch\n"
+        "from kwbench.relaxation import relaxed\n"
+        "x = torch.rand(2, 3, requires_grad=True)\n"
+        "relaxed(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Softmax(1)), x).sum().backward()\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_compiled_part_is_relaxed_like_any_other() -> None:
+    hard = F.softmax  # so sharp that its own gradient is nothing
+    plain, compiled = Of(lambda x: hard(500 * x, dim=1)), Of(torch.compile(lambda x: hard(500 * x, dim=1), backend="eager"))
+    x = rows(4)
+    compiled(x)  # whatever compiles has done so before it is relaxed
+    found = []
+    for module in (plain, compiled):
+        leaf = x.clone().requires_grad_()
+        relaxed(module, leaf)[:, 0].sum().backward()
+        assert leaf.grad is not None
+        found.append(leaf.grad)
+    assert bool((found[0] != 0).any())
+    assert torch.equal(*found)

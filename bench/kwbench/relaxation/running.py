@@ -5,6 +5,7 @@ custom autograd Functions and of scripted modules are all seen. Every value has 
 our choice. What leaves PyTorch, a detour through numpy, comes back as a tensor from outside.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -64,6 +65,11 @@ class _Saved:
 
 
 class _Relaxing(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Its guard would import the compiler, which takes longer than many a pass.
+        return False
+
     def __init__(self, context: Context, own: set[int], place: list[str], log: Log | None, guess: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.context = context
@@ -260,6 +266,17 @@ class _Relaxing(TorchDispatchMode):
 _TURNS = ("squeeze_", "unsqueeze_", "transpose_", "t_")
 
 
+class _Guarded(_Relaxing):  # type: ignore[no-untyped-call]
+    """The same for modules of which parts may be compiled: those run as they are, and the compiler keeps out of here."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 def _no_inference() -> Any:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
@@ -284,7 +301,8 @@ def run(
         # A copy: a module may write into its input.
         root = x.clone()
     pixels = root.detach()
-    mode = _Relaxing(context, own, place, log, guess)
+    kind = _Guarded if "torch._dynamo" in sys.modules else _Relaxing
+    mode = kind(context, own, place, log, guess)
     if root.requires_grad:
         mode.follow(pixels, root)
     try:
