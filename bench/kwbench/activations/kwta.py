@@ -29,7 +29,7 @@ def kwta(x: Tensor, k: int) -> Tensor:
     if fusible(x):
         return run(x, partial(_compete, k))
     flat = x.detach().flatten(1)
-    return torch.where(_survivors(flat, _kth_largest(flat, k), k).view(x.shape), x, 0)
+    return torch.where(_survivors(flat, torch.ops.kwbench.kth_largest(flat, k), k).view(x.shape), x, 0)
 
 
 def _survivors(flat: Tensor, threshold: Tensor, k: int) -> Tensor:
@@ -42,9 +42,7 @@ def _survivors(flat: Tensor, threshold: Tensor, k: int) -> Tensor:
     return survivors
 
 
-@torch.library.custom_op("kwbench::kth_largest", mutates_args=())
 def _kth_largest(flat: Tensor, k: int) -> Tensor:
-    # An operation of its own: what watches PyTorch's operations sees a selection, not a detour through numpy.
     if flat.device.type == "cpu" and flat.is_floating_point():
         return _as_column(kth_largest(_exact(flat), k)[0], flat)
     largest = flat.topk(k, dim=1).values
@@ -64,7 +62,12 @@ def _to_the_kth(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
     return torch.zeros_like(flat).scatter_(1, place, gradient), None
 
 
-_kth_largest.register_autograd(_to_the_kth, setup_context=_remember)
+# An operation of its own: what watches PyTorch's operations sees a selection, not a detour through numpy. `custom_op` would
+# import the compiler, which takes longer than many an evaluation.
+_LIBRARY = torch.library.Library("kwbench", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("kth_largest(Tensor flat, int k) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("kth_largest", _kth_largest, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_autograd("kwbench::kth_largest", _to_the_kth, setup_context=_remember, lib=_LIBRARY)
 
 
 def _exact(rows: Tensor) -> Floats:

@@ -388,9 +388,9 @@ def _has_a_derivative(call: Call, sources: list[Tensor], result: Any) -> bool:
     if key not in _DERIVATIVES:
         results = [each for each in tensors_in(result) if each.requires_grad]
         try:
-            torch.autograd.grad(
-                results, sources, [torch.zeros_like(each) for each in results], retain_graph=True, allow_unused=True
-            )
+            # Of a number, because gradients of given ones import a library for symbols, which takes longer than many a pass.
+            sums = [(torch.view_as_real(each) if each.is_complex() else each).sum().double() for each in results]
+            torch.autograd.grad(torch.stack(sums).sum(), sources, retain_graph=True, allow_unused=True)
             _DERIVATIVES[key] = True
         except (RuntimeError, NotImplementedError):
             _DERIVATIVES[key] = False
