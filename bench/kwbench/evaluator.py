@@ -26,6 +26,7 @@ from kwbench.attacks import build_attack, parameters_of
 from kwbench.attacks.attack import Attack, Budgeted, Doubling
 from kwbench.data import load_dataset, slice_hash
 from kwbench.diagnostics import Case, Question, examine, with_twice_the_budget
+from kwbench.diagnostics.answers import SURVEYED
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
@@ -339,7 +340,7 @@ class LocalEvaluator:
     def _hides(self) -> bool:
         """Whether the relaxation finds anything to soften, or anything that it cannot see."""
         with self._model.raising_by_name():
-            surveys = [survey(self._model.module, images[:_SURVEYED]) for images in self._probes]
+            surveys = [survey(self._model.module, images[:SURVEYED]) for images in self._probes]
         return any(each.relaxed or each.unseen for each in surveys)
 
     def _surrogate_loader(self, label: str) -> Callable[[str], Model]:
@@ -376,9 +377,6 @@ class LocalEvaluator:
         surrogate.measure_sizes(self._batch.x[: self._request.tile])
         return surrogate
 
-
-# Images on which operations are looked for that hide their gradients.
-_SURVEYED = 8
 
 # As many as torch would take, before anybody told it otherwise.
 _CORES = torch.get_num_threads()

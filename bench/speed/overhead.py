@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import machine_line, markdown_table, spread
+from measure import alternate, machine_line, markdown_table, ratio
 from torch.nn import functional as F
 
 from kwbench.data import Batch
@@ -44,19 +44,6 @@ def bare(network: torch.nn.Module, batch: Batch, tile: int, steps: int) -> None:
             network(x)
 
 
-def ratios(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> list[float]:
-    """Processor time of the one over that of the other, by turns."""
-    found = []
-    for turn in range(rounds + 1):
-        seconds = {}
-        for side in (ours, theirs) if turn % 2 else (theirs, ours):
-            began = time.process_time()
-            side()
-            seconds[side] = time.process_time() - began
-        found.append(seconds[ours] / seconds[theirs])
-    return found[1:]
-
-
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +59,8 @@ def main() -> None:
     print(markdown_table(["ratio of processor times", "median [quartiles]"], []), flush=True)
 
     def row(name: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> None:
-        print(f"| {name} | {spread(ratios(ours, theirs, rounds))} |", flush=True)
+        seconds = alternate({"ours": ours, "theirs": theirs}, rounds, clock=time.process_time)
+        print(f"| {name} | {ratio(seconds['ours'], seconds['theirs'])} |", flush=True)
 
     local = evaluator(asked, 128, "early_exit=false")
     tile = local.facts.identity["tile"]

@@ -167,9 +167,7 @@ class Apgd:
     def lanes_after(self, steps: int) -> int:
         """The most targets of a sample that a first restart still makes for after so many steps."""
         lanes = max(self.targets, 1)
-        if self.finalists is None:
-            return lanes
-        if steps < -(-self.steps // 6):
+        if self.finalists is None or steps < -(-self.steps // 6):
             return lanes
         return min(lanes, self.finalists if steps >= -(-self.steps // 3) else 3 * self.finalists)
 
