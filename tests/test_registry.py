@@ -150,6 +150,7 @@ def test_hashes_are_64_small_hexadecimal_digits(sha256: Any) -> None:
         ({"recipe": RECIPE | {"free": {"eps": -1}}}, "recipe.free: eps must lie in"),
         ({"recipe": RECIPE | {"fast": {"eps": 0.1, "steps": 3}}}, "'recipe.fast.steps'"),
         ({"recipe": RECIPE | {"fast": {"eps": 0.1, "step_size": 0}}}, "recipe.fast: step_size must lie in"),
+        ({"recipe": RECIPE | {"free": {"eps": 0.1, "step_size": 3}}}, "recipe.free: step_size must lie in"),
         ({"recipe": RECIPE | {"mixture": ADVERSARY | {"attacks": ["pdg"]}}}, "recipe.mixture.attacks.0"),
         ({"recipe": RECIPE | {"mixture": ADVERSARY | {"attacks": []}}}, "recipe.mixture.attacks"),
         ({"recipe": RECIPE | {"mixture": ADVERSARY | {"attacks": ["cw"], "sigma": 0}}}, "recipe.mixture.sigma"),

@@ -277,6 +277,24 @@ def test_free_training_replays_each_batch_and_counts_every_replay(few: DataSet) 
     assert epochs[-1].done == 1
 
 
+@pytest.mark.parametrize(("said", "expected"), [({}, 0.1), ({"step_size": "0.02"}, 0.02)])
+def test_a_step_of_free_training_is_eps_unless_the_recipe_says_otherwise(
+    said: dict[str, str], expected: float, few: DataSet
+) -> None:
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if isinstance(module, nn.Conv2d) and module.in_channels == 1 and len(inputs[0]) > 1:
+            seen.append(inputs[0].detach().clone())
+
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        train(entry(free={"eps": 0.1, "replays": 2, **said}, epochs=1, shift=0), few, quiet)
+    finally:
+        handle.remove()
+    assert (seen[1] - seen[0]).abs().max().item() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["trades", "free", "fast"])
 def test_each_adversarial_training_makes_the_network_more_robust(kind: str, few: DataSet) -> None:
     attack = TrainingAttack.model_validate({"eps": "0.2", "steps": 10, "step_size": "0.05"})

@@ -155,17 +155,7 @@ class Trades(_Steps):
     beta: Annotated[float, Field(gt=0)] = 6.0
 
 
-class Free(_Ball):
-    """Free adversarial training (Shafahi et al. 2019, arXiv:1904.12843): each batch is learned from `replays` times in a row,
-    and every backward pass moves both the weights and the perturbation, by eps. An epoch is `replays` passes over the images.
-    """
-
-    replays: Annotated[int, Field(ge=1)] = 8
-
-
-class Fast(_Ball):
-    """Fast adversarial training (Wong et al. 2020, arXiv:2001.03994): one step from a random start; 1.25 eps if not said."""
-
+class _OneStep(_Ball):
     step_size: Exact | None = None
 
     @model_validator(mode="after")
@@ -173,6 +163,20 @@ class Fast(_Ball):
         if self.step_size is not None and not 0 < self.step_size <= 2:
             raise ValueError("step_size must lie in (0, 2]")
         return self
+
+
+class Free(_OneStep):
+    """Free adversarial training (Shafahi et al. 2019, arXiv:1904.12843): each batch is learned from `replays` times in a row,
+    and every backward pass moves both the weights and the perturbation. An epoch is `replays` passes over the images.
+
+    By eps if not said, as in the paper; in a ball as large as MNIST's that only jumps between its corners.
+    """
+
+    replays: Annotated[int, Field(ge=1)] = 8
+
+
+class Fast(_OneStep):
+    """Fast adversarial training (Wong et al. 2020, arXiv:2001.03994): one step from a random start; 1.25 eps if not said."""
 
 
 class Mixture(_Steps):

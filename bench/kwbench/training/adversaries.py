@@ -25,10 +25,17 @@ def ball(attack: TrainingAttack | Trades | Free | Fast | Mixture, epoch: int) ->
     return ThreatModel("linf", attack.eps * Fraction(warmth(attack, epoch)).limit_denominator(1000))
 
 
+def length(attack: TrainingAttack | Free | Fast | Mixture) -> float:
+    """Of a step of the adversary, once it is warm: where nothing is said, eps for `free` and 1.25 eps for `fast`."""
+    if attack.step_size is None:
+        return (1.25 if isinstance(attack, Fast) else 1.0) * float(attack.eps)
+    return float(attack.step_size)
+
+
 def adversarial(answer: Answer, x: Tensor, y: Tensor, attack: TrainingAttack | Fast | Mixture, epoch: int) -> Tensor:
     """PGD on the cross-entropy from a random start; the steps warm up with the radius. `fast` takes one step."""
     threat = ball(attack, epoch)
-    step_size = _step_size(attack) * warmth(attack, epoch)
+    step_size = length(attack) * warmth(attack, epoch)
     z = project(x + torch.empty_like(x).uniform_(-threat.radius, threat.radius), x, threat)
     for _ in range(1 if isinstance(attack, Fast) else attack.steps):
         z = project(z + step_size * _slope(lambda leaf: F.cross_entropy(answer(leaf), y), z).sign(), x, threat)
@@ -79,13 +86,6 @@ def _carlini_wagner(answer: Answer, x: Tensor, y: Tensor, mixture: Mixture) -> T
         (w.grad,) = torch.autograd.grad(cost, w)
         adam.step()
     return ((w.tanh() + 1) / 2).detach()
-
-
-def _step_size(attack: TrainingAttack | Fast | Mixture) -> float:
-    if isinstance(attack, Fast) and attack.step_size is None:
-        return 1.25 * float(attack.eps)
-    assert attack.step_size is not None
-    return float(attack.step_size)
 
 
 def _slope(loss: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

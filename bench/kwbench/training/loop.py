@@ -21,7 +21,7 @@ from kwbench.data import DataSet
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.loading import build_module
 from kwbench.registry import ModelEntry, Recipe
-from kwbench.training.adversaries import adversarial, ball, divergence, diverging, sampled
+from kwbench.training.adversaries import adversarial, ball, divergence, diverging, length, sampled, warmth
 from kwbench.training.augmentation import augmented
 from kwbench.training.checkpoint import recipe_hash, round_weights, start_from
 from kwbench.training.progress import images_digest, read_progress, write_progress
@@ -233,7 +233,7 @@ class _Training:
         self.optimiser.step()
         if leaf is not None and leaf.grad is not None and recipe.free is not None:
             radius = ball(recipe.free, epoch).radius
-            moved = leaf.detach() + radius * leaf.grad.sign()
+            moved = leaf.detach() + length(recipe.free) * warmth(recipe.free, epoch) * leaf.grad.sign()
             self.perturbation[: len(x)] = moved.clamp(-radius, radius)
         return objective.item(), logits.detach()
 
