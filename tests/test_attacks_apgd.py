@@ -19,6 +19,7 @@ from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom, seeded_globally
 from kwbench.threat import ThreatModel
 from small_models import Linear, Noisy, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
+from test_attacks_descent import Rounded
 
 THREATS = [ThreatModel.of("linf", "0.11"), ThreatModel.of("l2", "0.55")]
 
@@ -116,6 +117,28 @@ def test_finalists_cost_less_and_break_what_all_targets_break() -> None:
     assert {few[row].forwards for row in stand} == {2 + 9 * 3 + 6 * 2 + 2 * 7 + 2}
     assert all(few[row].forwards < everything[row].forwards for row in stand)
     assert 0 < len(stand) <= sum(each.status is Status.HELD for each in everything) + 1
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("targets", [0, 2])
+def test_bfloat16_ends_at_nothing_that_float32_does_not_confirm(targets: int, restarts: int) -> None:
+    batch = sharp(first_images(48))
+    model = wrapped(Rounded(), tile=16)
+    parameters = {"steps": 6, "restarts": restarts, "targets": targets, "precision": "bfloat16"}
+    outcomes = run("apgd", parameters, batch, ThreatModel.of("linf", "0.001"), model=model)
+    assert all(outcome.status is Status.HELD for outcome in outcomes)
+    budget = Apgd(steps=6, restarts=restarts, targets=targets, precision="bfloat16").passes(False)
+    assert all(outcome.forwards + outcome.backwards == budget for outcome in outcomes), "they must be attacked to the end"
+
+
+@pytest.mark.parametrize("targets", [{}, {"targets": 3, "finalists": 1, "restarts": 2, "loss": "probability_margin"}])
+def test_a_search_in_bfloat16_breaks_as_many_where_steps_go_by_signs(targets: dict[str, Any]) -> None:
+    batch = first_images(200)
+    plain, rough = (
+        run("apgd", {"steps": 20, "precision": each, **targets}, batch, THREATS[0]) for each in ("float32", "bfloat16")
+    )
+    assert broken(rough).sum() >= broken(plain).sum()
+    assert 0 < broken(plain).sum() < len(broken(plain))
 
 
 def test_where_one_target_falls_the_others_end() -> None:

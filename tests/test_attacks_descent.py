@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.attacks import build_attack, default_parameters, parameters_of
+from kwbench.attacks.attack import Budgeted
 from kwbench.errors import UsageError
 from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom
@@ -98,6 +99,9 @@ def test_bfloat16_stops_at_nothing_that_float32_does_not_confirm() -> None:
         outcomes = run("pgd", parameters, batch, ThreatModel.of("linf", "0.001"), model=model)
         assert all(outcome.status is Status.HELD for outcome in outcomes)
         assert all(outcome.backwards == 6 * restarts for outcome in outcomes), "they must be attacked to the end"
+        budget = build_attack("pgd", parameters)
+        assert isinstance(budget, Budgeted)
+        assert all(outcome.forwards + outcome.backwards == budget.passes(False) for outcome in outcomes)
 
 
 @pytest.mark.parametrize("name", ["pgd", "mim"])
@@ -111,7 +115,7 @@ def test_a_search_in_bfloat16_breaks_as_many(name: str, norm: str) -> None:
 
 
 def test_the_precision_of_a_search_is_part_of_an_attacks_identity() -> None:
-    for name in ("pgd", "mim"):
+    for name in ("pgd", "mim", "apgd"):
         assert default_parameters(name)["precision"] == "float32"
         rough: Any = build_attack(name, {"precision": "bfloat16"})
         assert parameters_of(rough)["precision"] == "bfloat16"

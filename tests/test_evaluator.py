@@ -401,3 +401,24 @@ def test_a_cascade_spares_itself_relaxed_gradients_where_no_operation_hides_its_
     assert "relaxed" not in jumping
     # Asked for by name, it is tried.
     assert open_evaluator(request(registry, suite=replace(suite, cascade=False))).facts.not_applicable == {}
+
+
+def test_a_suite_s_automatic_precision_is_bfloat16_where_nothing_is_lost_by_it(
+    registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "auto.yaml"
+    path.write_text("attacks:\n  apgd: {steps: 1, precision: auto}\n  rough: {attack: apgd, steps: 1, precision: bfloat16}\n")
+    suite = read_suite(str(path))
+
+    def precisions(model: str, has: bool, **options: Any) -> list[str]:
+        monkeypatch.setattr("kwbench.model.has_bfloat16", lambda device: has)
+        facts = open_evaluator(
+            Request(model, suite, **{"registry": registry, "n": 32, "eps": "0.1", "tile": 16} | options)
+        ).facts
+        return [attack["parameters"]["precision"] for attack in facts.attacks.values()]
+
+    assert precisions("small", True) == ["bfloat16", "bfloat16"]
+    assert precisions("small", False) == ["float32", "bfloat16"]
+    assert precisions("small", True, norm="l2") == ["float32", "bfloat16"], "its steps go by more than signs"
+    assert precisions("small-random", True) == ["float32", "bfloat16"]
+    assert precisions("resnet18-kwta0.1", True, registry=None) == ["float32", "bfloat16"], "k-WTA is decided by the last bits"

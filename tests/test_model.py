@@ -3,6 +3,7 @@
 import platform
 import random
 import resource
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,42 @@ def test_a_search_in_bfloat16_rounds_and_ends_with_its_block() -> None:
         assert not torch.equal(rough, exact)
         torch.testing.assert_close(rough, exact, rtol=0.02, atol=0)
         assert torch.equal(model(x), exact)
+
+
+class Refusing(nn.Module):
+    """Works in float32 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trained_cnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            raise TypeError("float32, please")
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class Astray(Refusing):
+    """Gives other answers in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x).float()
+        return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits
+
+
+@pytest.mark.parametrize(
+    ("module", "has", "bears"),
+    [(trained_cnn, True, True), (trained_cnn, False, False), (Refusing, True, False), (Astray, True, False)],
+)
+def test_a_search_is_in_bfloat16_only_where_machine_and_module_bear_it(
+    module: Callable[[], nn.Module], has: bool, bears: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kwbench.model.has_bfloat16", lambda device: has)
+    model = wrapped(module(), tile=16)
+    assert model.bears_rounding(first_images(40).x) is bears
+    model.stochastic = True
+    assert not model.bears_rounding(first_images(40).x)
 
 
 def test_a_module_that_writes_into_its_input_does_not_reach_ours() -> None:

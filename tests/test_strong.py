@@ -99,14 +99,18 @@ def test_stochastic_lwta_falls_in_every_spelling_that_can_be_seen(way: str, norm
     assert a_rob(standing) <= 0.05
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", "8/255"), ("l2", "0.5")])
+# The network is adversarially trained, and in l2 at 0.5 some of its robustness is true: as the ball grows, it falls from 0.14
+# there to 0.05 at 0.6, 0.006 at 0.75 and nothing at 1.
+@pytest.mark.parametrize(("norm", "eps", "left"), [("linf", "8/255", 0.05), ("l2", "0.75", 0.05), ("l2", "0.5", 0.17)])
 @pytest.mark.parametrize("way", SEEN)
-def test_the_published_network_falls_in_every_spelling_that_can_be_seen(way: str, norm: str, eps: str, tmp_path: Path) -> None:
+def test_the_published_network_falls_in_every_spelling_that_can_be_seen(
+    way: str, norm: str, eps: str, left: float, tmp_path: Path
+) -> None:
     if not (SHARED / "checkpoints").is_dir():
         pytest.skip("the published checkpoint is not at hand")
     data = SHARED / "data" / "cifar10-exact-subset.npz"
     standing = undiagnosed(tmp_path, f"{FILE}:published_{way}", data=data, n=64, eps=eps, norm=norm)
-    assert a_rob(standing) <= 0.05
+    assert a_rob(standing) <= left
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", "8/255"), ("l2", "0.5")])

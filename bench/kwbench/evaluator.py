@@ -23,6 +23,7 @@ import torch
 from kwbench.activations import effective_sparsity
 from kwbench.activations.swap import swapped
 from kwbench.attacks import build_attack, parameters_of
+from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack, Budgeted, Doubling
 from kwbench.data import load_dataset, slice_hash
 from kwbench.diagnostics import Case, Question, examine, with_twice_the_budget
@@ -30,11 +31,11 @@ from kwbench.diagnostics.answers import SURVEYED
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
-from kwbench.gradients import Gradient, Relaxed, within
+from kwbench.gradients import Exact, Gradient, Relaxed, within
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.measured import Array
-from kwbench.model import Model, Prediction, keep_freed_memory, require_exact_float32
+from kwbench.model import Model, Precision, Prediction, keep_freed_memory, require_exact_float32
 from kwbench.outcome import Outcome
 from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
 from kwbench.relaxation import survey
@@ -328,6 +329,8 @@ class LocalEvaluator:
             gradient: Gradient | None = getattr(attack, "gradient", None)
             if gradient is not None:
                 attack = replace(attack, gradient=within(gradient, self._threat, self._dataset.shape))
+                if isinstance(attack, Apgd) and attack.precision == "auto":
+                    attack = replace(attack, precision=self._precision if isinstance(gradient, Exact) else "float32")
                 if isinstance(gradient, Relaxed) and stage.cascade and not self._hides:
                     self._not_applicable[stage.label] = "no operation of the model hides its gradient: relaxed ones are exact"
             built[stage.label] = (each.attack, attack)
@@ -342,6 +345,13 @@ class LocalEvaluator:
         with self._model.raising_by_name():
             surveys = [survey(self._model.module, images[:SURVEYED]) for images in self._probes]
         return any(each.relaxed or each.unseen for each in surveys)
+
+    @cached_property
+    def _precision(self) -> Precision:
+        """Of a search on exact gradients. In l2 steps go by more than signs, and where an operation hides its gradient the last
+        bits may decide: rounding leads astray there."""
+        rounds = self._threat.norm == "linf" and self._model.bears_rounding(self._probes[1]) and not self._hides
+        return "bfloat16" if rounds else "float32"
 
     def _surrogate_loader(self, label: str) -> Callable[[str], Model]:
         def load(name: str) -> Model:

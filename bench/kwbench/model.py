@@ -268,6 +268,25 @@ class Model:
         finally:
             self._precision = before
 
+    def bears_rounding(self, images: Tensor) -> bool:
+        """Whether a search in bfloat16 can be expected to find its way about these images (b, c, h, w), and to be quicker.
+
+        The device must have it, no randomness must be there to drown in it, and the module must take it: with gradients, and
+        with the answers of float32 to nine images in ten.
+        """
+        if self.stochastic or self._frozen or not has_bfloat16(self.device):
+            return False
+        leaf = images.detach().clone().requires_grad_()
+        try:
+            with self.searching("bfloat16"):
+                logits = self(leaf)
+                (slope,) = torch.autograd.grad(logits.sum(), leaf)
+            with torch.no_grad():
+                same = logits.argmax(dim=1) == self(images).argmax(dim=1)
+        except Exception:  # noqa: BLE001 - foreign code may raise anything; in float32 it says what under its name
+            return False
+        return bool(slope.isfinite().all()) and same.float().mean().item() >= _SAME
+
     @contextmanager
     def metering(self, size: int) -> Iterator[None]:
         """Count work per row of a batch of `size` samples until the block ends; read it with `work`."""
@@ -412,6 +431,18 @@ def _majority(draws: list[Tensor]) -> tuple[Tensor, Tensor]:
     most = votes == votes.amax(dim=1, keepdim=True)
     predicted = torch.where(most, logits.mean(dim=0), -torch.inf).argmax(dim=1)
     return predicted, logits.isfinite().all(dim=2).all(dim=0)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices in bfloat16 quicker than in float32, as far as this torch tells."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
+
+
+# The share of answers that must survive rounding for a search in it to be believed.
+_SAME = 0.9
 
 
 def require_exact_float32() -> None:

@@ -12,7 +12,7 @@ from kwbench.attacks.attack import doubled_climb, strict
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, probability_margin
 from kwbench.geometry import norms, project, random_start, steepest
 from kwbench.gradients import EXACT, Es, Gradient, Smooth, passes
-from kwbench.model import Model
+from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
 
@@ -33,7 +33,10 @@ class Apgd:
     there; without one, the iterate of highest loss. The targets of a sample climb side by side. With `finalists`, those that
     come closest go on: three times so many after a sixth of the steps, so many after a third, and only they have further
     restarts. With `focus`, from 0 to 1, further restarts are for targets that came close before: to within so much of the true
-    class's probability by that of another.
+    class's probability by that of another. In `precision` bfloat16 five sixths of the first climb are in rounded arithmetic,
+    float32 having the last word on every success; its end, and further restarts, are in float32. `auto` is what an evaluation
+    makes of it: bfloat16 in linf, where steps go by signs alone, if it is quicker and nothing in the model hides its gradient;
+    elsewhere it is float32.
     Stochastic models: one target after the other. The step size follows a cosine from 2 * eps to eps / 20, because noise would
     halve it at every checkpoint (`schedule: auto`; also for `smooth` and `es` gradients, whose noise is their own). The start,
     the last iterate and that of the highest mean loss, of every restart and target, are compared by how often each fails in
@@ -56,6 +59,7 @@ class Apgd:
     selection_draws: int = 20
     focus: float | None = None
     finalists: int | None = None
+    precision: Precision | Literal["auto"] = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.selection_draws < 1:
@@ -85,7 +89,8 @@ class Apgd:
             stream = rng.child(f"restart {restart}").lanes(row, turn)
             start = random_start(x[row], threat, stream) if self.random_start else x[row].clone()
             place = _Place.at(start, x[row], y[row], targets[row, turn], row, 2 * threat.radius)
-            found = _Climb(self, model, threat, stream, place).to_success(turn, narrowing=not restart)
+            precision: Precision = "bfloat16" if self.precision == "bfloat16" and not restart else "float32"
+            found = _Climb(self, model, threat, stream, place, precision).to_success(turn, narrowing=not restart)
             closest[row, turn] = torch.maximum(closest[row, turn], found.closest)
             fallen[row[found.broken]] = True
             # Of each sample that of its lanes which came farthest; a lane without a way on leaves no sample standing.
@@ -136,7 +141,9 @@ class Apgd:
         else:
             lanes = [max(self.targets, 1), *(self.lanes_after(step) for step in range(self.steps))]
             climbing = sum(lanes[:-1]) + (self.restarts - 1) * self.steps * lanes[-1]
-            search = climbing * passes(self.gradient) + self.restarts * lanes[-1]
+            rounded = -(-5 * self.steps // 6) if self.precision == "bfloat16" else 0
+            confirming = sum(lanes[:rounded])
+            search = climbing * passes(self.gradient) + self.restarts * lanes[-1] + confirming
         return search + (1 + passes(self.gradient, self._looked_at()) if self.targets else 0)
 
     def doubled(self, times: int) -> "Apgd":
@@ -240,8 +247,17 @@ class _Place:
 class _Climb:
     """One search from one start, for one target a sample."""
 
-    def __init__(self, attack: Apgd, model: Model, threat: ThreatModel, rng: SampleRandom, place: _Place) -> None:
+    def __init__(
+        self,
+        attack: Apgd,
+        model: Model,
+        threat: ThreatModel,
+        rng: SampleRandom,
+        place: _Place,
+        precision: Precision = "float32",
+    ) -> None:
         self.attack, self.model, self.threat, self.rng, self.place = attack, model, threat, rng, place
+        self.precision: Precision = precision
         self.adaptive, self.checkpoints = attack.adapts(model), _checkpoints(attack.steps)
         self.window = 0  # steps since the last checkpoint
 
@@ -261,7 +277,7 @@ class _Climb:
         for step in range(self.attack.steps + 1):
             logits = self._look(step)
             place = self.place
-            wins, index = fooled(logits, place.y), place.index
+            wins, index = self._misclassified(logits, step), place.index
             near = probability_margin(logits.detach(), place.y).nan_to_num(nan=1.0)
             closest[index] = torch.maximum(closest[index], near)
             better = (wins & ~broken[index]) | ((wins == broken[index]) & (place.value > highest[index]))
@@ -281,6 +297,19 @@ class _Climb:
         images[lost] = torch.nan
         return _Found(images, broken, lost, closest)
 
+    def _arithmetic(self, step: int) -> Precision:
+        """The smallest steps, of the last sixth, are too small to be found in rounded arithmetic."""
+        return self.precision if 6 * step < 5 * self.attack.steps else "float32"
+
+    def _misclassified(self, logits: Tensor, step: int) -> Tensor:
+        """Which lanes (l,) float32 calls misclassified; where it did not give the `logits` (l, k) of this step, it is asked of
+        those that they call so."""
+        place, wins = self.place, fooled(logits, self.place.y)
+        if self._arithmetic(step) != "float32" and bool(wins.any()):
+            with torch.no_grad():
+                wins[wins.clone()] = fooled(self.model(place.z[wins], place.payer[wins]), place.y[wins])
+        return wins
+
     def _keep_closest(self, allowed: int, closest: Tensor, turn: Tensor, size: tuple[int, int]) -> None:
         """Go on with so many lanes of each sample."""
         index, row = self.place.index, self.place.payer
@@ -299,15 +328,16 @@ class _Climb:
     def _look(self, step: int) -> Tensor:
         """Learn the loss and its gradient where the samples stand; the logits (b, k) there."""
         place = self.place
-        if step == self.attack.steps:
-            with torch.no_grad():
-                logits = self.model(place.z, place.payer)
-                value, gradient = self._objective(logits)[0], torch.zeros_like(place.z)
-        else:
-            estimate = self.attack.gradient(
-                self.model, place.z, self._objective, self.rng.take(place.index).child(step), place.payer
-            )
-            logits, value, gradient = estimate.logits, estimate.values[0], estimate.gradients[0]
+        with self.model.searching(self._arithmetic(step)):
+            if step == self.attack.steps:
+                with torch.no_grad():
+                    logits = self.model(place.z, place.payer)
+                    value, gradient = self._objective(logits)[0], torch.zeros_like(place.z)
+            else:
+                estimate = self.attack.gradient(
+                    self.model, place.z, self._objective, self.rng.take(place.index).child(step), place.payer
+                )
+                logits, value, gradient = estimate.logits, estimate.values[0], estimate.gradients[0]
         # An answer that is not a number is what the judge calls broken; its gradient leads nowhere.
         failed = ~logits.isfinite().all(dim=1)
         value = value.masked_fill(failed, torch.inf)

@@ -57,4 +57,5 @@ class Mim:
 
     def passes(self, stochastic: bool) -> int:
         """See Budgeted."""
-        return self.steps * passes(self.gradient)
+        confirming = self.steps if self.precision == "bfloat16" else 0
+        return self.steps * passes(self.gradient) + confirming

@@ -84,7 +84,8 @@ class Pgd:
     def passes(self, stochastic: bool) -> int:
         """See Budgeted."""
         looks = 0 if self.restarts == 1 else self.restart_draws if stochastic else 1
-        return self.restarts * (self.steps * passes(self.gradient) + looks)
+        confirming = self.steps if self.precision == "bfloat16" else 0
+        return self.restarts * (self.steps * passes(self.gradient) + looks + confirming)
 
     def doubled(self, times: int) -> "Pgd":
         """See Doubling."""
