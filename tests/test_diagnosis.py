@@ -69,7 +69,8 @@ def test_a_suite_that_diagnoses_leaves_its_findings_on_record(store: Store, suit
     found = store.findings(evaluation.id)
     assert {"eps sweep", "twice the budget", "gradient-free", "unseen", "failures"} <= {each.check for each in found}
     assert len({each.check for each in found}) == len(found)
-    assert (seen[-1].label, seen[-1].done, seen[-1].samples) == ("diagnosis", len(CHECKS), len(CHECKS))
+    assert (seen[-1].label, seen[-1].done) == ("diagnosis", seen[-1].samples)
+    assert seen[-1].samples >= len(CHECKS)
 
 
 def test_where_the_protocol_leaves_nothing_only_a_thorough_diagnosis_looks_for_what_the_gradients_hide(
@@ -113,6 +114,18 @@ def test_a_sound_network_is_confirmed(store: Store, suite: Suite, tmp_path: Path
     assert found.word == "confirmed", found.sentence()
     assert found.reasons[0].check == "twice the budget"
     assert "samples that stood" in found.reasons[0].statement
+
+
+@pytest.mark.parametrize("model", ["small", "small-random"])
+def test_what_is_found_does_not_depend_on_the_number_of_workers(model: str, suite: Suite, tmp_path: Path) -> None:
+    registry, found = write_registry(tmp_path), []
+    for threads in (1, 2):
+        record = Store.open(str(tmp_path / f"{threads}.db"), create=True)
+        evaluation = evaluate(request(registry, model, suite=suite, eps="0.03", threads=threads), record)
+        found.append([replace(each, statement="") for each in record.findings(evaluation.id)])
+        record.close()
+    assert found[0] == found[1]
+    assert any(each.check == "twice the budget" and each.figure is not None for each in found[0])
 
 
 def test_a_stochastic_network_gets_a_verdict_too(store: Store, suite: Suite, tmp_path: Path) -> None:

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwbench.attacks import build_attack
 from kwbench.diagnostics import CHECKS, Case, examine
 from kwbench.finding import Finding
-from kwbench.model import Model
 from kwbench.threat import ThreatModel
 from small_models import Linear, Noisy, Quantised, digits, first_images, sharp, trained_cnn, wrapped
 
 LINF = ThreatModel.of("linf", "0.2")
 L2 = ThreatModel.of("l2", "1")
-MODEL_CHECKS = [check for check in CHECKS if check != "twice the budget"]
 
 
 class Changed(nn.Module):
@@ -95,13 +92,13 @@ def linear() -> nn.Module:
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 @pytest.mark.parametrize("sound", [trained_cnn, softplus, linear], ids=["relu", "softplus", "linear"])
 def test_no_check_fires_on_a_sound_deterministic_network(sound: Callable[[], nn.Module], threat: ThreatModel) -> None:
-    found = findings(sound(), *MODEL_CHECKS, threat=threat)
+    found = findings(sound(), *CHECKS, threat=threat)
     assert [each for each in found.values() if each.fires] == []
     assert all(each.figure is not None for each in found.values())
 
 
 def test_a_noisy_network_is_called_random_and_nothing_worse() -> None:
-    found = findings(Noisy(trained_cnn(), 0.2), *MODEL_CHECKS)
+    found = findings(Noisy(trained_cnn(), 0.2), *CHECKS)
     assert [each.check for each in found.values() if each.fires] == ["randomness"]
     assert found["randomness"].kind == "note"
 
@@ -111,7 +108,7 @@ def test_a_deterministic_network_has_no_figure_of_randomness() -> None:
 
 
 def test_a_quantised_input_shows_as_zero_gradients_and_plateaus_that_other_estimators_see_through() -> None:
-    found = findings(Quantised(trained_cnn()), *MODEL_CHECKS)
+    found = findings(Quantised(trained_cnn()), *CHECKS)
     masking = {each.check for each in found.values() if each.fires and each.kind == "masking"}
     assert masking == {"zero gradients", "shattered gradients", "plateaus", "large eps", "unbounded attack"}
     assert not any(each.fires for each in found.values() if each.kind == "doubt")
@@ -236,52 +233,6 @@ def test_accuracy_that_rises_with_eps_is_noticed() -> None:
     assert found["large eps"].fires
 
 
-def doubling(parameters: dict[str, Any], values: list[float], model: Model | None = None) -> Finding:
-    about = case(trained_cnn())
-    about = replace(
-        about,
-        model=model or about.model,
-        survivors=about.batch,
-        values=values,
-        standing=1.0,
-        attacks={"pgd": build_attack("pgd", parameters, None)},
-    )
-    (found,) = examine("twice the budget", about)
-    return found
-
-
-def test_twice_the_budget_that_breaks_more_is_a_doubt() -> None:
-    found = doubling({"steps": 20}, [1.0] * 64)
-    assert found.fires
-    assert found.figure is not None
-    assert found.figure > 0.5
-    assert len(found.samples) > 32
-
-
-def test_twice_the_budget_of_a_useless_attack_brings_nothing() -> None:
-    found = doubling({"steps": 1, "step_size": 0.001, "random_start": False}, [1.0] * 64)
-    assert (found.figure, found.fires) == (0, False)
-
-
-def test_what_a_useless_attack_seems_to_bring_on_a_stochastic_model_is_within_the_noise_of_its_draws() -> None:
-    about = case(Noisy(trained_cnn(), 0.8))
-    right = [float(each) for each in about.right(about.batch.x)]
-    useless = {"noop": build_attack("noop", {}, None)}
-    about = replace(about, survivors=about.batch, values=right, to_beat=right, standing=sum(right) / 64, attacks=useless)
-    (found,) = examine("twice the budget", about)
-    assert found.figure is not None
-    assert abs(found.figure) < 0.05
-    assert 0.01 < found.threshold < 0.05
-    strong = {"pgd": build_attack("pgd", {"steps": 20}, None)}
-    (found,) = examine("twice the budget", replace(about, attacks=strong))
-    assert found.fires
-
-
-def test_nothing_left_needs_no_more_budget() -> None:
-    (found,) = examine("twice the budget", case(trained_cnn()))
-    assert (found.figure, found.fires) == (0, False)
-
-
 def test_operations_that_hide_gradients_are_named_and_so_is_what_cannot_be_seen() -> None:
     quantised = findings(Quantised(trained_cnn()), "operations")
     assert quantised["relaxed operations"].fires
@@ -290,12 +241,6 @@ def test_operations_that_hide_gradients_are_named_and_so_is_what_cannot_be_seen(
     detour = findings(Changed(lambda net, x: torch.from_numpy(net(x.detach()).numpy())), "operations")["unseen"]
     assert (detour.fires, detour.kind) == (True, "doubt")
     assert "numpy" in detour.statement
-
-
-def test_without_an_attack_to_double_nothing_is_shown() -> None:
-    about = case(trained_cnn())
-    (found,) = examine("twice the budget", replace(about, survivors=about.batch, values=[1.0] * 64, standing=1.0))
-    assert found.figure is None
 
 
 def test_checks_do_not_depend_on_what_was_metered_before() -> None:
@@ -323,4 +268,4 @@ def test_a_check_that_raises_is_a_finding_without_a_figure() -> None:
 
 def test_a_check_run_twice_finds_the_same() -> None:
     for module in (trained_cnn(), Noisy(trained_cnn(), 0.2)):
-        assert findings(module, *MODEL_CHECKS) == findings(module, *MODEL_CHECKS)
+        assert findings(module, *CHECKS) == findings(module, *CHECKS)

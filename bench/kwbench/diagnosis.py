@@ -1,10 +1,12 @@
 """Diagnoses an evaluation: gathers the evidence from its record and from the model, and puts it on record."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from kwbench.diagnostics import CHECKS, Question
+from kwbench.diagnostics import CHECKS, Question, Retried, Survivors, budget_is_enough
+from kwbench.evaluator import Evaluator
 from kwbench.evidence import evidence, twin_of
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
@@ -52,20 +54,27 @@ def diagnose(
     skipped = any(each.check == _LEFT_OUT.check for each in found)
     if not found or (thoroughly and skipped):
         right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
-        question = _question(mine, right or mine.index.tolist(), _least_shares(outcomes) if mine.stochastic else {})
+        question = _question(mine, right or mine.index.tolist())
         brief = not thoroughly and nothing_is_left(mine)
+        survivors = _survivors(mine, _least_shares(outcomes) if mine.stochastic else {})
         # The last ones are the longest, so they go first.
-        wanted = [
+        wanted: list[str | Survivors] = [] if brief else [*survivors.parts()]
+        wanted += [
             each for each in reversed(CHECKS) if (each in _OF_ANSWERS or not brief) and not (each in _OF_ANSWERS and skipped)
         ]
-        by_check: dict[str, list[Finding]] = {}
+        done: list[tuple[str | Survivors, list[Finding] | Retried]] = []
         report(0, len(wanted))
-        for check, findings in workers.each(lambda each, check: (check, each.examine(check, question)), wanted):
-            by_check[check] = findings
-            report(len(by_check), len(wanted))
+        for each in workers.each(partial(_look, question=question), wanted):
+            done.append(each)
+            report(len(done), len(wanted))
+        by_check = {job: findings for job, findings in done if isinstance(findings, list)}
         found = [each for each in found if each.check != _LEFT_OUT.check]
         found += [finding for check in CHECKS for finding in by_check.get(check, [])]
-        found += [_LEFT_OUT] if brief else []
+        if brief:
+            found += [_LEFT_OUT]
+        else:
+            again = {job: outcome for job, outcome in done if isinstance(outcome, Retried)}
+            found += [budget_is_enough([again[part] for part in survivors.parts()], survivors.standing)]
     relaxes = not any(each.check == "relaxed operations" and each.figure == 0 for each in found)
     fresh = evidence(mine, outcomes, others, relaxes=relaxes)
     renewed = {each.check for each in fresh}
@@ -82,22 +91,29 @@ def _least_shares(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[int, float]
     return least
 
 
-def _question(standing: Standing, right: list[int], shares: Mapping[int, float]) -> Question:
-    """What to examine: the first samples that are right, survivors from all over the slice, and whose budget to double.
+def _look(evaluator: Evaluator, job: str | Survivors, *, question: Question) -> tuple[str | Survivors, list[Finding] | Retried]:
+    """What comes of a check, or of survivors that are attacked again."""
+    return job, evaluator.examine(job, question) if isinstance(job, str) else evaluator.retry(job)
 
-    That of every attack that gained and that the suite has not doubled itself until it gained no more.
-    """
+
+def _question(standing: Standing, right: list[int]) -> Question:
+    """What to examine: the first samples that are right."""
+    values = () if standing.robust_values is None else standing.robust_values.tolist()
+    robust = dict(zip(standing.index.tolist(), values, strict=True)) if values else {}
+    return Question(rows=tuple(right[:EXAMINED]), robust=tuple(robust[row] for row in right[:EXAMINED]) if robust else ())
+
+
+def _survivors(standing: Standing, shares: Mapping[int, float]) -> Survivors:
+    """Survivors from all over the slice, and whose budget to double: that of every attack that gained, but for those that the
+    suite itself has doubled until they gained no more."""
     values = np.zeros(0) if standing.robust_values is None else standing.robust_values
     alive = np.flatnonzero(values >= _ALIVE)
-    robust = dict(zip(standing.index.tolist(), values.tolist(), strict=True)) if len(values) else {}
     chosen = alive[np.unique(np.linspace(0, len(alive) - 1, EXAMINED).round().astype(int))] if len(alive) else alive
     ran = [attack.name for attack in standing.attacks]
     again = {escalated(label, doubled) for label in ran for doubled in range(1, 11)}
     gained = [attack.name for attack in standing.attacks if attack.broke and attack.name not in again]
-    return Question(
-        rows=tuple(right[:EXAMINED]),
-        robust=tuple(robust[row] for row in right[:EXAMINED]) if robust else (),
-        survivors=tuple(standing.index[chosen].tolist()),
+    return Survivors(
+        rows=tuple(standing.index[chosen].tolist()),
         values=tuple(values[chosen].tolist()),
         to_beat=tuple(shares.get(row, 1.0) for row in standing.index[chosen].tolist()) if shares else (),
         standing=float(values[alive].sum() / standing.n),

@@ -26,7 +26,7 @@ from kwbench.attacks import build_attack, parameters_of
 from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack, Budgeted, Doubling
 from kwbench.data import load_dataset, slice_hash
-from kwbench.diagnostics import Case, Question, examine, with_twice_the_budget
+from kwbench.diagnostics import Case, Question, Retried, Survivors, examine, retried
 from kwbench.diagnostics.answers import SURVEYED
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
 from kwbench.experiments import Experiment, Subject
@@ -120,6 +120,10 @@ class Evaluator(Protocol):
 
     def examine(self, check: str, question: Question) -> list[Finding]:
         """What a diagnostic check finds."""
+        ...
+
+    def retry(self, survivors: Survivors) -> Retried:
+        """What twice the budget leaves of them."""
         ...
 
     def observe(self, rows: Sequence[int], experiment: Experiment) -> dict[str, Array]:
@@ -234,19 +238,14 @@ class LocalEvaluator:
 
     def examine(self, check: str, question: Question) -> list[Finding]:
         """See Evaluator."""
-        case = Case(
-            self._model,
-            self._batch.take(question.rows),
-            self._threat,
-            self._request.seed,
-            robust=question.robust,
-            survivors=self._batch.take(question.survivors),
-            values=question.values,
-            to_beat=question.to_beat,
-            standing=question.standing,
-            attacks=with_twice_the_budget({label: attack for label, (_, attack) in self._attacks.items()}, question),
-        )
+        case = Case(self._model, self._batch.take(question.rows), self._threat, self._request.seed, robust=question.robust)
         return examine(check, case)
+
+    def retry(self, survivors: Survivors) -> Retried:
+        """See Evaluator."""
+        batch = self._batch.take(survivors.rows)
+        attacks = {label: attack for label, (_, attack) in self._attacks.items()}
+        return retried(self._model, batch, self._threat, self._request.seed, survivors, attacks)
 
     def observe(self, rows: Sequence[int], experiment: Experiment) -> dict[str, Array]:
         """See Evaluator."""
@@ -452,6 +451,11 @@ class SpawnedEvaluator:
     def examine(self, check: str, question: Question) -> list[Finding]:
         """See Evaluator."""
         answer: list[Finding] = self._ask("examine", check, question)
+        return answer
+
+    def retry(self, survivors: Survivors) -> Retried:
+        """See Evaluator."""
+        answer: Retried = self._ask("retry", survivors)
         return answer
 
     def observe(self, rows: Sequence[int], experiment: Experiment) -> dict[str, Array]:

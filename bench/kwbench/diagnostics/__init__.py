@@ -7,12 +7,12 @@ import torch
 from kwbench.diagnostics.answers import answers_are_logits, answers_depend_on_the_image, answers_vary, operations_are_seen
 from kwbench.diagnostics.attacks import (
     accuracy_falls_with_eps,
-    budget_is_enough,
     free_attack_succeeds,
     frozen_is_weaker,
     many_steps_beat_one,
 )
-from kwbench.diagnostics.case import Case, Question, with_twice_the_budget
+from kwbench.diagnostics.budget import Retried, Survivors, budget_is_enough, retried
+from kwbench.diagnostics.case import Case, Question
 from kwbench.diagnostics.gradients import (
     answer_moves_with_the_image,
     gradient_is_one,
@@ -22,9 +22,9 @@ from kwbench.diagnostics.gradients import (
 )
 from kwbench.finding import Finding
 
-__all__ = ["CHECKS", "Case", "Question", "examine", "with_twice_the_budget"]
+__all__ = ["CHECKS", "Case", "Question", "Retried", "Survivors", "budget_is_enough", "examine", "retried"]
 
-# About 150 forward and backward passes of one tile together, and twice the budget of what gained.
+# About 150 forward and backward passes of one tile together.
 CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
     "outputs": answers_are_logits,
     "state": answers_depend_on_the_image,
@@ -39,7 +39,6 @@ CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
     "eps sweep": accuracy_falls_with_eps,
     "unbounded attack": free_attack_succeeds,
     "frozen randomness": frozen_is_weaker,
-    "twice the budget": budget_is_enough,
 }
 
 

@@ -1,5 +1,4 @@
-"""Checks that attack: accuracy must fall with eps, a free attack must succeed, many steps must beat one, twice the budget must
-change nothing."""
+"""Checks that attack: accuracy must fall with eps, a free attack must succeed, many steps must beat one."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -12,9 +11,7 @@ from kwbench.attacks.pgd import Pgd
 from kwbench.diagnostics.case import Case, percent
 from kwbench.finding import Finding
 from kwbench.gradients import EXACT, Es, Gradient, Relaxed, Smooth
-from kwbench.judge import FRESH_DRAWS, judge, judge_clean
 from kwbench.model import Model
-from kwbench.outcome import Status
 from kwbench.randomness import derived_seed, seeded_globally
 from kwbench.threat import ThreatModel
 
@@ -30,8 +27,6 @@ SINGLE = 0.05
 # Seeds to freeze a stochastic model under, and the noise of accuracies on so few samples.
 SEEDS = 5
 FROZEN = 0.05
-# Points of robust accuracy that twice the budget may bring.
-GAIN = 0.01
 
 
 def accuracy_falls_with_eps(case: Case) -> list[Finding]:
@@ -160,49 +155,6 @@ class _Frozen(nn.Module):
         with seeded_globally(self.seed):
             logits: Tensor = self.network(x)
         return logits
-
-
-def budget_is_enough(case: Case) -> list[Finding]:
-    """Attacks with twice their budget and other random numbers, on samples that the evaluation did not break.
-
-    The gain is scaled to the whole evaluation by the share that survived it. On a stochastic model the threshold allows for two
-    standard errors of the draws.
-    """
-    if case.survivors is None or not len(case.survivors):
-        return [Finding("twice the budget", 0.0, GAIN, False, "nothing is left that twice the budget could break", (), "doubt")]
-    if not case.attacks:
-        raise ValueError("none of the suite's attacks can be given twice its budget")
-    batch, seed = case.survivors, derived_seed(case.seed, "twice the budget")
-    clean = judge_clean(case.model, batch, seed)
-    values, to_beat = list(case.values), list(case.to_beat or case.values)
-    rows = list(range(len(batch)))
-    for label, attack in case.attacks.items():
-        if not rows:
-            break
-        outcomes = judge(case.model, attack, label, batch.take(rows), case.threat, seed, [clean[row] for row in rows])
-        for row, outcome in zip(rows, outcomes, strict=True):
-            if outcome.status in (Status.ERROR, Status.INVALID):
-                raise ValueError(f"{label}: {outcome.note}")
-            # As in an evaluation: selection draws choose, fresh ones score.
-            right, draws = outcome.selection_correct, outcome.selection_draws
-            share = right / draws if draws else float(outcome.status is Status.HELD)
-            if share < to_beat[row]:
-                to_beat[row] = share
-                values[row] = outcome.fresh_correct / outcome.fresh_draws if draws else share
-        rows = [row for row in rows if to_beat[row] > 0]
-    before, after = sum(case.values), sum(values)
-    # To all that stood, of which these are some.
-    scale = case.standing / before if before else 0.0
-    gain = (before - after) * scale
-    changed = [row for row in range(len(batch)) if values[row] != case.values[row]]
-    variance = sum(p * (1 - p) / FRESH_DRAWS for row in changed for p in (case.values[row], values[row]))
-    threshold = round(GAIN + 2 * scale * variance**0.5, 6) if case.model.stochastic else GAIN
-    statement = (
-        f"twice the budget ({', '.join(case.attacks)}; {len(batch)} of the samples that stood) takes {100 * gain:.1f} points "
-        "of robust accuracy"
-    )
-    lowered = tuple(batch.samples[row] for row in range(len(batch)) if values[row] < case.values[row] - 0.5)
-    return [Finding("twice the budget", round(gain, 6), threshold, gain > threshold, statement, lowered, "doubt")]
 
 
 def half_range(threat: ThreatModel, pixels: int) -> Fraction:

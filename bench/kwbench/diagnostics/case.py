@@ -1,12 +1,11 @@
 """What a check is given, and what it measures with."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Attack, Doubling
 from kwbench.attacks.losses import fooled
 from kwbench.data import Batch
 from kwbench.finding import Finding, Kind
@@ -22,32 +21,17 @@ DRAWS = 10
 @dataclass(frozen=True)
 class Question:
     """What is to be examined, by positions in the slice: a tile of samples that were right before any attack, `robust` being
-    their robust accuracies if they are known, and samples that the evaluation did not break, with their accuracies in `values`.
-
-    `to_beat` are the shares of right selection draws by which the candidates behind `values` were chosen, for a stochastic
-    model. `doubled` are the labels of attacks whose budget is to be doubled; where none of them can be, the first two of
-    `otherwise` that can.
-    """
+    their robust accuracies if they are known."""
 
     rows: tuple[int, ...]
     robust: tuple[float, ...] = ()
-    survivors: tuple[int, ...] = ()
-    values: tuple[float, ...] = ()
-    to_beat: tuple[float, ...] = ()
-    standing: float = 0.0
-    doubled: tuple[str, ...] = ()
-    otherwise: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Case:
     """One model under examination.
 
-    `batch` holds samples that were right before any attack; `robust` are their robust accuracies, if known. `survivors` are
-    samples that the evaluation did not break, with their measured accuracies in `values`, and for a stochastic model the shares
-    of right selection draws by which their candidates were chosen in `to_beat`; `standing` is the share of all
-    samples that survived it, weighted by their accuracies. `attacks` are those whose budget is to be doubled on the survivors,
-    doubled already.
+    `batch` holds samples that were right before any attack; `robust` are their robust accuracies, if known.
     """
 
     model: Model
@@ -55,11 +39,6 @@ class Case:
     threat: ThreatModel
     seed: int
     robust: Sequence[float] = ()
-    survivors: Batch | None = None
-    values: Sequence[float] = ()
-    to_beat: Sequence[float] = ()
-    standing: float = 0.0
-    attacks: Mapping[str, Attack] = field(default_factory=dict)
 
     def random(self, check: str) -> SampleRandom:
         """The random numbers of a check, one stream a sample; the model's own start anew."""
@@ -105,15 +84,6 @@ class Case:
         fired = figure > threshold if fires is None else fires
         samples = () if concerned is None else tuple(self.batch.samples[row] for row in concerned.nonzero().flatten().tolist())
         return Finding(check, round(figure, 6), threshold, bool(fired), statement, samples, kind)
-
-
-def with_twice_the_budget(attacks: Mapping[str, Attack], question: Question) -> dict[str, Attack]:
-    """The attacks that the question asks for, each with twice its budget; without those that have none to double."""
-
-    def doubled(labels: Sequence[str]) -> dict[str, Attack]:
-        return {label: attack.doubled(1) for label in labels if isinstance(attack := attacks.get(label), Doubling)}
-
-    return doubled(question.doubled) or dict(list(doubled(question.otherwise).items())[:2])
 
 
 def percent(share: float) -> str:
