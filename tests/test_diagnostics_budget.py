@@ -1,5 +1,6 @@
 """Twice the budget raises a doubt where it finds more, and only there."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,6 +108,8 @@ def test_one_part_that_failed_leaves_no_figure_for_all() -> None:
 def test_survivors_are_parted_by_their_number_alone() -> None:
     survivors = Survivors(rows=tuple(range(70)), values=tuple(row / 70 for row in range(70)), doubled=("pgd",))
     parts = survivors.parts()
-    assert [len(part.rows) for part in parts] == [32, 32, 6]
+    assert [len(part.rows) for part in parts] == [23, 23, 24]
+    assert [len(part.rows) for part in replace(survivors, rows=tuple(range(9)), values=()).parts()] == [4, 5]
+    assert [len(part.rows) for part in replace(survivors, rows=(7,), values=()).parts()] == [1]
     assert [value for part in parts for value in part.values] == list(survivors.values)
     assert all(part.to_beat == () and part.doubled == ("pgd",) for part in parts)

@@ -231,6 +231,23 @@ class TestInvariance:
         monkeypatch.setattr(runner, "_pending", shuffled)
         assert evaluated(request(registry, batch_size=16), db) == uninterrupted
 
+    def test_what_is_less_than_a_tile_for_each_worker_is_shared_evenly(
+        self, registry: Path, db: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plan, sizes = runner._pending, []
+
+        def seen(*arguments: Any) -> list[list[int]]:
+            found = plan(*arguments)
+            sizes.append([len(batch) for batch in found])
+            return found
+
+        monkeypatch.setattr(runner, "_pending", seen)
+        evaluated(request(registry, n=20, tile=16, threads=2), db)
+        assert sizes == [[10, 10]] * 3
+        sizes.clear()
+        evaluated(request(registry, n=90, tile=16, threads=2, seed=1), db)
+        assert sizes == [[48, 42]] * 3, "in whole tiles, where there are some"
+
     def test_attacks_that_draw_globally_get_the_same_tiles_at_every_batch_size(
         self, registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

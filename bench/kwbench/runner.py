@@ -228,9 +228,10 @@ def _pending(facts: Facts, task: _Task, request: Request) -> list[list[int]]:
         tiles = [task.rows[start : start + tile] for start in range(0, len(task.rows), tile)]
         return [each for each in tiles if any(samples[row] in wanted for row in each)]
     pending = [row for row in task.rows if samples[row] in wanted]
-    share = -(-len(pending) // (tile * facts.workers))
-    size = max(1, min(request.batch_size // tile, share)) * tile
-    return [pending[start : start + size] for start in range(0, len(pending), size)]
+    size = -(-len(pending) // facts.workers)
+    if size > tile:
+        size = max(1, min(request.batch_size // tile, -(-size // tile))) * tile
+    return [pending[start : start + size] for start in range(0, len(pending), max(size, 1))]
 
 
 def _require_the_same(task: _Task, again: Sequence[Outcome], recorded: Mapping[str, Outcome], model: str) -> None:

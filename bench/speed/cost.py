@@ -1,6 +1,6 @@
 """Cost against accuracy: what the strong suite, AutoAttack and PGD-40 find, and what they take to find it.
 
-    python bench/speed/cost.py [--n 360] [--threads 2] [--rounds 1] [MODEL...]
+    python bench/speed/cost.py [--n 360] [--threads 2] [--rounds 1] [--data FILE.npz] [MODEL...]
 
 Each cell is a whole command from nothing, in turn: kwbench with start-up, judging, statistics and storage, strong with its
 diagnosis too; AutoAttack as its authors' own package runs alone, in one process on all threads, without any of that. Writes
@@ -38,11 +38,11 @@ class Cell:
     verdict: str = ""
 
 
-def ours(model: str, options: list[str], n: int, threads: int) -> Cell:
+def ours(model: str, options: list[str], asked: list[str]) -> Cell:
     """`kwbench evaluate` into an empty record."""
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(sys.executable).with_name("kwbench")), "evaluate", model, *options]
-        command += ["--n", str(n), "--threads", str(threads), "--db", f"{folder}/results.db", "--json"]
+        command += [*asked, "--db", f"{folder}/results.db", "--json"]
         answer, seconds = _timed(command)
     found = json.loads(answer)
     each = found["a_rob"]
@@ -51,9 +51,9 @@ def ours(model: str, options: list[str], n: int, threads: int) -> Cell:
     return Cell(text, forwards, backwards, seconds, (found.get("verdict") or {}).get("verdict", ""))
 
 
-def theirs(model: str, n: int, threads: int) -> Cell:
+def theirs(model: str, asked: list[str]) -> Cell:
     """The rival in a process of its own."""
-    command = [sys.executable, __file__, model, "--n", str(n), "--threads", str(threads), "--rival"]
+    command = [sys.executable, __file__, model, *asked, "--rival"]
     answer, seconds = _timed(command)
     found = json.loads(answer.splitlines()[-1])
     return Cell(f"{100 * found['a_rob']:.1f}", found["forwards"], found["backwards"], seconds)
@@ -84,7 +84,7 @@ class Counted(nn.Module):
         self.backwards += len(gradient)
 
 
-def alone(model: str, n: int, threads: int) -> None:
+def alone(model: str, n: int, threads: int, data: Path | None) -> None:
     """Run pyautoattack as its authors do, standard, or rand for a stochastic model, and print what it found."""
     import pyautoattack
 
@@ -95,7 +95,7 @@ def alone(model: str, n: int, threads: int) -> None:
     torch.set_num_threads(threads)
     registry = read_registry()
     name, entry = registry.find(model)
-    dataset = load_dataset(dataset_of(name))
+    dataset = load_dataset(dataset_of(name), data=data)
     batch = dataset.test.batch(range(min(n, len(dataset.test))))
     network = Counted(load_entry(registry, name, entry, dataset).module.eval().requires_grad_(False))
     with torch.no_grad():
@@ -123,17 +123,19 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=360)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--data", type=Path, help="an npz file of test images; default: the models' own data set")
     parser.add_argument("--rival", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.rival:
-        alone(asked.models[0], asked.n, asked.threads)
+        alone(asked.models[0], asked.n, asked.threads, asked.data)
         return
+    same = ["--n", str(asked.n), "--threads", str(asked.threads), *(["--data", str(asked.data)] if asked.data else [])]
     print(f"n = {asked.n}, rounds {asked.rounds}; {machine_line(asked.threads)}", end="\n\n")
     rows = []
     for model in asked.models:
-        sides: dict[str, Callable[[], Cell]] = {RIVAL: partial(theirs, model, asked.n, asked.threads)}
+        sides: dict[str, Callable[[], Cell]] = {RIVAL: partial(theirs, model, same)}
         for protocol, options in PROTOCOLS.items():
-            sides[protocol] = partial(ours, model, options, asked.n, asked.threads)
+            sides[protocol] = partial(ours, model, options, same)
         cells: dict[str, list[Cell]] = {name: [] for name in sides}
         for _ in range(asked.rounds):
             for name, side in sides.items():

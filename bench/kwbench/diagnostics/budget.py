@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -17,7 +18,8 @@ from kwbench.threat import ThreatModel
 CHECK = "twice the budget"
 # Points of robust accuracy that twice the budget may bring.
 GAIN = 0.01
-# Survivors that are attacked together, so that every worker has some: whatever their number, for the same rows.
+# At most so many survivors are attacked together, and never all, so that every worker has some: whatever their number, for the
+# same rows.
 _TOGETHER = 32
 
 
@@ -39,11 +41,12 @@ class Survivors:
     otherwise: tuple[str, ...] = ()
 
     def parts(self) -> "list[Survivors]":
-        """Those that are attacked together."""
-        starts = range(0, len(self.rows), _TOGETHER)
+        """Those that are attacked together, about as many in each part."""
+        number = min(len(self.rows), max(2, -(-len(self.rows) // _TOGETHER)))
+        cuts = [len(self.rows) * part // number for part in range(number + 1)] if number else []
         return [
-            replace(self, **{name: getattr(self, name)[start : start + _TOGETHER] for name in ("rows", "values", "to_beat")})
-            for start in starts
+            replace(self, **{name: getattr(self, name)[start:end] for name in ("rows", "values", "to_beat")})
+            for start, end in pairwise(cuts)
         ]
 
 
