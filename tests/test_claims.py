@@ -427,7 +427,7 @@ class TestThePage:
             assert f"## {each}\n" in text
         for words in (
             "114.6 % is no accuracy",
-            "width 16 for 64; 12 epochs for 80; trained on cifar10-jpeg",
+            "width 16 for 64; 8 epochs for 80; trained on cifar10-jpeg",
             "kwbench train NAME --registry",
         ):
             assert words in text
