@@ -1,11 +1,11 @@
 """The same attack by kwbench, Foolbox, torchattacks and adv-lib: seconds, ratios, and the accuracy that each leaves.
 
-    python bench/speed/rivals.py MODEL... [--n 128] [--threads 2] [--attacks pgd,mim,deepfool,cw,square]
+    python bench/speed/rivals.py MODEL... [--n 128] [--threads 2] [--attacks pgd,mim,deepfool,cw,square] [--given right]
 
-Same network, images, steps, step sizes and threads; in one process, by turns. All attack only the images that the network has
-right: who hands a library the rest too pays for them. Ours is timed with judging, in a process of one thread for each of the
-threads; the libraries take them as torch does. What each proposes is judged by the same rule. Needs the extra `rivals`. Writes
-Markdown to stdout.
+Same network, images, steps, step sizes and threads; in one process, by turns. Everybody is given all of the images; ours knows
+which of them the network has wrong and leaves those alone. With `--given right` the libraries are spared them too. Ours is timed
+with judging, in a process of one thread for each of the threads; the libraries take them as torch does. What each proposes is
+judged by the same rule. Needs the extra `rivals`. Writes Markdown to stdout.
 """
 
 import argparse
@@ -132,8 +132,8 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
     ]
 
 
-def measured(contest: Contest, request: Request, threads: int, rounds: int) -> list[list[object]]:
-    """The rows of a contest's table."""
+def measured(contest: Contest, request: Request, threads: int, rounds: int, given: str) -> list[list[object]]:
+    """The rows of a contest's table; `given` says which images the libraries get, all or those that are right."""
     sides: dict[str, Callable[[], object]] = {}
     left: dict[str, float] = {}
     opened: list[Workers] = []
@@ -142,8 +142,10 @@ def measured(contest: Contest, request: Request, threads: int, rounds: int) -> l
         opened.append(workers)
         sides[name] = _ours(workers, contest.attack, left, name)
     local = LocalEvaluator(_asked(request, contest.attack, next(iter(contest.ours.values()))))
-    right = [row for row, outcome in enumerate(local.judge_clean(range(request.n or 0))) if outcome.status is Status.HELD]
-    images, model, threat, n = local._batch.take(right), local._model, local.facts.threat, len(local.facts.samples)
+    rows: Sequence[int] = range(len(local.facts.samples))
+    if given == "right":
+        rows = [row for row, outcome in enumerate(local.judge_clean(rows)) if outcome.status is Status.HELD]
+    images, model, threat, n = local._batch.take(rows), local._model, local.facts.threat, len(local.facts.samples)
 
     def rival(name: str) -> Callable[[], object]:
         def attack() -> None:
@@ -163,13 +165,13 @@ def measured(contest: Contest, request: Request, threads: int, rounds: int) -> l
     finally:
         for workers in opened:
             workers.close()
-    rows = []
+    table: list[list[object]] = []
     for name in sides:
         ratios: list[Spread | str] = [
             ratio(seconds[other], seconds[name]) if name in contest.ours else "" for other in contest.rivals
         ]
-        rows.append([contest.name, name, str(spread(seconds[name])), f"{100 * left[name]:.1f}", *ratios])
-    return rows
+        table.append([contest.name, name, str(spread(seconds[name])), f"{100 * left[name]:.1f}", *ratios])
+    return table
 
 
 def _asked(request: Request, attack: str, settings: Sequence[str]) -> Request:
@@ -230,7 +232,9 @@ def main() -> None:
     parser.add_argument("--eps-l2", default="0.5", help="by which DeepFool and C&W are judged (default: 0.5)")
     parser.add_argument("--registry", type=Path)
     parser.add_argument("--dataset")
+    parser.add_argument("--data", type=Path, help="an npz file of test images")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--given", choices=("all", "right"), default="all", help="the images that the libraries get")
     asked = parser.parse_args()
     clock = "processor" if asked.threads == 1 else "wall"
     print(f"n = {asked.n}; steps of {asked.step_size:g} eps; {clock} time; {machine_line(asked.threads)}\n")
@@ -244,6 +248,7 @@ def main() -> None:
                     suite_of((contest.attack,)),
                     registry=asked.registry,
                     dataset=asked.dataset,
+                    data=asked.data,
                     data_dir=asked.data_dir,
                     n=asked.n,
                     norm=norm,
@@ -251,7 +256,11 @@ def main() -> None:
                     threads=asked.threads,
                 )
                 header = ["attack", name, "seconds", "accuracy left, %", *(f"times {rival}" for rival in contest.rivals)]
-                print(markdown_table(header, measured(contest, request, asked.threads, asked.rounds)), end="\n\n", flush=True)
+                print(
+                    markdown_table(header, measured(contest, request, asked.threads, asked.rounds, asked.given)),
+                    end="\n\n",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
