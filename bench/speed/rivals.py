@@ -3,9 +3,9 @@
     python bench/speed/rivals.py MODEL... [--n 128] [--threads 2] [--attacks pgd,mim,deepfool,cw,square] [--given right]
 
 Same network, images, steps, step sizes and threads; in one process, by turns. Everybody is given all of the images; ours knows
-which of them the network has wrong and leaves those alone. With `--given right` the libraries are spared them too. Ours is timed
-with judging, in a process of one thread for each of the threads; the libraries take them as torch does. What each proposes is
-judged by the same rule. Needs the extra `rivals`. Writes Markdown to stdout.
+which of them the network has wrong and leaves those alone. With `--given right` the libraries are spared them too. Ours is
+timed with judging, in a process of one thread for each of the threads; the libraries take them as torch does. What each
+proposes is judged by the same rule. Needs the extra `rivals`. Writes Markdown to stdout.
 """
 
 import argparse
