@@ -493,3 +493,13 @@ def test_a_compiled_part_is_relaxed_like_any_other() -> None:
         found.append(leaf.grad)
     assert bool((found[0] != 0).any())
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("gamma", ["1/8", "1/4", "1/2"])
+def test_the_gradient_of_a_k_wta_sample_does_not_depend_on_ties_in_its_company(gamma: str) -> None:
+    x = rows()
+    tied = torch.ones_like(x)
+    found = gradient(Kwta(gamma), x)
+    for company in (tied, x.flip(0)):
+        both = gradient(Kwta(gamma), torch.cat([x[:4], company[4:]]))
+        assert torch.equal(both[:4], found[:4])

@@ -34,11 +34,14 @@ def kwta(x: Tensor, k: int) -> Tensor:
 
 def _survivors(flat: Tensor, threshold: Tensor, k: int) -> Tensor:
     survivors = flat >= threshold
-    if int(survivors.sum()) > k * len(flat):
+    crowded = [count > k for count in survivors.sum(dim=1).tolist()]
+    if any(crowded):
         above = flat > threshold
         tied = flat == threshold
         room = k - above.sum(dim=1, keepdim=True)
-        survivors = above | (tied & (tied.cumsum(dim=1) <= room))
+        first = above | (tied & (tied.cumsum(dim=1) <= room))
+        # Row by row: what a relaxed pass makes of one sample must not depend on ties in another.
+        survivors = torch.where(torch.tensor(crowded, device=flat.device).unsqueeze(1), first, survivors)
     return survivors
 
 
