@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test trials verdicts check format clean
+.PHONY: setup demo test trials verdicts papers check format clean
 
 setup: .venv/.installed
 
@@ -23,6 +23,9 @@ trials: setup
 
 verdicts: setup
 	$(BIN)/python tests/expected_verdicts.py
+
+papers: setup
+	sh bench/papers.sh
 
 check: setup
 	$(BIN)/ruff check bench tests

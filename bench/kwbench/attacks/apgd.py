@@ -8,7 +8,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import doubled_climb, strict
+from kwbench.attacks.attack import doubled_climb, misclassified, strict
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, probability_margin
 from kwbench.geometry import norms, project, random_start, steepest
 from kwbench.gradients import EXACT, Es, Gradient, Smooth, passes
@@ -89,8 +89,8 @@ class Apgd:
             stream = rng.child(f"restart {restart}").lanes(row, turn)
             start = random_start(x[row], threat, stream) if self.random_start else x[row].clone()
             place = _Place.at(start, x[row], y[row], targets[row, turn], row, 2 * threat.radius)
-            precision: Precision = "bfloat16" if self.precision == "bfloat16" and not restart else "float32"
-            found = _Climb(self, model, threat, stream, place, precision).to_success(turn, narrowing=not restart)
+            rounded = 0 if restart else self.rounded_steps
+            found = _Climb(self, model, threat, stream, place, rounded).to_success(turn, narrowing=not restart)
             closest[row, turn] = torch.maximum(closest[row, turn], found.closest)
             fallen[row[found.broken]] = True
             # Of each sample that of its lanes which came farthest; a lane without a way on leaves no sample standing.
@@ -141,14 +141,18 @@ class Apgd:
         else:
             lanes = [max(self.targets, 1), *(self.lanes_after(step) for step in range(self.steps))]
             climbing = sum(lanes[:-1]) + (self.restarts - 1) * self.steps * lanes[-1]
-            rounded = -(-5 * self.steps // 6) if self.precision == "bfloat16" else 0
-            confirming = sum(lanes[:rounded])
+            confirming = sum(lanes[: self.rounded_steps])
             search = climbing * passes(self.gradient) + self.restarts * lanes[-1] + confirming
         return search + (1 + passes(self.gradient, self._looked_at()) if self.targets else 0)
 
     def doubled(self, times: int) -> "Apgd":
         """See Doubling."""
         return doubled_climb(self, times)
+
+    @property
+    def rounded_steps(self) -> int:
+        """How many steps of the first climb are in rounded arithmetic; those of the last sixth are too small for it."""
+        return -(-5 * self.steps // 6) if self.precision == "bfloat16" else 0
 
     def adapts(self, model: Model) -> bool:
         """Whether the step size follows the loss; noise in it, or in the direction, would halve it at every checkpoint."""
@@ -248,16 +252,10 @@ class _Climb:
     """One search from one start, for one target a sample."""
 
     def __init__(
-        self,
-        attack: Apgd,
-        model: Model,
-        threat: ThreatModel,
-        rng: SampleRandom,
-        place: _Place,
-        precision: Precision = "float32",
+        self, attack: Apgd, model: Model, threat: ThreatModel, rng: SampleRandom, place: _Place, rounded_steps: int = 0
     ) -> None:
         self.attack, self.model, self.threat, self.rng, self.place = attack, model, threat, rng, place
-        self.precision: Precision = precision
+        self.rounded_steps = rounded_steps
         self.adaptive, self.checkpoints = attack.adapts(model), _checkpoints(attack.steps)
         self.window = 0  # steps since the last checkpoint
 
@@ -277,7 +275,8 @@ class _Climb:
         for step in range(self.attack.steps + 1):
             logits = self._look(step)
             place = self.place
-            wins, index = self._misclassified(logits, step), place.index
+            wins = misclassified(self.model, place.z, logits, place.y, place.payer, self._arithmetic(step))
+            index = place.index
             near = probability_margin(logits.detach(), place.y).nan_to_num(nan=1.0)
             closest[index] = torch.maximum(closest[index], near)
             better = (wins & ~broken[index]) | ((wins == broken[index]) & (place.value > highest[index]))
@@ -298,17 +297,7 @@ class _Climb:
         return _Found(images, broken, lost, closest)
 
     def _arithmetic(self, step: int) -> Precision:
-        """The smallest steps, of the last sixth, are too small to be found in rounded arithmetic."""
-        return self.precision if 6 * step < 5 * self.attack.steps else "float32"
-
-    def _misclassified(self, logits: Tensor, step: int) -> Tensor:
-        """Which lanes (l,) float32 calls misclassified; where it did not give the `logits` (l, k) of this step, it is asked of
-        those that they call so."""
-        place, wins = self.place, fooled(logits, self.place.y)
-        if self._arithmetic(step) != "float32" and bool(wins.any()):
-            with torch.no_grad():
-                wins[wins.clone()] = fooled(self.model(place.z[wins], place.payer[wins]), place.y[wins])
-        return wins
+        return "bfloat16" if step < self.rounded_steps else "float32"
 
     def _keep_closest(self, allowed: int, closest: Tensor, turn: Tensor, size: tuple[int, int]) -> None:
         """Go on with so many lanes of each sample."""

@@ -9,8 +9,9 @@ import torch
 from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor
 
+from kwbench.attacks.losses import fooled
 from kwbench.gradients import Gradient, with_more_draws
-from kwbench.model import Model
+from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -67,6 +68,19 @@ class Budgeted(Attack, Protocol):
     def passes(self, stochastic: bool) -> int:
         """The largest number of forwards and backwards that it may spend on a sample of such a model."""
         ...
+
+
+def misclassified(model: Model, z: Tensor, logits: Tensor, labels: Tensor, rows: Tensor, precision: Precision) -> Tensor:
+    """Which z (b, c, h, w) the judge would call broken (b,).
+
+    `logits` (b, k) are a search's; where its precision is not float32, float32 is asked of those that they call broken. `rows`
+    are the samples' places in the metered batch.
+    """
+    seen = fooled(logits, labels)
+    if precision != "float32" and bool(seen.any()):
+        with torch.no_grad():
+            seen[seen.clone()] = fooled(model(z[seen], rows[seen]), labels[seen])
+    return seen
 
 
 def means_under_same_draws(

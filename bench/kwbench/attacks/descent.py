@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kwbench.attacks.losses import LOSSES, LossName, fooled
+from kwbench.attacks.attack import misclassified
+from kwbench.attacks.losses import LOSSES, LossName
 from kwbench.geometry import norms, project, steepest
 from kwbench.gradients import Exact, Gradient
 from kwbench.model import Model, Precision
@@ -67,7 +68,7 @@ class Descent:
                 estimate = self.gradient(model, z, objective, stream, rows[active])
             gradient = estimate.gradients[0]
             if early_exit:
-                settled = self._misclassified(model, z, estimate.logits, labels, rows[active])
+                settled = misclassified(model, z, estimate.logits, labels, rows[active], self.precision)
                 broken[active[settled]] = True
             else:
                 # Not-a-number is what the judge calls broken; its gradient would lead out of the pixels.
@@ -91,11 +92,3 @@ class Descent:
                 velocity = torch.cat([velocity[stay], torch.zeros_like(start[enter])])
                 taken = torch.cat([taken[stay], torch.zeros_like(enter)])
         return final, broken
-
-    def _misclassified(self, model: Model, z: Tensor, logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-        """Which z (b,) the judge would call broken, by `logits` of the search's precision, and by float32 where they say so."""
-        seen = fooled(logits, labels)
-        if self.precision != "float32" and bool(seen.any()):
-            with torch.no_grad():
-                seen[seen.clone()] = fooled(model(z[seen], rows[seen]), labels[seen])
-        return seen
