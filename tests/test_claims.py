@@ -444,6 +444,16 @@ class TestThePage:
         assert "<img" not in text
         assert {line.count(" | ") for line in text.splitlines() if "onerror" in line} == {8}
 
+    def test_the_page_that_is_kept_has_a_row_for_each_cell_and_counts_those_that_are_run(self) -> None:
+        page = (Path(__file__).resolve().parents[1] / "reports/claims.md").read_text(encoding="utf-8").splitlines()
+        status = [line.split(" | ")[-1] for line in page if line.count(" | ") == 8]
+        cells = [each for each in status if each.startswith(("run [", "runnable [", "not comparable:"))]
+        counted = next(line for line in page if line.startswith("| all |"))
+        run = sum(each.startswith("run [") for each in cells)
+        assert len(cells) == 435
+        assert counted.split(" | ")[2] == str(run)
+        assert run >= 100
+
     def test_the_terminal_has_a_line_for_each_cell_and_counts_them(self) -> None:
         out = io.StringIO()
         Console(width=200, file=out).print(claims_table(comparisons(CLAIMS, None)))

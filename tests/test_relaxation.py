@@ -495,6 +495,12 @@ def test_a_compiled_part_is_relaxed_like_any_other() -> None:
     assert torch.equal(*found)
 
 
+def test_ties_do_not_change_which_operations_k_wta_runs() -> None:
+    x = torch.linspace(0.1, 0.8, 16).repeat(2, 1).view(2, 1, 4, 4)
+    x[0].view(-1)[-2:] = 0.9
+    assert survey(nn.Sequential(Kwta("1/16"), nn.Flatten()), x).unseen == ()
+
+
 @pytest.mark.parametrize("gamma", ["1/8", "1/4", "1/2"])
 def test_the_gradient_of_a_k_wta_sample_does_not_depend_on_ties_in_its_company(gamma: str) -> None:
     x = rows()

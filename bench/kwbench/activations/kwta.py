@@ -33,16 +33,26 @@ def kwta(x: Tensor, k: int) -> Tensor:
 
 
 def _survivors(flat: Tensor, threshold: Tensor, k: int) -> Tensor:
-    survivors = flat >= threshold
-    crowded = [count > k for count in survivors.sum(dim=1).tolist()]
-    if any(crowded):
-        above = flat > threshold
-        tied = flat == threshold
-        room = k - above.sum(dim=1, keepdim=True)
-        first = above | (tied & (tied.cumsum(dim=1) <= room))
-        # Row by row: what a relaxed pass makes of one sample must not depend on ties in another.
-        survivors = torch.where(torch.tensor(crowded, device=flat.device).unsqueeze(1), first, survivors)
+    if not flat.is_floating_point():
+        flat, threshold = flat.double(), threshold.double()
+    # Always these operations: what a relaxed pass makes of a sample must not depend on ties, in it or in another.
+    survivors: Tensor = torch.ops.kwbench.untied(flat, threshold, k) >= threshold
     return survivors
+
+
+def _untied(flat: Tensor, threshold: Tensor, k: int) -> Tensor:
+    """The values, of which those that lose among equals stand a little below the threshold."""
+    untied = flat.clone()
+    crowded = ((flat >= threshold).sum(dim=1) > k).nonzero().squeeze(1)
+    if len(crowded):
+        rows, border = flat[crowded], threshold[crowded]
+        tied = rows == border
+        room = k - (rows > border).sum(dim=1, keepdim=True)
+        limits = torch.finfo(flat.dtype)
+        # Nothing is below an infinite border; no number is at or above one.
+        below = (border - (border.abs() * limits.eps).clamp_min(limits.tiny)).masked_fill(border.isinf(), torch.nan)
+        untied[crowded] = torch.where(tied & (tied.cumsum(dim=1) > room), below, rows)
+    return untied
 
 
 def _kth_largest(flat: Tensor, k: int) -> Tensor:
@@ -65,12 +75,19 @@ def _to_the_kth(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
     return torch.zeros_like(flat).scatter_(1, place, gradient), None
 
 
-# An operation of its own: what watches PyTorch's operations sees a selection, not a detour through numpy. `custom_op` would
-# import the compiler, which takes longer than many an evaluation.
+def _as_they_are(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return gradient, None, None
+
+
+# Operations of their own: what watches PyTorch's operations sees a selection, not a detour through numpy, and the same ones
+# whatever the values. `custom_op` would import the compiler, which takes longer than many an evaluation.
 _LIBRARY = torch.library.Library("kwbench", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("kth_largest(Tensor flat, int k) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("untied(Tensor flat, Tensor threshold, int k) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("kth_largest", _kth_largest, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("untied", _untied, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_autograd("kwbench::kth_largest", _to_the_kth, setup_context=_remember, lib=_LIBRARY)
+torch.library.register_autograd("kwbench::untied", _as_they_are, lib=_LIBRARY)
 
 
 def _exact(rows: Tensor) -> Floats:
