@@ -2,13 +2,13 @@
 # Measures what reports/claims.md and the figures show, into one record. Stop it whenever you like; it goes on where it was.
 #
 #   DATA_DIR  where the files of MNIST and CIFAR-10 lie; they are fetched there if they are missing
-#   CIFAR10   the test images of CIFAR-10, as options of `kwbench evaluate`; by default the first 512 of torchvision's
+#   CIFAR10   the test images of CIFAR-10, of which the first 512 are used, as options; by default torchvision's
 #   DB        the record
 #   OUTPUT    where the report goes
 set -eu
 KWBENCH=${KWBENCH:-.venv/bin/kwbench}
 DATA_DIR=${DATA_DIR:-data}
-CIFAR10=${CIFAR10:---dataset cifar10 --data-dir $DATA_DIR --download --n 512}
+CIFAR10=${CIFAR10:---dataset cifar10 --data-dir $DATA_DIR --download}
 DB=${DB:-papers.db}
 OUTPUT=${OUTPUT:-reports}
 
@@ -36,27 +36,27 @@ evaluate() { "$KWBENCH" evaluate "$@" --db "$DB"; }
 
 evaluate $mnist --suite xiao2020 --data-dir "$DATA_DIR" --download
 evaluate $mnist --suite strong --norm linf --eps 0.3 --n 1000 --data-dir "$DATA_DIR" --download
-evaluate $lenets --suite hicheur2024 $CIFAR10
-evaluate $lenets --suite strong --norm linf --eps 0.3 $CIFAR10
-for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite $suite $CIFAR10; done
-evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $CIFAR10
-evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite costa2020 $CIFAR10
-evaluate $resnets $lwta --suite strong --norm linf --eps 0.031 $CIFAR10
+evaluate $lenets --suite hicheur2024 $CIFAR10 --n 512
+evaluate $lenets --suite strong --norm linf --eps 0.3 $CIFAR10 --n 512
+for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite $suite $CIFAR10 --n 512; done
+evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $CIFAR10 --n 512
+evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite costa2020 $CIFAR10 --n 512
+evaluate $resnets $lwta --suite strong --norm linf --eps 0.031 $CIFAR10 --n 512
 
 # The papers' figures.
 figure() { "$KWBENCH" "$@" --db "$DB"; }
 
-pair="cifar10/resnet18-w16-relu cifar10/resnet18-w16-kwta0.1"
+pair=$(named cifar10/resnet18-w16- relu kwta0.1)
 figure experiment fit
 figure experiment layers
-figure experiment logits $pair --eps 0.031 $CIFAR10
-figure experiment weights $pair --eps 0.031 $CIFAR10
-figure experiment patterns $pair $CIFAR10
+figure experiment logits $pair --eps 0.031 $CIFAR10 --n 512
+figure experiment weights $pair --eps 0.031 $CIFAR10 --n 512
+figure experiment patterns $pair $CIFAR10 --n 512
 figure experiment learning $resnets
 figure landscape $resnets --eps 0.031 $CIFAR10
 figure sparsity digits/resnet18-kwta0.1 --gammas 0.05,0.1,0.2,0.3,0.5 --folder build/sparsity --suite strong
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $CIFAR10
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $CIFAR10
-figure experiment answers $lenets --suite hicheur2024 $CIFAR10
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $CIFAR10 --n 512
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $CIFAR10 --n 512
+figure experiment answers $lenets --suite hicheur2024 $CIFAR10 --n 512
 
 "$KWBENCH" report --claims --figures --db "$DB" --output "$OUTPUT"
