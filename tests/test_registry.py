@@ -275,6 +275,17 @@ def test_a_comment_below_an_entry_stays_with_the_next_one(tmp_path: Path) -> Non
     assert "  # About b.\n  b:" in file.read_text()
 
 
+def test_a_comment_below_a_recipe_stays_with_the_next_entry_and_one_beside_its_last_line_stays_there(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    entry = "  a:\n    architecture: {name: vgg11}\n    activation: {name: relu}\n"
+    recipe = "    recipe:\n      epochs: 3\n      learning_rate: 0.1\n      seed: 0  # Beside.\n"
+    below = f"\n  # About b.\n  # More about b.\n  b: {LINE}\n"
+    file.write_text(f"models:\n{entry}{recipe}{below}")
+    pin_checkpoint(read_registry(file), "a", tmp_path / "a.safetensors", SHA)
+    pinned = f'    checkpoint:\n      file: a.safetensors\n      sha256: "{SHA}"\n'
+    assert file.read_text() == f"models:\n{entry}{recipe}{pinned}{below}"
+
+
 def test_a_checkpoint_outside_the_registrys_folder_cannot_be_pinned(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     found = written(tmp_path / "in", f"models:\n  a: {LINE}\n")

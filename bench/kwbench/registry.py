@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import CommentMark
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from ruamel.yaml.tokens import CommentToken
 
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.strict_yaml import Strict, read_yaml, validate
@@ -386,6 +389,27 @@ def _starter_path() -> Path:
     return starter if starter.exists() else Path(__file__).parents[2] / "registry.yaml"
 
 
+def _last_block(mapping: CommentedMap) -> CommentedMap:
+    """The mapping whose last line is the last line of `mapping`."""
+    value = mapping[list(mapping)[-1]]
+    return _last_block(value) if isinstance(value, CommentedMap) and not value.fa.flow_style() else mapping
+
+
+def _move_comment_below(earlier: CommentedMap, later: CommentedMap) -> None:
+    """Take the comment lines below `earlier` below `later`: the parser holds them for a part of what stands above."""
+    if earlier is later:
+        return
+    tokens = earlier.ca.items.get(list(earlier)[-1])
+    if tokens is None or tokens[2] is None:
+        return
+    beside, newline, below = tokens[2].value.partition("\n")
+    if not below:
+        return
+    tokens[2].value = beside + newline
+    mark = CommentMark(0)
+    later.ca.items[list(later)[-1]] = [None, None, CommentToken("\n" + below, mark, None), None]
+
+
 def pin_checkpoint(registry: Registry, name: str, file: Path, sha256: str) -> None:
     """Write a checkpoint's place and hash into the registry file, leaving everything else, comments too, as it is.
 
@@ -402,8 +426,13 @@ def pin_checkpoint(registry: Registry, name: str, file: Path, sha256: str) -> No
     yaml.width = 1 << 20  # no line is folded
     data = yaml.load(registry.path.read_text(encoding="utf-8"))
     key = name if name in data["models"] else f"{DEFAULT_DATASET}/{name}"
-    checkpoint = data["models"][key].setdefault("checkpoint", {})
+    entry = data["models"][key]
+    last = _last_block(entry)
+    if "checkpoint" not in entry:
+        entry["checkpoint"] = CommentedMap()
+    checkpoint = entry["checkpoint"]
     checkpoint["file"], checkpoint["sha256"] = relative, DoubleQuotedScalarString(sha256)
+    _move_comment_below(last, checkpoint)
     draft = registry.path.with_name(f".{registry.path.name}.{os.getpid()}")
     with draft.open("w", encoding="utf-8") as stream:
         yaml.dump(data, stream)
