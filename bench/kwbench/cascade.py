@@ -30,18 +30,27 @@ class Turn:
     """One attack of an evaluation in its turn; arrays have one entry a sample, in the order of the clean images' rows.
 
     `skipped` says why it does not run, None where it does or where this cannot be told yet. It is to attack the samples that
-    it `sees`. `best` is the least value of each sample before it: the share of right selection draws of a stochastic model,
-    else 1 or 0, right or not. `lowered`: where it found a better candidate than all before it. `finished`: it has a row for
+    it `sees`, one of its `portions` after the other: with a screen some of those that stand, and once it gained there the
+    others. `best` is the least value of each sample before it: the share of right selection draws of a stochastic model, else 1
+    or 0, right or not. `lowered`: where it found a better candidate than all before it. `finished`: it has a row for
     every sample that it sees. `gained`: what it found is worth going on in its direction.
     """
 
     label: str
     skipped: str | None
-    sees: NDArray[np.bool_]
+    portions: tuple[NDArray[np.bool_], ...]
     best: NDArray[np.float64]
     lowered: NDArray[np.bool_]
     finished: bool
     gained: bool
+
+    @property
+    def sees(self) -> NDArray[np.bool_]:
+        """All portions together."""
+        together = self.portions[0]
+        for more in self.portions[1:]:
+            together = together | more
+        return together
 
 
 def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
@@ -59,9 +68,6 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
     for each, recorded in zip(spec.attacks, rows, strict=False):
         sees = best > 0 if each.label in cascade else np.ones(len(index), dtype=bool)
         standing = int(sees.sum())
-        if standing > screens.get(each.label, standing):
-            chosen = np.flatnonzero(sees)[np.linspace(0, standing - 1, screens[each.label]).round().astype(int)]
-            sees = np.isin(np.arange(len(index)), chosen)
         skipped = not_applicable.get(each.label) or _ruled_out(after.get(each.label, ()), found)
         if skipped is None and each.label in cascade - necessary and len(index) == spec.n and best.sum() < LEFT * spec.n:
             skipped = "hardly anything was left to break"
@@ -70,11 +76,28 @@ def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
         values = onto(index, row, _values(row, spec.stochastic))
         lowered = values < best
         gain = np.where(lowered, best - values, 0.0)
-        # Of a few, what it would have gained of all.
-        gained = bool(gain.sum() * standing >= GAIN * spec.n * max(1, int(sees.sum())))
-        found[each.label] = Turn(each.label, skipped, sees, best, lowered, _covers(row, index, sees), gained)
+        portions: tuple[NDArray[np.bool_], ...] = (sees,)
+        if standing > screens.get(each.label, standing):
+            some = _some(sees, screens[each.label])
+            goes_on = _covers(row, index, some) and _worth_it(gain, some, standing, spec.n)
+            portions = (some, sees & ~some) if goes_on else (some,)
+            sees = sees if goes_on else some
+        gained = _worth_it(gain, sees, standing, spec.n)
+        found[each.label] = Turn(each.label, skipped, portions, best, lowered, _covers(row, index, sees), gained)
         best = np.where(lowered, values, best)
     return list(found.values())
+
+
+def _some(sees: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """So many of the samples, from all over them."""
+    standing = np.flatnonzero(sees)
+    chosen = standing[np.linspace(0, len(standing) - 1, count).round().astype(int)]
+    return np.isin(np.arange(len(sees)), chosen)
+
+
+def _worth_it(gain: NDArray[np.float64], seen: NDArray[np.bool_], standing: int, n: int) -> bool:
+    """Whether an attack gained; of some samples, what it would have gained of all that stood."""
+    return bool(gain[seen].sum() * standing >= GAIN * n * max(1, int(seen.sum())))
 
 
 def cascaded(spec: EvaluationSpec) -> frozenset[str]:

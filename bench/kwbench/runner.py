@@ -6,6 +6,7 @@ Kill it at any moment; the same command goes on where the record ends, and ends 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -167,49 +168,54 @@ def _carry_out(
     done_in_all = 0
     clean: dict[str, Outcome] = {}
     for position, (label, attack_run) in enumerate(evaluation.attack_runs.items()):
-        turn = turns(evaluation.spec, [tallies.get(run) for run in runs[: position + 1]])[position]
-        if turn.skipped is not None:
-            continue
-        seen = int(turn.sees.sum()) if position else len(facts.samples)
-        progress = Progress(facts.model, label, seen, seen, done_in_all + seen, done_in_all + seen * (len(runs) - position))
-        if turn.finished and len(turn.sees) == len(facts.samples) and not request.keep_adversarials:
-            report(progress)
-            done_in_all += seen
-            continue
-        recorded = _by_sample(store.outcomes(attack_run))
-        if position and not clean:
-            clean = _by_sample(store.outcomes(runs[0]))
-        task = _task(facts, label, turn if position else None, recorded)
-        if request.keep_adversarials and position:
-            task = replace(task, imageless=_successes(task, recorded, facts.samples) - store.with_adversarials(attack_run))
-        done = seen - len(task.missing)
-        report(replace(progress, done=done, done_in_all=done_in_all + done))
-        work = partial(_judge_backing_off, task=task, clean=clean, facts=facts, tile=request.tile)
-        for judged in workers.each(work, _pending(facts, task, request)):
-            for outcomes in judged:
-                kept = [each if task.succeeded(each) else replace(each, image=None) for each in outcomes]
-                _require_the_same(task, kept, recorded, facts.model)
-                store.append(attack_run, kept)
-                # What is on record stays as it is.
-                recorded = {outcome.sample: replace(outcome, image=None) for outcome in kept} | recorded
-            done = seen - len(task.missing - recorded.keys())
-            report(replace(progress, done=done, done_in_all=done_in_all + done))
-        if label == CLEAN:
-            clean = recorded
-        done_in_all += seen
-        tallies |= store.tallies([attack_run])
+        seen = 0
+        # What a turn goes on to may depend on what came of its first portion.
+        for portion in count():
+            turn = turns(evaluation.spec, [tallies.get(run) for run in runs[: position + 1]])[position]
+            if turn.skipped is not None or portion == len(turn.portions):
+                break
+            rows = np.flatnonzero(turn.portions[portion]).tolist() if position else list(range(len(facts.samples)))
+            seen += len(rows)
+            done_in_all += len(rows)
+            progress = Progress(facts.model, label, seen, seen, done_in_all, done_in_all + seen * (len(runs) - 1 - position))
+            if turn.finished and len(turn.best) == len(facts.samples) and not request.keep_adversarials:
+                if portion == len(turn.portions) - 1:
+                    report(progress)
+                continue
+            recorded = _by_sample(store.outcomes(attack_run))
+            if position and not clean:
+                clean = _by_sample(store.outcomes(runs[0]))
+            task = _task(facts, label, rows, turn if position else None, recorded)
+            if request.keep_adversarials and position:
+                task = replace(task, imageless=_successes(task, recorded, facts.samples) - store.with_adversarials(attack_run))
+            if not (task.missing or task.imageless) and portion < len(turn.portions) - 1:
+                continue
+            left = len(task.missing)
+            report(replace(progress, done=seen - left, done_in_all=done_in_all - left))
+            work = partial(_judge_backing_off, task=task, clean=clean, facts=facts, tile=request.tile)
+            for judged in workers.each(work, _pending(facts, task, request)):
+                for outcomes in judged:
+                    kept = [each if task.succeeded(each) else replace(each, image=None) for each in outcomes]
+                    _require_the_same(task, kept, recorded, facts.model)
+                    store.append(attack_run, kept)
+                    # What is on record stays as it is.
+                    recorded = {outcome.sample: replace(outcome, image=None) for outcome in kept} | recorded
+                left = len(task.missing - recorded.keys())
+                report(replace(progress, done=seen - left, done_in_all=done_in_all - left))
+            if label == CLEAN:
+                clean = recorded
+            tallies |= store.tallies([attack_run])
 
 
 def _by_sample(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
     return {outcome.sample: outcome for outcome in outcomes}
 
 
-def _task(facts: Facts, label: str, turn: Turn | None, recorded: Mapping[str, Outcome]) -> _Task:
-    """What an attack has to do in its turn; None stands for the clean images."""
-    rows, shares = list(range(len(facts.samples))), None
-    if turn is not None:
-        rows = np.flatnonzero(turn.sees).tolist()
-        shares = dict(zip(facts.samples, turn.best.tolist(), strict=True)) if facts.stochastic else None
+def _task(facts: Facts, label: str, rows: list[int], turn: Turn | None, recorded: Mapping[str, Outcome]) -> _Task:
+    """What an attack has to do about some rows in its turn; None stands for the clean images."""
+    shares = None
+    if turn is not None and facts.stochastic:
+        shares = dict(zip(facts.samples, turn.best.tolist(), strict=True))
     missing = frozenset(facts.samples[row] for row in rows) - recorded.keys()
     whole = facts.stochastic or label in facts.whole_tiles
     return _Task(label, rows, whole, missing, frozenset(), shares, label in facts.cascade)

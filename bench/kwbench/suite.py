@@ -24,8 +24,8 @@ class SuiteAttack:
     """One attack of a suite: its label there, the attack's name, for which models it is, and the parameters given.
 
     `after`: it runs only if one of these attacks before it gained; always if there are none. `escalate`: as long as it gains,
-    it runs again with its budget doubled, at most so often. `screen`: it sees no more than so many of the samples that stand,
-    from all over, and the first of its repetitions all of them.
+    it runs again with its budget doubled, at most so often. `screen`: it sees so many of the samples that stand, from all over,
+    and the others only if it gained there.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Stage:
     """What a suite runs at one time: an attack, or its repetition with the budget doubled `doubled` times.
 
     It runs only if one of the stages `after` gained; always if there are none. `cascade`: it sees only what still stands, and
-    no more than `screen` of that.
+    `screen` of that first.
     """
 
     label: str
@@ -290,10 +290,8 @@ def _check_order(suite: Suite, where: str) -> None:
             if label not in seen:
                 why = f"must come before {attack.label!r}" if label in known else did_you_mean(label, known)
                 raise UsageError(f"{where}: attacks.{attack.label}.after: {label!r} is not among the attacks before it; {why}")
-        if attack.screen and not (suite.cascade and attack.escalate):
-            raise UsageError(
-                f"{where}: attacks.{attack.label}.screen: is for an attack of a cascade that escalates to all samples"
-            )
+        if attack.screen and not suite.cascade:
+            raise UsageError(f"{where}: attacks.{attack.label}.screen: is for the attacks of a cascade")
         for doubled in range(1, attack.escalate + 1):
             if escalated(attack.label, doubled) in known:
                 taken = escalated(attack.label, doubled)
@@ -302,8 +300,8 @@ def _check_order(suite: Suite, where: str) -> None:
     if suite.cascade and suite.protocol:
         first = suite.attacks[: len(suite.protocol)]
         for attack in first:
-            if attack.label not in suite.protocol or attack.after or attack.escalate:
+            if attack.label not in suite.protocol or attack.after or attack.escalate or attack.screen:
                 raise UsageError(
-                    f"{where}: protocol: in a cascade its attacks must be the first, unconditional and without escalation, "
-                    f"to see every sample; {attack.label!r} is in the way"
+                    f"{where}: protocol: in a cascade its attacks must be the first, unconditional, without escalation or "
+                    f"screen, to see every sample; {attack.label!r} is in the way"
                 )

@@ -32,11 +32,11 @@ class Apgd:
     Deterministic models: of each sample the first misclassified iterate is proposed, and with `early_exit` the search ends
     there; without one, the iterate of highest loss. The targets of a sample climb side by side. With `finalists`, those that
     come closest go on: three times so many after a sixth of the steps, so many after a third, and only they have further
-    restarts. With `focus`, from 0 to 1, further restarts are for targets that came close before: to within so much of the true
-    class's probability by that of another. In `precision` bfloat16 five sixths of the first climb are in rounded arithmetic,
-    float32 having the last word on every success; its end, and further restarts, are in float32. `auto` is what an evaluation
-    makes of it: bfloat16 in linf, where steps go by signs alone, if it is quicker and nothing in the model hides its gradient;
-    elsewhere it is float32.
+    restarts. With `focus`, from 0 to 1, a third of the steps must bring a target close: to within so much of the true class's
+    probability by that of another. What stays further off does not go on, nor start again. In `precision` bfloat16 five sixths
+    of the first climb are in rounded arithmetic, float32 having the last word on every success; its end, and further restarts,
+    are in float32. `auto` is what an evaluation makes of it: bfloat16 in linf, where steps go by signs alone, if it is quicker
+    and nothing in the model hides its gradient; elsewhere it is float32.
     Stochastic models: one target after the other. The step size follows a cosine from 2 * eps to eps / 20, because noise would
     halve it at every checkpoint (`schedule: auto`; also for `smooth` and `es` gradients, whose noise is their own). The start,
     the last iterate and that of the highest mean loss, of every restart and target, are compared by how often each fails in
@@ -154,6 +154,11 @@ class Apgd:
         """How many steps of the first climb are in rounded arithmetic; those of the last sixth are too small for it."""
         return -(-5 * self.steps // 6) if self.precision == "bfloat16" else 0
 
+    @property
+    def third(self) -> int:
+        """After how many steps of the first climb it shows who goes on."""
+        return -(-self.steps // 3)
+
     def adapts(self, model: Model) -> bool:
         """Whether the step size follows the loss; noise in it, or in the direction, would halve it at every checkpoint."""
         noisy = model.stochastic or isinstance(self.gradient, Smooth | Es)
@@ -180,7 +185,7 @@ class Apgd:
         lanes = max(self.targets, 1)
         if self.finalists is None or steps < -(-self.steps // 6):
             return lanes
-        return min(lanes, self.finalists if steps >= -(-self.steps // 3) else 3 * self.finalists)
+        return min(lanes, self.finalists if steps >= self.third else 3 * self.finalists)
 
     def _looked_at(self) -> int:
         """How many classes, if there are as many others, are looked at to choose the targets; MALT orders 100 to choose 9."""
@@ -290,6 +295,8 @@ class _Climb:
             if narrowing and self.attack.lanes_after(step) < allowed:
                 allowed = self.attack.lanes_after(step)
                 self._keep_closest(allowed, closest, turn, size)
+            if narrowing and self.attack.focus is not None and step == self.attack.third:
+                self.place = self.place.take(closest[self.place.index] >= -self.attack.focus)
             if step == self.attack.steps or not len(self.place.z):
                 break
             self._move(step)
