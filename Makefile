@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test trials verdicts papers check format clean
+.PHONY: setup demo test trials verdicts papers speed check format clean
 
 setup: .venv/.installed
 
@@ -26,6 +26,9 @@ verdicts: setup
 
 papers: setup
 	sh bench/papers.sh
+
+speed: setup
+	sh bench/speed.sh
 
 check: setup
 	$(BIN)/ruff check bench tests
