@@ -84,7 +84,11 @@ def seeded_globally(seed: int) -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if started else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        if started:
+            torch.manual_seed(seed)
+        else:
+            # The same numbers, without the stack trace that the other call keeps for a device that was never used.
+            torch.default_generator.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         try:
