@@ -403,6 +403,18 @@ def test_a_cascade_spares_itself_relaxed_gradients_where_no_operation_hides_its_
     assert open_evaluator(request(registry, suite=replace(suite, cascade=False))).facts.not_applicable == {}
 
 
+def test_automatic_focus_is_for_models_that_hide_no_gradient(registry: Path, tmp_path: Path) -> None:
+    path = tmp_path / "auto.yaml"
+    path.write_text("attacks:\n  apgd: {steps: 1, focus: auto}\n  mine: {attack: apgd, steps: 1, focus: 0.5}\n")
+
+    def focus(model: str, registry: Path | None) -> list[float | None]:
+        facts = open_evaluator(Request(model, read_suite(str(path)), registry=registry, n=32, eps="0.1", tile=16)).facts
+        return [attack["parameters"]["focus"] for attack in facts.attacks.values()]
+
+    assert focus("small", registry) == [0.1, 0.5]
+    assert focus("resnet18-kwta0.1", None) == [None, 0.5]
+
+
 def test_a_suite_s_automatic_precision_is_bfloat16_where_nothing_is_lost_by_it(
     registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,8 +328,8 @@ class LocalEvaluator:
             gradient: Gradient | None = getattr(attack, "gradient", None)
             if gradient is not None:
                 attack = replace(attack, gradient=within(gradient, self._threat, self._dataset.shape))
-                if isinstance(attack, Apgd) and attack.precision == "auto":
-                    attack = replace(attack, precision=self._precision if isinstance(gradient, Exact) else "float32")
+                if isinstance(attack, Apgd):
+                    attack = self._adapted(attack)
                 if isinstance(gradient, Relaxed) and stage.cascade and not self._hides:
                     self._not_applicable[stage.label] = "no operation of the model hides its gradient: relaxed ones are exact"
             built[stage.label] = (each.attack, attack)
@@ -337,6 +337,14 @@ class LocalEvaluator:
             kind = "stochastic" if stochastic else "deterministic"
             raise UsageError(f"suite {suite.name!r} has no attack for a {kind} model such as {self._model.name}")
         return built
+
+    def _adapted(self, attack: Apgd) -> Apgd:
+        """What depends on the model made definite."""
+        if attack.precision == "auto":
+            attack = replace(attack, precision=self._precision if isinstance(attack.gradient, Exact) else "float32")
+        if attack.focus == "auto":
+            attack = replace(attack, focus=None if self._hides else _FOCUS)
+        return attack
 
     @cached_property
     def _hides(self) -> bool:
@@ -386,6 +394,10 @@ class LocalEvaluator:
         surrogate.measure_sizes(self._batch.x[: self._request.tile])
         return surrogate
 
+
+# What of Auto-PGD's targets is close, where gradients tell: all of 42 samples that fell to targets on two networks were after a
+# third of the steps, and most of those that stood were not.
+_FOCUS = 0.1
 
 # As many as torch would take, before anybody told it otherwise.
 _CORES = torch.get_num_threads()

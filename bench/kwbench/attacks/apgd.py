@@ -33,10 +33,11 @@ class Apgd:
     there; without one, the iterate of highest loss. The targets of a sample climb side by side. With `finalists`, those that
     come closest go on: three times so many after a sixth of the steps, so many after a third, and only they have further
     restarts. With `focus`, from 0 to 1, a third of the steps must bring a target close: to within so much of the true class's
-    probability by that of another. What stays further off does not go on, nor start again. In `precision` bfloat16 five sixths
-    of a climb are in rounded arithmetic, float32 having the last word on every success; its end is in float32. `auto` is what
-    an evaluation makes of it: bfloat16 in linf, where steps go by signs alone, if it is quicker and nothing in the model hides
-    its gradient; elsewhere it is float32.
+    probability by that of another. What stays further off does not go on, nor start again. `auto` is what an evaluation makes
+    of it: 0.1 if nothing in the model hides its gradient; elsewhere what is far may be one step away, and all go on.
+    In `precision` bfloat16 five sixths of a climb are in rounded arithmetic, float32 having the last word on every success; its
+    end is in float32. `auto` likewise: bfloat16 in linf, where steps go by signs alone, if it is quicker and nothing in the
+    model hides its gradient; elsewhere it is float32.
     Stochastic models: one target after the other. The step size follows a cosine from 2 * eps to eps / 20, because noise would
     halve it at every checkpoint (`schedule: auto`; also for `smooth` and `es` gradients, whose noise is their own). The start,
     the last iterate and that of the highest mean loss, of every restart and target, are compared by how often each fails in
@@ -57,7 +58,7 @@ class Apgd:
     schedule: Literal["auto", "adaptive", "cosine"] = "auto"
     early_exit: bool = True
     selection_draws: int = 20
-    focus: float | None = None
+    focus: float | Literal["auto"] | None = None
     finalists: int | None = None
     precision: Precision | Literal["auto"] = "float32"
 
@@ -70,7 +71,7 @@ class Apgd:
             raise ValueError("finalists are so many of the targets, at least 1")
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts without a random start all take the same path")
-        if self.focus is not None and not 0 < self.focus <= 1:
+        if not (self.reach == math.inf or 0 < self.reach <= 1):
             raise ValueError(f"focus: {self.focus} is a difference of probabilities and must lie in (0, 1]")
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
@@ -126,8 +127,7 @@ class Apgd:
     def _again(self, closest: Tensor) -> Tensor:
         """Which targets (b, m) of each sample a further restart makes for, by the closest that it came to them."""
         again = torch.ones_like(closest, dtype=torch.bool)
-        if self.focus is not None:
-            again &= closest >= -self.focus
+        again &= closest >= -self.reach
         if self.finalists is not None:
             again &= _ranks(closest) < self.finalists
         return again
@@ -152,6 +152,11 @@ class Apgd:
     def rounded_steps(self) -> int:
         """How many steps of a climb are in rounded arithmetic; those of the last sixth are too small for it."""
         return -(-5 * self.steps // 6) if self.precision == "bfloat16" else 0
+
+    @property
+    def reach(self) -> float:
+        """How far below the true class, as `focus`, a target may stay to be worth going on."""
+        return math.inf if self.focus is None or self.focus == "auto" else self.focus
 
     @property
     def third(self) -> int:
@@ -291,8 +296,8 @@ class _Climb:
             if narrowing and self.attack.lanes_after(step) < allowed:
                 allowed = self.attack.lanes_after(step)
                 self._keep_closest(allowed, closest, turn, size)
-            if narrowing and self.attack.focus is not None and step == self.attack.third:
-                self.place = self.place.take(closest[self.place.index] >= -self.attack.focus)
+            if narrowing and step == self.attack.third:
+                self.place = self.place.take(closest[self.place.index] >= -self.attack.reach)
             if step == self.attack.steps or not len(self.place.z):
                 break
             self._move(step)
