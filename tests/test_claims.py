@@ -341,6 +341,27 @@ class TestTheRecord:
                       dataset="CIFAR-10")  # fmt: skip
         assert (pgd.status, pgd.measured) == ("runnable", ())
 
+    @pytest.mark.parametrize(
+        ("model", "draws", "measures"),
+        [("lenet-smoothing", 8, True), ("lenet-smoothing", 4, False), ("lenet-smoothing", 1, False), ("lenet-pni", 8, False)],
+    )
+    def test_only_a_model_that_answers_as_its_entry_says_measures_anything(
+        self, store: Store, model: str, draws: int, measures: bool
+    ) -> None:
+        kind = "vote" if draws > 1 else "draw"
+        spec = specification(
+            f"cifar10/{model}", ["clean", "fgsm"], suite="hicheur2024", dataset="cifar10", eps="0.3", n=2, stochastic=True,
+            origin={"prediction": {"kind": kind, "draws": draws}},
+        )  # fmt: skip
+        record(store, spec, {label: drawn([100, 100], [100, 50]) for label in ("clean", "fgsm")})
+        training = {"lenet-smoothing": "Smoothing", "lenet-pni": "Noise Injection"}[model]
+        (fgsm,) = [
+            each
+            for each in comparisons(CLAIMS, store)
+            if each.place.model == f"cifar10/{model}" and each.claim.attack == "FGSM" and each.claim.training == training
+        ]
+        assert bool(fgsm.measured) == measures
+
     def test_numbers_of_older_weights_and_of_fewer_images_give_way(self, store: Store) -> None:
         model = "cifar10/resnet18-w16-relu"
         evaluated(store, model, "xiao2020", {key: value * 2 for key, value in XIAO.items()}, checkpoint="old")

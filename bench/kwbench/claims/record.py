@@ -12,7 +12,7 @@ from kwbench.claims.place import PUBLISHED, Place, Protocol, place_of
 from kwbench.counting import count
 from kwbench.errors import UsageError
 from kwbench.outcome import Outcome, Status
-from kwbench.registry import ModelEntry, Recipe, Registry, read_registry
+from kwbench.registry import ModelEntry, PredictionRule, Recipe, Registry, read_registry
 from kwbench.standing import Standing, origin_of, standings
 from kwbench.statistics import Interval, accuracy_of_hits
 from kwbench.store import Store
@@ -59,8 +59,8 @@ class Comparison:
 
 def comparisons(claims: Sequence[Claim], store: Store | None, registry: Registry | None = None) -> list[Comparison]:
     """Each claim with what is on record of it; nothing is where there is no store. The registry has our networks."""
-    found = _Record(store)
     known = (registry or read_registry()).entries
+    found = _Record(store, known)
     remarks: dict[Claim, list[str]] = {}
     for remark in lint(claims):
         for each in remark.claims:
@@ -181,10 +181,10 @@ def _sources(claim: Claim, model: str) -> dict[str, str]:
 class _Record:
     """What is on record, by model and suite: for each model only of its newest weights."""
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, store: Store | None, known: Mapping[str, ModelEntry]) -> None:
         self._store = store
         self._found: dict[tuple[str, str], list[Standing]] = {}
-        everything = [] if store is None else [each for each in standings(store) if _usual(each)]
+        everything = [] if store is None else [each for each in standings(store) if _usual(each, known)]
         newest = {each.model: each for each in sorted(everything, key=lambda each: each.evaluation.asked)}
         for each in everything:
             if _weights(each) == _weights(newest[each.model]):
@@ -274,10 +274,13 @@ def _union(attacks: Sequence[Sequence[Outcome]]) -> Interval:
     return accuracy_of_hits(len(set.intersection(*held)), len(attacks[0]))
 
 
-def _usual(standing: Standing) -> bool:
-    """On test images, and predicted by a single draw, as papers do."""
+def _usual(standing: Standing, known: Mapping[str, ModelEntry]) -> bool:
+    """On test images, and predicted as the model's entry says: by a single draw, as papers do, or by the vote of smoothing."""
+    entry = known.get(standing.model)
+    usual = entry.prediction if entry is not None else PredictionRule()
     rule = origin_of(standing.evaluation).get("prediction", {})
-    return not standing.dataset.endswith(" (validation)") and rule.get("kind", "draw") == "draw"
+    same = (rule.get("kind", "draw"), rule.get("draws", 1)) == (usual.kind, usual.draws)
+    return not standing.dataset.endswith(" (validation)") and same
 
 
 def _weights(standing: Standing) -> Any:
