@@ -473,7 +473,7 @@ class TestThePage:
         run = sum(each.startswith("run [") for each in cells)
         assert len(cells) == 435
         assert counted.split(" | ")[2] == str(run)
-        assert run >= 100
+        assert run >= 160
 
     def test_the_terminal_has_a_line_for_each_cell_and_counts_them(self) -> None:
         out = io.StringIO()
