@@ -35,9 +35,9 @@ class Apgd:
     restarts. With `focus`, from 0 to 1, a third of the steps must bring a target close: to within so much of the true class's
     probability by that of another. What stays further off does not go on, nor start again. `auto` is what an evaluation makes
     of it: 0.1 if nothing in the model hides its gradient; elsewhere what is far may be one step away, and all go on.
-    In `precision` bfloat16 five sixths of a climb are in rounded arithmetic, float32 having the last word on every success; its
-    end is in float32. `auto` likewise: bfloat16 in linf, where steps go by signs alone, if it is quicker and nothing in the
-    model hides its gradient; elsewhere it is float32.
+    In `precision` bfloat16 five sixths of the first climb are in rounded arithmetic, float32 having the last word on every
+    success; its end, and further restarts, are in float32. `auto` likewise: bfloat16 in linf, where steps go by signs alone, if
+    it is quicker and nothing in the model hides its gradient; elsewhere it is float32.
     Stochastic models: one target after the other. The step size follows a cosine from 2 * eps to eps / 20, because noise would
     halve it at every checkpoint (`schedule: auto`; also for `smooth` and `es` gradients, whose noise is their own). The start,
     the last iterate and that of the highest mean loss, of every restart and target, are compared by how often each fails in
@@ -90,7 +90,8 @@ class Apgd:
             stream = rng.child(f"restart {restart}").lanes(row, turn)
             start = random_start(x[row], threat, stream) if self.random_start else x[row].clone()
             place = _Place.at(start, x[row], y[row], targets[row, turn], row, 2 * threat.radius)
-            found = _Climb(self, model, threat, stream, place).to_success(turn, narrowing=not restart)
+            rounded = 0 if restart else self.rounded_steps
+            found = _Climb(self, model, threat, stream, place, rounded).to_success(turn, narrowing=not restart)
             closest[row, turn] = torch.maximum(closest[row, turn], found.closest)
             fallen[row[found.broken]] = True
             # Of each sample that of its lanes which came farthest; a lane without a way on leaves no sample standing.
@@ -140,7 +141,7 @@ class Apgd:
         else:
             lanes = [max(self.targets, 1), *(self.lanes_after(step) for step in range(self.steps))]
             climbing = sum(lanes[:-1]) + (self.restarts - 1) * self.steps * lanes[-1]
-            confirming = sum(lanes[: self.rounded_steps]) + (self.restarts - 1) * self.rounded_steps * lanes[-1]
+            confirming = sum(lanes[: self.rounded_steps])
             search = climbing * passes(self.gradient) + self.restarts * lanes[-1] + confirming
         return search + (1 + passes(self.gradient, self._looked_at()) if self.targets else 0)
 
@@ -150,7 +151,7 @@ class Apgd:
 
     @property
     def rounded_steps(self) -> int:
-        """How many steps of a climb are in rounded arithmetic; those of the last sixth are too small for it."""
+        """How many steps of the first climb are in rounded arithmetic; those of the last sixth are too small for it."""
         return -(-5 * self.steps // 6) if self.precision == "bfloat16" else 0
 
     @property
@@ -260,8 +261,11 @@ class _Place:
 class _Climb:
     """One search from one start, for one target a sample."""
 
-    def __init__(self, attack: Apgd, model: Model, threat: ThreatModel, rng: SampleRandom, place: _Place) -> None:
+    def __init__(
+        self, attack: Apgd, model: Model, threat: ThreatModel, rng: SampleRandom, place: _Place, rounded_steps: int = 0
+    ) -> None:
         self.attack, self.model, self.threat, self.rng, self.place = attack, model, threat, rng, place
+        self.rounded_steps = rounded_steps
         self.adaptive, self.checkpoints = attack.adapts(model), _checkpoints(attack.steps)
         self.window = 0  # steps since the last checkpoint
 
@@ -305,7 +309,7 @@ class _Climb:
         return _Found(images, broken, lost, closest)
 
     def _arithmetic(self, step: int) -> Precision:
-        return "bfloat16" if step < self.attack.rounded_steps and not self.model.stochastic else "float32"
+        return "bfloat16" if step < self.rounded_steps else "float32"
 
     def _keep_closest(self, allowed: int, closest: Tensor, turn: Tensor, size: tuple[int, int]) -> None:
         """Go on with so many lanes of each sample."""
