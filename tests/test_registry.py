@@ -286,6 +286,18 @@ def test_a_comment_below_a_recipe_stays_with_the_next_entry_and_one_beside_its_l
     assert file.read_text() == f"models:\n{entry}{recipe}{pinned}{below}"
 
 
+def test_a_checkpoint_above_other_keys_is_pinned_where_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    text = (
+        'models:\n  a:\n    checkpoint:\n      file: old.safetensors\n      sha256: "%s"\n    architecture: {name: vgg11}\n'
+        "    activation:\n      name: relu\n\n  # About b.\n" + f"  b: {LINE}\n"
+    )
+    file.write_text(text % SHA)
+    new = "cd" * 32
+    pin_checkpoint(read_registry(file), "a", tmp_path / "old.safetensors", new)
+    assert file.read_text() == text % new
+
+
 def test_a_checkpoint_outside_the_registrys_folder_cannot_be_pinned(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     found = written(tmp_path / "in", f"models:\n  a: {LINE}\n")

@@ -397,8 +397,6 @@ def _last_block(mapping: CommentedMap) -> CommentedMap:
 
 def _move_comment_below(earlier: CommentedMap, later: CommentedMap) -> None:
     """Take the comment lines below `earlier` below `later`: the parser holds them for a part of what stands above."""
-    if earlier is later:
-        return
     tokens = earlier.ca.items.get(list(earlier)[-1])
     if tokens is None or tokens[2] is None:
         return
@@ -406,8 +404,7 @@ def _move_comment_below(earlier: CommentedMap, later: CommentedMap) -> None:
     if not below:
         return
     tokens[2].value = beside + newline
-    mark = CommentMark(0)
-    later.ca.items[list(later)[-1]] = [None, None, CommentToken("\n" + below, mark, None), None]
+    later.ca.items[list(later)[-1]] = [None, None, CommentToken("\n" + below, CommentMark(0), None), None]
 
 
 def pin_checkpoint(registry: Registry, name: str, file: Path, sha256: str) -> None:
@@ -427,12 +424,13 @@ def pin_checkpoint(registry: Registry, name: str, file: Path, sha256: str) -> No
     data = yaml.load(registry.path.read_text(encoding="utf-8"))
     key = name if name in data["models"] else f"{DEFAULT_DATASET}/{name}"
     entry = data["models"][key]
-    last = _last_block(entry)
-    if "checkpoint" not in entry:
-        entry["checkpoint"] = CommentedMap()
-    checkpoint = entry["checkpoint"]
-    checkpoint["file"], checkpoint["sha256"] = relative, DoubleQuotedScalarString(sha256)
-    _move_comment_below(last, checkpoint)
+    pinned = {"file": relative, "sha256": DoubleQuotedScalarString(sha256)}
+    if "checkpoint" in entry:
+        entry["checkpoint"].update(pinned)
+    else:
+        last = _last_block(entry)
+        entry["checkpoint"] = CommentedMap(pinned)
+        _move_comment_below(last, entry["checkpoint"])
     draft = registry.path.with_name(f".{registry.path.name}.{os.getpid()}")
     with draft.open("w", encoding="utf-8") as stream:
         yaml.dump(data, stream)
