@@ -32,16 +32,17 @@ for name in $mnist $lenets $resnets $copies cifar10/vgg19-w16 $lwta; do
     [ -e "models/$name.safetensors" ] || echo "$name"
 done | xargs -I{} -P "$(getconf _NPROCESSORS_ONLN)" "$KWBENCH" train {} --data-dir "$DATA_DIR" --download --pin
 
+images="$CIFAR10 --n 512"
 evaluate() { "$KWBENCH" evaluate "$@" --db "$DB"; }
 
 evaluate $mnist --suite xiao2020 --data-dir "$DATA_DIR" --download
 evaluate $mnist --suite strong --norm linf --eps 0.3 --n 1000 --data-dir "$DATA_DIR" --download
-evaluate $lenets --suite hicheur2024 $CIFAR10 --n 512
-evaluate $lenets --suite strong --norm linf --eps 0.3 $CIFAR10 --n 512
-for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite $suite $CIFAR10 --n 512; done
-evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $CIFAR10 --n 512
-evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite costa2020 $CIFAR10 --n 512
-evaluate $resnets $lwta --suite strong --norm linf --eps 0.031 $CIFAR10 --n 512
+evaluate $lenets --suite hicheur2024 $images
+evaluate $lenets --suite strong --norm linf --eps 0.3 $images
+for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite $suite $images; done
+evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $images
+evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite costa2020 $images
+evaluate $resnets $lwta --suite strong --norm linf --eps 0.031 $images
 
 # The papers' figures.
 figure() { "$KWBENCH" "$@" --db "$DB"; }
@@ -49,14 +50,14 @@ figure() { "$KWBENCH" "$@" --db "$DB"; }
 pair=$(named cifar10/resnet18-w16- relu kwta0.1)
 figure experiment fit
 figure experiment layers
-figure experiment logits $pair --eps 0.031 $CIFAR10 --n 512
-figure experiment weights $pair --eps 0.031 $CIFAR10 --n 512
-figure experiment patterns $pair $CIFAR10 --n 512
+figure experiment logits $pair --eps 0.031 $images
+figure experiment weights $pair --eps 0.031 $images
+figure experiment patterns $pair $images
 figure experiment learning $resnets
 figure landscape $resnets --eps 0.031 $CIFAR10
 figure sparsity digits/resnet18-kwta0.1 --gammas 0.05,0.1,0.2,0.3,0.5 --folder build/sparsity --suite strong
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $CIFAR10 --n 512
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $CIFAR10 --n 512
-figure experiment answers $lenets --suite hicheur2024 $CIFAR10 --n 512
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $images
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $images
+figure experiment answers $lenets --suite hicheur2024 $images
 
 "$KWBENCH" report --claims --figures --db "$DB" --output "$OUTPUT"

@@ -3,10 +3,9 @@
 Kill it at any moment; the same command goes on where the record ends, and ends with the same rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -169,8 +168,8 @@ def _carry_out(
     clean: dict[str, Outcome] = {}
     for position, (label, attack_run) in enumerate(evaluation.attack_runs.items()):
         seen = 0
-        # What a turn goes on to may depend on what came of its first portion.
-        for portion in count():
+        # Whether a screened attack goes on depends on what came of its first portion.
+        for portion in range(2 if label in facts.screens else 1):
             turn = turns(evaluation.spec, [tallies.get(run) for run in runs[: position + 1]])[position]
             if turn.skipped is not None or portion == len(turn.portions):
                 break
@@ -192,19 +191,24 @@ def _carry_out(
                 continue
             left = len(task.missing)
             report(replace(progress, done=seen - left, done_in_all=done_in_all - left))
-            work = partial(_judge_backing_off, task=task, clean=clean, facts=facts, tile=request.tile)
-            for judged in workers.each(work, _pending(facts, task, request)):
-                for outcomes in judged:
-                    kept = [each if task.succeeded(each) else replace(each, image=None) for each in outcomes]
-                    _require_the_same(task, kept, recorded, facts.model)
-                    store.append(attack_run, kept)
+            for fresh in _judged(request, workers, task, clean):
+                for outcomes in fresh:
+                    _require_the_same(task, outcomes, recorded, facts.model)
+                    store.append(attack_run, outcomes)
                     # What is on record stays as it is.
-                    recorded = {outcome.sample: replace(outcome, image=None) for outcome in kept} | recorded
+                    recorded = {outcome.sample: replace(outcome, image=None) for outcome in outcomes} | recorded
                 left = len(task.missing - recorded.keys())
                 report(replace(progress, done=seen - left, done_in_all=done_in_all - left))
             if label == CLEAN:
                 clean = recorded
             tallies |= store.tallies([attack_run])
+
+
+def _judged(request: Request, workers: Workers, task: _Task, clean: Mapping[str, Outcome]) -> Iterator[list[list[Outcome]]]:
+    """What comes of the rows that are still to be judged, batch by batch, with the images that are worth keeping."""
+    work = partial(_judge_backing_off, task=task, clean=clean, facts=workers.facts, tile=request.tile)
+    for judged in workers.each(work, _pending(workers.facts, task, request)):
+        yield [[each if task.succeeded(each) else replace(each, image=None) for each in outcomes] for outcomes in judged]
 
 
 def _by_sample(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:

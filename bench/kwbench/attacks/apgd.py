@@ -127,8 +127,7 @@ class Apgd:
 
     def _again(self, closest: Tensor) -> Tensor:
         """Which targets (b, m) of each sample a further restart makes for, by the closest that it came to them."""
-        again = torch.ones_like(closest, dtype=torch.bool)
-        again &= closest >= -self.reach
+        again = closest >= -self.reach
         if self.finalists is not None:
             again &= _ranks(closest) < self.finalists
         return again
