@@ -13,7 +13,8 @@ DB=${DB:-papers.db}
 OUTPUT=${OUTPUT:-reports}
 
 RESNETS="relu relu-fast kwta0.1 kwta0.1-fast kwta0.2 kwta0.2-fast"
-LWTA="lwta0.1 lwta0.1-fast lwta0.2 lwta0.2-fast slwta2 slwta2-fast"
+LWTA="lwta0.1 lwta0.1-fast lwta0.2 lwta0.2-fast"
+STOCHASTIC="slwta2 slwta2-fast"
 COPIES="relu-copy relu-fast-copy kwta0.1-copy kwta0.1-fast-copy"
 LENETS="lenet lenet-pni lenet-smoothing lenet-smoothing-pgd lenet-smoothing-pgd-fgsm lenet-smoothing-pgd-fgsm-cw"
 LENETS="$LENETS lenet-pni-smoothing-pgd-fgsm-cw"
@@ -23,12 +24,13 @@ named() { prefix=$1; shift; for name in "$@"; do echo "$prefix$name"; done; }
 
 resnets=$(named cifar10/resnet18-w16- $RESNETS)
 lwta=$(named cifar10/resnet18-w16- $LWTA)
+stochastic=$(named cifar10/resnet18-w16- $STOCHASTIC)
 copies=$(named cifar10/resnet18-w16- $COPIES)
 lenets=$(named cifar10/ $LENETS)
 mnist=$(named mnist/cnn3- $MNIST)
 
 # What has no checkpoint yet; each recipe is for one core.
-for name in $mnist $lenets $resnets $copies cifar10/vgg19-w16 $lwta; do
+for name in $mnist $lenets $resnets $copies cifar10/vgg19-w16 $lwta $stochastic; do
     [ -e "models/$name.safetensors" ] || echo "$name"
 done | xargs -I{} -P "$(getconf _NPROCESSORS_ONLN)" "$KWBENCH" train {} --data-dir "$DATA_DIR" --download --pin
 
@@ -42,7 +44,10 @@ evaluate $lenets --suite strong --norm linf --eps 0.3 $images
 for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite $suite $images; done
 evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $images
 evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite costa2020 $images
+evaluate $lwta --suite xiao2020 $images
+evaluate $stochastic --suite panousis2021 $CIFAR10 --n 64
 evaluate $resnets $lwta --suite strong --norm linf --eps 0.031 $images
+evaluate $stochastic --suite strong --norm linf --eps 0.031 $CIFAR10 --n 64
 
 # The papers' figures.
 figure() { "$KWBENCH" "$@" --db "$DB"; }

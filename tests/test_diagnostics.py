@@ -215,7 +215,7 @@ def test_noise_from_a_generator_of_its_own_is_state() -> None:
 def test_a_step_that_beats_many_is_noticed() -> None:
     # Autograd works on clean images alone, whose pixels are sixteenths.
     hidden = Changed(lambda net, x: net(x if bool(((x * 16).round() == x * 16).all()) else x.detach()))
-    found = findings(hidden, "single step")["single step"]
+    found = findings(hidden, "eps sweep")["single step"]
     assert found.fires
     assert found.kind == "masking"
 

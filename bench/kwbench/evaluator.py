@@ -238,7 +238,8 @@ class LocalEvaluator:
 
     def examine(self, check: str, question: Question) -> list[Finding]:
         """See Evaluator."""
-        case = Case(self._model, self._batch.take(question.rows), self._threat, self._request.seed, robust=question.robust)
+        batch = self._batch.take(question.rows)
+        case = Case(self._model, batch, self._threat, self._request.seed, question.robust, self._precision)
         return examine(check, case)
 
     def retry(self, survivors: Survivors) -> Retried:

@@ -6,10 +6,9 @@ import torch
 
 from kwbench.diagnostics.answers import answers_are_logits, answers_depend_on_the_image, answers_vary, operations_are_seen
 from kwbench.diagnostics.attacks import (
-    accuracy_falls_with_eps,
     free_attack_succeeds,
     frozen_is_weaker,
-    many_steps_beat_one,
+    more_leaves_less,
 )
 from kwbench.diagnostics.budget import Retried, Survivors, budget_is_enough, retried
 from kwbench.diagnostics.case import Case, Question
@@ -35,8 +34,7 @@ CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
     "gradient noise": gradient_is_one,
     "plateaus": answer_moves_with_the_image,
     "rising loss": loss_has_settled,
-    "single step": many_steps_beat_one,
-    "eps sweep": accuracy_falls_with_eps,
+    "eps sweep": more_leaves_less,
     "unbounded attack": free_attack_succeeds,
     "frozen randomness": frozen_is_weaker,
 }

@@ -10,8 +10,8 @@ from kwbench.attacks.fgsm import Fgsm
 from kwbench.attacks.pgd import Pgd
 from kwbench.diagnostics.case import Case, percent
 from kwbench.finding import Finding
-from kwbench.gradients import EXACT, Es, Gradient, Relaxed, Smooth
-from kwbench.model import Model
+from kwbench.gradients import EXACT, Es, Exact, Gradient, Relaxed, Smooth
+from kwbench.model import Model, Precision
 from kwbench.randomness import derived_seed, seeded_globally
 from kwbench.threat import ThreatModel
 
@@ -29,16 +29,22 @@ SEEDS = 5
 FROZEN = 0.05
 
 
-def accuracy_falls_with_eps(case: Case) -> list[Finding]:
-    """PGD on the model's own gradients at half, once and twice eps, and where any image can be turned grey."""
+def more_leaves_less(case: Case) -> list[Finding]:
+    """PGD on the model's own gradients at half, once and twice eps, and where any image can be turned grey; and samples that
+    one step of the gradient's sign breaks and 20 steps do not.
+    """
     grey = half_range(case.threat, case.batch.x[0].numel())
-    radii = sorted({case.threat.eps * factor for factor in SWEEP if case.threat.eps * factor < grey} | {grey})
-    accuracies = [_left(case, radius, EXACT, f"eps sweep {radius}").mean().item() for radius in radii]
+    radii = sorted({case.threat.eps * factor for factor in SWEEP if case.threat.eps * factor < grey} | {case.threat.eps, grey})
+    left = {radius: _left(case, radius, EXACT, f"eps sweep {radius}") for radius in radii}
+    accuracies = [left[radius].mean().item() for radius in radii]
     rise = max(later - min(accuracies[: at + 1]) for at, later in enumerate(accuracies[1:]))
     shown = ", ".join(f"{float(radius):.3g}: {percent(value)}" for radius, value in zip(radii, accuracies, strict=True))
     # Grey images all look the same: no more than the share of one class can be right.
     chance = case.batch.y.bincount().max().item() / len(case.batch)
     room = 2 * (chance * (1 - chance) / len(case.batch)) ** 0.5
+    one = _propose(case, Fgsm(loss="margin"), case.threat, "single step")
+    better = left[case.threat.eps] - one > 0.5
+    share = better.float().mean().item()
     return [
         case.finding(
             "eps sweep",
@@ -53,6 +59,14 @@ def accuracy_falls_with_eps(case: Case) -> list[Finding]:
             round(min(chance + room, 1.0), 6),
             f"where PGD may turn every image grey, {percent(accuracies[-1])} of the samples stay right",
             "masking",
+        ),
+        case.finding(
+            "single step",
+            share,
+            SINGLE,
+            f"a single step breaks {percent(share)} of the samples that {STEPS} steps on the same gradients do not",
+            "masking",
+            concerned=better,
         ),
     ]
 
@@ -85,16 +99,6 @@ def free_attack_succeeds(case: Case) -> list[Finding]:
         f"{percent(best)}"
     )
     return [*found, case.finding("unreachable", best, LEFT, statement, "doubt", concerned=left > 0.5)]
-
-
-def many_steps_beat_one(case: Case) -> list[Finding]:
-    """Samples that one step of the gradient's sign breaks and 20 steps do not."""
-    one = _propose(case, Fgsm(loss="margin"), case.threat, "single step")
-    left = _left(case, case.threat.eps, EXACT, "many steps")
-    better = left - one > 0.5
-    share = better.float().mean().item()
-    statement = f"a single step breaks {percent(share)} of the samples that {STEPS} steps on the same gradients do not"
-    return [case.finding("single step", share, SINGLE, statement, "masking", concerned=better)]
 
 
 def frozen_is_weaker(case: Case) -> list[Finding]:
@@ -166,7 +170,8 @@ def half_range(threat: ThreatModel, pixels: int) -> Fraction:
 
 def _left(case: Case, radius: Fraction, gradient: Gradient, name: str) -> Tensor:
     """The accuracies (b,) that PGD leaves within a radius."""
-    attack = Pgd(steps=STEPS, relative_step_size=1 / 8, loss="margin", gradient=gradient)
+    precision: Precision = case.precision if isinstance(gradient, Exact) else "float32"
+    attack = Pgd(steps=STEPS, relative_step_size=1 / 8, loss="margin", gradient=gradient, precision=precision)
     return _propose(case, attack, ThreatModel(case.threat.norm, radius), name)
 
 

@@ -10,7 +10,7 @@ from kwbench.attacks.losses import fooled
 from kwbench.data import Batch
 from kwbench.finding import Finding, Kind
 from kwbench.gradients import EXACT, Estimate, Gradient, Objective
-from kwbench.model import Model
+from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -31,7 +31,8 @@ class Question:
 class Case:
     """One model under examination.
 
-    `batch` holds samples that were right before any attack; `robust` are their robust accuracies, if known.
+    `batch` holds samples that were right before any attack; `robust` are their robust accuracies, if known. `precision` is that
+    in which attacks on exact gradients search.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class Case:
     threat: ThreatModel
     seed: int
     robust: Sequence[float] = ()
+    precision: Precision = "float32"
 
     def random(self, check: str) -> SampleRandom:
         """The random numbers of a check, one stream a sample; the model's own start anew."""
