@@ -29,5 +29,6 @@ if [ -n "$CIFAR10" ]; then
     at=cifar10/resnet18-w16-relu-fast
     natural=cifar10/resnet18-w16-relu
     measure cost-cifar10 cost $at $natural --n 256 --data "$CIFAR10"
+    measure growth overhead --growing $at --growing-data "$CIFAR10" --n 256
     measure rivals-cifar10 rivals $at $natural --n 64 --threads 1 --data "$CIFAR10"
 fi

@@ -1,6 +1,6 @@
 """What kwbench adds to the passes themselves, and how its time grows with samples and steps.
 
-    python bench/speed/overhead.py [MODEL] [--rounds 15]
+    python bench/speed/overhead.py [MODEL] [--rounds 15] [--growing MODEL --growing-data FILE.npz]
 
 Overhead: judged PGD-40 without early exit on a full tile, to the bare loop of the same forward and backward passes over it in
 plain torch, by turns in one process of one thread. Growth: the attack on twice the samples, and with twice the steps. By
@@ -25,7 +25,7 @@ from kwbench.suite import override, suite_of
 def evaluator(asked: argparse.Namespace, n: int, *settings: str) -> LocalEvaluator:
     """The model and its first n images, to be attacked by PGD."""
     suite = override(suite_of(("pgd",)), tuple(f"pgd.{setting}" for setting in settings))
-    return LocalEvaluator(Request(asked.model, suite, n=n, dataset=asked.dataset, data_dir=asked.data_dir), threads=1)
+    return LocalEvaluator(Request(asked.model, suite, n=n, data=asked.data), threads=1)
 
 
 def attacked(local: LocalEvaluator, rows: list[int]) -> Callable[[], list[Outcome]]:
@@ -49,11 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="resnet18-relu-at")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--n", type=int, default=256, help="samples from which they are doubled (default: 256)")
+    parser.add_argument("--n", type=int, default=180, help="samples from which they are doubled (default: 180)")
     parser.add_argument("--growing", help="model that is attacked on N and 2 N images; default: MODEL")
-    parser.add_argument("--growing-dataset", help="its data set; default: its own")
-    parser.set_defaults(dataset=None)
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--growing-data", type=Path, help="an npz file of its test images; default: its own data set")
+    parser.set_defaults(data=None)
     asked = parser.parse_args()
     print(machine_line(1), end="\n\n")
     print(markdown_table(["ratio of processor times", "median [quartiles]"], []), flush=True)
@@ -69,7 +68,7 @@ def main() -> None:
     row("judged PGD-40 to bare passes", attacked(local, right), lambda: bare(network, batch, tile, 40), asked.rounds)
 
     if asked.growing:
-        asked.model, asked.dataset = asked.growing, asked.growing_dataset
+        asked.model, asked.data = asked.growing, asked.growing_data
     few = max(1, asked.rounds // 3)
     for name, settings in (("early exit", ()), ("no early exit", ("early_exit=false",))):
         local = evaluator(asked, 2 * asked.n, "steps=10", *settings)
