@@ -28,6 +28,7 @@ papers: setup
 	sh bench/papers.sh
 
 speed: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,rivals]'
 	sh bench/speed.sh
 
 check: setup

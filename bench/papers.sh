@@ -1,7 +1,8 @@
 #!/bin/sh
 # Measures what reports/claims.md and the figures show, into one record. Stop it whenever you like; it goes on where it was.
 #
-#   DATA_DIR  where the files of MNIST and CIFAR-10 lie; they are fetched there if they are missing
+#   DATA_DIR  where the files of MNIST and CIFAR-10 lie; they are fetched there if they are missing. Networks that have no
+#             checkpoint are trained on cifar10-jpeg.zip, which has no public address and must lie there
 #   CIFAR10   the test images of CIFAR-10, of which the first 512 are used, as options; by default torchvision's
 #   DB        the record
 #   OUTPUT    where the report goes
@@ -25,6 +26,7 @@ named() { prefix=$1; shift; for name in "$@"; do echo "$prefix$name"; done; }
 resnets=$(named cifar10/resnet18-w16- $RESNETS)
 lwta=$(named cifar10/resnet18-w16- $LWTA)
 stochastic=$(named cifar10/resnet18-w16- $STOCHASTIC)
+published=cifar10/wrn34-1-slwta-panousis2021
 copies=$(named cifar10/resnet18-w16- $COPIES)
 lenets=$(named cifar10/ $LENETS)
 mnist=$(named mnist/cnn3- $MNIST)
@@ -45,9 +47,11 @@ for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite
 evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $images
 evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite costa2020 $images
 evaluate $lwta --suite xiao2020 $images
-evaluate $stochastic --suite panousis2021 $CIFAR10 --n 64
+evaluate $stochastic --suite panousis2021 $CIFAR10 --n 32
+evaluate $published --suite panousis2021 $CIFAR10 --n 128
 evaluate $resnets $lwta --suite strong --norm linf --eps 0.031 $images
-evaluate $stochastic --suite strong --norm linf --eps 0.031 $CIFAR10 --n 64
+evaluate $stochastic --suite strong --norm linf --eps 0.031 $CIFAR10 --n 128
+evaluate $published --suite strong --norm linf --eps 8/255 $CIFAR10 --n 128
 
 # The papers' figures.
 figure() { "$KWBENCH" "$@" --db "$DB"; }

@@ -483,6 +483,7 @@ class TestTables:
         assert found["sha256"] in path.read_text()
         assert 0 <= found["validation_accuracy"] <= 1
         assert kwb("evaluate", "new", "--attack", "noop", "--n", 16).code == 0
+        refused(kwb("train", "new", "--device", "abacus"), 2, "--device abacus: not usable here")
         again = kwb("train", "new", "--output", "again.safetensors")
         assert found["sha256"] in again.out
         assert "epoch 1/1" in again.err
@@ -641,7 +642,11 @@ def test_claims_are_listed_linted_and_written_as_a_registry_without_any_record(k
     assert "short of eps" in kwb("claims", "--lint").out
     assert kwb("claims", "--registry", "papers.yaml").code == 0
     assert "cifar10/densenet121-kwta0.1-at" in kwb("models", "--registry", "papers.yaml").out
-    refused(kwb("claims", "--registry", "papers.yaml"), 2, "nothing is overwritten")
+    before = (tmp_path / "papers.yaml").read_bytes()
+    assert kwb("claims", "--registry", "papers.yaml").code == 0  # every cell's commands begin with it
+    assert (tmp_path / "papers.yaml").read_bytes() == before
+    (tmp_path / "mine.yaml").write_text("models: {}\n")
+    refused(kwb("claims", "--registry", "mine.yaml"), 2, "nothing is overwritten")
     refused(kwb("claims", "--paper", "xiao"), 2, "did you mean 'xiao2020'")
     assert not (tmp_path / "results.db").exists()
 

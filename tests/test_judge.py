@@ -205,6 +205,11 @@ def test_running_out_of_memory_is_for_the_runner() -> None:
         _judged(propose, sharp(first_images(8)))
 
 
+def test_running_out_of_a_processors_memory_is_for_the_runner_too() -> None:
+    with pytest.raises(MemoryError, match="can't allocate"):
+        _judged(lambda x, y: torch.empty(2**50), sharp(first_images(8)))
+
+
 def test_an_attack_cannot_move_the_images_it_is_measured_against() -> None:
     batch = sharp(first_images(8))
     before = batch.x.clone()

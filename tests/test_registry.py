@@ -1,5 +1,6 @@
 """The registry: which entries are refused, how names are found, and that pinning a hash leaves the file alone otherwise."""
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,8 @@ def test_hashes_are_64_small_hexadecimal_digits(sha256: Any) -> None:
         ({"recipe": RECIPE | {"schedule": {"kind": "drop"}}}, "recipe.schedule: kind: drop needs after"),
         ({"recipe": RECIPE | {"schedule": {"after": 3}}}, "no other kind takes it"),
         ({"recipe": RECIPE | {"schedule": {"kind": "drop", "after": 3, "factor": 1.0}}}, "recipe.schedule.factor"),
+        ({"recipe": RECIPE | {"epochs": 8, "schedule": {"kind": "drop", "after": 9}}}, "schedule.after: 9 never comes"),
+        ({"recipe": RECIPE | {"epochs": 8, "fast": {"eps": 0.1, "warmup_epochs": 8}}}, "warmup_epochs: 8 of 8 epochs never"),
         ({"recipe": RECIPE | {"pretrained": "http://x/y-01234567.pth"}}, "recipe.pretrained"),
         ({"recipe": RECIPE | {"pretrained": "https://x/y.pth"}}, "recipe.pretrained"),
         ({"smoothing": 0}, "smoothing"),
@@ -264,6 +267,17 @@ def test_pinning_adds_a_checkpoint_and_keeps_every_comment(tmp_path: Path) -> No
     after = YAML(typ="safe").load(text)
     assert after["models"]["first"].pop("checkpoint") == {"file": "a.safetensors", "sha256": SHA}
     assert after == before
+
+
+def test_models_that_are_pinned_at_the_same_time_are_all_pinned(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    names = [f"model-{number}" for number in range(12)]
+    file.write_text("models:\n" + "".join(f"  {name}: {LINE}\n" for name in names))
+    registry = read_registry(file)
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: pin_checkpoint(registry, name, tmp_path / f"{name}.safetensors", SHA), names))
+    pinned = YAML(typ="safe").load(file.read_text())["models"]
+    assert [name for name in names if "checkpoint" not in pinned[name]] == []
 
 
 def test_a_comment_below_an_entry_stays_with_the_next_one(tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def test_recipes_that_do_not_suit_the_network_are_refused(few: DataSet) -> None:
     for gamma in (0.5, 0.6):
         with pytest.raises(UsageError, match=r"incremental\.start: 1/2 is not above the network's gamma"):
             train(entry({"name": "kwta", "gamma": gamma}, incremental=LOWERING), few, quiet)
+    with pytest.raises(UsageError, match="shift: 8 moves images of 8x8 out of sight"):
+        train(entry(shift=8), few, quiet)
     bare = validate(ModelEntry, {"architecture": CNN, "activation": {"name": "relu"}}, "registry.yaml")
     with pytest.raises(UsageError, match="no recipe"):
         train(bare, few, quiet)

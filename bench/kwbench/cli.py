@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kwbench.evaluator import Request
     from kwbench.measured import Measured
-    from kwbench.registry import ModelEntry
+    from kwbench.registry import ModelEntry, Recipe
     from kwbench.standing import Standing
     from kwbench.suite import Suite
     from kwbench.verdict import Verdict
@@ -675,12 +675,13 @@ def train(
     download: Annotated[
         bool, typer.Option("--download", help="Download data set and first weights if they are missing.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Train a model by the recipe in its entry. Stopped, however, the same command goes on where it was."""
     from kwbench.convert import convert_pretrained
     from kwbench.data import load_dataset
+    from kwbench.model import find_device
     from kwbench.registry import dataset_of, pin_checkpoint, read_registry
     from kwbench.training import Epoch, accuracy, progress_path, recipe_hash, save_checkpoint, write_curve
     from kwbench.training import train as run
@@ -689,6 +690,7 @@ def train(
     short, entry = found.find(name)
     if entry.recipe is None:
         raise UsageError(f"{short}: the entry has no recipe; add one to train it")
+    on = find_device(device)
     where, recipe = output or found.checkpoint_path(short), recipe_hash(entry)
     start = None
     if entry.recipe.pretrained is not None:
@@ -708,7 +710,7 @@ def train(
         entry,
         dataset,
         show,
-        device,
+        str(on),
         progress=progress,
         pretrained=start,
         curve=lambda epochs: write_curve(where, recipe, epochs),
@@ -771,9 +773,10 @@ def models(registry: RegistryFile = None, as_json: Json = False) -> None:
         {
             "model": name,
             "dataset": dataset_of(name),
-            "architecture": entry.architecture.name,
+            "architecture": f"{entry.architecture.name} {_in_words(dict(entry.architecture.parameters))}".strip(),
             "activation": entry.activation.name,
             "training": _training(entry),
+            **_learned(entry.recipe, dataset_of(name), as_json),
             "description": entry.description,
         }
         for name, entry in found.entries.items()
@@ -825,16 +828,18 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """Set the papers' claims beside what is on record, or say what is wrong with them."""
-    from kwbench.claims import PAPERS, claims_json, comparisons, full_size_registry, read_claims
+    from kwbench.claims import PAPERS, claims_json, comparisons, full_size_entries, full_size_registry, read_claims
     from kwbench.claims import lint as run_lint
     from kwbench.errors import did_you_mean
     from kwbench.files import write_whole
+    from kwbench.registry import read_registry
     from kwbench.store import Store
 
     if registry is not None:
-        if registry.exists():
-            raise UsageError(f"{registry}: is there already; nothing is overwritten")
-        write_whole(registry, full_size_registry())
+        if not registry.exists():
+            write_whole(registry, full_size_registry())
+        elif not read_registry(registry).entries.keys() >= full_size_entries().keys():
+            raise UsageError(f"{registry}: is there already, without the papers' networks; nothing is overwritten")
         print(registry)
         return
     if paper is not None and paper not in PAPERS:
@@ -1102,6 +1107,14 @@ def _training(entry: "ModelEntry") -> str:
     return "published" if entry.checkpoint is not None and entry.checkpoint.source is not None else "none"
 
 
+def _learned(recipe: "Recipe | None", dataset: str, as_json: bool) -> dict[str, Any]:
+    """How long and on which images a model was trained, as far as its recipe says."""
+    if recipe is None:
+        return {"epochs": None, "images": None}
+    images = recipe.dataset or dataset
+    return {"epochs": recipe.epochs if as_json else f"{recipe.epochs} epochs", "images": images if as_json else f"on {images}"}
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
@@ -1140,7 +1153,7 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     from kwbench.progress import printable
 
     for row in rows:
-        first, *others = (printable(str(value)) for value in row.values())
+        first, *others = (printable("" if value is None else str(value)) for value in row.values())
         print("  ".join([f"{first:24}", *(other for other in others if other)]))
 
 

@@ -211,7 +211,7 @@ def _cifar10_jpeg(data_dir: Path | None, download: bool) -> tuple[Split, Split, 
     Not the original pixels, so a data set of its own. The order mixes the classes; a tenth of the training images is held out.
     """
     path = (data_dir if data_dir is not None else Path("data")) / "cifar10-jpeg.zip"
-    if download:
+    if download and not path.exists():
         raise UsageError("cifar10-jpeg: has no public address to --download from; name the folder of its zip with --data-dir")
     try:
         archive = zipfile.ZipFile(path)

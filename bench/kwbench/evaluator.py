@@ -35,7 +35,7 @@ from kwbench.gradients import Exact, Gradient, Relaxed, within
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.measured import Array
-from kwbench.model import Model, Precision, Prediction, keep_freed_memory, require_exact_float32
+from kwbench.model import Model, Precision, Prediction, find_device, keep_freed_memory, require_exact_float32
 from kwbench.outcome import Outcome
 from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
 from kwbench.relaxation import survey
@@ -143,7 +143,7 @@ class LocalEvaluator:
         require_exact_float32()
         keep_freed_memory()
         self._request = request
-        self._device = _device(request.device)
+        self._device = find_device(request.device)
         registry = None if is_file_model(request.model) and request.registry is None else read_registry(request.registry)
         if registry is not None and not is_file_model(request.model):
             registry.find(request.model)  # an unknown model is worth saying before its data set is
@@ -562,18 +562,6 @@ def _end_with_parent() -> None:
 def _foreign(name: str, failure: Exception) -> CannotEvaluate:
     last = traceback.extract_tb(failure.__traceback__)[-1]
     return CannotEvaluate(f"{name}: {type(failure).__name__}: {failure} ({Path(last.filename).name}:{last.lineno})")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as failure:
-        reason = str(failure).splitlines()[0]
-        raise UsageError(f"--device {name}: not usable here ({reason}); auto takes a GPU where there is one") from None
-    return device
 
 
 def _device_name(device: torch.device) -> str:

@@ -17,7 +17,7 @@ from kwbench.attacks.attack import Attack
 from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 from kwbench.geometry import TOLERANCE, distance, project
-from kwbench.model import Model
+from kwbench.model import Model, raise_if_memory_is_out
 from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -176,6 +176,7 @@ def _attack(case: _Case, batch: Batch, drafts: list[Outcome]) -> list[Outcome]:
     except (torch.OutOfMemoryError, MemoryError, KwbenchError):
         raise
     except Exception as failure:  # noqa: BLE001 - foreign code may raise anything; it becomes a row, never robustness
+        raise_if_memory_is_out(failure)
         if len(batch) > 1 and not case.model.stochastic and not case.attack.whole_tiles:
             return [outcome for row, draft in enumerate(drafts) for outcome in _attack(case, batch.take([row]), [draft])]
         note = f"{type(failure).__name__}: {failure}"[:500]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kwbench.errors import CannotEvaluate, KwbenchError
+from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 from kwbench.randomness import derived_seed, seeded_globally
 
 Precision = Literal["float32", "bfloat16"]
@@ -228,6 +228,7 @@ class Model:
         except (KwbenchError, torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as failure:
+            raise_if_memory_is_out(failure)
             raise CannotEvaluate(f"{self.name}: the model raised {type(failure).__name__}: {failure}") from failure
 
     def reseed(self, *address: object) -> None:
@@ -324,12 +325,11 @@ class Model:
         if self._common is not None:
             self._draw = self._common
         self._passes = 1
-        start = 0
-        for size in self._split(x):
-            # Under autograd a slice costs a copy of the whole.
-            part = x if size >= len(x) else x[start : start + size]
+        sizes = self._split(x)
+        # Under autograd a slice costs a copy of the whole, and a split one copy of the whole together.
+        parts = torch.split(x, [*sizes[:-1], len(x) - sum(sizes[:-1])]) if len(sizes) > 1 else [x] * len(sizes)
+        for size, part in zip(sizes, parts, strict=True):
             yield [self._draw_once(part, size) for _ in range(self._draws)]
-            start += size
         for _ in range(self._passes):
             self._charge(len(x), rows, "forwards")
 
@@ -433,10 +433,29 @@ def _majority(draws: list[Tensor]) -> tuple[Tensor, Tensor]:
     return predicted, logits.isfinite().all(dim=2).all(dim=0)
 
 
+def find_device(name: str) -> torch.device:
+    """The device of this name; `auto` is a GPU where there is one. Raises UsageError where it cannot be used."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as failure:
+        reason = str(failure).splitlines()[0]
+        raise UsageError(f"--device {name}: not usable here ({reason}); auto takes a GPU where there is one") from None
+    return device
+
+
+def raise_if_memory_is_out(failure: Exception) -> None:
+    """Raise MemoryError for what torch raises where a processor, unlike a GPU, has no memory left."""
+    if isinstance(failure, RuntimeError) and "DefaultCPUAllocator" in str(failure):
+        raise MemoryError(str(failure)) from failure
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies matrices in bfloat16 quicker than in float32, as far as this torch tells."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
 

@@ -1,12 +1,15 @@
 """The registry of models: what `registry.yaml` says, checked. One entry a model; nothing here loads a network."""
 
+import hashlib
 import os
 import re
+import tempfile
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
+from filelock import FileLock
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
@@ -286,6 +289,15 @@ class Recipe(Strict):
             raise ValueError(f"{' and '.join(given)} are two ways to train; keep one of them")
         return self
 
+    @model_validator(mode="after")
+    def _within_the_epochs(self) -> "Recipe":
+        warmup = getattr(getattr(self, self.training, None), "warmup_epochs", 0)
+        if warmup >= self.epochs and warmup:
+            raise ValueError(f"warmup_epochs: {warmup} of {self.epochs} epochs never reach eps; it must be less")
+        if self.schedule.after is not None and self.schedule.after > self.epochs:
+            raise ValueError(f"schedule.after: {self.schedule.after} never comes in {self.epochs} epochs")
+        return self
+
 
 _TRAININGS = ("adversarial", "trades", "free", "fast", "mixture")
 
@@ -418,6 +430,12 @@ def pin_checkpoint(registry: Registry, name: str, file: Path, sha256: str) -> No
         relative = file.resolve().relative_to(root).as_posix()
     except ValueError:
         raise UsageError(f"{file}: a pinned checkpoint must lie below {root}") from None
+    # Models are trained side by side, and two that end together must both be pinned.
+    with FileLock(Path(tempfile.gettempdir()) / f"kwbench-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.lock"):
+        _write_pin(registry, name, relative, sha256)
+
+
+def _write_pin(registry: Registry, name: str, relative: str, sha256: str) -> None:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 1 << 20  # no line is folded

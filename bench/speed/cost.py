@@ -61,7 +61,9 @@ def theirs(model: str, asked: list[str]) -> Cell:
 
 def _timed(command: list[str]) -> tuple[str, float]:
     began = time.perf_counter()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout, time.perf_counter() - began
 
 
@@ -90,14 +92,16 @@ def alone(model: str, n: int, threads: int, data: Path | None) -> None:
 
     from kwbench.data import load_dataset
     from kwbench.loading import load_entry
+    from kwbench.model import find_device
     from kwbench.registry import dataset_of, read_registry
 
     torch.set_num_threads(threads)
     registry = read_registry()
     name, entry = registry.find(model)
     dataset = load_dataset(dataset_of(name), data=data)
-    batch = dataset.test.batch(range(min(n, len(dataset.test))))
-    network = Counted(load_entry(registry, name, entry, dataset).module.eval().requires_grad_(False))
+    device = find_device("auto")
+    batch = dataset.test.batch(range(min(n, len(dataset.test)))).to(device)
+    network = Counted(load_entry(registry, name, entry, dataset).module.to(device).eval().requires_grad_(False))
     with torch.no_grad():
         stochastic = not torch.equal(network(batch.x[:8]), network(batch.x[:8]))
     network.forwards = 0
@@ -106,6 +110,7 @@ def alone(model: str, n: int, threads: int, data: Path | None) -> None:
         norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[dataset.threat.norm],
         eps=dataset.threat.radius,
         version="rand" if stochastic else "standard",
+        device=str(device),
         seed=0,
     )
     found: Tensor | tuple[Tensor, ...] = attack.run_standard_evaluation(batch.x, batch.y)
@@ -131,7 +136,8 @@ def main() -> None:
         return
     same = ["--n", str(asked.n), "--threads", str(asked.threads), *(["--data", str(asked.data)] if asked.data else [])]
     print(f"n = {asked.n}, rounds {asked.rounds}; {machine_line(asked.threads)}", end="\n\n")
-    rows = []
+    header = ("model", "protocol", "A_rob, %", "forwards", "backwards", "seconds", "verdict", "times as fast as AutoAttack")
+    print(markdown_table(header, []), flush=True)
     for model in asked.models:
         sides: dict[str, Callable[[], Cell]] = {RIVAL: partial(theirs, model, same)}
         for protocol, options in PROTOCOLS.items():
@@ -144,20 +150,17 @@ def main() -> None:
         for name, found in cells.items():
             took = [each.seconds for each in found]
             first = found[0]
-            rows.append(
-                (
-                    model,
-                    name,
-                    first.a_rob,
-                    f"{first.forwards:,.0f}",
-                    f"{first.backwards:,.0f}",
-                    f"{spread(took).median:.1f}",
-                    first.verdict,
-                    ratio(rival, took),
-                )
+            row = (
+                model,
+                name,
+                first.a_rob,
+                f"{first.forwards:,.0f}",
+                f"{first.backwards:,.0f}",
+                f"{spread(took).median:.1f}",
+                first.verdict,
+                ratio(rival, took),
             )
-    header = ("model", "protocol", "A_rob, %", "forwards", "backwards", "seconds", "verdict", "times as fast as AutoAttack")
-    print(markdown_table(header, rows))
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 from kwbench.attacks.attack import doubled_climb, misclassified, strict
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, probability_margin
 from kwbench.geometry import norms, project, random_start, steepest
-from kwbench.gradients import EXACT, Es, Gradient, Smooth, passes
+from kwbench.gradients import EXACT, Es, Exact, Gradient, Smooth, passes
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
@@ -27,7 +27,7 @@ class Apgd:
 
     The defaults are AutoAttack's: 100 steps, one restart. With `targets` the targeted form of the loss is raised for each of
     the k most promising classes: those nearest by a linear estimate, logit gap over the dual norm of its gradient (MALT,
-    arXiv:2407.02240).
+    arXiv:2407.02240); all of them, if there are no more, are not put in order where they climb side by side.
 
     Deterministic models: of each sample the first misclassified iterate is proposed, and with `early_exit` the search ends
     there; without one, the iterate of highest loss. The targets of a sample climb side by side. With `finalists`, those that
@@ -169,8 +169,13 @@ class Apgd:
         return self.schedule == "adaptive" or (self.schedule == "auto" and not noisy)
 
     def _targets(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
-        """The classes (b, m) to make for, the nearest first; by logit where gradients say nothing."""
+        """The classes (b, m) to make for, the nearest first; by logit where gradients say nothing. Where all of them climb side
+        by side, their order is nothing to ask the model for.
+        """
         rows = torch.arange(len(x), device=x.device)
+        if not model.stochastic and self.targets >= model.classes - 1:
+            classes = torch.arange(model.classes, device=x.device).expand(len(x), -1)
+            return classes[classes != y[:, None]].view(len(x), -1)
         with torch.no_grad():
             others = model(x, rows).scatter(1, y[:, None], -torch.inf)
         likely = others.argsort(dim=1, descending=True, stable=True)[:, : min(self._looked_at(), model.classes - 1)]
@@ -254,7 +259,15 @@ class _Place:
         )
 
     def take(self, kept: Tensor) -> "_Place":
+        if bool(kept.all()):
+            return self
         return _Place(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
+    def split(self, size: int) -> "list[_Place]":
+        """Parts of so many samples, the last of what is left."""
+        names = [field.name for field in fields(self)]
+        parts = zip(*(getattr(self, name).split(size) for name in names), strict=True)
+        return [_Place(**dict(zip(names, part, strict=True))) for part in parts]
 
 
 class _Climb:
@@ -332,12 +345,13 @@ class _Climb:
             if step == self.attack.steps:
                 with torch.no_grad():
                     logits = self.model(place.z, place.payer)
-                    value, gradient = self._objective(logits)[0], torch.zeros_like(place.z)
+                    value, gradient = self._objective(logits, place.y, place.target)[0], torch.zeros_like(place.z)
+            elif self.model.stochastic or not isinstance(self.attack.gradient, Exact):
+                logits, value, gradient = self._estimate(place, self.rng.take(place.index).child(step))
             else:
-                estimate = self.attack.gradient(
-                    self.model, place.z, self._objective, self.rng.take(place.index).child(step), place.payer
-                )
-                logits, value, gradient = estimate.logits, estimate.values[0], estimate.gradients[0]
+                # A tile at a time: autograd keeps what each went through.
+                parts = [self._estimate(part, self.rng) for part in place.split(self.model.tile)]
+                logits, value, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
         # An answer that is not a number is what the judge calls broken; its gradient leads nowhere.
         failed = ~logits.isfinite().all(dim=1)
         value = value.masked_fill(failed, torch.inf)
@@ -387,11 +401,19 @@ class _Climb:
             ahead = project(ahead, place.x, threat)
         self.place = replace(place, z=ahead, previous=place.z)
 
-    def _objective(self, logits: Tensor) -> Tensor:
-        place = self.place
+    def _estimate(self, place: _Place, rng: SampleRandom) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (b, k), losses (b,) and their gradients where samples stand."""
+
+        def objective(logits: Tensor) -> Tensor:
+            return self._objective(logits, place.y, place.target)
+
+        found = self.attack.gradient(self.model, place.z, objective, rng, place.payer)
+        return found.logits, found.values[0], found.gradients[0]
+
+    def _objective(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         if self.attack.targets:
-            return TARGETED[self.attack.loss](logits, place.y, place.target)[None]
-        return LOSSES[self.attack.loss](logits, place.y)[None]
+            return TARGETED[self.attack.loss](logits, y, target)[None]
+        return LOSSES[self.attack.loss](logits, y)[None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The networks of the papers as they have them, as entries of a registry: recipes to train on a GPU, no checkpoints.
 
-What a paper does not say is taken from the code it names or from its neighbours, and said here.
+What a paper does not say is taken from the code it names or from its neighbours, and said here. Said by none, and ours
+throughout: Nesterov's momentum, Kaiming's initialisation, half precision, and weight decay where an entry names no other.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from kwbench.strict_yaml import validate
 
 Section = dict[str, Any]
 
-_TITLE = "# The networks of the papers as they have them. Train one: kwbench train NAME --registry THIS --device cuda"
+_TITLE = "# The networks of the papers as they have them. Train one: kwbench train NAME --registry THIS --pin --device cuda"
 
 # (eps) of attacks and adversarial training on each data set (xiao2020 4.1, D.1).
 _EPS = {"cifar10": "0.031", "svhn": "0.047", "mnist": "0.3"}

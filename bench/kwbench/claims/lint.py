@@ -11,7 +11,7 @@ from kwbench.claims.place import protocol_of
 from kwbench.suite import read_suite
 from kwbench.threat import exact_fraction
 
-Kind = Literal["cannot be true", "could not have worked"]
+Kind = Literal["cannot be true", "does not fit", "could not have worked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,9 @@ LARGEST_CLASS: dict[str, Fraction] = {
 # The images that a paper names, or that its figures give away.
 IMAGES: dict[str, int] = {"costa2020": 1280, "hicheur2024": 1024}
 
+# Standard errors of a share of those images that its distance from a share of all images may have.
+_LUCK = 4
+
 # The attacks over which xiao2020 takes its A_rob (D.3).
 _WHITE_BOX = ("PGD", "C&W", "DeepFool", "MIM")
 
@@ -43,7 +46,7 @@ def lint(claims: Sequence[Claim]) -> list[Remark]:
     return [
         *over_100(claims),
         *not_the_worst(claims),
-        *above_standard(claims),
+        *above_standard(claims, IMAGES),
         *largest_class(claims, LARGEST_CLASS),
         *coarse_grid(claims, IMAGES),
         *off_the_grid(claims, IMAGES),
@@ -72,13 +75,18 @@ def not_the_worst(claims: Sequence[Claim]) -> list[Remark]:
     return remarks
 
 
-def above_standard(claims: Sequence[Claim]) -> list[Remark]:
-    """Accuracies under an attack above the accuracy without one, in the same row."""
+def above_standard(claims: Sequence[Claim], images: Mapping[str, int]) -> list[Remark]:
+    """Accuracies under an attack above the accuracy without one, in the same row; by more than luck, where a paper attacks some
+    of the images.
+    """
     remarks = []
     for row in _rows(claims):
         clean = next((each for each in row if each.attack in CLEAN), None)
         for each in row:
-            if clean is not None and each.attacked and each.percent > clean.percent:
+            if clean is None or not each.attacked:
+                continue
+            luck = _LUCK * (clean.percent * (100 - clean.percent) / images[each.paper]) ** 0.5 if each.paper in images else 0
+            if each.percent > clean.percent + luck:
                 statement = f"{each.text} % under {each.attack}, and {clean.text} % without an attack"
                 remarks += _remark("above standard", "cannot be true", (each,), statement)
     return remarks
@@ -109,7 +117,7 @@ def coarse_grid(claims: Sequence[Claim], images: Mapping[str, int]) -> list[Rema
                 f"all {len(found)} figures are multiples of 1/{n // k}, though {n} images are named; "
                 f"by chance, one time in {k}^{telling}"
             )
-            remarks += _remark("coarse grid", "cannot be true", found, statement)
+            remarks += _remark("coarse grid", "does not fit", found, statement)
     return remarks
 
 
@@ -124,7 +132,7 @@ def off_the_grid(claims: Sequence[Claim], images: Mapping[str, int]) -> list[Rem
             if len(off) < len(cells) / 4:
                 said = ", ".join(each.text for each in off)
                 statement = f"{said}: no share of {n} images, as {len(cells) - len(off)} other figures are"
-                remarks += _remark("off the grid", "cannot be true", off, statement)
+                remarks += _remark("off the grid", "does not fit", off, statement)
     return remarks
 
 

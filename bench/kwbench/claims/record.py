@@ -93,7 +93,7 @@ def _comparison(claim: Claim, record: "_Record", known: Mapping[str, ModelEntry]
         measured=measured,
         strong=strong,
         verdict="" if found is None else found.word,
-        commands=_commands(claim, place, model),
+        commands=_commands(claim, place, model, pinned=model in known and known[model].checkpoint is not None),
         hardware="one GPU" if model == place.full_size else "a CPU",
         remarks=remarks,
     )
@@ -148,7 +148,7 @@ def _training(recipe: Recipe) -> str:
     return _TRAININGS[recipe.training] + (f" ({steps} steps)" if steps is not None else "")
 
 
-def _commands(claim: Claim, place: Place, model: str) -> tuple[str, ...]:
+def _commands(claim: Claim, place: Place, model: str, *, pinned: bool) -> tuple[str, ...]:
     """What to type for the claim and for the strong suite, each on its own line."""
     assert place.protocol is not None
     full = model == place.full_size
@@ -157,9 +157,11 @@ def _commands(claim: Claim, place: Place, model: str) -> tuple[str, ...]:
     prepare = []
     if full:
         prepare = [f"kwbench claims{registry}"]
-        prepare += [f"kwbench train {each}{registry} --download --device cuda" for each in (*sources.values(), model)]
+        prepare += [f"kwbench train {each}{registry} --download --pin --device cuda" for each in (*sources.values(), model)]
     elif model == PUBLISHED:
         prepare = [f"kwbench convert {model} --download"]
+    elif not pinned:
+        prepare = [f"kwbench train {model} --download --pin"]
     setting = "".join(f" --set {label}.surrogate={each}" for label, each in sources.items())
     run = [f"kwbench evaluate {model}{registry} --suite {place.protocol.suite}{setting} --download"]
     if claim.threat is not None:

@@ -20,6 +20,7 @@ from kwbench.activations import Kwta, Lwta, StochasticLwta, stochastic_divergenc
 from kwbench.data import DataSet
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.loading import build_module
+from kwbench.model import require_exact_float32
 from kwbench.registry import ModelEntry, Recipe
 from kwbench.training.adversaries import adversarial, ball, divergence, diverging, length, sampled, warmth
 from kwbench.training.augmentation import augmented
@@ -84,6 +85,9 @@ def train(
         raise UsageError(f"data set {dataset.name!r} has {len(dataset.train)} training images; batch norm needs at least 2")
     if recipe.pretrained is not None and pretrained is None:
         raise UsageError(f"the recipe starts from {recipe.pretrained}; --weights takes a copy of it, --download fetches it")
+    if recipe.shift >= min(dataset.shape[1:]):
+        raise UsageError(f"shift: {recipe.shift} moves images of {'x'.join(map(str, dataset.shape[1:]))} out of sight")
+    require_exact_float32()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
@@ -92,6 +96,7 @@ def train(
     if pretrained is not None:
         start_from(module, pretrained, recipe.pretrained or "the weights to start from")
     identity = {"recipe": recipe_hash(entry), "images": images_digest(dataset.train), "torch": str(torch.__version__)}
+    identity["device"] = torch.device(device).type
     if progress is not None and (state := read_progress(progress, identity)) is not None:
         training.restore(state)
     keep = (lambda: write_progress(progress, identity, training.state())) if progress is not None else (lambda: None)

@@ -67,7 +67,7 @@ def read_progress(path: Path, identity: dict[str, str]) -> dict[str, Any] | None
     if not path.exists():
         return None
     try:
-        found = torch.load(path, weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
         known, state = dict(found["identity"]), dict(found["state"])
     except Exception as failure:  # noqa: BLE001 - damaged archives raise nearly anything
         raise DamagedData(f"{path}: the progress of a training, damaged ({failure}); remove it to begin anew") from None
