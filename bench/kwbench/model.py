@@ -188,7 +188,7 @@ class Model:
     def _measured_batching(self, gradients: bool) -> "_Batching":
         if self._probe is None:
             return _Batching([self.tile], [])
-        whole, slow = self._bits(self._probe, gradients)
+        whole, _ = self._bits(self._probe, gradients)
         sizes, few = [self.tile], self.tile
         while few > 1:
             few //= 2
@@ -196,7 +196,11 @@ class Model:
             part, _ = self._bits(self._probe.flip(0)[:few], gradients)
             if all(torch.equal(one.flip(0)[:few], other) for one, other in zip(whole, part, strict=True)):
                 sizes.append(few)
-        quick = min(self._bits(self._probe[: sizes[-1]], gradients)[1] for _ in range(3)) if len(sizes) > 1 else slow
+        if len(sizes) == 1:
+            return _Batching(sizes, [])
+        # The first pass of a shape also prepares it.
+        quick = min(self._bits(self._probe[: sizes[-1]], gradients)[1] for _ in range(3))
+        slow = self._bits(self._probe, gradients)[1]
         return _Batching(sizes, _cheapest(sizes, quick, slow))
 
     def _bits(self, x: Tensor, gradients: bool) -> tuple[list[Tensor], float]:

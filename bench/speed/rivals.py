@@ -2,9 +2,9 @@
 
     python bench/speed/rivals.py MODEL... [--n 128] [--threads 2] [--attacks pgd,mim,deepfool,cw,square] [--given right]
 
-Same network, images, steps, step sizes and threads; in one process, by turns. Everybody is given all of the images; ours knows
-which of them the network has wrong and leaves those alone. With `--given right` the libraries are spared them too. Ours is
-timed with judging, in a process of one thread for each of the threads; the libraries take them as torch does. What each
+Same network, images, steps, step sizes and threads; in one process, by turns. Everybody is given all of the images; ours looks
+at them once to find out which of them the network has wrong, and leaves those alone. With `--given right` all are spared them.
+Ours is timed with judging, in a process of one thread for each of the threads; the libraries take them as torch does. What each
 proposes is judged by the same rule. Needs the extra `rivals`. Writes Markdown to stdout.
 """
 
@@ -140,7 +140,7 @@ def measured(contest: Contest, request: Request, threads: int, rounds: int, give
     for name, settings in contest.ours.items():
         workers = Workers(_asked(request, contest.attack, settings))
         opened.append(workers)
-        sides[name] = _ours(workers, contest.attack, left, name)
+        sides[name] = _ours(workers, contest.attack, left, name, given)
     local = LocalEvaluator(_asked(request, contest.attack, next(iter(contest.ours.values()))))
     rows: Sequence[int] = range(len(local.facts.samples))
     if given == "right":
@@ -179,21 +179,29 @@ def _asked(request: Request, attack: str, settings: Sequence[str]) -> Request:
     return replace(request, suite=suite)
 
 
-def _ours(workers: Workers, attack: str, left: dict[str, float], name: str) -> Callable[[], object]:
-    """An evaluation's attack, shared out in whole tiles as the runner does."""
+def _ours(workers: Workers, attack: str, left: dict[str, float], name: str, given: str) -> Callable[[], object]:
+    """An evaluation's attack, shared out in whole tiles as the runner does. Given all images it first has to find out which are
+    right."""
     facts = workers.facts
     torch.set_num_threads(facts.threads)
     n, tile = len(facts.samples), facts.identity["tile"]
-    (clean,) = list(workers.each(lambda evaluator, rows: evaluator.judge_clean(rows), [list(range(n))]))
     share = -(-n // (tile * facts.workers)) * tile
     jobs = [list(range(start, min(start + share, n))) for start in range(0, n, share)]
 
-    def work(evaluator: Any, rows: list[int]) -> list[Outcome]:
-        outcomes: list[Outcome] = evaluator.judge(attack, rows, [clean[row] for row in rows], None)
-        return outcomes
+    def looked_at() -> dict[int, Outcome]:
+        looks = workers.each(lambda evaluator, rows: evaluator.judge_clean(rows), jobs)
+        return {outcome.index: outcome for outcomes in looks for outcome in outcomes}
+
+    before = looked_at()
 
     def run() -> None:
         torch.set_num_threads(facts.threads)
+        clean = before if given == "right" else looked_at()
+
+        def work(evaluator: Any, rows: list[int]) -> list[Outcome]:
+            outcomes: list[Outcome] = evaluator.judge(attack, rows, [clean[row] for row in rows], None)
+            return outcomes
+
         found = [outcome for outcomes in workers.each(work, jobs) for outcome in outcomes]
         left[name] = sum(outcome.status is Status.HELD for outcome in found) / n
 
