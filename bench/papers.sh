@@ -47,6 +47,10 @@ for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite
 evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $images
 evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite costa2020 $images
 evaluate $lwta --suite xiao2020 $images
+# Figure 4's eps as printed, and as it must have been meant.
+for suite in xiao2020-figure4 xiao2020-figure4-0.031; do
+    evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite $suite $images
+done
 evaluate $stochastic --suite panousis2021 $CIFAR10 --n 32
 evaluate $published --suite panousis2021 $CIFAR10 --n 128
 evaluate $resnets $lwta --suite strong --norm linf --eps 0.031 $images
