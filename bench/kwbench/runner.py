@@ -83,7 +83,9 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
     suite = request.suite
     attacks: list[AttackSpec] = []
     for label, attack in {CLEAN: clean, **facts.attacks}.items():
-        identity = {"origin": origin, "label": label, **attack}
+        # The images themselves are the same at every radius, and looked at once.
+        its = {key: value for key, value in origin.items() if label != CLEAN or key not in ("norm", "eps")}
+        identity = {"origin": its, "label": label, **attack}
         if label in facts.cascade:
             # Which samples it sees depends on all that came before, and on whether that ran.
             earlier = [[each.identity, facts.after.get(each.label, [])] for each in attacks]
