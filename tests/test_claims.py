@@ -33,7 +33,7 @@ from kwbench.errors import DamagedData, UsageError
 from kwbench.loading import build_module
 from kwbench.registry import Registry, read_registry
 from kwbench.report import write_report
-from kwbench.report.claims import claims_table
+from kwbench.report.claims import claims_markdown, claims_table
 from kwbench.store import Store
 from kwbench.suite import Suite, read_suite
 from kwbench.threat import ThreatModel
@@ -300,7 +300,11 @@ class TestTheRecord:
     def test_commands_name_models_and_suites_that_there_are(self, tmp_path: Path) -> None:
         (tmp_path / "papers.yaml").write_text(full_size_registry())
         known = read_registry(tmp_path / "papers.yaml").own
+        pinned = {name for name, entry in read_registry().entries.items() if entry.checkpoint is not None}
         for each in comparisons(CLAIMS, None):
+            trained = [command for command in each.commands if command.startswith("kwbench train")]
+            assert all(" --pin" in command for command in trained), "an evaluation takes pinned weights only"
+            assert each.model in {*pinned, *(command.split()[2] for command in trained), ""}
             for command in each.commands:
                 if suite := re.search(r"--suite (\S+)", command):
                     assert suite_named(suite.group(1)).attacks
@@ -333,6 +337,11 @@ class TestTheRecord:
         assert found["PGD"].strong.accuracy.value == 0
         assert found["A_std"].strong is None
         assert {attack for attack, each in found.items() if each.status == "runnable"} == {"BB"}
+
+    def test_a_number_of_the_strong_suite_on_other_images_says_of_how_many(self, store: Store) -> None:
+        evaluated(store, "cifar10/resnet18-w16-relu", "xiao2020", XIAO, **PAPER)
+        evaluated(store, "cifar10/resnet18-w16-relu", "strong", {"clean": "hhhw", "apgd": "hbbw"})
+        assert ", of 4 images" in claims_markdown(comparisons(CLAIMS, store), [])
 
     def test_unfinished_attacks_other_radii_and_validation_images_measure_nothing(self, store: Store) -> None:
         model = "cifar10/resnet18-w16-relu"

@@ -117,8 +117,7 @@ def claims_table(found: Sequence[Comparison]) -> ConsoleRenderable:
         heads = (f"{claim.paper}, {claim.table}", f"{claim.dataset} {claim.architecture}") if before != group else ("", "")
         before = group
         here = "; ".join(_text(one) if one is each.measured[0] else f"{one.label} {_text(one)}" for one in each.measured)
-        strong = "" if each.strong is None else _text(each.strong)
-        words = (*heads, claim.training, claim.activation, claim.attack, claim.text, here, strong, each.status)
+        words = (*heads, claim.training, claim.activation, claim.attack, claim.text, here, _strong(each), each.status)
         table.add_row(*(Text(plain(word)) for word in words))
     counts = Counter[str](each.status for each in found)
     return Lines(table, Text(", ".join(f"{counts[status]} {status}" for status in STATUSES)))
@@ -171,7 +170,7 @@ def _group(members: Sequence[Comparison]) -> Group:
                 remarks=each.remarks,
                 here=tuple((one.label, _text(one)) for one in each.measured),
                 images="" if not each.measured else f"{each.measured[0].standing.dataset}, {each.measured[0].standing.n}",
-                strong=None if each.strong is None else _text(each.strong),
+                strong=_strong(each) or None,
                 verdict=each.verdict,
                 model=model,
                 differs=", ".join(differs),
@@ -193,6 +192,14 @@ def _group(members: Sequence[Comparison]) -> Group:
 
 def _text(each: Measurement) -> str:
     return interval_text(each.accuracy, each.standing.n)
+
+
+def _strong(each: Comparison) -> str:
+    """What strong leaves, with the number of images where that is another; empty where it has not run."""
+    if each.strong is None:
+        return ""
+    n = each.strong.standing.n
+    return _text(each.strong) + (f", of {n} images" if n != each.measured[0].standing.n else "")
 
 
 def _markdown_group(group: Group) -> str:
