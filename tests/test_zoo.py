@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from conftest import SHARED
 from kwbench.activations import Kwta, effective_sparsity
-from kwbench.data import DataSet, load_dataset
+from kwbench.data import DataSet, Split, load_dataset
 from kwbench.evaluator import Request
 from kwbench.loading import load_entry
 from kwbench.registry import PredictionRule, Registry, read_registry
@@ -66,6 +67,43 @@ def test_a_checkpoint_of_real_images_knows_its_recipe_and_has_a_curve(registry: 
             curve = curve_of(path)
             assert len(curve) >= recipe.epochs, name
             assert curve[-1]["loss"] < curve[0]["loss"], name
+
+
+# Right answers among the 512 original test images of CIFAR-10 at hand and the first 1,000 of MNIST, of deterministic networks.
+READ = {
+    "cifar10/lenet": 322,
+    "cifar10/resnet18-w16-relu": 440,
+    "cifar10/resnet18-w16-relu-fast": 321,
+    "cifar10/resnet18-w16-kwta0.1": 383,
+    "cifar10/resnet18-w16-kwta0.1-fast": 238,
+    "cifar10/resnet18-w16-kwta0.2": 409,
+    "cifar10/resnet18-w16-kwta0.2-fast": 286,
+    "cifar10/resnet18-w16-lwta0.1": 329,
+    "cifar10/resnet18-w16-lwta0.1-fast": 216,
+    "cifar10/resnet18-w16-lwta0.2": 404,
+    "cifar10/resnet18-w16-lwta0.2-fast": 223,
+    "mnist/cnn3-relu": 992,
+    "mnist/cnn3-relu-at": 987,
+    "mnist/cnn3-relu-trades": 972,
+    "mnist/cnn3-relu-free": 988,
+    "mnist/cnn3-kwta0.1": 987,
+    "mnist/cnn3-kwta0.1-at": 987,
+    "mnist/cnn3-kwta0.1-trades": 972,
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_network_of_real_images_reads_as_many_as_the_claims_page_says(registry: Registry, name: str) -> None:
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there: it holds MNIST and original images of CIFAR-10")
+    if name.startswith("mnist/"):
+        images = load_dataset("mnist", data_dir=folder)
+    else:
+        images = load_dataset("cifar10", data=folder / "cifar10-exact-subset.npz")
+    first = Split(images.test.images[:1000], images.test.labels[:1000])
+    right = accuracy(load_entry(registry, name, registry.entries[name], images).module, first) * len(first)
+    assert right == pytest.approx(READ[name], abs=2), "another machine may round otherwise"
 
 
 def test_checkpoints_stay_within_3_mb_each_and_80_mb_together(registry: Registry) -> None:
