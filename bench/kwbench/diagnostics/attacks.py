@@ -39,6 +39,7 @@ def more_leaves_less(case: Case) -> list[Finding]:
     accuracies = [left[radius].mean().item() for radius in radii]
     rise = max(later - min(accuracies[: at + 1]) for at, later in enumerate(accuracies[1:]))
     shown = ", ".join(f"{float(radius):.3g}: {percent(value)}" for radius, value in zip(radii, accuracies, strict=True))
+    grey_left = left[grey].mean().item()
     # Grey images all look the same: no more than the share of one class can be right.
     chance = case.batch.y.bincount().max().item() / len(case.batch)
     room = 2 * (chance * (1 - chance) / len(case.batch)) ** 0.5
@@ -55,9 +56,9 @@ def more_leaves_less(case: Case) -> list[Finding]:
         ),
         case.finding(
             "large eps",
-            accuracies[-1],
+            grey_left,
             round(min(chance + room, 1.0), 6),
-            f"where PGD may turn every image grey, {percent(accuracies[-1])} of the samples stay right",
+            f"where PGD may turn every image grey, {percent(grey_left)} of the samples stay right",
             "masking",
         ),
         case.finding(

@@ -95,8 +95,12 @@ def train(
     training = _Training(module, recipe, dataset, device)
     if pretrained is not None:
         start_from(module, pretrained, recipe.pretrained or "the weights to start from")
-    identity = {"recipe": recipe_hash(entry), "images": images_digest(dataset.train), "torch": str(torch.__version__)}
-    identity["device"] = torch.device(device).type
+    identity = {
+        "recipe": recipe_hash(entry),
+        "images": images_digest(dataset.train),
+        "torch": str(torch.__version__),
+        "device": torch.device(device).type,
+    }
     if progress is not None and (state := read_progress(progress, identity)) is not None:
         training.restore(state)
     keep = (lambda: write_progress(progress, identity, training.state())) if progress is not None else (lambda: None)
