@@ -58,11 +58,11 @@ def _untied(flat: Tensor, threshold: Tensor, k: int) -> Tensor:
 def _kth_largest(flat: Tensor, k: int) -> Tensor:
     if flat.device.type == "cpu" and flat.is_floating_point():
         return _as_column(kth_largest(_exact(flat), k)[0], flat)
-    largest = flat.topk(k, dim=1).values
-    # NaN ranks first there.
-    if bool(largest[:, 0].isnan().any()):
+    # Radix selection on a GPU, as long as the winners need no order. NaN ranks first, and is then the least of any.
+    least = flat.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    if bool(least.isnan().any()):
         raise ValueError("k-WTA met NaN, which has no rank")
-    return largest[:, -1:].clone()
+    return least
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
