@@ -6,12 +6,16 @@
 #   CIFAR10   the test images of CIFAR-10, of which the first 512 are used, as options; by default torchvision's
 #   DB        the record
 #   OUTPUT    where the report goes
+#   RECORD    where the record is kept, packed: unpacked to DB if there is none, and packed anew in the end
 set -eu
 KWBENCH=${KWBENCH:-.venv/bin/kwbench}
+PYTHON=${PYTHON:-.venv/bin/python}
 DATA_DIR=${DATA_DIR:-data}
 CIFAR10=${CIFAR10:---dataset cifar10 --data-dir $DATA_DIR --download}
 DB=${DB:-papers.db}
 OUTPUT=${OUTPUT:-reports}
+RECORD=${RECORD:-reports/papers.db.xz}
+[ -e "$DB" ] || [ ! -e "$RECORD" ] || "$PYTHON" bench/packed.py unpack "$RECORD" "$DB"
 
 RESNETS="relu relu-fast kwta0.1 kwta0.1-fast kwta0.2 kwta0.2-fast"
 LWTA="lwta0.1 lwta0.1-fast lwta0.2 lwta0.2-fast"
@@ -74,3 +78,4 @@ figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,
 figure experiment answers $lenets --suite hicheur2024 $images
 
 "$KWBENCH" report --claims --figures --db "$DB" --output "$OUTPUT"
+"$PYTHON" bench/packed.py pack "$DB" "$RECORD"

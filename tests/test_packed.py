@@ -1,0 +1,67 @@
+"""A packed record is the record, and none is lost by packing or unpacking."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kwbench.store import Store
+from packed import pack, unpack
+from record import deterministic
+
+SCRIPT = Path(__file__).resolve().parents[1] / "bench/packed.py"
+
+
+def statuses(path: Path) -> list[str]:
+    """What is on record of PGD."""
+    store = Store.open(str(path))
+    (evaluation,) = store.evaluations()
+    found = [outcome.status.value for outcome in store.outcomes(evaluation.attack_runs["pgd"])]
+    store.close()
+    return found
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    path = tmp_path / "papers.db"
+    store = Store.open(str(path), create=True)
+    deterministic(store, {"clean": "hhhw", "pgd": "hbbw"}, model="m")
+    store.close()
+    return path
+
+
+def test_what_was_packed_and_unpacked_says_the_same(recorded: Path, tmp_path: Path) -> None:
+    pack(recorded, tmp_path / "papers.db.xz")
+    unpack(tmp_path / "papers.db.xz", tmp_path / "again.db")
+    assert statuses(tmp_path / "again.db") == statuses(recorded) == ["held", "broken", "broken", "wrong"]
+    assert (tmp_path / "papers.db.xz").stat().st_size < recorded.stat().st_size / 4
+    assert sorted(os.listdir(tmp_path)) == ["again.db", "papers.db", "papers.db.xz"]
+
+
+def test_a_record_is_never_written_over(recorded: Path, tmp_path: Path) -> None:
+    pack(recorded, tmp_path / "papers.db.xz")
+    before = recorded.read_bytes()
+    with pytest.raises(FileExistsError, match=r"papers\.db: is there already"):
+        unpack(tmp_path / "papers.db.xz", recorded)
+    assert recorded.read_bytes() == before
+
+
+def test_a_damaged_record_leaves_no_half_of_one(recorded: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "papers.db.xz"
+    pack(recorded, packed)
+    packed.write_bytes(packed.read_bytes()[:-200])
+    with pytest.raises(EOFError):
+        unpack(packed, tmp_path / "again.db")
+    assert not (tmp_path / "again.db").exists()
+
+
+def test_without_a_record_the_packed_one_stays(recorded: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "papers.db.xz"
+    pack(recorded, packed)
+    before = packed.read_bytes()
+    command = [sys.executable, str(SCRIPT), "pack", str(tmp_path / "missing.db"), str(packed)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    assert packed.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["papers.db", "papers.db.xz"]
