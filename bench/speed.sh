@@ -5,7 +5,7 @@
 #   CIFAR10  an npz file of CIFAR-10's test images, for the parts on its networks; without one they are left out
 #   OUTPUT   where the tables go
 #
-# `rivals.py` compares with libraries of the extra `rivals`.
+# `rivals.py` compares with Foolbox and torchattacks, which `make setup` installs, and adv-lib, which `make speed` does.
 set -eu
 PYTHON=${PYTHON:-.venv/bin/python}
 OUTPUT=${OUTPUT:-build/speed}

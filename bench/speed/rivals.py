@@ -5,7 +5,7 @@
 Same network, images, steps, step sizes and threads; in one process, by turns. Everybody is given all of the images; ours looks
 at them once to find out which of them the network has wrong, and leaves those alone. With `--given right` all are spared them.
 Ours is timed with judging, in a process of one thread for each of the threads; the libraries take them as torch does. What each
-proposes is judged by the same rule. Needs the extra `rivals`. Writes Markdown to stdout.
+proposes is judged by the same rule. Needs torchattacks and adv-lib, which `make speed` installs. Writes Markdown to stdout.
 """
 
 import argparse
