@@ -205,7 +205,9 @@ class Model:
 
     def _bits(self, x: Tensor, gradients: bool) -> tuple[list[Tensor], float]:
         """Logits of one pass over x, and where asked for the gradients of a sum of them; the seconds that it took."""
-        began = time.perf_counter()
+        # A processor that others want too is no slower for the work it does.
+        clock = time.perf_counter if self.device.type == "cuda" else time.process_time
+        began = clock()
         with torch.set_grad_enabled(gradients):
             leaf = x.clone().requires_grad_(gradients)
             logits = self._pass(self._copied(leaf), None)
@@ -215,7 +217,7 @@ class Model:
                 found += torch.autograd.grad((logits * weights).sum(), leaf)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return found, time.perf_counter() - began
+        return found, clock() - began
 
     def _varies(self, x: Tensor, draws: int) -> bool:
         with torch.no_grad(), self.raising_by_name():

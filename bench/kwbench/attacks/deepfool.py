@@ -58,21 +58,24 @@ class DeepFool:
         others = self._others(model, x, y)
         z, total = x.clone(), torch.zeros_like(x)
         for step in range(self.steps):
+            if not model.stochastic:
+                # One look spares those that have fallen a gradient for every class.
+                with torch.no_grad():
+                    done = fooled(model(z, active), y[active])
+                if bool(done.any()):
+                    final[active[done]] = z[done]
+                    active, z, total = active[~done], z[~done], total[~done]
+                    if not len(active):
+                        return final
             labels, rivals = y[active], others[active]
 
             def leads(logits: Tensor, labels: Tensor = labels, rivals: Tensor = rivals) -> Tensor:
                 return (logits.gather(1, rivals) - logits.gather(1, labels[:, None])).T
 
             estimate = self.gradient(model, z, leads, rng.take(active).child(step), active)
-            done = fooled(estimate.logits, labels)
             move = _to_nearest_boundary(estimate.values, estimate.gradients, threat.norm)
             if model.stochastic:
-                move = move * ~done.view(-1, 1, 1, 1)
-            elif bool(done.any()):
-                final[active[done]] = z[done]
-                active, z, total, move = active[~done], z[~done], total[~done], move[~done]
-                if not len(active):
-                    return final
+                move = move * ~fooled(estimate.logits, labels).view(-1, 1, 1, 1)
             total = total + move
             z = (x[active] + (1 + self.overshoot) * total).clamp(0, 1)
         final[active] = z
@@ -81,7 +84,7 @@ class DeepFool:
     def passes(self, stochastic: bool) -> int:
         """See Budgeted."""
         rivals = (self.candidates or _MOST_CLASSES) - 1
-        return 1 + self.steps * passes(self.gradient, rivals)
+        return 1 + self.steps * (1 + passes(self.gradient, rivals))
 
     def _others(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """The classes (b, m) whose boundaries are looked at: all but the true one, or the likeliest of them."""
