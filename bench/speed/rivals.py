@@ -5,7 +5,8 @@
 Same network, images, steps, step sizes and threads; in one process, by turns. Everybody is given all of the images; ours looks
 at them once to find out which of them the network has wrong, and leaves those alone. With `--given right` all are spared them.
 Ours is timed with judging, in a process of one thread for each of the threads; the libraries take them as torch does. What each
-proposes is judged by the same rule. Needs torchattacks and adv-lib, which `make speed` installs. Writes Markdown to stdout.
+proposes is judged by the same rule. bfloat16 takes part where the machine has it. Needs torchattacks and adv-lib, which `make
+speed` installs. Writes Markdown to stdout.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from kwbench.evaluator import LocalEvaluator, Request
 from kwbench.geometry import TOLERANCE, distance
+from kwbench.model import find_device, has_bfloat16
 from kwbench.outcome import Outcome, Status
 from kwbench.suite import override, suite_of
 from kwbench.threat import ThreatModel
@@ -66,6 +68,10 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
 
         return attack
 
+    def rounded(settings: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        quicker = has_bfloat16(find_device("auto"))
+        return {"kwbench, bfloat16": (*settings, "precision=bfloat16")} if quicker else {}
+
     if norm == "linf":
         step = f"relative_step_size={share}"
         pgd = ("steps=40", step)
@@ -76,7 +82,7 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
                 "pgd",
                 {
                     "kwbench": pgd,
-                    "kwbench, bfloat16": (*pgd, "precision=bfloat16"),
+                    **rounded(pgd),
                     "kwbench, no early exit": (*pgd, "early_exit=false"),
                 },
                 {
@@ -90,7 +96,7 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
                 "mim",
                 {
                     "kwbench": mim,
-                    "kwbench, bfloat16": (*mim, "precision=bfloat16"),
+                    **rounded(mim),
                     "kwbench, no early exit": (*mim, "early_exit=false"),
                 },
                 {"torchattacks": from_torchattacks("MIFGSM", "eps", "alpha", steps=20, decay=1.0)},
