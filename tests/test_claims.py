@@ -37,8 +37,10 @@ from kwbench.report.claims import claims_markdown, claims_table
 from kwbench.store import Store
 from kwbench.suite import Suite, read_suite
 from kwbench.threat import ThreatModel
+from packed import unpack
 from record import deterministic, drawn, record, rows, specification
 
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
 CLAIMS = read_claims()
 HEADER = Path(read_claims.__defaults__[0]).read_text(encoding="utf-8").splitlines()[0]  # type: ignore[index]
 ROW = "xiao2020,1,CIFAR-10,ResNet-18,no,Natural,ReLU,PGD,linf,0.031,0.0,,,"
@@ -477,7 +479,7 @@ class TestThePage:
         assert {line.count(" | ") for line in text.splitlines() if "onerror" in line} == {8}
 
     def test_the_page_that_is_kept_has_a_row_for_each_cell_and_counts_those_that_are_run(self) -> None:
-        page = (Path(__file__).resolve().parents[1] / "reports/claims.md").read_text(encoding="utf-8").splitlines()
+        page = (REPORTS / "claims.md").read_text(encoding="utf-8").splitlines()
         status = [line.split(" | ")[-1] for line in page if line.count(" | ") == 8]
         cells = [each for each in status if each.startswith(("run [", "runnable [", "not comparable:"))]
         counted = next(line for line in page if line.startswith("| all |"))
@@ -485,6 +487,13 @@ class TestThePage:
         assert len(cells) == 435
         assert counted.split(" | ")[2] == str(run)
         assert run >= 160
+
+    def test_the_page_that_is_kept_is_what_the_record_beside_it_says(self, tmp_path: Path) -> None:
+        unpack(REPORTS / "papers.db.xz", tmp_path / "papers.db")
+        measured = Store.open(str(tmp_path / "papers.db"))
+        write_report(measured, tmp_path, {"claims"})
+        measured.close()
+        assert (tmp_path / "claims.md").read_text(encoding="utf-8") == (REPORTS / "claims.md").read_text(encoding="utf-8")
 
     def test_the_terminal_has_a_line_for_each_cell_and_counts_them(self) -> None:
         out = io.StringIO()
