@@ -3,6 +3,7 @@
 import platform
 import random
 import resource
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,33 @@ def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
     module.sizes.clear()
     _gradient(model, x[:1])
     assert module.sizes == [sizes[1][-1]]
+
+
+class Waiting(nn.Module):
+    """As much work for few rows as for many; while others use the processor a whole tile waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        if len(x) == 32:
+            time.sleep(0.1)
+        sum(range(100_000))
+        return x.flatten(1)[:, 20:30].round()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what runs on a GPU is timed by the clock on the wall")
+def test_a_busy_machine_does_not_cut_passes_small() -> None:
+    module = Waiting()
+    model = wrapped(module, tile=32)
+    model.measure_sizes(first_images(32).x)
+    assert len(model.sizes(gradients=False)) > 1
+    module.sizes.clear()
+    with torch.no_grad():
+        model(first_images(31).x)
+    assert max(module.sizes) >= 16
 
 
 class Backwards(torch.autograd.Function):
