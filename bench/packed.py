@@ -3,16 +3,22 @@
     python bench/packed.py pack papers.db reports/papers.db.xz
     python bench/packed.py unpack reports/papers.db.xz papers.db
 
-A record that is in use may be packed. What is written replaces a file only once it is whole.
+A record that is in use may be packed. Of the commands in it a packed one keeps the names of files, but not the folders of the
+machine they were typed on. What is written replaces a file only once it is whole.
 """
 
 import argparse
+import json
 import lzma
+import re
 import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
 from pathlib import Path
+
+# Before the name of a file, where a word or an option's value begins.
+_FOLDERS = re.compile(r"(?<![^\s='\"])~?/(?:[^\s/'\"]+/)*")
 
 
 def pack(record: Path, packed: Path) -> None:
@@ -21,9 +27,21 @@ def pack(record: Path, packed: Path) -> None:
         whole, draft = Path(folder) / "record", Path(folder) / "packed"
         with closing(sqlite3.connect(f"file:{record}?mode=ro", uri=True)) as connection:
             connection.execute("VACUUM INTO ?", (str(whole),))
+        _forget_folders(whole)
         with whole.open("rb") as source, lzma.open(draft, "wb", preset=9) as target:
             shutil.copyfileobj(source, target)
         draft.replace(packed)
+
+
+def _forget_folders(record: Path) -> None:
+    with closing(sqlite3.connect(record)) as connection, connection:
+        for table in ("evaluations", "experiments"):
+            for row, provenance in connection.execute(f"SELECT id, provenance FROM {table}").fetchall():  # noqa: S608
+                known = json.loads(provenance)
+                if "command" in known:
+                    known["command"] = _FOLDERS.sub("", known["command"])
+                    changed = (json.dumps(known, sort_keys=True), row)
+                    connection.execute(f"UPDATE {table} SET provenance = ? WHERE id = ?", changed)  # noqa: S608
 
 
 def unpack(packed: Path, record: Path) -> None:

@@ -110,7 +110,6 @@ class Waiting(nn.Module):
         return x.flatten(1)[:, 20:30].round()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what runs on a GPU is timed by the clock on the wall")
 def test_a_busy_machine_does_not_cut_passes_small() -> None:
     module = Waiting()
     model = wrapped(module, tile=32)

@@ -1,8 +1,11 @@
 """A packed record is the record, and none is lost by packing or unpacking."""
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,21 @@ def test_what_was_packed_and_unpacked_says_the_same(recorded: Path, tmp_path: Pa
     assert statuses(tmp_path / "again.db") == statuses(recorded) == ["held", "broken", "broken", "wrong"]
     assert (tmp_path / "papers.db.xz").stat().st_size < recorded.stat().st_size / 4
     assert sorted(os.listdir(tmp_path)) == ["again.db", "papers.db", "papers.db.xz"]
+
+
+def test_commands_keep_their_files_and_forget_the_folders(recorded: Path, tmp_path: Path) -> None:
+    command = "kwbench evaluate cifar10/net --data /home/me/my-data/test.npz --data-dir=/data --set pgd.steps=1/2 --db x/y.db"
+    with closing(sqlite3.connect(recorded)) as connection, connection:
+        connection.execute("UPDATE evaluations SET provenance = ?", (json.dumps({"command": command, "cores": 2}),))
+    pack(recorded, tmp_path / "papers.db.xz")
+    unpack(tmp_path / "papers.db.xz", tmp_path / "again.db")
+    store = Store.open(str(tmp_path / "again.db"))
+    (evaluation,) = store.evaluations()
+    store.close()
+    assert evaluation.spec.provenance == {
+        "command": "kwbench evaluate cifar10/net --data test.npz --data-dir=data --set pgd.steps=1/2 --db x/y.db",
+        "cores": 2,
+    }
 
 
 def test_a_record_is_never_written_over(recorded: Path, tmp_path: Path) -> None:
