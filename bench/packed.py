@@ -11,11 +11,12 @@ import argparse
 import json
 import lzma
 import re
-import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
 from pathlib import Path
+
+from kwbench.files import write_whole
 
 # Before the name of a file, where a word or an option's value begins.
 _FOLDERS = re.compile(r"(?<![^\s='\"])~?/(?:[^\s/'\"]+/)*")
@@ -23,14 +24,12 @@ _FOLDERS = re.compile(r"(?<![^\s='\"])~?/(?:[^\s/'\"]+/)*")
 
 def pack(record: Path, packed: Path) -> None:
     """Without the room that deleted rows left."""
-    with tempfile.TemporaryDirectory(dir=packed.parent) as folder:
-        whole, draft = Path(folder) / "record", Path(folder) / "packed"
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "record"
         with closing(sqlite3.connect(f"file:{record}?mode=ro", uri=True)) as connection:
             connection.execute("VACUUM INTO ?", (str(whole),))
         _forget_folders(whole)
-        with whole.open("rb") as source, lzma.open(draft, "wb", preset=9) as target:
-            shutil.copyfileobj(source, target)
-        draft.replace(packed)
+        write_whole(packed, lzma.compress(whole.read_bytes(), preset=9))
 
 
 def _forget_folders(record: Path) -> None:
@@ -48,11 +47,8 @@ def unpack(packed: Path, record: Path) -> None:
     """To where no record is yet. Raises FileExistsError if there is one."""
     if record.exists():
         raise FileExistsError(f"{record}: is there already, and a record is never written over; name another file")
-    with tempfile.TemporaryDirectory(dir=record.parent) as folder:
-        draft = Path(folder) / "record"
-        with lzma.open(packed) as source, draft.open("wb") as target:
-            shutil.copyfileobj(source, target)
-        draft.replace(record)
+    with lzma.open(packed) as source:
+        write_whole(record, source.read())
 
 
 if __name__ == "__main__":

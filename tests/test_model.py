@@ -98,12 +98,7 @@ def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
 class Waiting(nn.Module):
     """As much work for few rows as for many; while others use the processor a whole tile waits for it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-
     def forward(self, x: Tensor) -> Tensor:
-        self.sizes.append(len(x))
         if len(x) == 32:
             time.sleep(0.1)
         sum(range(100_000))
@@ -111,7 +106,7 @@ class Waiting(nn.Module):
 
 
 def test_a_busy_machine_does_not_cut_passes_small() -> None:
-    module = Waiting()
+    module = Watched(Waiting())
     model = wrapped(module, tile=32)
     model.measure_sizes(first_images(32).x)
     assert len(model.sizes(gradients=False)) > 1
