@@ -334,6 +334,34 @@ def test_learning_rates_run_as_the_papers_say(name: str) -> None:
     assert [phase.learning_rate(0.5) for phase in phases(recipe, [])] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("activation", "precision", "last"),
+    [
+        ({"name": "relu"}, "float32", True),
+        ({"name": "relu"}, "bfloat16", True),
+        ({"name": "kwta", "gamma": 0.2}, "float32", True),
+        ({"name": "kwta", "gamma": 0.2}, "bfloat16", False),
+        ({"name": "stochastic_lwta"}, "float32", False),
+    ],
+)
+def test_channels_are_laid_out_last_but_where_a_layer_would_copy_them(
+    few: DataSet, activation: dict[str, Any], precision: str, last: bool
+) -> None:
+    seen: list[bool] = []
+
+    def look(layer: nn.Module, _: tuple[Tensor, ...]) -> None:
+        if isinstance(layer, nn.Conv2d) and layer.in_channels > 1:
+            seen.append(layer.weight.is_contiguous(memory_format=torch.channels_last))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        train(entry(activation, epochs=1, precision=precision), few, quiet)
+    finally:
+        hook.remove()
+    # The first pass of all only sees whether the network suits the images.
+    assert seen[-1] == last
+
+
 @pytest.mark.parametrize("name", ["kwta", "lwta"])
 def test_swift_competition_has_the_same_winners_and_gradients_and_is_gone_afterwards(name: str) -> None:
     factory = activation_factory(name, {"gamma": "0.3"})

@@ -253,7 +253,7 @@ class Recipe(Strict):
     pretrained: Annotated[str, Field(pattern=r"^https://[!-~]+-[0-9a-f]{8}\.pth$")] | None = None
     # Sums round differently in other numbers of threads; None takes what torch takes, and reproduces on equal machines only.
     threads: Annotated[int, Field(ge=1)] | None = None
-    # bfloat16: mixed precision, and channels last where no activation competes; about twice as fast where the processor has it.
+    # bfloat16: mixed precision; about twice as fast where the processor has it.
     precision: Literal["float32", "bfloat16"] = "float32"
     # How the checkpoint keeps the weights.
     storage: Literal["float32", "float16"] = "float32"

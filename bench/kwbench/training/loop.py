@@ -122,9 +122,11 @@ class _Training:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.half = recipe.precision == "bfloat16"
-        # Winner-take-all layers look at samples in logical order, and would copy them back and forth.
-        competing = any(isinstance(layer, Kwta | Lwta | StochasticLwta) for layer in module.modules())
-        self.memory_format = torch.channels_last if self.half and not competing else torch.contiguous_format
+        # Faster on a CPU, but where a layer looks at samples in logical order, and would copy: stochastic LWTA, and
+        # in half precision the others.
+        ordered = (Kwta, Lwta, StochasticLwta) if self.half else (StochasticLwta,)
+        copying = any(isinstance(layer, ordered) for layer in module.modules())
+        self.memory_format = torch.contiguous_format if copying else torch.channels_last
         module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimiser = torch.optim.SGD(
             module.parameters(),
