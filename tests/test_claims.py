@@ -469,6 +469,34 @@ class TestThePage:
         assert "…" not in page
         assert "…" not in text
 
+    def test_networks_for_which_no_cell_stands_come_last_each_with_its_largest_finished_evaluation(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        name = "cifar10/resnet18-w16-slwta2-fast"
+        for letters, eps in (("hhhhhhhbbw", "0.031"), ("hhhw", "0.031"), ("hhbw", "8/255"), ("hh..", "0.1")):
+            clean = "".join("w" if each == "w" else "h" for each in letters)
+            evaluated(store, name, "strong", {"clean": clean, "apgd": letters}, eps=eps)
+        deterministic(store, {"clean": "hw", "apgd": "hw"}, model=name, suite="strong", eps="0.031", dataset="cifar10-jpeg")
+        # Neither a user's own, nor one on other images, nor one for which cells stand.
+        for other in ("mine", "digits/resnet18-relu", "cifar10/resnet18-w16-relu"):
+            evaluated(store, other, "strong", {"clean": "hhhh", "apgd": "bbbb"})
+        write_report(store, tmp_path, {"claims"})
+        text, page = ((tmp_path / name).read_text() for name in ("claims.md", "claims.html"))
+        rows = text.partition("## Networks on the same data sets for which no cell stands\n")[2].strip().splitlines()[2:]
+        assert rows == [
+            f"| {name} | strong | linf 0.031 | cifar10, 10 | 90.0 [55.5, 99.7] | 70.0 [34.8, 93.3] | – |",
+            f"| {name} | strong | linf 8/255 | cifar10, 4 | 75.0 [19.4, 99.4] | 50.0 [6.8, 93.2] | – |",
+            f"| {name} | strong | linf 0.031 | cifar10-jpeg, 2 | 50.0 [1.3, 98.7] | 50.0 [1.3, 98.7] | – |",
+        ]
+        assert page.count(f"<bdi>{name}</bdi>") == 3
+
+    def test_the_step_size_of_the_authors_code_stands_beside_that_of_the_paper_on_mnist(self, store: Store) -> None:
+        attacks = {"clean": "hhhhhhhhhw", "pgd": "hbbbbbbbbw", "pgd-0.01": "hhhhhbbbbw"}
+        spec = {"paper_attacks": ["pgd"]}
+        deterministic(store, attacks, model="mnist/cnn3-kwta0.1", suite="xiao2020", eps="0.3", dataset="mnist", spec=spec)
+        page = claims_markdown(comparisons(CLAIMS, store), [])
+        assert "| Natural | k-WTA-0.1 | A\\_rob, linf 0.3 | 62.2 | 10.0 [0.3, 44.5]; pgd-0.01: 50.0 [18.7, 81.3] |" in page
+
     def test_what_a_record_says_is_shown_and_never_run(self, store: Store, tmp_path: Path) -> None:
         hostile = "<img src=x onerror=alert(1)>|`a`"
         deterministic(store, XIAO, model="cifar10/resnet18-w16-relu", suite="xiao2020", eps="0.031", dataset=hostile)

@@ -4,7 +4,7 @@ from kwbench.claims.claim import PAPERS, Claim, read_claims
 from kwbench.claims.full_size import full_size_entries, full_size_registry
 from kwbench.claims.lint import Remark, lint
 from kwbench.claims.place import Place, place_of
-from kwbench.claims.record import Comparison, claims_json, comparisons
+from kwbench.claims.record import Comparison, claims_json, comparisons, unclaimed
 
 __all__ = [
     "PAPERS",
@@ -19,4 +19,5 @@ __all__ = [
     "lint",
     "place_of",
     "read_claims",
+    "unclaimed",
 ]

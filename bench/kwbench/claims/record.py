@@ -8,7 +8,7 @@ from typing import Any, Literal
 from kwbench.claims.claim import Claim
 from kwbench.claims.full_size import full_size_entries
 from kwbench.claims.lint import lint
-from kwbench.claims.place import PUBLISHED, Place, Protocol, place_of
+from kwbench.claims.place import DATASETS, PUBLISHED, Place, Protocol, place_of
 from kwbench.counting import count
 from kwbench.errors import UsageError
 from kwbench.outcome import Outcome, Status
@@ -57,15 +57,43 @@ class Comparison:
     remarks: tuple[str, ...]
 
 
-def comparisons(claims: Sequence[Claim], store: Store | None, registry: Registry | None = None) -> list[Comparison]:
-    """Each claim with what is on record of it; nothing is where there is no store. The registry has our networks."""
+def comparisons(
+    claims: Sequence[Claim],
+    store: Store | None,
+    registry: Registry | None = None,
+    *,
+    on_record: Sequence[Standing] | None = None,
+) -> list[Comparison]:
+    """Each claim with what is on record of it; nothing is where there is no store. The registry has our networks.
+
+    `on_record`: the store's standings, where they have been read already.
+    """
     known = (registry or read_registry()).entries
-    found = _Record(store, known)
+    if on_record is None:
+        on_record = [] if store is None else standings(store)
+    found = _Record(store, _of_newest_weights(on_record, known))
     remarks: dict[Claim, list[str]] = {}
     for remark in lint(claims):
         for each in remark.claims:
             remarks.setdefault(each, []).append(remark.rule)
     return [_comparison(each, found, known, tuple(remarks.get(each, ()))) for each in claims]
+
+
+def unclaimed(claims: Sequence[Claim], on_record: Sequence[Standing], registry: Registry | None = None) -> list[Standing]:
+    """What is on record of networks of the registry, on the claims' data sets, that stand beside no claim.
+
+    Complete evaluations of their newest weights: for each network, suite, data set and radius that on the most images, the
+    newest of them.
+    """
+    known = (registry or read_registry()).entries
+    places = [place_of(each) for each in claims]
+    claimed = {name for place in places for name in (place.model, place.full_size)}
+    others = {name for name in known if name not in claimed and name.partition("/")[0] in DATASETS.values()}
+    kept: dict[tuple[str, str, str, str], Standing] = {}
+    for each in sorted(_of_newest_weights(on_record, known), key=lambda each: (each.n, each.evaluation.asked)):
+        if each.complete and each.model in others:
+            kept[each.model, each.evaluation.spec.suite, each.dataset, str(each.threat)] = each
+    return [kept[key] for key in sorted(kept)]
 
 
 def _comparison(claim: Claim, record: "_Record", known: Mapping[str, ModelEntry], remarks: tuple[str, ...]) -> Comparison:
@@ -181,16 +209,13 @@ def _sources(claim: Claim, model: str) -> dict[str, str]:
 
 
 class _Record:
-    """What is on record, by model and suite: for each model only of its newest weights."""
+    """What is on record, by model and suite."""
 
-    def __init__(self, store: Store | None, known: Mapping[str, ModelEntry]) -> None:
+    def __init__(self, store: Store | None, on_record: Sequence[Standing]) -> None:
         self._store = store
         self._found: dict[tuple[str, str], list[Standing]] = {}
-        everything = [] if store is None else [each for each in standings(store) if _usual(each, known)]
-        newest = {each.model: each for each in sorted(everything, key=lambda each: each.evaluation.asked)}
-        for each in everything:
-            if _weights(each) == _weights(newest[each.model]):
-                self._found.setdefault((each.model, each.evaluation.spec.suite), []).append(each)
+        for each in on_record:
+            self._found.setdefault((each.model, each.evaluation.spec.suite), []).append(each)
 
     def measured(self, model: str, place: Place, threat: ThreatModel | None) -> tuple[Measurement, ...]:
         """The figures that stand beside a claim; those on the most images, the newest of them."""
@@ -227,16 +252,16 @@ class _Record:
         protocol = place.protocol
         assert protocol is not None
         named: list[tuple[str, Interval | None]] = []
+        attacks = {each.name: each.accuracy for each in standing.attacks}
         if protocol.reading == "clean":
             named = [("A_std", standing.a_std)]
         elif protocol.reading == "worst":
-            named = [("A_rob", standing.a_rob_as_in_paper)]
+            named = [("A_rob", standing.a_rob_as_in_paper), *((label, attacks.get(label)) for label in protocol.labels)]
         elif protocol.reading == "count":
             named = [("all", self._count(standing, protocol.labels))]
         elif protocol.reading == "natural":
             named = [(label, self._right_after(standing, label)) for label in protocol.labels]
         else:
-            attacks = {each.name: each.accuracy for each in standing.attacks}
             named = [(label, attacks.get(label)) for label in protocol.labels]
         if named[0][1] is None:
             return ()
@@ -262,6 +287,13 @@ class _Record:
         if standing.stochastic:
             return count(clean, attacks).counted
         return _union(attacks)
+
+
+def _of_newest_weights(on_record: Sequence[Standing], known: Mapping[str, ModelEntry]) -> list[Standing]:
+    """The usual evaluations, for each model only of its newest weights."""
+    usual = [each for each in on_record if _usual(each, known)]
+    newest = {each.model: each for each in sorted(usual, key=lambda each: each.evaluation.asked)}
+    return [each for each in usual if _weights(each) == _weights(newest[each.model])]
 
 
 def _only_sources_differ(suite: str, protocol: Protocol) -> bool:

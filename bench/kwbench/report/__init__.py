@@ -38,11 +38,12 @@ class _Record:
         return boards(self.standings)
 
     @cached_property
-    def claims(self) -> "tuple[list[Comparison], list[Remark]]":
-        from kwbench.claims import comparisons, lint, read_claims
+    def claims(self) -> "tuple[list[Comparison], list[Remark], list[Standing]]":
+        from kwbench.claims import comparisons, lint, read_claims, unclaimed
 
         known = read_claims()
-        return comparisons(known, self.store), lint(known)
+        found = comparisons(known, self.store, on_record=self.standings)
+        return found, lint(known), unclaimed(known, self.standings)
 
     @cached_property
     def figures(self) -> "list[Figure]":

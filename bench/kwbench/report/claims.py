@@ -14,13 +14,15 @@ from rich.text import Text
 from kwbench.claims import PAPERS, Comparison, Remark
 from kwbench.claims.record import Measurement
 from kwbench.report.page import rendered
+from kwbench.standing import Standing
+from kwbench.verdict import verdict_on_record
 from kwbench.wording import interval_text, markdown, plain
 
 _LONG = 1000
 
 LEAD = (
     "Each cell of the papers' tables, the number that its protocol leaves here, and what the strong suite leaves on the same "
-    "network. Percent, with 95 % intervals."
+    "network. A number behind a label is another reading of the paper, as its suite has it. Percent, with 95 % intervals."
 )
 CAUTION = (
     "Where our network is not the paper's, the distance between a claim and our number mixes their network with ours. What a "
@@ -31,6 +33,10 @@ STATUSES = {
     "runnable": "not on record; the named commands measure it on the named hardware",
     "not comparable": "nothing measured here could be compared with it",
 }
+
+# At the end of the page; figures are aligned to the right.
+NO_CELL = "Networks on the same data sets for which no cell stands"
+_COLUMNS = {"Network": "", "Suite": "", "Attacked": "", "Images": "", "A_std": "num", "A_rob": "num", "Verdict": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +70,8 @@ class Group:
     recipes: tuple[tuple[str, str, tuple[str, ...]], ...]
 
 
-def claims_markdown(found: Sequence[Comparison], remarks: Sequence[Remark]) -> str:
-    """The comparisons as a Markdown page."""
+def claims_markdown(found: Sequence[Comparison], remarks: Sequence[Remark], unclaimed: Sequence[Standing] = ()) -> str:
+    """The comparisons as a Markdown page, and what else has been measured of our networks."""
     parts = ["# Claimed and measured\n", f"{LEAD} {CAUTION}\n", _table(_counts(found)) + "\n"]
     parts.append("\n".join(f"- {status}: {meaning}" for status, meaning in STATUSES.items()) + "\n")
     parts.append("## What cannot be true, and what could not have worked\n")
@@ -77,11 +83,15 @@ def claims_markdown(found: Sequence[Comparison], remarks: Sequence[Remark]) -> s
         if groups:
             parts.append(f"## {paper}\n\n{markdown(reference, _LONG)}\n")
             parts += [_markdown_group(group) for group in groups]
+    if unclaimed:
+        head = [[markdown(name) for name in _COLUMNS], ["--:" if kind else ":--" for kind in _COLUMNS.values()]]
+        body = [[text if _COLUMNS[name] else markdown(text) for name, text in row.items()] for row in _rows(unclaimed)]
+        parts.append(f"## {NO_CELL}\n\n{_table([*head, *body])}\n")
     return "\n".join(parts)
 
 
-def claims_html(found: Sequence[Comparison], remarks: Sequence[Remark]) -> str:
-    """The comparisons as one self-contained HTML page."""
+def claims_html(found: Sequence[Comparison], remarks: Sequence[Remark], unclaimed: Sequence[Standing] = ()) -> str:
+    """The same as one self-contained HTML page."""
     papers = [
         (paper, _whole(reference), groups)
         for paper, reference in PAPERS.items()
@@ -95,8 +105,23 @@ def claims_html(found: Sequence[Comparison], remarks: Sequence[Remark]) -> str:
         statuses=STATUSES,
         remarks=[(each.rule, each.kind, len(each.claims), _whole(_said(each))) for each in remarks],
         papers=papers,
+        no_cell=NO_CELL,
+        columns=_COLUMNS,
+        unclaimed=_rows(unclaimed),
         whole=_whole,
     )
+
+
+def _rows(unclaimed: Sequence[Standing]) -> list[dict[str, str]]:
+    """A row for each evaluation, by column."""
+    return [dict(zip(_COLUMNS, _words(each), strict=True)) for each in unclaimed]
+
+
+def _words(each: Standing) -> tuple[str, ...]:
+    figures = [interval_text(one, each.n) if one is not None else "–" for one in (each.a_std, each.a_rob)]
+    found = verdict_on_record(each)
+    images = f"{each.dataset}, {each.n}"
+    return (each.model, each.evaluation.spec.suite, str(each.threat), images, *figures, "–" if found is None else found.word)
 
 
 def _whole(text: str) -> Markup:
