@@ -111,6 +111,20 @@ def train(
     return module.cpu().eval()
 
 
+def _overruns(layer: nn.Module) -> bool:
+    """Whether oneDNN writes beyond its memory in the gradient of this layer's weights with channels last.
+
+    So it does in strided convolutions of 1x1 over fewer channels than it takes at once, 8 or 16
+    (github.com/uxlfoundation/oneDNN/issues/6035): the gradient is wrong, or the process dies.
+    """
+    return (
+        isinstance(layer, nn.Conv2d)
+        and set(layer.kernel_size) == {1}
+        and max(layer.stride) > 1
+        and layer.in_channels // layer.groups < 16
+    )
+
+
 class _Training:
     """A network under a recipe, with all that changes while it learns."""
 
@@ -125,8 +139,8 @@ class _Training:
         # Faster on a CPU, but where a layer looks at samples in logical order, and would copy: stochastic LWTA, and
         # in half precision the others.
         ordered = (Kwta, Lwta, StochasticLwta) if self.half else (StochasticLwta,)
-        copying = any(isinstance(layer, ordered) for layer in module.modules())
-        self.memory_format = torch.contiguous_format if copying else torch.channels_last
+        first = any(isinstance(layer, ordered) or _overruns(layer) for layer in module.modules())
+        self.memory_format = torch.contiguous_format if first else torch.channels_last
         module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimiser = torch.optim.SGD(
             module.parameters(),
