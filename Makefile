@@ -15,8 +15,9 @@ demo: setup
 	$(BIN)/kwbench evaluate resnet18-kwta0.1 --attack all
 	$(BIN)/kwbench report --html
 
+# A process for each core; a file's tests stay together, for they share what is slow to make.
 test: setup check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 trials: setup
 	$(BIN)/python -m pytest -m trial
