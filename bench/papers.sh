@@ -67,15 +67,16 @@ figure() { "$KWBENCH" "$@" --db "$DB"; }
 pair=$(named cifar10/resnet18-w16- relu kwta0.1)
 figure experiment fit
 figure experiment layers
-figure experiment logits $pair --eps 0.031 $images
-figure experiment weights $pair --eps 0.031 $images
-figure experiment patterns $pair $images
+# Of few images: logits draws a figure of each, and patterns searches in many directions around each.
+figure experiment logits $pair --eps 0.031 $CIFAR10
+figure experiment weights $pair --eps 0.031 $CIFAR10 --n 64
+figure experiment patterns $pair $CIFAR10 --n 16
 figure experiment learning $resnets
 figure landscape $resnets --eps 0.031 $CIFAR10
 figure sparsity digits/resnet18-kwta0.1 --gammas 0.05,0.1,0.2,0.3,0.5 --folder build/sparsity --suite strong
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $images
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $images
-figure experiment answers $lenets --suite hicheur2024 $images
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $CIFAR10 --n 256
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $CIFAR10 --n 256
+figure experiment answers $lenets --suite hicheur2024 $CIFAR10 --n 64
 
 "$KWBENCH" report --claims --figures --db "$DB" --output "$OUTPUT"
 "$PYTHON" bench/packed.py pack "$DB" "$RECORD"

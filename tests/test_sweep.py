@@ -2,6 +2,7 @@
 
 import io
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -83,6 +84,16 @@ def test_a_point_without_a_number_is_left_out_and_nothing_at_all_is_refused() ->
     assert len(dots(curves_svg([Curve("net", ((1, interval(0.5)), (2, None)))], "title", "steps"))) == 1
     with pytest.raises(ValueError, match="nothing to draw"):
         curves_svg([], "title", "steps")
+
+
+def test_numbers_along_the_axis_leave_each_other_room() -> None:
+    svg = curves_svg([Curve("net", tuple((place, interval(0.5)) for place in (0, 0.002, 0.004, 0.016, 0.031)))], "title", "eps")
+    labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle"[^>]*>([\d.]+)</text>', svg)
+    assert [name for _, name in labels] == ["0", "0.002", "0.016", "0.031"]
+    many = curves_svg([Curve("net", tuple((place, interval(0.5)) for place in range(100)))], "title", "steps")
+    across = [float(x) for x, _ in re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle"[^>]*>([\d.]+)</text>', many)]
+    assert len(across) > 10
+    assert min(later - x for x, later in pairwise(across)) > 16
 
 
 def test_names_in_a_picture_are_text_and_many_curves_can_be_told_apart() -> None:

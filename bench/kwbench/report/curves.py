@@ -16,6 +16,8 @@ from kwbench.wording import interval_text, plain
 _WIDTH, _HEIGHT = 640.0, 400.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 16.0, 44.0, 48.0
 _LEGEND_LINE = 20.0
+# How wide one of an axis' numbers is, at most.
+_CHARACTER = 8.0
 
 # From this ratio of the largest to the smallest place on, the axis is logarithmic.
 _DECADES = 20.0
@@ -41,10 +43,15 @@ def curves_svg(curves: Sequence[Curve], title: str, axis: str, description: str 
         y = _down(percent / 100)
         parts.append(f'<path d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}" stroke="{GRID}"/>')
         parts.append(f'<text x="{_LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end" fill="{SOFT}">{percent}</text>')
-    for place in across.ticks:
-        x = across(place)
-        parts.append(f'<path d="M{x:.1f} {_down(0):.1f}v5" stroke="{SOFT}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{_down(0) + 19:.1f}" text-anchor="middle" fill="{SOFT}">{place:.3g}</text>')
+    beside = -math.inf
+    for place in places:
+        x, name = across(place), f"{place:.3g}"
+        half = _CHARACTER * (len(name) + 1) / 2
+        # Those that can be read side by side.
+        if x - half >= beside:
+            beside = x + half
+            parts.append(f'<path d="M{x:.1f} {_down(0):.1f}v5" stroke="{SOFT}"/>')
+            parts.append(f'<text x="{x:.1f}" y="{_down(0) + 19:.1f}" text-anchor="middle" fill="{SOFT}">{name}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     name = f"{axis}, logarithmic" if across.logarithmic else axis
     parts.append(f'<text x="{middle:g}" y="{_HEIGHT - 8:g}" text-anchor="middle">{text(name)}</text>')
@@ -64,14 +71,11 @@ class _Axis:
     low: float
     high: float
     logarithmic: bool
-    ticks: tuple[float, ...]
 
     @classmethod
     def of(cls, places: Sequence[float]) -> "_Axis":
         low, high = places[0], places[-1]
-        # As many as can be read side by side.
-        step = math.ceil(len(places) / 12)
-        return cls(low, high, low > 0 and high / low >= _DECADES, tuple(places[::step]))
+        return cls(low, high, low > 0 and high / low >= _DECADES)
 
     def __call__(self, place: float) -> float:
         if self.high == self.low:
