@@ -1,7 +1,7 @@
 """The experiments beyond tables, on small real networks and on layers whose answers are known."""
 
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -179,6 +179,27 @@ def test_the_loss_rises_as_weights_and_images_move_along_its_gradient() -> None:
     # The network under test is as it was.
     again = measure("weights", n=16, steps=8, length=0.01)
     assert all((found[name] == again[name]).all() for name in found)
+
+
+class Watched(nn.Conv2d):
+    """Notes how images and weights lie in memory."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight.requires_grad and x.requires_grad:
+            self.seen.append(x.is_contiguous() and self.weight.is_contiguous())
+        return super().forward(x)
+
+
+def test_weights_have_their_gradient_where_channels_come_first() -> None:
+    network = nn.Sequential(Watched(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    grey = first_images(4)
+    images = replace(grey, x=grey.x.repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last))
+    network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model = wrapped(network, shape=(3, 8, 8))
+    build_experiment("weights", {"steps": 2})(Subject(model, images, LINF, 0, {}))
+    assert set(Watched.seen) == {True}
 
 
 def test_a_random_network_jumps_no_more_than_its_weights_make_it() -> None:

@@ -121,7 +121,14 @@ def _comparison(claim: Claim, record: "_Record", known: Mapping[str, ModelEntry]
         measured=measured,
         strong=strong,
         verdict="" if found is None else found.word,
-        commands=_commands(claim, place, model, pinned=model in known and known[model].checkpoint is not None),
+        commands=_commands(
+            claim,
+            place,
+            model,
+            pinned=model in known and known[model].checkpoint is not None,
+            images=measured[0].standing.n if measured else None,
+            strong_images=None if strong is None else strong.standing.n,
+        ),
         hardware="one GPU" if model == place.full_size else "a CPU",
         remarks=remarks,
     )
@@ -176,8 +183,10 @@ def _training(recipe: Recipe) -> str:
     return _TRAININGS[recipe.training] + (f" ({steps} steps)" if steps is not None else "")
 
 
-def _commands(claim: Claim, place: Place, model: str, *, pinned: bool) -> tuple[str, ...]:
-    """What to type for the claim and for the strong suite, each on its own line."""
+def _commands(
+    claim: Claim, place: Place, model: str, *, pinned: bool, images: int | None, strong_images: int | None
+) -> tuple[str, ...]:
+    """What to type for the claim and for the strong suite, each on its own line; on as many images as have been measured."""
     assert place.protocol is not None
     full = model == place.full_size
     registry = f" --registry {REGISTRY_FILE}" if full else ""
@@ -191,10 +200,11 @@ def _commands(claim: Claim, place: Place, model: str, *, pinned: bool) -> tuple[
     elif not pinned:
         prepare = [f"kwbench train {model} --download --pin"]
     setting = "".join(f" --set {label}.surrogate={each}" for label, each in sources.items())
-    run = [f"kwbench evaluate {model}{registry} --suite {place.protocol.suite}{setting} --download"]
+    few, strong_few = ("" if n is None else f" --n {n}" for n in (images, strong_images))
+    run = [f"kwbench evaluate {model}{registry} --suite {place.protocol.suite}{setting} --download{few}"]
     if claim.threat is not None:
         threat = f"--norm {claim.norm} --eps {claim.eps}"
-        run.append(f"kwbench evaluate {model}{registry} --suite strong {threat} --download")
+        run.append(f"kwbench evaluate {model}{registry} --suite strong {threat} --download{strong_few}")
     return (*prepare, *run)
 
 

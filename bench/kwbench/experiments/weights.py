@@ -43,7 +43,9 @@ class Weights:
         Raises CannotEvaluate for a network without weights to move, or without a gradient.
         """
         model, batch = subject.model, subject.batch
-        network = copy.deepcopy(model.module).requires_grad_(True)
+        # With channels last oneDNN may write beyond its memory (github.com/uxlfoundation/oneDNN/issues/6035).
+        first = torch.contiguous_format
+        network = copy.deepcopy(model.module).requires_grad_(True).to(memory_format=first)  # type: ignore[call-overload]
         parameters = list(network.parameters())
         if not parameters:
             raise CannotEvaluate(f"{model.name}: has no weights that could move")
@@ -57,7 +59,7 @@ class Weights:
             # In float64: a softmax that saturates in float32 would hide the rest.
             return F.cross_entropy(logits(x).double(), batch.y, reduction="none")
 
-        x = batch.x.clone().requires_grad_(True)
+        x = batch.x.clone(memory_format=first).requires_grad_(True)
         # The gradient of the sum over images: each image's own, and that of the weights.
         *by_weight, by_image = torch.autograd.grad(cross_entropy(logits(x), batch.y).sum(), [*parameters, x], allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, by_weight, strict=True)]

@@ -26,7 +26,8 @@ LEAD = (
 )
 CAUTION = (
     "Where our network is not the paper's, the distance between a claim and our number mixes their network with ours. What a "
-    "protocol overestimates is the distance between our two numbers."
+    "protocol overestimates is the distance between our two numbers. Of training no paper says all: Nesterov's momentum and "
+    "Kaiming's initialisation are ours throughout, and weight decay and half precision but where a recipe names others."
 )
 STATUSES = {
     "run": "measured, and on record",

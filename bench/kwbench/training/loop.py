@@ -112,10 +112,10 @@ def train(
 
 
 def _overruns(layer: nn.Module) -> bool:
-    """Whether oneDNN writes beyond its memory in the gradient of this layer's weights with channels last.
+    """Whether oneDNN may write beyond its memory in the gradient of this layer's weights.
 
-    So it does in strided convolutions of 1x1 over fewer channels than it takes at once, 8 or 16
-    (github.com/uxlfoundation/oneDNN/issues/6035): the gradient is wrong, or the process dies.
+    So it does where images or weights have channels last, in strided convolutions of 1x1 over fewer channels than it takes at
+    once, 8 or 16 (github.com/uxlfoundation/oneDNN/issues/6035): the gradient is wrong, or the process hangs or dies.
     """
     return (
         isinstance(layer, nn.Conv2d)
@@ -137,7 +137,7 @@ class _Training:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.half = recipe.precision == "bfloat16"
         # Faster on a CPU, but where a layer looks at samples in logical order, and would copy: stochastic LWTA, and
-        # in half precision the others.
+        # in half precision the others; and where oneDNN would overrun.
         ordered = (Kwta, Lwta, StochasticLwta) if self.half else (StochasticLwta,)
         first = any(isinstance(layer, ordered) or _overruns(layer) for layer in module.modules())
         self.memory_format = torch.contiguous_format if first else torch.channels_last
