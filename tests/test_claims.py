@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -42,6 +43,22 @@ from record import deterministic, drawn, record, rows, specification
 
 REPORTS = Path(__file__).resolve().parents[1] / "reports"
 CLAIMS = read_claims()
+# What the record that is kept has for figures, by how the pictures' names begin; `make papers` would add sparsity.
+FIGURES = (
+    "examples",
+    "fit",
+    "landscape-image",
+    "landscape-map",
+    "layers",
+    "learning",
+    "logits",
+    "patterns",
+    "probabilities",
+    "sweep-eps",
+    "sweep-pgd.steps",
+    "transfer",
+    "weights",
+)
 HEADER = Path(read_claims.__defaults__[0]).read_text(encoding="utf-8").splitlines()[0]  # type: ignore[index]
 ROW = "xiao2020,1,CIFAR-10,ResNet-18,no,Natural,ReLU,PGD,linf,0.031,0.0,,,"
 
@@ -62,6 +79,16 @@ def claim(attack: str = "PGD", text: str = "50.0", **fields: str) -> Claim:
         **fields,
     }
     return Claim(attack=attack, text=text, inferred=(), **whole)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def kept_figures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("figures")
+    unpack(REPORTS / "papers.db.xz", folder / "papers.db")
+    measured = Store.open(str(folder / "papers.db"))
+    write_report(measured, folder, {"figures"})
+    measured.close()
+    return os.listdir(folder / "figures")
 
 
 @pytest.fixture
@@ -343,7 +370,10 @@ class TestTheRecord:
     def test_a_number_of_the_strong_suite_on_other_images_says_of_how_many(self, store: Store) -> None:
         evaluated(store, "cifar10/resnet18-w16-relu", "xiao2020", XIAO, **PAPER)
         evaluated(store, "cifar10/resnet18-w16-relu", "strong", {"clean": "hhhw", "apgd": "hbbw"})
-        assert ", of 4 images" in claims_markdown(comparisons(CLAIMS, store), [])
+        found = comparisons(CLAIMS, store)
+        assert ", of 4 images" in claims_markdown(found, [])
+        (pgd,) = find(found, "xiao2020", "1", training="Natural", activation="ReLU", attack="PGD", dataset="CIFAR-10")
+        assert [command.rpartition("--download")[2] for command in pgd.commands] == [" --n 10", " --n 4"]
 
     def test_unfinished_attacks_other_radii_and_validation_images_measure_nothing(self, store: Store) -> None:
         model = "cifar10/resnet18-w16-relu"
@@ -522,6 +552,10 @@ class TestThePage:
         write_report(measured, tmp_path, {"claims"})
         measured.close()
         assert (tmp_path / "claims.md").read_text(encoding="utf-8") == (REPORTS / "claims.md").read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("kind", FIGURES)
+    def test_the_record_that_is_kept_draws_the_papers_figures(self, kind: str, kept_figures: list[str]) -> None:
+        assert any(name.startswith(kind) for name in kept_figures)
 
     def test_the_terminal_has_a_line_for_each_cell_and_counts_them(self) -> None:
         out = io.StringIO()
