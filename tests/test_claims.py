@@ -45,7 +45,8 @@ REPORTS = Path(__file__).resolve().parents[1] / "reports"
 CLAIMS = read_claims()
 # What the record that is kept has for figures, by how the pictures' names begin; `make papers` would add sparsity.
 FIGURES = (
-    "examples",
+    "answers-examples",
+    "answers-probabilities",
     "fit",
     "landscape-image",
     "landscape-map",
@@ -53,7 +54,6 @@ FIGURES = (
     "learning",
     "logits",
     "patterns",
-    "probabilities",
     "sweep-eps",
     "sweep-pgd.steps",
     "transfer",
