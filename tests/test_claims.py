@@ -82,13 +82,14 @@ def claim(attack: str = "PGD", text: str = "50.0", **fields: str) -> Claim:
 
 
 @pytest.fixture(scope="module")
-def kept_figures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("figures")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on the record that is kept: the claims page and the figures."""
+    folder = tmp_path_factory.mktemp("kept")
     unpack(REPORTS / "papers.db.xz", folder / "papers.db")
     measured = Store.open(str(folder / "papers.db"))
-    write_report(measured, folder, {"figures"})
+    write_report(measured, folder, {"claims", "figures"})
     measured.close()
-    return os.listdir(folder / "figures")
+    return folder
 
 
 @pytest.fixture
@@ -546,16 +547,12 @@ class TestThePage:
         assert counted.split(" | ")[2] == str(run)
         assert run >= 160
 
-    def test_the_page_that_is_kept_is_what_the_record_beside_it_says(self, tmp_path: Path) -> None:
-        unpack(REPORTS / "papers.db.xz", tmp_path / "papers.db")
-        measured = Store.open(str(tmp_path / "papers.db"))
-        write_report(measured, tmp_path, {"claims"})
-        measured.close()
-        assert (tmp_path / "claims.md").read_text(encoding="utf-8") == (REPORTS / "claims.md").read_text(encoding="utf-8")
+    def test_the_page_that_is_kept_is_what_the_record_beside_it_says(self, kept: Path) -> None:
+        assert (kept / "claims.md").read_text(encoding="utf-8") == (REPORTS / "claims.md").read_text(encoding="utf-8")
 
     @pytest.mark.parametrize("kind", FIGURES)
-    def test_the_record_that_is_kept_draws_the_papers_figures(self, kind: str, kept_figures: list[str]) -> None:
-        assert any(name.startswith(kind) for name in kept_figures)
+    def test_the_record_that_is_kept_draws_the_papers_figures(self, kind: str, kept: Path) -> None:
+        assert any(name.startswith(kind) for name in os.listdir(kept / "figures"))
 
     def test_the_terminal_has_a_line_for_each_cell_and_counts_them(self) -> None:
         out = io.StringIO()
