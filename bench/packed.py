@@ -3,8 +3,9 @@
     python bench/packed.py pack papers.db reports/papers.db.xz
     python bench/packed.py unpack reports/papers.db.xz papers.db
 
-A record that is in use may be packed. Of the commands in it a packed one keeps the names of files, but not the folders of the
-machine they were typed on. What is written replaces a file only once it is whole.
+A record that is in use may be packed, but not over a packed one that has what it lacks. Of the commands in it a packed one
+keeps the names of files, but not the folders of the machine they were typed on. What is written replaces a file only once it is
+whole.
 """
 
 import argparse
@@ -23,8 +24,17 @@ _FOLDERS = re.compile(r"(?<![^\s='\"])~?/(?:[^\s/'\"]+/)*")
 
 
 def pack(record: Path, packed: Path) -> None:
-    """Without the room that deleted rows left."""
+    """Without the room that deleted rows left. Raises FileExistsError if something would be lost that `packed` has."""
     with tempfile.TemporaryDirectory() as folder:
+        if packed.exists():
+            before = Path(folder) / "before"
+            unpack(packed, before)
+            known, held = _measured(record), _measured(before)
+            lost = [identity for identity, rows in held.items() if known.get(identity, -1) < rows]
+            if lost:
+                raise FileExistsError(
+                    f"{packed}: has {len(lost)} measurements that {record} lacks; unpack it and go on from there, or remove it"
+                )
         whole = Path(folder) / "record"
         with closing(sqlite3.connect(f"file:{record}?mode=ro", uri=True)) as connection:
             connection.execute("VACUUM INTO ?", (str(whole),))
@@ -41,6 +51,16 @@ def _forget_folders(record: Path) -> None:
                     known["command"] = _FOLDERS.sub("", known["command"])
                     changed = (json.dumps(known, sort_keys=True), row)
                     connection.execute(f"UPDATE {table} SET provenance = ? WHERE id = ?", changed)  # noqa: S608
+
+
+def _measured(record: Path) -> dict[str, int]:
+    """How many outcomes every attack run has, and arrays every experiment, by identity."""
+    rows: dict[str, int] = {}
+    with closing(sqlite3.connect(f"file:{record}?mode=ro", uri=True)) as connection:
+        for owner, part, key in (("attack_runs", "outcomes", "attack_run"), ("experiments", "arrays", "experiment")):
+            query = f"SELECT identity, (SELECT count(*) FROM {part} WHERE {key} = {owner}.id) FROM {owner}"  # noqa: S608
+            rows |= dict(connection.execute(query).fetchall())
+    return rows
 
 
 def unpack(packed: Path, record: Path) -> None:

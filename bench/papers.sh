@@ -7,6 +7,8 @@
 #   DB        the record
 #   OUTPUT    where the report goes
 #   RECORD    where the record is kept, packed: unpacked to DB if there is none, and packed anew in the end
+#   SERIES    where the networks of figures 4 and 6 are trained
+#   N         at most so many images of anything: with a few, all of it is tried in minutes (give another DB, OUTPUT and RECORD)
 set -eu
 KWBENCH=${KWBENCH:-.venv/bin/kwbench}
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -15,6 +17,8 @@ CIFAR10=${CIFAR10:---dataset cifar10 --data-dir $DATA_DIR --download}
 DB=${DB:-papers.db}
 OUTPUT=${OUTPUT:-reports}
 RECORD=${RECORD:-reports/papers.db.xz}
+SERIES=${SERIES:-build/sparsity}
+N=${N:-1000}
 [ -e "$DB" ] || [ ! -e "$RECORD" ] || "$PYTHON" bench/packed.py unpack "$RECORD" "$DB"
 
 RESNETS="relu relu-fast kwta0.1 kwta0.1-fast kwta0.2 kwta0.2-fast"
@@ -40,14 +44,16 @@ for name in $mnist $lenets $resnets $copies cifar10/vgg19-w16 $lwta $stochastic;
     [ -e "models/$name.safetensors" ] || echo "$name"
 done | xargs -I{} -P "$(getconf _NPROCESSORS_ONLN)" "$KWBENCH" train {} --data-dir "$DATA_DIR" --download --pin
 
-images="$CIFAR10 --n 512"
+first() { echo "--n $(($1 < N ? $1 : N))"; }
+
+images="$CIFAR10 $(first 512)"
 evaluate() { "$KWBENCH" evaluate "$@" --db "$DB"; }
 
 # The network that panousis2021's authors published.
 [ -e "models/$published.safetensors" ] || "$KWBENCH" convert "$published" --download
 
 # The papers' protocols.
-evaluate $mnist --suite xiao2020 --data-dir "$DATA_DIR" --download
+evaluate $mnist --suite xiao2020 $(first 1000) --data-dir "$DATA_DIR" --download
 evaluate $lenets --suite hicheur2024 $images
 for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite $suite $images; done
 evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $images
@@ -57,7 +63,7 @@ evaluate $lwta --suite xiao2020 $images
 for suite in xiao2020-figure4 xiao2020-figure4-0.031; do
     evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite $suite $images
 done
-evaluate $stochastic --suite panousis2021 $CIFAR10 --n 32
+evaluate $stochastic --suite panousis2021 $CIFAR10 $(first 32)
 
 # The papers' figures.
 figure() { "$KWBENCH" "$@" --db "$DB"; }
@@ -67,14 +73,14 @@ figure experiment fit
 figure experiment layers
 # Of few images: logits draws a figure of each, and patterns searches in many directions around each.
 figure experiment logits $pair --eps 0.031 $CIFAR10
-figure experiment weights $pair --eps 0.031 $CIFAR10 --n 64
-figure experiment patterns $pair $CIFAR10 --n 16
+figure experiment weights $pair --eps 0.031 $CIFAR10 $(first 64)
+figure experiment patterns $pair $CIFAR10 $(first 16)
 figure experiment learning $resnets
 figure landscape $resnets --eps 0.031 $CIFAR10
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $CIFAR10 --n 256
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $CIFAR10 --n 256
-figure experiment answers $lenets --suite hicheur2024 $CIFAR10 --n 64
-figure sparsity digits/resnet18-kwta0.1 --gammas 0.05,0.1,0.2,0.3,0.5 --folder build/sparsity --suite strong
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $CIFAR10 $(first 256)
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $CIFAR10 $(first 256)
+figure experiment answers $lenets --suite hicheur2024 $CIFAR10 $(first 64)
+figure sparsity digits/resnet18-kwta0.1 --gammas 0.1,0.2,0.3,0.5 --folder "$SERIES" --suite strong $(first 360)
 
 keep() {
     "$KWBENCH" report --claims --figures --db "$DB" --output "$OUTPUT"
@@ -84,14 +90,14 @@ keep
 
 # The strong suite, last what takes longest: minutes a network at first, more than an hour in the end.
 evaluate $(named mnist/cnn3- relu relu-at relu-trades relu-free kwta0.1 kwta0.1-free) \
-    --suite strong --norm linf --eps 0.3 --n 1000 --data-dir "$DATA_DIR" --download
+    --suite strong --norm linf --eps 0.3 $(first 1000) --data-dir "$DATA_DIR" --download
 evaluate $lenets --suite strong --norm linf --eps 0.3 $images
 evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.2) $lwta --suite strong --norm linf --eps 0.031 $images
-evaluate $stochastic --suite strong --norm linf --eps 0.031 $CIFAR10 --n 128
-evaluate $published --suite strong --norm linf --eps 8/255 $CIFAR10 --n 128
-evaluate cifar10/resnet18-w16-kwta0.2-fast --suite strong --norm linf --eps 0.031 $CIFAR10 --n 128
+evaluate $stochastic --suite strong --norm linf --eps 0.031 $CIFAR10 $(first 128)
+evaluate $published --suite strong --norm linf --eps 8/255 $CIFAR10 $(first 128)
+evaluate cifar10/resnet18-w16-kwta0.2-fast --suite strong --norm linf --eps 0.031 $CIFAR10 $(first 128)
 evaluate $(named mnist/cnn3- kwta0.1-at kwta0.1-trades) \
-    --suite strong --norm linf --eps 0.3 --n 256 --data-dir "$DATA_DIR" --download
+    --suite strong --norm linf --eps 0.3 $(first 256) --data-dir "$DATA_DIR" --download
 evaluate cifar10/resnet18-w16-kwta0.1-fast --suite strong --norm linf --eps 0.031 $images
-evaluate $published --suite panousis2021 $CIFAR10 --n 128
+evaluate $published --suite panousis2021 $CIFAR10 $(first 128)
 keep

@@ -223,6 +223,7 @@ class TestLint:
             ("off the grid", 2),
             ("short of eps", 24),
             ("short of eps", 7),
+            ("short of eps", 8),
             ("short of eps", 1),
             ("ten times", 0),
         ]
@@ -286,17 +287,21 @@ class TestLint:
         assert [(each.claims[0].paper, len(each.claims)) for each in found] == [
             ("costa2020", 24),
             ("hicheur2024", 7),
+            ("hicheur2024", 8),
             ("hicheur2024", 1),
         ]
         assert "0.12 eps" in found[0].statement
         assert "0.1 eps" in found[1].statement
+        # No eps bounds it; three steps of Adam lead nowhere near that of the other attacks.
+        assert "C&W together move a pixel by 0.05 eps" in found[2].statement
 
     def test_the_reach_of_an_attack_is_steps_times_step_size(self) -> None:
         eps = Fraction("0.3")
         assert reach_of({"steps": 40, "relative_step_size": 0.003}, eps) == Fraction("0.036")
         assert reach_of({"steps": 3, "step_size": "1/100"}, eps) == Fraction("0.03")
         assert reach_of({"steps": 20, "candidates": 10}, eps) is None
-        assert reach_of({"steps": 20, "step_size": 0.01, "binary_search_steps": 5}, eps) is None
+        assert reach_of({"steps": 20, "step_size": 0.01, "binary_search_steps": 5, "norm": "l2"}, eps) == Fraction("0.1")
+        assert reach_of({"steps": 20, "step_size": 0.01, "binary_search_steps": 5, "norm": "linf"}, eps) == Fraction("0.2")
         assert reach_of({}, eps) is None
 
     def test_a_point_that_slipped(self) -> None:

@@ -83,3 +83,27 @@ def test_without_a_record_the_packed_one_stays(recorded: Path, tmp_path: Path) -
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0
     assert packed.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["papers.db", "papers.db.xz"]
+
+
+def test_what_a_packed_record_has_and_the_record_lacks_is_not_written_over(recorded: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "papers.db.xz"
+    pack(recorded, packed)
+    before = packed.read_bytes()
+    with closing(sqlite3.connect(recorded)) as connection, connection:
+        connection.execute('DELETE FROM outcomes WHERE "index" = 3 AND attack_run = (SELECT max(id) FROM attack_runs)')
+    with pytest.raises(FileExistsError, match=r"papers\.db\.xz: has 1 measurements that .*papers\.db lacks; unpack it"):
+        pack(recorded, packed)
+    assert packed.read_bytes() == before
+
+
+def test_a_record_that_has_more_than_the_packed_one_takes_its_place(recorded: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "papers.db.xz"
+    pack(recorded, packed)
+    store = Store.open(str(recorded))
+    deterministic(store, {"clean": "hhhh", "pgd": "hhhh"}, model="another")
+    store.close()
+    pack(recorded, packed)
+    unpack(packed, tmp_path / "again.db")
+    store = Store.open(str(tmp_path / "again.db"))
+    assert [each.spec.model for each in store.evaluations()] == ["m", "another"]
+    store.close()

@@ -142,16 +142,20 @@ def short_of_eps(claims: Sequence[Claim]) -> list[Remark]:
     for each in claims:
         protocol = protocol_of(each)
         # The first label is the paper's reading; beside a worst case all are others.
-        if each.threat is not None and protocol is not None and protocol.labels and protocol.reading != "worst":
-            reach = reach_of(_parameters(protocol.suite, protocol.labels[0]), each.threat.eps)
-            if reach is not None and reach < each.threat.eps:
-                groups.setdefault((each.paper, each.attack, f"{float(reach / each.threat.eps):.2g}"), []).append(each)
+        if protocol is None or not protocol.labels or protocol.reading == "worst":
+            continue
+        # Where nothing bounds an attack, the eps of the others stands for what it would take.
+        threat = each.threat or read_suite(protocol.suite).threat
+        if threat is not None:
+            reach = reach_of(_parameters(protocol.suite, protocol.labels[0]), threat.eps)
+            if reach is not None and reach < threat.eps:
+                groups.setdefault((each.paper, each.attack, f"{float(reach / threat.eps):.2g}"), []).append(each)
     return [
         Remark(
             "short of eps",
             "could not have worked",
             tuple(found),
-            f"all steps of {attack} together move a pixel by {share} eps at most; from a random start, most of the ball is out "
+            f"all steps of {attack} together move a pixel by {share} eps at most; from where it starts, most of the ball is out "
             "of reach",
         )
         for (_, attack, share), found in groups.items()
@@ -159,12 +163,16 @@ def short_of_eps(claims: Sequence[Claim]) -> list[Remark]:
 
 
 def reach_of(parameters: Mapping[str, Any], eps: Fraction) -> Fraction | None:
-    """How far the steps of an attack go together; None where it does not say how long they are, or searches by itself."""
+    """How far the steps of an attack go together; None where it does not say how long they are.
+
+    Those of C&W in l2 are Adam's, each about as long as it says or shorter, in the space of tanh, where pixels are half as far.
+    """
     steps = parameters.get("steps")
-    if steps is None or "binary_search_steps" in parameters:
+    if steps is None:
         return None
     if (absolute := parameters.get("step_size")) is not None:
-        return int(steps) * exact_fraction(absolute)
+        in_tanh = "binary_search_steps" in parameters and parameters.get("norm") == "l2"
+        return int(steps) * exact_fraction(absolute) / (2 if in_tanh else 1)
     relative = parameters.get("relative_step_size")
     return None if relative is None else int(steps) * exact_fraction(relative) * eps
 
