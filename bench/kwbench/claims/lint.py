@@ -155,8 +155,8 @@ def short_of_eps(claims: Sequence[Claim]) -> list[Remark]:
             "short of eps",
             "could not have worked",
             tuple(found),
-            f"all steps of {attack} together move a pixel by {share} eps at most; from where it starts, most of the ball is out "
-            "of reach",
+            f"all steps of {attack} together move a pixel by {share} eps at most; from where it starts, most of the ball is "
+            "out of reach",
         )
         for (_, attack, share), found in groups.items()
     ]
