@@ -1,4 +1,4 @@
-"""The k-th largest by counting against sorting, and the activations in one operation against what they are in PyTorch's."""
+"""The k-th largest against sorting, and the activations in one operation against what they are in PyTorch's."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -45,7 +45,7 @@ KINDS: dict[str, Callable[[Floats], Floats]] = {
     share=st.floats(0, 1),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_counting_finds_what_sorting_finds(kind: str, dtype: type, b: int, n: int, share: float, seed: int) -> None:
+def test_selection_finds_what_sorting_finds(kind: str, dtype: type, b: int, n: int, share: float, seed: int) -> None:
     rows = KINDS[kind](np.random.default_rng(seed).standard_normal((b, n)).astype(dtype)).astype(dtype)
     k = max(1, round(share * n))
     before = rows.copy()
@@ -58,7 +58,7 @@ def test_counting_finds_what_sorting_finds(kind: str, dtype: type, b: int, n: in
 
 
 @pytest.mark.parametrize("place", [0, 1, 4999, 9999])
-def test_counting_refuses_nan_wherever_it_is(place: int) -> None:
+def test_selection_refuses_nan_wherever_it_is(place: int) -> None:
     rows = np.random.default_rng(0).standard_normal((3, 10000)).astype(np.float32)
     rows[1, place] = np.nan
     with pytest.raises(ValueError, match="NaN"):
