@@ -41,7 +41,7 @@ def test_what_is_proposed_is_the_same_whatever_the_tiles_hold(name: str, early_e
     def proposed(rows: list[int], measured: bool) -> Tensor:
         model, part = cnn(tile=16), batch.take(rows)
         if measured:
-            model.measure_sizes(batch.x[:16])
+            model.measure_passes(batch.x[:16])
             assert len(model.sizes(gradients=True)) > 1
         return attack(model, part.x, part.y, LINF, SampleRandom(0, name, part.samples))
 

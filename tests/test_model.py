@@ -73,11 +73,11 @@ class Watched(nn.Module):
 
 def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
     x = first_images(50).x
-    whole = wrapped(Deep(), tile=32)
+    whole = wrapped(Deep().to(memory_format=torch.channels_last), tile=32)  # type: ignore[call-overload]
     logits, gradient = whole(x), _gradient(whole, x)
     module = Watched(Deep())
     model = wrapped(module, tile=32)
-    model.measure_sizes(x[:20])
+    model.measure_passes(x[:20])
     assert not module.sizes, "what is not needed is not measured"
     sizes = [model.sizes(gradients=gradients) for gradients in (False, True)]
     assert sizes[0][0] == sizes[1][0] == 32
@@ -95,6 +95,53 @@ def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
     assert module.sizes == [sizes[1][-1]]
 
 
+class Laid(nn.Module):
+    """A convolution that notes whether its images and weights have channels last."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change, self.seen = change, list[tuple[bool, bool]]()
+        self.convolution = nn.Conv2d(3, 10, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.convolution.weight
+        self.seen.append(tuple(each.is_contiguous(memory_format=torch.channels_last) for each in (x, weight)))  # type: ignore[arg-type]
+        logits: Tensor = self.convolution(self.change(x)).flatten(1)
+        return logits
+
+
+def as_it_lies(x: Tensor) -> Tensor:
+    """The values in the order in which they lie in memory, as foreign code may read them."""
+    return x.as_strided(x.shape, (192, 64, 8, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "last"),
+    [(lambda x: x, True), (as_it_lies, False), (lambda x: x.view(len(x), -1).view(x.shape), False)],
+    ids=["logical order", "order in memory", "view"],
+)
+def test_channels_lie_last_where_that_changes_no_answer(change: Callable[[Tensor], Tensor], last: bool) -> None:
+    module = Laid(change)
+    model = wrapped(module, tile=8, shape=(3, 8, 8))
+    x = torch.rand((9, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    before = model(x)
+    model.measure_passes(x)
+    assert not any(any(each) for each in module.seen)
+    torch.testing.assert_close(model(x), before)
+    module.seen.clear()
+    _gradient(model, x[:3])
+    assert set(module.seen) == {(last, last)}
+
+
+def test_a_stochastic_module_is_laid_out_as_it_came() -> None:
+    module = Laid(lambda x: x)
+    model = wrapped(module, tile=8, shape=(3, 8, 8))
+    model.stochastic = True
+    model.measure_passes(torch.rand(9, 3, 8, 8))
+    model(torch.rand(9, 3, 8, 8))
+    assert set(module.seen) == {(False, False)}
+
+
 class Waiting(nn.Module):
     """As much work for few rows as for many; while others use the processor a whole tile waits for it."""
 
@@ -108,7 +155,7 @@ class Waiting(nn.Module):
 def test_a_busy_machine_does_not_cut_passes_small() -> None:
     module = Watched(Waiting())
     model = wrapped(module, tile=32)
-    model.measure_sizes(first_images(32).x)
+    model.measure_passes(first_images(32).x)
     assert len(model.sizes(gradients=False)) > 1
     module.sizes.clear()
     with torch.no_grad():
@@ -144,7 +191,7 @@ def test_a_module_that_rounds_by_the_size_of_a_batch_gets_whole_tiles_only(round
 
     model = wrapped(Rounding(), tile=32)
     x = first_images(40).x
-    model.measure_sizes(x)
+    model.measure_passes(x)
     assert model.sizes(gradients=False) == forward
     assert model.sizes(gradients=True) == [32]
     assert torch.equal(_gradient(model, x)[:3], _gradient(model, x[:3]))
@@ -162,7 +209,7 @@ def test_a_module_that_takes_no_other_batch_or_has_no_gradients_is_asked_as_befo
     x = first_images(20).x
     for module, sizes in ((Fixed(), [16]), (Unreachable(), [16, 8, 4, 2, 1])):
         model = wrapped(module, tile=16)
-        model.measure_sizes(x)
+        model.measure_passes(x)
         assert model.sizes(gradients=False) == model.sizes(gradients=True) == sizes
         assert torch.equal(model(x), x.flatten(1)[:, :10])
 
@@ -170,14 +217,14 @@ def test_a_module_that_takes_no_other_batch_or_has_no_gradients_is_asked_as_befo
 def test_what_was_measured_of_the_bare_module_holds_for_nothing_else() -> None:
     module = Watched(trained_cnn())
     model = wrapped(module, tile=16)
-    model.measure_sizes(first_images(16).x)
+    model.measure_passes(first_images(16).x)
     assert len(model.sizes(gradients=False)) > 1
     module.sizes.clear()
     with torch.no_grad(), model.running(lambda network, x: (network(x), 1)):
         model(first_images(2).x)
     assert module.sizes == [16]
     model.stochastic = True
-    model.measure_sizes(first_images(16).x)
+    model.measure_passes(first_images(16).x)
     assert model.sizes(gradients=False) == [16]
 
 
@@ -200,7 +247,7 @@ def test_a_search_in_bfloat16_rounds_and_ends_with_its_block() -> None:
     x = torch.rand((6, 2, 8, 8), generator=torch.Generator().manual_seed(0))
     for module in (Image(), Vector()):
         model = wrapped(module, tile=8, shape=(2, 8, 8))
-        model.measure_sizes(x)
+        model.measure_passes(x)
         exact = model(x)
         with model.searching("bfloat16"):
             rough, gradient = model(x), _gradient(model, x)

@@ -166,7 +166,7 @@ class LocalEvaluator:
         noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
         near = (probe + (2 * noise - 1) * self._threat.radius).clamp(0, 1)
         stochastic = self._model.measure_randomness(probe, near)
-        self._model.measure_sizes(near)
+        self._model.measure_passes(near)
         self._surrogates: dict[str, str] = {}
         self._not_applicable: dict[str, str] = {}
         self._probes = (probe, near)
@@ -392,7 +392,7 @@ class LocalEvaluator:
             tile=self._request.tile,
         )
         surrogate.measure_randomness(self._batch.x[: self._request.tile])
-        surrogate.measure_sizes(self._batch.x[: self._request.tile])
+        surrogate.measure_passes(self._batch.x[: self._request.tile])
         return surrogate
 
 

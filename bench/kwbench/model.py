@@ -58,7 +58,7 @@ class Model:
 
     Forward and backward passes of a deterministic module run on tiles of exactly `tile` samples, padded when short: float32
     convolutions round differently at other batch sizes, and an attack amplifies the difference. Hence a row's logits and
-    gradients depend on that row alone. Once `measure_sizes` knows smaller batches in which they are the same to the bit, passes
+    gradients depend on that row alone. Once `measure_passes` knows smaller batches in which they are the same to the bit, they
     are padded to those. A stochastic module's tiles are not padded; its own randomness is reseeded at every
     pass from the stream set by `reseed`. With frozen randomness each image passes alone: in a batch, what an image meets
     would depend on its place there.
@@ -95,7 +95,8 @@ class Model:
         self._meter = _Meter()
         self._run: Callable[[nn.Module, Tensor], tuple[Tensor, int]] = _once
         self._precision: Precision = "float32"
-        self._channels_last: bool | None = None  # in bfloat16; None until tried
+        # Whether images of a precision are laid out with channels last; found out when it first matters.
+        self._channels_last: dict[Precision, bool] = {}
         self._probe: Tensor | None = None
         # By precision, without gradients and with.
         self._batchings: dict[tuple[Precision, bool], _Batching] = {}
@@ -160,14 +161,17 @@ class Model:
             )
         return self.stochastic
 
-    def measure_sizes(self, images: Tensor) -> None:
-        """From now on find out by trial, when fewer rows than a tile first are to pass, in which smaller batches the module
-        gives each of them the very bits that it gives it in a tile; and pad to those.
+    def measure_passes(self, images: Tensor) -> None:
+        """From now on find out by trial, when a row first is to pass, how rows pass quickest without being others for it.
 
-        Which kernel computes a batch goes by its shape, so equal bits on these images (b, c, h, w) mean the same order of
-        summation on any. Sizes are halvings of the tile. Of a module that is stochastic or frozen nothing is measured.
+        On a CPU images and weights are laid out with channels last, as convolutions like them, where the module's answers then
+        differ by no more than rounding. And fewer rows than a tile are padded to such smaller batches in which the module
+        gives each of them the very bits that it gives it in a tile. Which kernel computes a batch goes by its shape, so equal
+        bits on these images (b, c, h, w) mean the same order of summation on any. Sizes are halvings of the tile.
+        Of a module that is stochastic or frozen nothing is measured.
         """
         self._batchings = {}
+        self._channels_last.pop("float32", None)
         self._probe = None if self.stochastic or self._frozen else images.detach()[torch.arange(self.tile) % len(images)]
 
     def sizes(self, *, gradients: bool) -> list[int]:
@@ -269,8 +273,6 @@ class Model:
         before = self._precision
         self._precision = precision
         try:
-            if precision == "bfloat16" and self._channels_last is None:
-                self._channels_last = self._takes_channels_last()
             yield
         finally:
             self._precision = before
@@ -375,8 +377,11 @@ class Model:
         return self._pass(self._copied(full), None)[: len(x)]
 
     def _copied(self, x: Tensor) -> Tensor:
-        """A copy; in bfloat16 with channels last where the module takes them, which spares its convolutions copies."""
-        last = self._precision == "bfloat16" and self._channels_last
+        """A copy; with channels last where the module takes them, which spares its convolutions copies."""
+        last = self._channels_last.get(self._precision)
+        if last is None:
+            last = self._takes_channels_last() if self._precision == "bfloat16" else self._is_as_well_with_channels_last()
+            self._channels_last[self._precision] = last
         return x.clone(memory_format=torch.channels_last if last else torch.preserve_format)
 
     def _takes_channels_last(self) -> bool:
@@ -388,6 +393,23 @@ class Model:
         except RuntimeError:
             return False
         return True
+
+    def _is_as_well_with_channels_last(self) -> bool:
+        """Leaves the weights so where it is."""
+        if self._probe is None or self.device.type != "cpu":
+            return False
+        images = self._probe[:2]
+        try:
+            with torch.no_grad():
+                before = self._pass(images.clone(), None)
+                self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                after = self._pass(images.clone(memory_format=torch.channels_last), None)
+            if torch.allclose(after, before, rtol=0, atol=_ROUNDING * before.abs().max().item()):
+                return True
+        except Exception:  # noqa: BLE001 - foreign code may raise anything; laid out as before it says what under its name
+            pass
+        self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return False
 
     def _pass(self, x: Tensor, seed: int | None) -> Tensor:
         """One pass of the module; x is a copy, for a module that writes into its input must not reach ours."""
@@ -468,6 +490,9 @@ def has_bfloat16(device: torch.device) -> bool:
 
 # The share of answers that must survive rounding for a search in it to be believed.
 _SAME = 0.9
+
+# Of the largest logit; sums in another order are far nearer, and what takes channels for pixels far from it.
+_ROUNDING = 1e-3
 
 
 def require_exact_float32() -> None:
