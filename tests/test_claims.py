@@ -43,7 +43,7 @@ from record import deterministic, drawn, record, rows, specification
 
 REPORTS = Path(__file__).resolve().parents[1] / "reports"
 CLAIMS = read_claims()
-# What the record that is kept has for figures, by how the pictures' names begin; `make papers` would add sparsity.
+# What the record that is kept has for figures, by how the pictures' names begin.
 FIGURES = (
     "answers-examples",
     "answers-probabilities",
@@ -54,6 +54,7 @@ FIGURES = (
     "learning",
     "logits",
     "patterns",
+    "sparsity",
     "sweep-eps",
     "sweep-pgd.steps",
     "transfer",

@@ -206,6 +206,27 @@ class TestEvaluate:
         assert "ValueError: no" in shown.out
         assert kwb("show", "own.py:net", "--json").json["rows"][0]["status"] == "error"
 
+    def test_files_of_one_name_in_two_folders_are_two_models(self, kwb: Kwbench, tmp_path: Path) -> None:
+        for folder, body in (("here", "return self.f(x)"), ("there", "return -self.f(x)")):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "own.py").write_text(OWN.format(body=body))
+        models = ("here/own.py:net", "there/own.py:net")
+        answer = kwb("evaluate", *models, "--attack", "noop", "--n", 32, "--tile", 32)
+        assert [name in answer.out for name in models] == [True, True]
+        assert kwb("compare", *models).code == 0
+
+    def test_an_option_that_names_no_attack_is_refused(self, kwb: Kwbench) -> None:
+        for nothing in ("", " ", ","):
+            refused(kwb("evaluate", "small", "--attack", nothing), 2, "--attack")
+
+    def test_messages_name_what_was_typed(self, kwb: Kwbench) -> None:
+        refused(kwb("evaluate", "small", *FAST, "--n", 0), 2, "--n 0: must be at least 1")
+        refused(kwb("landscape", "small", "--images", "400"), 2, "--images 400", "360 test images")
+        refused(kwb("landscape", "small", "--radius", "abc"), 2, "'abc' is not a number")
+        refused(kwb("sweep", "small", "--over", "foo.steps=1,2", "--attack", "pgd"), 2, "--over foo.steps=1")
+        refused(kwb("sweep", "small", "--over", "eps=a,b", "--attack", "pgd"), 2, "'a' is not a number")
+        refused(kwb("experiment", "foo", "small"), 2, "learning")
+
     def test_results_are_a_data_frame(self, kwb: Kwbench) -> None:
         found = kwb("evaluate", "small", *FAST, "--json").json
         frame = kwbench.results()

@@ -198,6 +198,8 @@ UNIT = images() / 255
         ({"y_test": np.arange(3)}, "4 images in x_test, 3 labels in y_test"),
         ({"x_test": images(0), "y_test": np.arange(0)}, "x_test is empty"),
         ({"x_test": images(4, (1, 0, 6))}, "x_test is empty"),
+        ({"x_test": images() // 128}, "uint8 and holds only 0 and 1"),
+        ({"y_test": np.array([0, 1, 2, 2**63], np.uint64)}, "label 9223372036854775808; labels count from 0, to 999999"),
         ({"x_train": images()}, "x_train and y_train come together"),
         ({"y_train": np.arange(4)}, "x_train and y_train come together"),
         ({"x_train": images(), "y_train": np.arange(3)}, "4 images in x_train, 3 labels in y_train"),
@@ -237,7 +239,7 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
             load_dataset("digits", data=file)
     with file.open("wb") as stream:
         np.save(stream, images())
-    with pytest.raises(DamagedData, match="not a readable npz"):
+    with pytest.raises(DamagedData, match=r"not a readable npz.*holds one array without a name"):
         load_dataset("digits", data=file)
 
 
@@ -351,6 +353,16 @@ def test_folders_without_classes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CannotEvaluate, match="one folder of images for each class"):
         load_dataset("x", data=tmp_path)
+
+
+def test_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
+    write_images(tmp_path / "own" / "train", {"a": 2, "b": 2})
+    with pytest.raises(DamagedData, match=r"own.train: holds folders and no images, so it is no class.*test and train"):
+        load_dataset("x", data=tmp_path / "own")
+    write_images(tmp_path / "own" / "val", {"a": 2, "b": 2})
+    with pytest.raises(DamagedData, match=r"own.(train|val): holds folders and no images"):
+        load_dataset("x", data=tmp_path / "own")
+    assert load_dataset("x", data=tmp_path / "own" / "val").classes == 2
 
 
 # torchvision's data sets, in files of their formats

@@ -10,12 +10,13 @@ import pytest
 from kwbench import doctor
 from kwbench import registry as registries
 from kwbench.doctor import Finding, examine
+from kwbench.store import Store
 
 ENTRY = "{architecture: {name: resnet18}, activation: {name: relu}, checkpoint: {file: FILE, sha256: SHA}}"
 
 
 def found(folder: Path) -> dict[str, Finding]:
-    return {finding.subject: finding for finding in examine(folder / "results.db")}
+    return {finding.subject: finding for finding in examine(str(folder / "results.db"))}
 
 
 @pytest.fixture(autouse=True)
@@ -46,12 +47,12 @@ def test_missing_and_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"other weights")
     sha256 = hashlib.sha256(b"weights").hexdigest()
     lines = [f"  {name}: {ENTRY.replace('FILE', name).replace('SHA', sha256)}" for name in ("good", "bad", "gone")]
+    (tmp_path / "starter.yaml").write_text("\n".join(["models:", lines[2].replace("gone:", "ours:"), ""]))
     (tmp_path / "registry.yaml").write_text("\n".join(["models:", *lines, ""]))
-    checkpoints = [finding for finding in examine(tmp_path / "results.db") if finding.subject == "checkpoints"]
-    assert [(finding.level, finding.found.rpartition("for ")[2]) for finding in checkpoints] == [
-        ("problem", "bad"),
-        ("note", "gone"),
-    ]
+    checkpoints = [finding for finding in examine(str(tmp_path / "results.db")) if finding.subject == "checkpoints"]
+    said = [(finding.level, *finding.found.split(": no checkpoint for ")) for finding in checkpoints[1:]]
+    assert (checkpoints[0].level, checkpoints[0].found.rpartition("for ")[2]) == ("problem", "bad")
+    assert said == [("note", "registry.yaml", "gone"), ("note", str(tmp_path / "starter.yaml"), "ours")]
     assert all("kwbench train" in finding.remedy for finding in checkpoints)
 
 
@@ -76,6 +77,18 @@ def test_a_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "5 MB free" in finding.found
 
 
+def test_what_is_no_record_is_a_problem(tmp_path: Path) -> None:
+    assert found(tmp_path)["record"].level == "ok"
+    (tmp_path / "results.db").write_bytes(b"no database" * 1000)
+    finding = found(tmp_path)["record"]
+    assert finding.level == "problem"
+    assert "results.db: not a kwbench database" in finding.found
+    (tmp_path / "results.db").unlink()
+    Store.open(str(tmp_path / "results.db"), create=True).close()
+    assert found(tmp_path)["record"].level == "ok"
+    assert {each.subject: each for each in examine("nonsense://x")}["record"].level == "problem"
+
+
 def test_a_database_in_a_folder_yet_to_be_made_is_no_problem(tmp_path: Path) -> None:
     assert found(tmp_path / "not" / "yet")["disk"].level == "ok"
 
@@ -92,7 +105,7 @@ def test_an_extension_built_for_another_torch_is_noted(tmp_path: Path, monkeypat
         assert ("torchvision's extension" in found(tmp_path)) is subject_known
 
 
-@pytest.mark.parametrize("look", ["_packages", "_torch", "_torchvision", "_device", "_sqlite", "_disk", "_registry"])
+@pytest.mark.parametrize("look", ["_packages", "_torch", "_torchvision", "_device", "_sqlite", "_record", "_disk", "_registry"])
 def test_whatever_breaks_becomes_a_problem_under_its_own_name(
     look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,15 @@ class TestOwnFiles:
         assert [(row["status"], row["distance"]) for row in found] == [(each.status, each.distance) for each in expected]
         assert len({row["status"] for row in found}) > 1
 
+    def test_images_of_ones_own_are_attacked_at_their_own_radius(self, tmp_path: Path, db: Path) -> None:
+        batch = first_images(32)
+        np.savez(tmp_path / "mine.npz", x_test=batch.x.numpy(), y_test=batch.y.numpy())
+        what = own(defence(tmp_path), data=tmp_path / "mine.npz", eps=None)
+        assert str(carry_out(what, db).spec.threat) == "linf 8/255"
+        assert str(carry_out(replace(what, dataset="digits"), db).spec.threat) == "linf 0.2"
+        with pytest.raises(UsageError, match="no surrogate is known for images of your own; --dataset says"):
+            carry_out(replace(what, suite=fast_suite("transfer")), db)
+
     def test_what_the_file_prints_does_not_reach_stdout(
         self, tmp_path: Path, db: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from kwbench.data import DataSet, load_dataset
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
-from kwbench.loading import build_module, is_file_model, load_entry, load_file_model, load_weights
+from kwbench.loading import _sources, build_module, is_file_model, load_entry, load_file_model, load_weights
+from kwbench.model import Model
 from kwbench.registry import ModelEntry, Registry
 from kwbench.strict_yaml import validate
 from kwbench.training import save_checkpoint
@@ -284,6 +285,66 @@ class TestFileModels:
             for name in ("defence", "scaling"):
                 sys.modules.pop(name, None)
         assert digests[0] == digests[1] != digests[2]
+
+    def test_the_hash_follows_code_that_is_not_installed_wherever_it_lies(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "app").mkdir()
+        (tmp_path / "app" / "defence.py").write_text("import scaling, quopri\n" + FACTORY.format(seed=0))
+        (tmp_path / "lib").mkdir()
+        monkeypatch.syspath_prepend(tmp_path / "lib")
+        digests = []
+        for factor in (1, 1, 2):
+            (tmp_path / "lib" / "scaling.py").write_text(f"FACTOR = {factor}\n")
+            digests.append(load_file_model(f"{tmp_path}/app/defence.py:net").sha256)
+            sources = dict(_sources(tmp_path / "app", ["scaling", "quopri", "torch", "kwbench.loading"]))
+            assert sources == {"scaling": f"FACTOR = {factor}\n".encode()}
+            for name in ("defence", "scaling"):
+                sys.modules.pop(name, None)
+        assert digests[0] == digests[1] != digests[2]
+
+    @pytest.mark.parametrize(
+        "held",
+        [
+            "self.register_buffer('scale', torch.tensor(GIVEN), persistent=False)",
+            "self.scales = [torch.tensor(GIVEN)]",
+            "self.scales = {'by': (np.array(GIVEN),)}",
+            "self.scale = GIVEN",
+            "self[1].scale = str(GIVEN)",
+        ],
+        ids=["buffer that is not saved", "list of tensors", "array", "number", "text in a part"],
+    )
+    def test_the_hash_follows_what_a_module_holds_beside_its_weights(self, tmp_path: Path, held: str) -> None:
+        digests = []
+        for given in ("1.0", "1.0", "2.0"):
+            (tmp_path / "given").write_text(given)
+            (tmp_path / "defence.py").write_text(
+                f"""
+import pathlib
+import numpy as np
+import torch
+from torch import nn
+
+GIVEN = float((pathlib.Path(__file__).parent / "given").read_text())
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Identity())
+        {held}
+"""
+            )
+            digests.append(load_file_model(f"{tmp_path}/defence.py:Net").sha256)
+            sys.modules.pop("defence", None)
+        assert digests[0] == digests[1] != digests[2]
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    def test_a_scripted_module_is_a_module(self, tmp_path: Path) -> None:
+        (tmp_path / "defence.py").write_text(FACTORY.format(seed=0) + "\ndef scripted(): return torch.jit.script(net())\n")
+        module, scripted = (load_file_model(f"{tmp_path}/defence.py:{name}").module for name in ("net", "scripted"))
+        x = torch.rand(3, 1, 8, 8, requires_grad=True)
+        model = Model(scripted, name="scripted", classes=10, shape=(1, 8, 8), tile=4)
+        assert torch.equal(model(x), module(x))
+        assert not any(weights.requires_grad for weights in scripted.parameters())
 
     def test_weights_of_every_type_are_hashed(self, tmp_path: Path) -> None:
         (tmp_path / "defence.py").write_text(

@@ -130,7 +130,7 @@ def test_gammas_are_trained_both_ways_once_and_measured(run: Run, tmp_path: Path
     code, _, err = run(*words)
     assert (code, "epoch" in err) == (0, False)
     code, out, _ = run("report", "--figures")
-    assert "reports/figures/sparsity-small-kwta-digits.svg" in out.split()
+    assert "reports/figures/sparsity-small-kwta-fgsm-digits.svg" in out.split()
     other = {**short, "seed": 1}
     registry.write_text(registry.read_text().replace(json.dumps(short), json.dumps(other)))
     code, _, err = run(*words)

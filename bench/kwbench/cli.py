@@ -128,7 +128,7 @@ def evaluate(
 
     if attack is not None and suite is not None:
         raise UsageError("--attack and --suite: give one of them; a suite file lists its attacks")
-    chosen = read_suite(suite) if suite is not None else suite_of(_names(attack or "all"))
+    chosen = read_suite(suite) if suite is not None else suite_of(_names("all" if attack is None else attack))
     requests = _requests(
         models,
         override(chosen, settings or []),
@@ -471,7 +471,13 @@ def experiment(
     results = []
     for request in requests:
         print(f"{name}: {request.model}", file=sys.stderr, flush=True)
-        results.append(measure(request, name, built, store, images=places, command=_command(), time_limit=time_limit))
+        try:
+            results.append(measure(request, name, built, store, images=places, command=_command(), time_limit=time_limit))
+        except UsageError as failure:
+            if places is None:
+                raise
+            # Of the images that were asked for, the last says how many there must be.
+            raise UsageError(str(failure).replace(f"--n {request.n}:", f"--images {images}:", 1)) from None
     _print_experiments(results, output, as_json)
 
 
@@ -998,7 +1004,7 @@ def doctor(db: Db = "results.db", as_json: Json = False) -> None:
 
     from kwbench.doctor import examine
 
-    findings = examine(Path(db.removeprefix("sqlite:///")))
+    findings = examine(db)
     if as_json:
         _print_json([asdict(finding) for finding in findings])
     else:

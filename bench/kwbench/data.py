@@ -142,6 +142,10 @@ def load_dataset(name: str, *, data: Path | None = None, data_dir: Path | None =
     return DataSet(name, 10, test, train, validation, threat=DEFAULT_THREATS[name])
 
 
+# Far more than any data set has; larger labels are another thing.
+_MOST_CLASSES = 1_000_000
+
+
 def dataset_names() -> list[str]:
     """The data sets that have a name."""
     return list(_READERS)
@@ -276,7 +280,10 @@ def _read_npz(path: Path) -> tuple[tuple[Split, Split, Split], int]:
             f"{path}: {reason}; --data takes an npz file with x_test and y_test, or a folder of images"
         ) from None
     try:
-        with content, np.load(content, allow_pickle=False) as archive:
+        with content:
+            archive = np.load(content, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise TypeError("it holds one array without a name")
             arrays = {key: archive[key] for key in ("x_test", "y_test", "x_train", "y_train") if key in archive}
     except Exception as failure:  # noqa: BLE001 - numpy and zipfile raise nearly anything on damaged files
         raise DamagedData(f"{path}: not a readable npz file of plain arrays ({failure})") from None
@@ -302,7 +309,10 @@ def _checked(path: Path, part: str, images: Array, labels: Array) -> Split:
             f"{path}: x_{part} has shape {images.shape}; it must be (n, channels, height, width) with 1 or 3 channels"
         )
     if images.dtype == np.uint8:
-        pass
+        if images.size and images.max() == 1:
+            raise DamagedData(
+                f"{path}: x_{part} is uint8 and holds only 0 and 1; pixels go to 255, or must be floats in [0, 1]"
+            )
     elif np.issubdtype(images.dtype, np.floating):
         if not np.isfinite(images).all():
             raise DamagedData(f"{path}: x_{part} holds NaN or infinity")
@@ -320,12 +330,14 @@ def _checked(path: Path, part: str, images: Array, labels: Array) -> Split:
         raise DamagedData(f"{path}: {len(images)} images in x_{part}, {len(labels)} labels in y_{part}")
     if not images.size:
         raise DamagedData(f"{path}: x_{part} is empty")
-    if labels.min() < 0:
-        raise DamagedData(f"{path}: y_{part} holds the label {labels.min()}; labels count from 0")
+    if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
+        odd = labels.min() if labels.min() < 0 else labels.max()
+        raise DamagedData(f"{path}: y_{part} holds the label {odd}; labels count from 0, to {_MOST_CLASSES - 1} at most")
     return Split(images, labels.astype(np.int64))
 
 
 def _read_folder(path: Path) -> tuple[tuple[Split, Split, Split], int]:
+    """Of a folder with test/ and perhaps train/ these; otherwise the folder itself is the test split."""
     parts = {part: path / part for part in ("test", "train") if (path / part).is_dir()}
     if "test" not in parts:
         parts = {"test": path}
@@ -346,6 +358,13 @@ def _read_classes(root: Path) -> tuple[Split, list[str]]:
         folder = import_torchvision().datasets.ImageFolder(str(root))
     except (OSError, RuntimeError) as failure:
         raise CannotEvaluate(f"{root}: {failure}; it must hold one folder of images for each class") from None
+    # Folders within a class are taken for its own; where nothing else is in it, it is a split or the like.
+    for name in folder.classes:
+        if not any(each.is_file() for each in (root / name).iterdir()):
+            raise DamagedData(
+                f"{root / name}: holds folders and no images, so it is no class; name the folder that holds one folder of "
+                "images for each class, or call the splits test and train"
+            )
     images: list[Array] = []
     for file, _ in folder.samples:
         image = _read_image(Path(file), file)

@@ -27,8 +27,8 @@ class Finding:
     remedy: str = ""
 
 
-def examine(database: Path) -> list[Finding]:
-    """Look at everything; never raises."""
+def examine(database: str) -> list[Finding]:
+    """Look at everything, and at the record at this path or URL; never raises."""
     looks: dict[str, Callable[[], list[Finding]]] = {
         "python": _python,
         "packages": _packages,
@@ -36,7 +36,8 @@ def examine(database: Path) -> list[Finding]:
         "torchvision": _torchvision,
         "device": _device,
         "sqlite": _sqlite,
-        "disk": lambda: _disk(database),
+        "record": lambda: _record(database),
+        "disk": lambda: _disk(_file(database)),
         "registry": _registry,
     }
     return [finding for subject, look in looks.items() for finding in _safely(subject, look)]
@@ -100,6 +101,24 @@ def _sqlite() -> list[Finding]:
     return [Finding("sqlite", "ok", f"{sqlite3.sqlite_version}, rollback journal")]
 
 
+def _file(database: str) -> Path:
+    """Where the record lies; if it is no file, some place here."""
+    path = database.removeprefix("sqlite:///")
+    return Path("record" if "://" in path else path)
+
+
+def _record(database: str) -> list[Finding]:
+    from kwbench.store import Store
+
+    if "://" not in database and not Path(database).exists():
+        return [Finding("record", "ok", f"{database}: none yet; kwbench evaluate makes it")]
+    try:
+        Store.open(database).close()
+    except KwbenchError as failure:
+        return [Finding("record", "problem", str(failure), "restore it from a copy, or name another with --db")]
+    return [Finding("record", "ok", database)]
+
+
 def _disk(database: Path) -> list[Finding]:
     # Where the folder is yet to be made, what holds it counts.
     folder = next(each for each in database.resolve().parents if each.is_dir())
@@ -115,27 +134,32 @@ def _registry() -> list[Finding]:
         registry = read_registry()
     except KwbenchError as failure:
         return [Finding("registry", "problem", str(failure), "mend the file, or name another with --registry")]
-    missing, damaged = [], []
+    missing: dict[Path, list[str]] = {}
+    damaged: dict[Path, list[str]] = {}
     for name, entry in registry.entries.items():
-        if entry.checkpoint is None:
+        if entry.checkpoint is None and entry.recipe is None:
             continue
-        path = registry.checkpoint_path(name)
+        path, home = registry.checkpoint_path(name), registry.holding(name).path
         if not path.is_file():
-            missing.append(name)
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != entry.checkpoint.sha256:
-            damaged.append(name)
-    findings = []
-    if damaged:
-        found = f"{registry.path}: the checkpoint is not the pinned one for {', '.join(damaged)}"
-        findings.append(Finding("checkpoints", "problem", found, "restore the files, or kwbench train NAME --pin"))
-    if missing:
-        found = f"{registry.path}: no checkpoint for {', '.join(missing)}"
-        findings.append(
-            Finding(
-                "checkpoints",
-                "note",
-                found,
-                "kwbench train NAME makes one, kwbench convert NAME --download fetches a published one",
-            )
+            missing.setdefault(home, []).append(name)
+        elif entry.checkpoint is not None and hashlib.sha256(path.read_bytes()).hexdigest() != entry.checkpoint.sha256:
+            damaged.setdefault(home, []).append(name)
+    findings = [
+        Finding(
+            "checkpoints",
+            "problem",
+            f"{home}: the checkpoint is not the pinned one for {', '.join(names)}",
+            "restore the files, or kwbench train NAME --pin",
         )
+        for home, names in damaged.items()
+    ]
+    findings += [
+        Finding(
+            "checkpoints",
+            "note",
+            f"{home}: no checkpoint for {', '.join(names)}",
+            "kwbench train NAME --pin makes one, kwbench convert NAME --download fetches a published one",
+        )
+        for home, names in missing.items()
+    ]
     return findings or [Finding("registry", "ok", f"{registry.path}: {len(registry.entries)} models")]

@@ -25,7 +25,7 @@ from kwbench.activations.swap import swapped
 from kwbench.attacks import build_attack, parameters_of
 from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack, Budgeted, Doubling
-from kwbench.data import load_dataset, slice_hash
+from kwbench.data import dataset_names, load_dataset, slice_hash
 from kwbench.diagnostics import Case, Question, Retried, Survivors, examine, retried
 from kwbench.diagnostics.answers import SURVEYED
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
@@ -71,8 +71,10 @@ class Request:
 
     @property
     def dataset_name(self) -> str:
-        """The data set asked for, or that of the model."""
-        return self.dataset or (DEFAULT_DATASET if is_file_model(self.model) else dataset_of(self.model))
+        """The data set asked for, or that of the model; of a user's own file and images, the name of these."""
+        if self.dataset is None and is_file_model(self.model):
+            return DEFAULT_DATASET if self.data is None else self.data.stem
+        return self.dataset or dataset_of(self.model)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ class LocalEvaluator:
         )
         split = self._dataset.test if request.split == "test" else self._dataset.validation
         n = min(request.suite.n or len(split), len(split)) if request.n is None else request.n
-        if not 1 <= n <= len(split):
+        if n < 1:
+            raise UsageError(f"--n {n}: must be at least 1")
+        if n > len(split):
             raise UsageError(f"--n {n}: {self._dataset.name} has {len(split)} {request.split} images")
         workers = 1 if threads else self._workers(n)
         torch.set_num_threads(threads or self._threads(workers))
@@ -280,7 +284,8 @@ class LocalEvaluator:
         asked = Prediction(**request.prediction.model_dump()) if request.prediction is not None else None
         if is_file_model(request.model):
             path, _, factory = request.model.rpartition(":")
-            return f"{Path(path).name}:{factory}", load_file_model(request.model), asked or Prediction()
+            # As it was typed: files of one name in two folders are two models.
+            return f"{Path(path).as_posix()}:{factory}", load_file_model(request.model), asked or Prediction()
         assert registry is not None
         name, entry = registry.find(request.model)
         rule = asked or Prediction(**entry.prediction.model_dump())
@@ -367,7 +372,13 @@ class LocalEvaluator:
                 return self._swapped(name)
             registry = self._registry or read_registry(self._request.registry)
             # A bare name means the surrogate of the data set at hand.
-            found, entry = registry.find(name if "/" in name else f"{self._request.dataset_name}/{name}")
+            at_hand = self._request.dataset_name
+            if "/" not in name and at_hand not in dataset_names():
+                raise NotApplicable(
+                    "no surrogate is known for images of your own; --dataset says which data set they are like, "
+                    f"or {label}.surrogate names a model of the registry"
+                )
+            found, entry = registry.find(name if "/" in name else f"{at_hand}/{name}")
             loaded = load_entry(registry, found, entry, self._dataset)
             self._surrogates[label] = loaded.sha256
             return Model(

@@ -2,11 +2,15 @@
 
 import hashlib
 import importlib.util
+import site
 import sys
-from collections.abc import Iterable, Iterator
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -157,7 +161,8 @@ def is_file_model(name: str) -> bool:
 def load_file_model(name: str) -> Loaded:
     """The module that `factory()` of path/to/file.py:factory returns. Its folder comes first on the import path.
 
-    The hash covers the file, the weights, and the modules imported from its folder.
+    The hash covers the file, the modules that it imported other than installed ones, and whatever the module and its parts hold
+    of tensors, arrays and plain values. What `forward` alone reads or imports it does not.
     Runs the user's code: call it in a process of its own. Raises UsageError if there is no such file or factory, or it does
     not return a module, CannotEvaluate if it raises.
     """
@@ -186,19 +191,41 @@ def load_file_model(name: str) -> Loaded:
         raise CannotEvaluate(f"{path}:{factory_name} raised {type(failure).__name__}: {failure}") from None
     if not isinstance(module, nn.Module):
         raise UsageError(f"{path}:{factory_name} returned {type(module).__name__}; it must return a torch.nn.Module")
+    module = module.float().eval()
     digest = hashlib.sha256(content)
-    for relative, source in sorted(_sources_below(path.resolve().parent, set(sys.modules) - before)):
-        digest.update(relative.encode() + source)
-    for key, tensor in sorted(module.state_dict().items()):
-        # The file alone does not say which weights it loaded.
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return Loaded(module.float().eval(), digest.hexdigest())
+    for imported, source in sorted(_sources(path.resolve().parent, set(sys.modules) - before)):
+        digest.update(imported.encode() + source)
+    # The file alone does not say which weights it loaded, nor where it keeps them.
+    for part, each in module.named_modules():
+        for key, held in (*vars(each).items(), *each.state_dict().items()):
+            for place, value in _plain(f"{part}.{key}", held):
+                digest.update(place.encode() + value)
+    return Loaded(module, digest.hexdigest())
 
 
-def _sources_below(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Path and content of the source files below a folder from which these modules were imported."""
+def _sources(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of those of these modules that come from the folder, or from elsewhere but are not installed."""
+    libraries = [sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    places = [*libraries, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
+    installed = [Path(each).resolve() for each in places]
     for name in names:
-        file = Path(getattr(sys.modules[name], "__file__", None) or folder).resolve()
-        if file.is_file() and file.is_relative_to(folder):
-            yield file.relative_to(folder).as_posix(), file.read_bytes()
+        file = Path(getattr(sys.modules.get(name), "__file__", None) or folder).resolve()
+        if file.is_file() and (file.is_relative_to(folder) or not any(file.is_relative_to(each) for each in installed)):
+            yield name, file.read_bytes()
+
+
+def _plain(place: str, held: Any) -> Iterator[tuple[str, bytes]]:
+    """The tensors, arrays and plain values in what a module holds, as bytes, each with its place."""
+    if isinstance(held, Tensor):
+        values = held.detach().cpu().contiguous().flatten()
+        yield f"{place} {held.dtype} {tuple(held.shape)}", values.view(torch.uint8).numpy().tobytes()
+    elif isinstance(held, np.ndarray) and held.dtype != object:
+        yield f"{place} {held.dtype} {held.shape}", held.tobytes()
+    elif isinstance(held, bool | int | float | complex | str | bytes | np.generic):
+        yield place, repr(held).encode()
+    elif isinstance(held, Mapping):
+        for key in held:
+            yield from _plain(f"{place}[{key!r}]" if isinstance(key, str | int) else place, held[key])
+    elif isinstance(held, list | tuple):
+        for number, each in enumerate(held):
+            yield from _plain(f"{place}[{number}]", each)

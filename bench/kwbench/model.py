@@ -88,7 +88,9 @@ class Model:
         self.prediction = prediction or Prediction()
         self.stochastic = False
         self._frozen = False
-        self.module = module.to(self.device).eval().requires_grad_(False)
+        self.module = module.to(self.device).eval()
+        for weights in self.module.parameters():  # a scripted module refuses the call for all of them
+            weights.requires_grad_(False)
         self._stream: object = "unseeded"
         self._draw = 0
         self._common: int | None = None

@@ -28,7 +28,12 @@ class Sweep:
 
     def suite(self, suite: Suite, value: str) -> Suite:
         """The suite at one of the values."""
-        return suite if self.of_eps else override(suite, [f"{self.what}={value}"])
+        if self.of_eps:
+            return suite
+        try:
+            return override(suite, [f"{self.what}={value}"])
+        except UsageError as failure:
+            raise UsageError(str(failure).replace("--set", "--over", 1)) from None
 
 
 def parse_sweep(text: str) -> Sweep:

@@ -25,7 +25,10 @@ def exact_fraction(value: str | int | float | Fraction) -> Fraction:
     text = str(value)
     if "/" not in text:
         # Asked first: as a fraction, 1e999999999 would fill the memory.
-        nearest = float(text)
+        try:
+            nearest = float(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a number") from None
         if not math.isfinite(nearest):
             raise ValueError(f"{text} is not a finite number")
         if nearest == 0:
@@ -34,6 +37,8 @@ def exact_fraction(value: str | int | float | Fraction) -> Fraction:
         return Fraction(text)
     except ZeroDivisionError:
         raise ValueError(f"{text} divides by zero") from None
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
 
 
 def parse_eps(value: str | int | float | Fraction, norm: str) -> Fraction:

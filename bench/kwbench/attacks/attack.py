@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -13,14 +12,14 @@ from kwbench.attacks.losses import fooled
 from kwbench.gradients import Gradient, with_more_draws
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
-from kwbench.threat import ThreatModel
+from kwbench.threat import ThreatModel, exact_fraction
 
 # Every attack's fields are checked by this: unknown names and wrong types are refused.
 strict = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
 def _from_fraction(value: Any) -> Any:
-    return float(Fraction(value)) if isinstance(value, str) else value
+    return float(exact_fraction(value)) if isinstance(value, str) else value
 
 
 # A length in the norm's unit; YAML may say "2/255".

@@ -38,7 +38,8 @@ def build_experiment(name: str, parameters: Mapping[str, Any]) -> Any:
     """
     kinds = EXPERIMENTS | SYNTHETIC
     if name not in kinds:
-        raise UsageError(f"experiment {name!r} is unknown; {did_you_mean(name, kinds)}")
+        # That of training's curves measures nothing.
+        raise UsageError(f"experiment {name!r} is unknown; {did_you_mean(name, [*kinds, 'learning'])}")
     known = [field.name for field in fields(kinds[name])]
     for parameter in parameters:
         if parameter not in known:

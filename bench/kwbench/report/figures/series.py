@@ -43,13 +43,14 @@ def sparsities(group: Sequence[Measured], known: Mapping[str, Standing]) -> list
                     lines.append(_accuracies(f"{way} training", gamma[places], [pick(found[at]) for at in places], number))
             panels.append(Panel(name, "γ", "accuracy, %", tuple(lines), top=100.0))
         one = found[0]
-        title = f"Accuracy against γ: {short(each.model)}, {one.dataset}, {one.threat}, n = {one.n}"
+        suite = each.spec["suite"]
+        title = f"Accuracy against γ under {suite}: {short(each.model)}, {one.dataset}, {one.threat}, n = {one.n}"
         caption = (
             f"Networks like {each.model}, one for each γ and way of training, with equal numbers of epochs. A_rob is under "
-            f"{each.spec['suite']}; bands are 95 % intervals. As figures 4 and 6 of xiao2020."
+            f"{suite}; bands are 95 % intervals. As figures 4 and 6 of xiao2020."
         )
         svg = plot_svg(title, panels, description=described([each]))
-        drawn.append(figure_of([each], short(each.model), title, caption, svg))
+        drawn.append(figure_of([each], f"{short(each.model)}-{suite}", title, caption, svg))
     return drawn
 
 
