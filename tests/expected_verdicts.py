@@ -32,7 +32,7 @@ class Expected:
     @property
     def name(self) -> str:
         """As the record has it."""
-        return self.model.rpartition("/")[2]
+        return self.model.removeprefix(f"{ROOT}/")
 
 
 # Naturally trained networks fall to exact gradients already, k-WTA and LWTA included, so nothing is overestimated.

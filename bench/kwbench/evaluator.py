@@ -284,8 +284,10 @@ class LocalEvaluator:
         asked = Prediction(**request.prediction.model_dump()) if request.prediction is not None else None
         if is_file_model(request.model):
             path, _, factory = request.model.rpartition(":")
-            # As it was typed: files of one name in two folders are two models.
-            return f"{Path(path).as_posix()}:{factory}", load_file_model(request.model), asked or Prediction()
+            # Files of one name in two folders are two models; from here on a path says nothing of the machine.
+            file, here = Path(path), Path.cwd()
+            file = file.absolute().relative_to(here) if file.absolute().is_relative_to(here) else file
+            return f"{file.as_posix()}:{factory}", load_file_model(request.model), asked or Prediction()
         assert registry is not None
         name, entry = registry.find(request.model)
         rule = asked or Prediction(**entry.prediction.model_dump())

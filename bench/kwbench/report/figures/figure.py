@@ -41,10 +41,10 @@ def described(group: Iterable[Measured]) -> str:
 
 def figure_of(group: Sequence[Measured], suffix: str, title: str, caption: str, svg: str) -> Figure:
     first = group[0]
-    name = "-".join(part for part in (first.experiment, suffix, first.dataset) if part)
+    name = "-".join(part for part in (first.experiment, suffix, first.dataset) if part).replace("/", "-")
     return Figure(name, first.experiment, title, caption, svg, tuple(source_of(each) for each in group))
 
 
 def short(model: str) -> str:
-    """A model's name without its data set, which the title has."""
-    return model.rpartition("/")[2]
+    """A model's name without its data set, which the title has; a file keeps its path."""
+    return model if ".py:" in model else model.rpartition("/")[2]
