@@ -84,7 +84,7 @@ READ = {
     "cifar10/resnet18-w16-lwta0.2-fast": 223,
     "mnist/cnn3-relu": 992,
     "mnist/cnn3-relu-at": 987,
-    "mnist/cnn3-relu-trades": 972,
+    "mnist/cnn3-relu-trades": 980,
     "mnist/cnn3-relu-free": 988,
     "mnist/cnn3-kwta0.1": 987,
     "mnist/cnn3-kwta0.1-free": 987,
