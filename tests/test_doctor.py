@@ -79,6 +79,7 @@ def test_a_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_no_record_is_a_problem(tmp_path: Path) -> None:
     assert found(tmp_path)["record"].level == "ok"
+    assert {each.subject: each for each in examine(f"sqlite:///{tmp_path}/results.db")}["record"].level == "ok"
     (tmp_path / "results.db").write_bytes(b"no database" * 1000)
     finding = found(tmp_path)["record"]
     assert finding.level == "problem"

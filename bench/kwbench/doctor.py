@@ -110,13 +110,15 @@ def _file(database: str) -> Path:
 def _record(database: str) -> list[Finding]:
     from kwbench.store import Store
 
-    if "://" not in database and not Path(database).exists():
-        return [Finding("record", "ok", f"{database}: none yet; kwbench evaluate makes it")]
+    # A password stands before it.
+    name = database.rpartition("@")[2]
+    if "://" not in database.removeprefix("sqlite:///") and not _file(database).exists():
+        return [Finding("record", "ok", f"{name}: none yet; kwbench evaluate makes it")]
     try:
         Store.open(database).close()
     except KwbenchError as failure:
         return [Finding("record", "problem", str(failure), "restore it from a copy, or name another with --db")]
-    return [Finding("record", "ok", database)]
+    return [Finding("record", "ok", name)]
 
 
 def _disk(database: Path) -> list[Finding]:

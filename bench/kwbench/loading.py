@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +196,11 @@ def load_file_model(name: str) -> Loaded:
     digest = hashlib.sha256(content)
     for imported, source in sorted(_sources(path.resolve().parent, set(sys.modules) - before)):
         digest.update(imported.encode() + source)
-    # The file alone does not say which weights it loaded, nor where it keeps them.
-    for part, each in module.named_modules():
-        for key, held in (*vars(each).items(), *each.state_dict().items()):
-            for place, value in _plain(f"{part}.{key}", held):
-                digest.update(place.encode() + value)
+    # The file alone does not say which weights it loaded, nor where it keeps them; a scripted module's are in its state alone.
+    parts = dict(module.named_modules())
+    beside = {name: {key: held for key, held in vars(part).items() if key != "_parameters"} for name, part in parts.items()}
+    for place, value in chain(_plain("state", module.state_dict()), _plain("beside", beside)):
+        digest.update(place.encode() + value)
     return Loaded(module, digest.hexdigest())
 
 
