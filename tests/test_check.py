@@ -363,6 +363,12 @@ def test_compare_tests_both_ways_on_the_same_samples(store: Store) -> None:
     assert shown[0]["a_rob"]["lost"] == 36
 
 
+def test_a_radius_is_written_as_in_every_table(store: Store, tmp_path: Path) -> None:
+    net(store, 0.6, checkpoint="a", eps="0.05")
+    update(store, tmp_path / "baseline.json")
+    assert [each.threat for each in check(store, tmp_path / "baseline.json").models] == ["linf 0.05"]
+
+
 def test_compare_finds_no_difference_between_a_model_and_itself(store: Store) -> None:
     net(store, 0.6, checkpoint="a", model="a")
     (found,) = compare(store, "a", "a")

@@ -22,6 +22,7 @@ from kwbench.outcome import CLEAN
 from kwbench.standing import Comparison, Standing, attacks_key, comparison_key, standings
 from kwbench.statistics import Interval, PairedTest, difference_interval, paired_test
 from kwbench.store import Evaluation, Store
+from kwbench.threat import ThreatModel
 from kwbench.wording import interval_text, markdown, percent, plain
 
 FORMAT = 1
@@ -358,7 +359,7 @@ def append_summary(result: CheckResult, path: Path) -> None:
 
 def _check_entry(store: Store, entry: _Entry, found: Sequence[Standing], max_drop: float, alpha: float) -> ModelCheck:
     key = entry.key
-    threat = f"{key.norm} {key.eps}"
+    threat = str(ThreatModel.of(key.norm, key.eps))
 
     def unsure(reason: str, now: Interval | None = None, run: str | None = None) -> ModelCheck:
         return ModelCheck(
