@@ -8,7 +8,7 @@
 #   OUTPUT    where the report goes
 #   RECORD    where the record is kept, packed: unpacked to DB if there is none, and packed anew in the end
 #   SERIES    where the networks of figures 4 and 6 are trained
-#   N         at most so many images of anything: with a few, all of it is tried in minutes (give another DB, OUTPUT and RECORD)
+#   N         at most so many images of anything: with 4, all of it is tried in an hour or two (give another DB, OUTPUT and RECORD)
 set -eu
 KWBENCH=${KWBENCH:-.venv/bin/kwbench}
 PYTHON=${PYTHON:-.venv/bin/python}

@@ -5,7 +5,7 @@
 #   CIFAR10  an npz file of CIFAR-10's test images, for the parts on its networks; without one they are left out
 #   OUTPUT   where the tables go
 #   N        so many images in place of each benchmark's own number, ROUNDS so many rounds, MODELS so many models on record: with a
-#            few, all of it is tried in minutes, and the ratios mean nothing
+#            few, all of it is tried in less than half the time, and the ratios mean nothing
 #
 # `rivals.py` compares with Foolbox and torchattacks, which `make setup` installs, and adv-lib, which `make speed` does.
 set -eu
