@@ -404,7 +404,7 @@ class TestMemory:
     [
         ({"batch_size": 0}, None, "--batch-size 0: must be at least 1"),
         ({"tile": 0}, None, "--tile 0: must be at least 1"),
-        ({"n": 0}, None, "--n 0: digits has 360 test images"),
+        ({"n": 0}, None, "--n 0: must be at least 1"),
         ({"n": 361}, None, "--n 361: digits has 360 test images"),
         ({}, 0.0, "--time-limit 0: must be above 0"),
         ({}, float("nan"), "--time-limit nan: must be above 0"),
