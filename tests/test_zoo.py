@@ -89,7 +89,7 @@ READ = {
     "mnist/cnn3-kwta0.1": 987,
     "mnist/cnn3-kwta0.1-free": 987,
     "mnist/cnn3-kwta0.1-at": 987,
-    "mnist/cnn3-kwta0.1-trades": 972,
+    "mnist/cnn3-kwta0.1-trades": 977,
 }
 
 
