@@ -37,7 +37,8 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class _Batching:
-    """In which batches the bits of a row are the same; for each number of rows up to a tile, those that they are to take."""
+    """In which batches the bits of a row are the same, the largest first; for each number of rows up to the largest, those that
+    they are to take."""
 
     sizes: list[int]
     plans: list[list[int]]
@@ -58,8 +59,8 @@ class Model:
 
     Forward and backward passes of a deterministic module run on tiles of exactly `tile` samples, padded when short: float32
     convolutions round differently at other batch sizes, and an attack amplifies the difference. Hence a row's logits and
-    gradients depend on that row alone. Once `measure_passes` knows smaller batches in which they are the same to the bit, they
-    are padded to those. A stochastic module's tiles are not padded; its own randomness is reseeded at every
+    gradients depend on that row alone. Once `measure_passes` knows other batches in which they are the same to the bit, rows
+    pass in those. A stochastic module's tiles are not padded; its own randomness is reseeded at every
     pass from the stream set by `reseed`. With frozen randomness each image passes alone: in a batch, what an image meets
     would depend on its place there.
 
@@ -167,18 +168,19 @@ class Model:
         """From now on find out by trial, when a row first is to pass, how rows pass quickest without being others for it.
 
         On a CPU images and weights are laid out with channels last, as convolutions like them, where the module's answers then
-        differ by no more than rounding. And fewer rows than a tile are padded to such smaller batches in which the module
+        differ by no more than rounding. And rows pass in such batches, smaller and larger than a tile, in which the module
         gives each of them the very bits that it gives it in a tile. Which kernel computes a batch goes by its shape, so equal
-        bits on these images (b, c, h, w) mean the same order of summation on any. Sizes are halvings of the tile.
-        Of a module that is stochastic or frozen nothing is measured.
+        bits on these images (b, c, h, w) mean the same order of summation on any. Smaller sizes are halvings of the tile, which
+        pad less; larger ones are doublings up to four tiles, for as long as a row takes less time in them: small networks spend
+        much of it on what is the same for any number of rows. Of a module that is stochastic or frozen nothing is measured.
         """
         self._batchings = {}
         self._channels_last.pop("float32", None)
         self._probe = None if self.stochastic or self._frozen else images.detach()[torch.arange(self.tile) % len(images)]
 
     def sizes(self, *, gradients: bool) -> list[int]:
-        """The batches in which rows may pass, with or without gradients, the largest first; the tile alone if the module
-        raises."""
+        """The batches in which rows may pass in the present precision, with or without gradients, the largest first; the tile
+        alone if the module raises."""
         return self._batching(gradients).sizes
 
     def _batching(self, gradients: bool) -> "_Batching":
@@ -192,22 +194,35 @@ class Model:
         return found
 
     def _measured_batching(self, gradients: bool) -> "_Batching":
-        if self._probe is None:
+        if (probe := self._probe) is None:
             return _Batching([self.tile], [])
-        whole, _ = self._bits(self._probe, gradients)
+        whole, _ = self._bits(probe, gradients)
+
+        def rows(size: int) -> Tensor:
+            # Each stands elsewhere than in the tile.
+            return (-1 - torch.arange(size, device=probe.device)) % self.tile
+
+        def agrees(size: int) -> bool:
+            part, _ = self._bits(probe[rows(size)], gradients)
+            return all(torch.equal(one[rows(size)], other) for one, other in zip(whole, part, strict=True))
+
+        def seconds(size: int) -> float:
+            # The first pass of a shape also prepares it.
+            return min(self._bits(probe[rows(size)], gradients)[1] for _ in range(3))
+
         sizes, few = [self.tile], self.tile
         while few > 1:
             few //= 2
-            # Turned round, so that each row stands elsewhere than in the tile.
-            part, _ = self._bits(self._probe.flip(0)[:few], gradients)
-            if all(torch.equal(one.flip(0)[:few], other) for one, other in zip(whole, part, strict=True)):
+            if agrees(few):
                 sizes.append(few)
-        if len(sizes) == 1:
-            return _Batching(sizes, [])
-        # The first pass of a shape also prepares it.
-        quick = min(self._bits(self._probe[: sizes[-1]], gradients)[1] for _ in range(3))
-        slow = self._bits(self._probe, gradients)[1]
-        return _Batching(sizes, _cheapest(sizes, quick, slow))
+        slow = seconds(self.tile)
+        while sizes[0] < _TILES * self.tile and slow < _SHORT and agrees(2 * sizes[0]):
+            slower = seconds(2 * sizes[0])
+            if slower > 2 * _QUICKER * slow:
+                break
+            sizes.insert(0, 2 * sizes[0])
+            slow = slower
+        return _Batching(sizes, _cheapest(sizes, seconds(sizes[-1]), slow) if len(sizes) > 1 else [])
 
     def _bits(self, x: Tensor, gradients: bool) -> tuple[list[Tensor], float]:
         """Logits of one pass over x, and where asked for the gradients of a sum of them; the seconds that it took."""
@@ -345,14 +360,12 @@ class Model:
 
     def _split(self, x: Tensor) -> list[int]:
         """The sizes of the passes that x (b, c, h, w) takes; the last may be longer than what is left."""
-        tiles, rest = divmod(len(x), self.tile)
-        sizes = [self.tile] * tiles
-        if not rest:
-            return sizes
         # What was measured holds for the bare module.
         bare = self._probe is not None and self._run is _once and x.requires_grad == torch.is_grad_enabled()
-        plans = self._batching(x.requires_grad).plans if bare else []
-        return sizes + (plans[rest] if plans else [self.tile])
+        batching = self._batching(x.requires_grad) if bare else _Batching([self.tile], [])
+        largest = batching.sizes[0]
+        full, rest = divmod(len(x), largest)
+        return [largest] * full + (batching.plans[rest] if batching.plans else [largest] if rest else [])
 
     def _combined(self, draws: list[Tensor]) -> Tensor:
         if len(draws) == 1:
@@ -495,6 +508,10 @@ _SAME = 0.9
 
 # Of the largest logit; sums in another order are far nearer, and what takes channels for pixels far from it.
 _ROUNDING = 1e-3
+
+# More rows than a tile pass at once where a tile takes less than so many seconds, up to so many tiles, if that many rows take
+# less than this share of the time.
+_SHORT, _TILES, _QUICKER = 0.05, 4, 0.95
 
 
 def require_exact_float32() -> None:

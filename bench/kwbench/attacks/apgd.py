@@ -349,8 +349,9 @@ class _Climb:
             elif self.model.stochastic or not isinstance(self.attack.gradient, Exact):
                 logits, value, gradient = self._estimate(place, self.rng.take(place.index).child(step))
             else:
-                # A tile at a time: autograd keeps what each went through.
-                parts = [self._estimate(part, self.rng) for part in place.split(self.model.tile)]
+                # A pass at a time: autograd keeps what each went through.
+                room = self.model.sizes(gradients=True)[0]
+                parts = [self._estimate(part, self.rng) for part in place.split(room)]
                 logits, value, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
         # An answer that is not a number is what the judge calls broken; its gradient leads nowhere.
         failed = ~logits.isfinite().all(dim=1)

@@ -50,10 +50,11 @@ class Descent:
         early_exit = self.early_exit and not model.stochastic
         final, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         loss = LOSSES[self.loss]
-        # Samples pass a tile at a time, and whoever is done makes room for the next. Estimators that draw noise address it by
-        # the step, so theirs go all together.
+        # As many samples as one pass takes at a time, and whoever is done makes room for the next. Estimators that draw noise
+        # address it by the step, so theirs go all together.
         together = model.stochastic or not isinstance(self.gradient, Exact)
-        room = len(x) if together else model.tile
+        with model.searching(self.precision):
+            room = len(x) if together else model.sizes(gradients=True)[0]
         active = torch.arange(min(room, len(x)), device=x.device)
         entered = len(active)
         images, labels, z, velocity = x[active], y[active], start[active], torch.zeros_like(start[active])
