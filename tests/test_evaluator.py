@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kwbench import evaluator as evaluator_module
-from kwbench import runner
+from kwbench import processes, runner
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluator import Request, open_evaluator
 from kwbench.runner import evaluate
@@ -66,7 +66,7 @@ def at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh processes that have torch imported already, to save the seconds; else as spawned ones."""
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["kwbench.runner", "pyautoattack", "foolbox", "sklearn.datasets"])
-    monkeypatch.setattr(evaluator_module.multiprocessing, "get_context", lambda _: found)
+    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda _: found)
 
 
 def defence(folder: Path, forward: str = "return self.layers(x)", head: str = "") -> str:

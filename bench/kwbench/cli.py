@@ -120,6 +120,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Attack models and say what their robust accuracy is."""
+    _prepare(threads, db)
     from kwbench.progress import showing
     from kwbench.runner import evaluate as run
     from kwbench.standing import standings
@@ -191,6 +192,7 @@ def diagnose(
     as_json: Json = False,
 ) -> None:
     """Say whether a robust accuracy can be believed: evaluate, check the model and the record, and reach a verdict."""
+    _prepare(threads, db)
     from kwbench.progress import showing
     from kwbench.runner import evaluate as run
     from kwbench.standing import standings, to_json
@@ -286,6 +288,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Measure robust accuracy against the radius, or against a parameter of an attack such as its steps."""
+    _prepare(threads, db)
     import numpy as np
 
     from kwbench.files import write_whole
@@ -420,6 +423,7 @@ def experiment(
     and images move. learning: the loss along training. fit: a function of one number. layers: theorem 1 of xiao2020, on
     random layers.
     """
+    _prepare(threads, db)
     from kwbench.experiments import SYNTHETIC, build_experiment
     from kwbench.registry import read_registry
     from kwbench.store import Store
@@ -1029,6 +1033,14 @@ def _requests(models: list[str], suite: "Suite", *, prediction: str | None, **op
     rule = prediction_rule(prediction) if prediction is not None else None
     requests = [Request(model=model, suite=suite, prediction=rule, **options) for model in models]
     return [replace(each, suite=suite.on(each.dataset_name)) for each in requests]
+
+
+def _prepare(threads: int | None, db: str) -> None:
+    """Let a second process import what evaluations need while this one does; a record that is there may have all of them."""
+    from kwbench.processes import prepare
+
+    if threads != 1 and not Path(db).exists():
+        prepare("kwbench.evaluator")
 
 
 def _places(text: str) -> list[int]:

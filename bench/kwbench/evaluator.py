@@ -4,17 +4,12 @@ A user's own file runs in a freshly spawned process: its imports cannot clash wi
 """
 
 import math
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -37,6 +32,7 @@ from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.measured import Array
 from kwbench.model import Model, Precision, Prediction, find_device, keep_freed_memory, require_exact_float32
 from kwbench.outcome import Outcome
+from kwbench.processes import serving
 from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
 from kwbench.relaxation import survey
 from kwbench.suite import Suite
@@ -447,13 +443,9 @@ class SpawnedEvaluator:
     facts: Facts
 
     def __init__(self, request: Request, time_limit: float | None, threads: int | None = None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
         self._name, self._time_limit = request.model, time_limit
-        self._process = context.Process(target=_serve, args=(theirs, request, threads), daemon=True)
-        with _interrupts_ignored():
-            self._process.start()
-        theirs.close()
+        self._serving = serving(__name__)
+        self._send((request, threads))
 
     def wait(self) -> None:
         """Until all is loaded. Raises as `open_evaluator` does."""
@@ -491,23 +483,24 @@ class SpawnedEvaluator:
 
     def close(self) -> None:
         """See Evaluator."""
-        self._pipe.close()
-        self._process.kill()
-        self._process.join()
+        self._serving.close()
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        try:
-            self._pipe.send((method, arguments))
-        except (BrokenPipeError, OSError):
-            self._died()
+        self._send((method, arguments))
         return self._answer(self._time_limit)
 
+    def _send(self, what: Any) -> None:
+        try:
+            self._serving.pipe.send(what)
+        except (BrokenPipeError, OSError):
+            self._died()
+
     def _answer(self, limit: float | None) -> Any:
-        if not self._pipe.poll(limit):
+        if not self._serving.pipe.poll(limit):
             self.close()
             raise CannotEvaluate(f"{self._name}: no answer within {limit:g} s; the process was stopped")
         try:
-            answer = self._pipe.recv()
+            answer = self._serving.pipe.recv()
         except (EOFError, OSError):
             self._died()
         if isinstance(answer, BaseException):
@@ -515,28 +508,17 @@ class SpawnedEvaluator:
         return answer
 
     def _died(self) -> None:
-        self._process.join(5)
-        raise CannotEvaluate(
-            f"{self._name}: its process died (exit code {self._process.exitcode}); what was finished is on record"
-        )
+        process = self._serving.process
+        process.join(5)
+        raise CannotEvaluate(f"{self._name}: its process died (exit code {process.exitcode}); what was finished is on record")
 
 
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; one that starts in this block leaves it to us."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def serve(pipe: Connection) -> None:
+    """The other end of a SpawnedEvaluator: answer one call after the other, until the pipe is closed."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _serve(pipe: multiprocessing.connection.Connection, request: Request, threads: int | None) -> None:
-    os.dup2(2, 1)  # what foreign code prints must not mix with the results on stdout
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+        request, threads = pipe.recv()
+    except EOFError:
+        return
     pipe.send("started")
     evaluator = _served(request.model, lambda: LocalEvaluator(request, threads))
     if isinstance(evaluator, BaseException):
@@ -562,14 +544,6 @@ def _served(name: str, work: Callable[[], Any]) -> Any:
         return failure
     except Exception as failure:  # noqa: BLE001 - foreign code
         return _foreign(name, failure)
-
-
-def _end_with_parent() -> None:
-    """A hanging model must not outlive a command that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _foreign(name: str, failure: Exception) -> CannotEvaluate:
