@@ -20,6 +20,7 @@ from kwbench.randomness import SampleRandom, seeded_globally
 from kwbench.threat import ThreatModel
 from small_models import Linear, Noisy, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
 from test_attacks_descent import Rounded
+from test_model import Watched
 
 THREATS = [ThreatModel.of("linf", "0.11"), ThreatModel.of("l2", "0.55")]
 
@@ -160,6 +161,26 @@ def test_what_a_target_comes_to_does_not_depend_on_other_samples_or_targets() ->
     assert [(each.status, each.prediction, each.forwards) for each in whole[20:]] == [
         (each.status, each.prediction, each.forwards) for each in part
     ]
+
+
+def test_further_restarts_climb_side_by_side_and_are_the_same_in_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    threat, parameters = ThreatModel.of("linf", "0.02"), {"steps": 6, "targets": 9, "finalists": 2}
+
+    def outcomes(restarts: int) -> list[tuple[Status, int | None, float | None]]:
+        found = run("apgd", {**parameters, "restarts": restarts}, first_images(20), threat, model=model)
+        return [(each.status, each.prediction, each.distance) for each in found]
+
+    module = Watched(trained_cnn())
+    model = wrapped(module, tile=256)
+    outcomes(2)
+    twice = len(module.sizes)
+    module.sizes.clear()
+    four = outcomes(4)
+    assert len(module.sizes) == twice, "as many passes, with more in each"
+    monkeypatch.setattr("kwbench.attacks.apgd._LANES", 1)
+    module.sizes.clear()
+    assert outcomes(4) == four
+    assert len(module.sizes) > 2 * twice, "one sample after the other"
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

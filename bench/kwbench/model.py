@@ -207,8 +207,9 @@ class Model:
             return all(torch.equal(one[rows(size)], other) for one, other in zip(whole, part, strict=True))
 
         def seconds(size: int) -> float:
-            # The first pass of a shape also prepares it.
-            return min(self._bits(probe[rows(size)], gradients)[1] for _ in range(3))
+            # The first pass of a shape also prepares it; of a long one that is little.
+            took = self._bits(probe[rows(size)], gradients)[1]
+            return took if took > _SHORT else min(took, *(self._bits(probe[rows(size)], gradients)[1] for _ in range(2)))
 
         sizes, few = [self.tile], self.tile
         while few > 1:

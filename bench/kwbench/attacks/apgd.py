@@ -18,6 +18,10 @@ from kwbench.threat import Norm, ThreatModel
 
 # Algorithm 1's: how much of a step is the new one, and the share of rising steps below which the step size is halved.
 _MOMENTUM, _RHO = 0.75, 0.75
+# The least merit of a lane that succeeded.
+_BROKEN = 3.0
+# Lanes that climb side by side, unless one sample alone has more.
+_LANES = 4096
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2"}
 
 
@@ -30,11 +34,12 @@ class Apgd:
     arXiv:2407.02240); all of them, if there are no more, are not put in order where they climb side by side.
 
     Deterministic models: of each sample the first misclassified iterate is proposed, and with `early_exit` the search ends
-    there; without one, the iterate of highest loss. The targets of a sample climb side by side. With `finalists`, those that
-    come closest go on: three times so many after a sixth of the steps, so many after a third, and only they have further
-    restarts. With `focus`, from 0 to 1, a third of the steps must bring a target close: to within so much of the true class's
-    probability by that of another. What stays further off does not go on, nor start again. `auto` is what an evaluation makes
-    of it: 0.1 if nothing in the model hides its gradient; elsewhere what is far may be one step away, and all go on.
+    there; without one, the iterate of highest loss. The targets of a sample climb side by side, and after the first climb all
+    further restarts do. With `finalists`, those that come closest go on: three times so many after a sixth of the steps, so
+    many after a third, and only they have further restarts. With `focus`, from 0 to 1, a third of the steps must bring a target
+    close: to within so much of the true class's probability by that of another. What stays further off does not go on, nor
+    start again. `auto` is what an evaluation makes of it: 0.1 if nothing in the model hides its gradient; elsewhere what is far
+    may be one step away, and all go on.
     In `precision` bfloat16 five sixths of the first climb are in rounded arithmetic, float32 having the last word on every
     success; its end, and further restarts, are in float32. `auto` likewise: bfloat16 in linf, where steps go by signs alone, if
     it is quicker and nothing in the model hides its gradient; elsewhere it is float32.
@@ -80,29 +85,36 @@ class Apgd:
         if model.stochastic:
             return self._most_failing(model, x, y, targets, threat, rng)
         best, score = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
-        closest = torch.full(targets.shape, -torch.inf, device=x.device)
-        fallen = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        for restart in range(self.restarts):
-            again = self._again(closest) if restart else torch.ones_like(closest, dtype=torch.bool)
-            row, turn = (again & ~fallen[:, None]).nonzero(as_tuple=True)
-            if not len(row):
-                break
-            stream = rng.child(f"restart {restart}").lanes(row, turn)
-            start = random_start(x[row], threat, stream) if self.random_start else x[row].clone()
-            place = _Place.at(start, x[row], y[row], targets[row, turn], row, 2 * threat.radius)
-            rounded = 0 if restart else self.rounded_steps
-            found = _Climb(self, model, threat, stream, place, rounded).to_success(turn, narrowing=not restart)
-            closest[row, turn] = torch.maximum(closest[row, turn], found.closest)
-            fallen[row[found.broken]] = True
+
+        def climb(rows: Tensor, wanted: Tensor, rng: SampleRandom, *, first: bool) -> Tensor:
+            """How close some rows (r,) come to their targets (r, m), from those of s starts for which these are `wanted`."""
+            lane_at = (start, place, turn) = wanted.nonzero(as_tuple=True)
+            row = rows[place]
+            stream = rng.lanes(row, start * targets.shape[1] + turn)
+            z = random_start(x[row], threat, stream) if self.random_start else x[row].clone()
+            lanes = _Place.at(z, x[row], y[row], targets[row, turn], row, 2 * threat.radius)
+            rounded = self.rounded_steps if first else 0
+            found = _Climb(self, model, threat, stream, lanes, rounded).to_success(turn, narrowing=first)
             # Of each sample that of its lanes which came farthest; a lane without a way on leaves no sample standing.
-            merit = torch.full_like(closest, -torch.inf)
-            merit[row, turn] = found.merit
-            lane = torch.zeros_like(closest, dtype=torch.long)
-            lane[row, turn] = torch.arange(len(row), device=x.device)
-            highest, which = merit.max(dim=1)
-            better = highest > score
-            score[better] = highest[better]
-            best[better] = found.images[lane.gather(1, which[:, None]).squeeze(1)[better]]
+            merit, closest = (torch.full(wanted.shape, -torch.inf, device=x.device) for _ in range(2))
+            merit[lane_at], closest[lane_at] = found.merit, found.closest
+            lane = torch.zeros(wanted.shape, dtype=torch.long, device=x.device)
+            lane[lane_at] = torch.arange(len(row), device=x.device)
+            highest, which = merit.transpose(0, 1).flatten(1).max(dim=1)
+            better = highest > score[rows]
+            score[rows[better]] = highest[better]
+            best[rows[better]] = found.images[lane.transpose(0, 1).flatten(1).gather(1, which[:, None]).squeeze(1)[better]]
+            return closest.amax(dim=0)
+
+        rows = torch.arange(len(x), device=x.device)
+        every = torch.ones((1, *targets.shape), dtype=torch.bool, device=x.device)
+        closest = climb(rows, every, rng.child("restart 0"), first=True)
+        again = self._again(closest) & (score < _BROKEN)[:, None]
+        rows, starts = rows[again.any(dim=1)], self.restarts - 1
+        if starts and len(rows):
+            # All further starts of a sample climb side by side: few samples still fill a pass.
+            for part in torch.split(rows, max(1, _LANES // (starts * targets.shape[1]))):
+                climb(part, again[part].expand(starts, -1, -1), rng.child("restart 1"), first=False)
         return best
 
     def _most_failing(
@@ -430,7 +442,7 @@ class _Found:
     @property
     def merit(self) -> Tensor:
         """By which one lane of a sample is chosen: one that succeeded, else one without a way on, else the closest."""
-        return torch.where(self.broken, 4 + self.closest, torch.where(self.lost, 2.0, self.closest))
+        return torch.where(self.broken, _BROKEN + 1 + self.closest, torch.where(self.lost, 2.0, self.closest))
 
 
 def _ranks(values: Tensor) -> Tensor:
