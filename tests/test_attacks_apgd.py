@@ -163,24 +163,24 @@ def test_what_a_target_comes_to_does_not_depend_on_other_samples_or_targets() ->
     ]
 
 
-def test_further_restarts_climb_side_by_side_and_are_the_same_in_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    threat, parameters = ThreatModel.of("linf", "0.02"), {"steps": 6, "targets": 9, "finalists": 2}
-
-    def outcomes(restarts: int) -> list[tuple[Status, int | None, float | None]]:
-        found = run("apgd", {**parameters, "restarts": restarts}, first_images(20), threat, model=model)
-        return [(each.status, each.prediction, each.distance) for each in found]
-
+def test_further_restarts_climb_side_by_side_in_no_more_lanes_than_the_first() -> None:
+    threat, batch = ThreatModel.of("linf", "0.02"), first_images(20)
     module = Watched(trained_cnn())
     model = wrapped(module, tile=256)
-    outcomes(2)
-    twice = len(module.sizes)
-    module.sizes.clear()
-    four = outcomes(4)
-    assert len(module.sizes) == twice, "as many passes, with more in each"
-    monkeypatch.setattr("kwbench.attacks.apgd._LANES", 1)
-    module.sizes.clear()
-    assert outcomes(4) == four
-    assert len(module.sizes) > 2 * twice, "one sample after the other"
+
+    def outcomes(rows: range, **parameters: int) -> list[tuple[Status, int | None, float | None, int]]:
+        module.sizes.clear()
+        found = run("apgd", {"steps": 6, "restarts": 4, **parameters}, batch.take(rows), threat, model=model)
+        return [(each.status, each.prediction, each.distance, each.forwards) for each in found]
+
+    # Of nine targets two are left: six lanes of three restarts take the passes of one, the first being another.
+    together = outcomes(range(20), targets=9, finalists=2)
+    assert len(module.sizes) < 3 * 7 + 5
+    assert [each for row in range(20) for each in outcomes(range(row, row + 1), targets=9, finalists=2)] == together
+    # Three restarts of as many lanes as there were take three times as many passes.
+    assert outcomes(range(20)) == [each for row in range(20) for each in outcomes(range(row, row + 1))]
+    outcomes(range(20))
+    assert len(module.sizes) > 4 * 6
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kwbench import evaluator as evaluator_module
 from kwbench import processes, runner
 from kwbench.errors import CannotEvaluate, UsageError
-from kwbench.evaluator import Request, open_evaluator
+from kwbench.evaluator import LocalEvaluator, Request, open_evaluator
 from kwbench.runner import evaluate
 from kwbench.store import Evaluation, Store
 from kwbench.suite import Suite, SuiteAttack, override, read_suite, suite_of
@@ -296,6 +297,28 @@ theirs.LocalEvaluator.judge = small
 """
     found = evaluated(own(defence(tmp_path, head=head), n=48), tmp_path / "full.db")
     assert found == evaluated(own(defence(tmp_path), n=48), tmp_path / "plain.db")
+
+
+def test_where_memory_holds_a_tile_but_no_more_the_rows_are_the_same(registry: Path) -> None:
+    what = request(registry, "resnet18-relu", suite=fast_suite("pgd"), n=64, tile=16, threads=1)
+    local, rows = LocalEvaluator(what), range(64)
+    clean = local.judge_clean(rows)
+    expected = local.judge("pgd", rows, clean, None)
+    network, most = local._model.module, list[int]()
+
+    class Small(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            most.append(len(x))
+            if len(x) > 16:
+                raise torch.OutOfMemoryError("full")
+            return torch.as_tensor(network(x))
+
+    local._model.module = Small()
+    found = local.judge("pgd", rows, clean, None)
+    assert max(most) > 16, "on this machine no larger batch is quicker: the test says nothing"
+    assert [(each.sample, each.status, each.prediction) for each in found] == [
+        (each.sample, each.status, each.prediction) for each in expected
+    ]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

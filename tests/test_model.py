@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kwbench.errors import CannotEvaluate
-from kwbench.model import Prediction, _cheapest, keep_freed_memory
+from kwbench.model import Prediction, keep_freed_memory
 from small_models import Noisy, cnn, first_images, trained_cnn, wrapped
 
 
@@ -129,6 +129,20 @@ def test_no_more_than_a_tile_passes_at_once_where_a_row_takes_as_long_or_a_tile_
         model = wrapped(Busy(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), seconds), tile=16)
         model.measure_passes(x)
         assert model.sizes(gradients=False)[0] == model.sizes(gradients=True)[0] == 16
+
+
+def test_where_memory_wants_it_no_more_rows_than_a_tile_pass_at_once() -> None:
+    x = first_images(300).x
+    module = Watched(Busy(Deep(), lambda rows: 0.02))
+    model = wrapped(module, tile=32)
+    model.measure_passes(x[:32])
+    gradient = _gradient(model, x)
+    assert max(module.sizes) == 128
+    assert model.keep_to_tiles()
+    module.sizes.clear()
+    assert torch.equal(_gradient(model, x), gradient)
+    assert max(module.sizes) == 32
+    assert not model.keep_to_tiles(), "there is no more to save"
 
 
 class Laid(nn.Module):
@@ -262,13 +276,6 @@ def test_what_was_measured_of_the_bare_module_holds_for_nothing_else() -> None:
     model.stochastic = True
     model.measure_passes(first_images(16).x)
     assert model.sizes(gradients=False) == [16]
-
-
-def test_rows_go_in_the_batches_that_take_least() -> None:
-    dear = _cheapest([64, 32, 16, 8, 4], quick=4.0, slow=5.0)  # a pass costs nearly what a tile costs
-    assert [dear[rows] for rows in (0, 1, 5, 33, 64)] == [[], [4], [8], [64], [64]]
-    cheap = _cheapest([64, 32, 16, 8, 4], quick=1.0, slow=16.0)  # a row costs the same everywhere
-    assert all(sum(cheap[rows]) == -(-rows // 4) * 4 for rows in range(65))
 
 
 def test_a_search_in_bfloat16_rounds_and_ends_with_its_block() -> None:

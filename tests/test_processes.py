@@ -9,7 +9,7 @@ import pytest
 
 from kwbench import processes
 from kwbench.cli import main
-from kwbench.processes import Serving, prepare, serving
+from kwbench.processes import Serving, dismiss, prepare, serving
 from small_registry import write_registry
 
 ANSWERS = """\
@@ -54,6 +54,32 @@ def test_the_first_that_asks_gets_the_process_that_is_ready_the_next_one_of_its_
         assert not each.process.is_alive()
 
 
+def test_one_that_died_meanwhile_or_that_nobody_will_ask_for_is_gone(module: str, cores: None) -> None:
+    prepare(module)
+    dead = processes._ahead[module].process
+    dead.kill()
+    dead.join()
+    fresh = serving(module)
+    assert answer(fresh)[0] == fresh.process.pid != dead.pid
+    prepare(module)
+    idle = processes._ahead[module].process
+    dismiss(module)
+    dismiss(module)
+    assert not idle.is_alive()
+    assert not processes._ahead
+
+
+def test_where_no_process_can_be_started_ahead_the_command_goes_on(
+    module: str, cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: str) -> Serving:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes, "_started", refused)
+    prepare(module)
+    assert not processes._ahead
+
+
 def test_on_one_core_nothing_is_started_ahead(module: str, cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as one:
         one.setattr(os, "sched_getaffinity", lambda _: {3})
@@ -70,7 +96,8 @@ def test_a_command_that_has_all_before_it_prepares_and_one_that_may_have_all_on_
     monkeypatch.setattr(processes, "prepare", asked.append)
     monkeypatch.chdir(tmp_path)
     write_registry(tmp_path)
-    for extra in (["--threads", "1"], ["--threads", "2", "--db", "other.db"], ["--threads", "2"]):
+    on_record = ["--threads", "2", "--db", "sqlite:///results.db"]
+    for extra in (["--threads", "1"], ["--threads", "2", "--db", "other.db"], ["--threads", "2"], on_record):
         monkeypatch.setattr("sys.argv", ["kwbench", "evaluate", "resnet18-relu", "--attack", "fgsm", "--n", "4", *extra])
         with pytest.raises(SystemExit, match="0"):
             main()

@@ -53,7 +53,9 @@ Count = Annotated[int | None, typer.Option("--n", help="Only the first N test im
 Eps = Annotated[str | None, typer.Option(help="Radius, such as 8/255 or 0.2.")]
 Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 BatchSize = Annotated[int, typer.Option(help="Samples attacked together; changes no result.")]
-Tile = Annotated[int, typer.Option(help="Samples in every forward pass; part of a run's identity.")]
+Tile = Annotated[
+    int, typer.Option(help="Samples in a forward pass, or in one of other size with the same bits; part of a run's identity.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of torch; default: one for small images, else its own choice.")
@@ -423,7 +425,6 @@ def experiment(
     and images move. learning: the loss along training. fit: a function of one number. layers: theorem 1 of xiao2020, on
     random layers.
     """
-    _prepare(threads, db)
     from kwbench.experiments import SYNTHETIC, build_experiment
     from kwbench.registry import read_registry
     from kwbench.store import Store
@@ -1039,7 +1040,8 @@ def _prepare(threads: int | None, db: str) -> None:
     """Let a second process import what evaluations need while this one does; a record that is there may have all of them."""
     from kwbench.processes import prepare
 
-    if threads != 1 and not Path(db).exists():
+    file = db.removeprefix("sqlite:///")
+    if threads != 1 and "://" not in file and not Path(file).exists():
         prepare("kwbench.evaluator")
 
 

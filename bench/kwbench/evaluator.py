@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
@@ -37,6 +37,8 @@ from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_
 from kwbench.relaxation import survey
 from kwbench.suite import Suite
 from kwbench.threat import ThreatModel
+
+_Work = TypeVar("_Work")
 
 
 @dataclass(frozen=True)
@@ -224,29 +226,31 @@ class LocalEvaluator:
     def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome], to_beat: Sequence[int] | None) -> list[Outcome]:
         """See Evaluator."""
         _, attack = self._attacks[label]
-        return judge(
-            self._model,
-            attack,
-            label,
-            self._batch.take(rows),
-            self._threat,
-            self._request.seed,
-            clean,
-            to_beat=to_beat,
-            keep=self._request.keep_adversarials,
+        return self._sparing(
+            lambda: judge(
+                self._model,
+                attack,
+                label,
+                self._batch.take(rows),
+                self._threat,
+                self._request.seed,
+                clean,
+                to_beat=to_beat,
+                keep=self._request.keep_adversarials,
+            )
         )
 
     def examine(self, check: str, question: Question) -> list[Finding]:
         """See Evaluator."""
         batch = self._batch.take(question.rows)
         case = Case(self._model, batch, self._threat, self._request.seed, question.robust, self._precision)
-        return examine(check, case)
+        return self._sparing(lambda: examine(check, case))
 
     def retry(self, survivors: Survivors) -> Retried:
         """See Evaluator."""
         batch = self._batch.take(survivors.rows)
         attacks = {label: attack for label, (_, attack) in self._attacks.items()}
-        return retried(self._model, batch, self._threat, self._request.seed, survivors, attacks)
+        return self._sparing(lambda: retried(self._model, batch, self._threat, self._request.seed, survivors, attacks))
 
     def observe(self, rows: Sequence[int], experiment: Experiment) -> dict[str, Array]:
         """See Evaluator."""
@@ -257,6 +261,16 @@ class LocalEvaluator:
 
     def close(self) -> None:
         """See Evaluator."""
+
+    def _sparing(self, work: Callable[[], _Work]) -> _Work:
+        """What the work comes to; if memory runs out, with no more rows than a tile at once."""
+        try:
+            return work()
+        except (torch.OutOfMemoryError, MemoryError):
+            if not self._model.keep_to_tiles():
+                raise
+        torch.cuda.empty_cache()
+        return work()
 
     def _workers(self, n: int) -> int:
         """One for each core, if there are as many tiles; a GPU is best left to one."""

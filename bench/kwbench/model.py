@@ -4,13 +4,14 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kwbench.batching import Batching, measured, tiles_only
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 from kwbench.randomness import derived_seed, seeded_globally
 
@@ -35,15 +36,6 @@ class Prediction:
         return {"kind": self.kind, "draws": self.draws, **({"seed": self.seed} if self.kind == "frozen" else {})}
 
 
-@dataclass(frozen=True, slots=True)
-class _Batching:
-    """In which batches the bits of a row are the same, the largest first; for each number of rows up to the largest, those that
-    they are to take."""
-
-    sizes: list[int]
-    plans: list[list[int]]
-
-
 @dataclass(slots=True)
 class _Meter:
     """Work done so far, for each row of the batch under attack; `shared` is work that no row can be named for."""
@@ -57,12 +49,11 @@ class _Meter:
 class Model:
     """The classifier as every attack and the judge see it.
 
-    Forward and backward passes of a deterministic module run on tiles of exactly `tile` samples, padded when short: float32
-    convolutions round differently at other batch sizes, and an attack amplifies the difference. Hence a row's logits and
-    gradients depend on that row alone. Once `measure_passes` knows other batches in which they are the same to the bit, rows
-    pass in those. A stochastic module's tiles are not padded; its own randomness is reseeded at every
-    pass from the stream set by `reseed`. With frozen randomness each image passes alone: in a batch, what an image meets
-    would depend on its place there.
+    Forward and backward passes of a deterministic module run on tiles of exactly `tile` samples, padded when short, or once
+    `measure_passes` knows them, in other batches that give the same bits: float32 convolutions round differently at other
+    batch sizes, and an attack amplifies the difference. Hence a row's logits and gradients depend on that row alone. A
+    stochastic module's tiles are not padded; its own randomness is reseeded at every pass from the stream set by `reseed`.
+    With frozen randomness each image passes alone: in a batch, what an image meets would depend on its place there.
 
     `prediction` is the rule asked for; a module without randomness gives the same answers under every rule, and `rule` says
     so once `measure_randomness` knows. `stochastic` is what attacks and the judge go by: frozen, a random module is not.
@@ -102,8 +93,9 @@ class Model:
         self._channels_last: dict[Precision, bool] = {}
         self._probe: Tensor | None = None
         # By precision, without gradients and with.
-        self._batchings: dict[tuple[Precision, bool], _Batching] = {}
-        # The most forward passes that any tile of the latest call took.
+        self._batchings: dict[tuple[Precision, bool], Batching] = {}
+        self._larger = True
+        # The most forward passes that any batch of the latest call took.
         self._passes = 1
 
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -111,7 +103,7 @@ class Model:
 
         Under a vote they are the mean log-probabilities of its draws, to search by; `predict` counts the votes.
         """
-        answers = [self._combined(draws) for draws in self._draws_by_tile(x, rows)]
+        answers = [self._combined(draws) for draws in self._draws_by_batch(x, rows)]
         logits = torch.cat(answers) if len(answers) > 1 else answers[0] if answers else x.new_zeros((0, self.classes))
         if logits.requires_grad:
             logits.register_hook(lambda _: self._charge(len(x), rows, "backwards"))  # type: ignore[no-untyped-call]
@@ -123,7 +115,7 @@ class Model:
             if not (self.stochastic and self.prediction.kind == "vote"):
                 logits = self(x)
                 return logits.argmax(dim=1), logits.isfinite().all(dim=1)
-            votes = [_majority(draws) for draws in self._draws_by_tile(x, None)]
+            votes = [_majority(draws) for draws in self._draws_by_batch(x, None)]
         if not votes:
             return torch.zeros(0, dtype=torch.long, device=x.device), torch.zeros(0, dtype=torch.bool, device=x.device)
         return torch.cat([predicted for predicted, _ in votes]), torch.cat([finite for _, finite in votes])
@@ -168,11 +160,9 @@ class Model:
         """From now on find out by trial, when a row first is to pass, how rows pass quickest without being others for it.
 
         On a CPU images and weights are laid out with channels last, as convolutions like them, where the module's answers then
-        differ by no more than rounding. And rows pass in such batches, smaller and larger than a tile, in which the module
-        gives each of them the very bits that it gives it in a tile. Which kernel computes a batch goes by its shape, so equal
-        bits on these images (b, c, h, w) mean the same order of summation on any. Smaller sizes are halvings of the tile, which
-        pad less; larger ones are doublings up to four tiles, for as long as a row takes less time in them: small networks spend
-        much of it on what is the same for any number of rows. Of a module that is stochastic or frozen nothing is measured.
+        differ by no more than rounding. And rows pass in those batches, smaller and larger than a tile, in which the module
+        gives these images (b, c, h, w) the very bits that it gives them in a tile: see `kwbench.batching`. Of a module that is
+        stochastic or frozen nothing is measured.
         """
         self._batchings = {}
         self._channels_last.pop("float32", None)
@@ -183,47 +173,24 @@ class Model:
         alone if the module raises."""
         return self._batching(gradients).sizes
 
-    def _batching(self, gradients: bool) -> "_Batching":
+    def keep_to_tiles(self) -> bool:
+        """From now on let no more rows than a tile pass at once, as memory may want; whether there was anything to change."""
+        had, self._larger = self._larger, False
+        larger = [key for key, each in self._batchings.items() if each.sizes[0] > self.tile]
+        for key in larger:
+            del self._batchings[key]
+        return had and bool(larger)
+
+    def _batching(self, gradients: bool) -> Batching:
         found = self._batchings.get((self._precision, gradients))
         if found is None:
-            try:
-                found = self._measured_batching(gradients)
-            except Exception:  # noqa: BLE001 - whatever ails the module shows, under its name, where it is asked in earnest
-                found = _Batching([self.tile], [])
+            found = tiles_only(self.tile)
+            if self._probe is not None:
+                # Whatever ails the module shows, under its name, where it is asked in earnest.
+                with suppress(Exception):
+                    found = measured(lambda x: self._bits(x, gradients), self._probe, larger=self._larger)
             self._batchings[self._precision, gradients] = found
         return found
-
-    def _measured_batching(self, gradients: bool) -> "_Batching":
-        if (probe := self._probe) is None:
-            return _Batching([self.tile], [])
-        whole, _ = self._bits(probe, gradients)
-
-        def rows(size: int) -> Tensor:
-            # Each stands elsewhere than in the tile.
-            return (-1 - torch.arange(size, device=probe.device)) % self.tile
-
-        def agrees(size: int) -> bool:
-            part, _ = self._bits(probe[rows(size)], gradients)
-            return all(torch.equal(one[rows(size)], other) for one, other in zip(whole, part, strict=True))
-
-        def seconds(size: int) -> float:
-            # The first pass of a shape also prepares it; of a long one that is little.
-            took = self._bits(probe[rows(size)], gradients)[1]
-            return took if took > _SHORT else min(took, *(self._bits(probe[rows(size)], gradients)[1] for _ in range(2)))
-
-        sizes, few = [self.tile], self.tile
-        while few > 1:
-            few //= 2
-            if agrees(few):
-                sizes.append(few)
-        slow = seconds(self.tile)
-        while sizes[0] < _TILES * self.tile and slow < _SHORT and agrees(2 * sizes[0]):
-            slower = seconds(2 * sizes[0])
-            if slower > 2 * _QUICKER * slow:
-                break
-            sizes.insert(0, 2 * sizes[0])
-            slow = slower
-        return _Batching(sizes, _cheapest(sizes, seconds(sizes[-1]), slow) if len(sizes) > 1 else [])
 
     def _bits(self, x: Tensor, gradients: bool) -> tuple[list[Tensor], float]:
         """Logits of one pass over x, and where asked for the gradients of a sum of them; the seconds that it took."""
@@ -344,8 +311,8 @@ class Model:
     def _draws(self) -> int:
         return self.prediction.draws if self.stochastic else 1
 
-    def _draws_by_tile(self, x: Tensor, rows: Tensor | None) -> Iterator[list[Tensor]]:
-        """For each tile of x, the logits (b, k) of as many passes as the rule of prediction takes."""
+    def _draws_by_batch(self, x: Tensor, rows: Tensor | None) -> Iterator[list[Tensor]]:
+        """For each batch that x is split into, the logits (b, k) of as many passes as the rule of prediction takes."""
         if tuple(x.shape[1:]) != self.shape:
             raise CannotEvaluate(f"{self.name}: images are {tuple(x.shape[1:])}, the model takes {self.shape}")
         if self._common is not None:
@@ -363,10 +330,7 @@ class Model:
         """The sizes of the passes that x (b, c, h, w) takes; the last may be longer than what is left."""
         # What was measured holds for the bare module.
         bare = self._probe is not None and self._run is _once and x.requires_grad == torch.is_grad_enabled()
-        batching = self._batching(x.requires_grad) if bare else _Batching([self.tile], [])
-        largest = batching.sizes[0]
-        full, rest = divmod(len(x), largest)
-        return [largest] * full + (batching.plans[rest] if batching.plans else [largest] if rest else [])
+        return (self._batching(x.requires_grad) if bare else tiles_only(self.tile)).of(len(x))
 
     def _combined(self, draws: list[Tensor]) -> Tensor:
         if len(draws) == 1:
@@ -377,7 +341,7 @@ class Model:
         return torch.stack(draws).mean(dim=0)
 
     def _draw_once(self, x: Tensor, size: int | None = None) -> Tensor:
-        """Logits (b, k) of at most a tile of images; those of a deterministic module pass in a batch of `size`."""
+        """Logits (b, k) of images that pass together; those of a deterministic module in a batch of `size`."""
         if self._frozen:
             return torch.cat(
                 [self._pass(image.clone(), derived_seed("frozen", self.prediction.seed)) for image in torch.split(x, 1)]
@@ -449,21 +413,6 @@ def _once(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
     return module(x), 1
 
 
-def _cheapest(sizes: list[int], quick: float, slow: float) -> list[list[int]]:
-    """For each number of rows from 0 to the largest of the sizes, those that together hold them in the least time.
-
-    The smallest takes `quick` seconds, the largest `slow`, those between as much more as they hold more.
-    """
-    largest, smallest = max(sizes), min(sizes)
-    each = max(0.0, slow - quick) / (largest - smallest)
-    seconds = {size: quick + (size - smallest) * each for size in sizes}
-    plans: list[list[int]] = [[]]
-    for rows in range(1, largest + 1):
-        choices = [[size, *plans[max(0, rows - size)]] for size in sizes]
-        plans.append(min(choices, key=lambda plan: sum(seconds[size] for size in plan)))
-    return plans
-
-
 def _majority(draws: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The class (b,) that most draws (b, k) name, and whether all of their logits are finite (b,)."""
     logits = torch.stack(draws)
@@ -509,10 +458,6 @@ _SAME = 0.9
 
 # Of the largest logit; sums in another order are far nearer, and what takes channels for pixels far from it.
 _ROUNDING = 1e-3
-
-# More rows than a tile pass at once where a tile takes less than so many seconds, up to so many tiles, if that many rows take
-# less than this share of the time.
-_SHORT, _TILES, _QUICKER = 0.05, 4, 0.95
 
 
 def require_exact_float32() -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.context import SpawnProcess
@@ -33,12 +33,23 @@ def prepare(module: str) -> None:
     """Have a process ready for the first that asks for one serving this module; of no use on a single core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores > 1 and os.environ.get("OMP_NUM_THREADS") != "1" and module not in _ahead:
-        _ahead[module] = _started(module)
+        with suppress(OSError):  # whoever needs one will say so
+            _ahead[module] = _started(module)
+
+
+def dismiss(module: str) -> None:
+    """Nobody will ask for one that serves this module."""
+    if (ready := _ahead.pop(module, None)) is not None:
+        ready.close()
 
 
 def serving(module: str) -> Serving:
     """A process that serves this module."""
-    return _ahead.pop(module, None) or _started(module)
+    ready = _ahead.pop(module, None)
+    if ready is not None and not ready.process.is_alive():
+        ready.close()
+        ready = None
+    return ready or _started(module)
 
 
 def _started(module: str) -> Serving:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from kwbench import evaluator
 from kwbench.errors import CannotEvaluate
 from kwbench.evaluator import Evaluator, Facts, Request, SpawnedEvaluator, open_evaluator
+from kwbench.processes import dismiss
 
 _J = TypeVar("_J")
 _R = TypeVar("_R")
@@ -23,6 +25,8 @@ class Workers:
         """Raises as `open_evaluator` does."""
         self._request, self._time_limit = request, time_limit
         self._first = open_evaluator(request, time_limit)
+        if self.facts.workers == 1:
+            dismiss(evaluator.__name__)
         self._others: list[SpawnedEvaluator] = []
         self._jobs: queue.SimpleQueue[tuple[Callable[[Evaluator, Any], Any], Any] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -20,8 +20,6 @@ from kwbench.threat import Norm, ThreatModel
 _MOMENTUM, _RHO = 0.75, 0.75
 # The least merit of a lane that succeeded.
 _BROKEN = 3.0
-# Lanes that climb side by side, unless one sample alone has more.
-_LANES = 4096
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2"}
 
 
@@ -85,36 +83,42 @@ class Apgd:
         if model.stochastic:
             return self._most_failing(model, x, y, targets, threat, rng)
         best, score = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
+        if not len(x):
+            return best
 
-        def climb(rows: Tensor, wanted: Tensor, rng: SampleRandom, *, first: bool) -> Tensor:
-            """How close some rows (r,) come to their targets (r, m), from those of s starts for which these are `wanted`."""
-            lane_at = (start, place, turn) = wanted.nonzero(as_tuple=True)
-            row = rows[place]
-            stream = rng.lanes(row, start * targets.shape[1] + turn)
+        def climb(chosen: Tensor, wanted: Tensor, numbers: SampleRandom, *, first: bool) -> Tensor:
+            """Let lanes of some samples (r,) climb, and propose what is better than what was.
+
+            There is one from each of s starts to each of m targets that is `wanted` (s, r, m). Returns how close each target
+            came, as (r, m).
+            """
+            at = (start, place, turn) = wanted.nonzero(as_tuple=True)
+            row = chosen[place]
+            stream = numbers.lanes(row, start * targets.shape[1] + turn)
             z = random_start(x[row], threat, stream) if self.random_start else x[row].clone()
             lanes = _Place.at(z, x[row], y[row], targets[row, turn], row, 2 * threat.radius)
             rounded = self.rounded_steps if first else 0
             found = _Climb(self, model, threat, stream, lanes, rounded).to_success(turn, narrowing=first)
             # Of each sample that of its lanes which came farthest; a lane without a way on leaves no sample standing.
-            merit, closest = (torch.full(wanted.shape, -torch.inf, device=x.device) for _ in range(2))
-            merit[lane_at], closest[lane_at] = found.merit, found.closest
+            merit, near = (torch.full(wanted.shape, -torch.inf, device=x.device) for _ in range(2))
+            merit[at], near[at] = found.merit, found.closest
             lane = torch.zeros(wanted.shape, dtype=torch.long, device=x.device)
-            lane[lane_at] = torch.arange(len(row), device=x.device)
+            lane[at] = torch.arange(len(row), device=x.device)
             highest, which = merit.transpose(0, 1).flatten(1).max(dim=1)
-            better = highest > score[rows]
-            score[rows[better]] = highest[better]
-            best[rows[better]] = found.images[lane.transpose(0, 1).flatten(1).gather(1, which[:, None]).squeeze(1)[better]]
-            return closest.amax(dim=0)
+            better = highest > score[chosen]
+            score[chosen[better]] = highest[better]
+            best[chosen[better]] = found.images[lane.transpose(0, 1).flatten(1).gather(1, which[:, None]).squeeze(1)[better]]
+            return near.amax(dim=0)
 
-        rows = torch.arange(len(x), device=x.device)
         every = torch.ones((1, *targets.shape), dtype=torch.bool, device=x.device)
-        closest = climb(rows, every, rng.child("restart 0"), first=True)
+        closest = climb(torch.arange(len(x), device=x.device), every, rng.child("restart 0"), first=True)
         again = self._again(closest) & (score < _BROKEN)[:, None]
-        rows, starts = rows[again.any(dim=1)], self.restarts - 1
-        if starts and len(rows):
-            # All further starts of a sample climb side by side: few samples still fill a pass.
-            for part in torch.split(rows, max(1, _LANES // (starts * targets.shape[1]))):
-                climb(part, again[part].expand(starts, -1, -1), rng.child("restart 1"), first=False)
+        rows, starts = again.any(dim=1).nonzero().squeeze(1), self.restarts - 1
+        # All further restarts of a sample climb side by side, so that few samples still fill a pass; of many samples no more
+        # lanes at once than there were in the first climb.
+        parts = min(len(rows), -(-starts * int(again.sum()) // targets.numel()))
+        for part in torch.tensor_split(rows, parts) if parts else ():
+            climb(part, again[part].expand(starts, -1, -1), rng.child("further restarts"), first=False)
         return best
 
     def _most_failing(
@@ -283,7 +287,7 @@ class _Place:
 
 
 class _Climb:
-    """One search from one start, for one target a sample."""
+    """One climb of lanes side by side, each from its start and for its target."""
 
     def __init__(
         self, attack: Apgd, model: Model, threat: ThreatModel, rng: SampleRandom, place: _Place, rounded_steps: int = 0
