@@ -67,19 +67,21 @@ def _larger(look: Look, probe: Tensor, seconds: float) -> dict[int, float]:
     """The seconds that those take that are worth it."""
     # Other images beside those of the tile: what depends on the company of a row is not to agree.
     tiles = [probe, probe / 2, 1 - probe, 1 - probe / 2]
+    apart: list[list[Tensor]] = []
     found: dict[int, float] = {}
     while len(found) < 2 and seconds < _SHORT:
         some = tiles[: 2 ** (len(found) + 1)]
-        together = torch.cat(some).flip(0)
+        images = torch.cat(some).flip(0)
         try:
-            apart = [torch.cat(rows).flip(0) for rows in zip(*(look(each)[0] for each in some), strict=True)]
-            agrees = all(torch.equal(one, other) for one, other in zip(apart, look(together)[0], strict=True))
-            slower = _seconds(look, together)
+            apart += [look(each)[0] for each in some[len(apart) :]]
+            together, first = look(images)
+            slower = min(first, look(images)[1])
         except Exception:  # noqa: BLE001 - foreign code may take no larger batch, or memory may not
             break
+        agrees = all(torch.equal(torch.cat(each).flip(0), rows) for *each, rows in zip(*apart, together, strict=True))
         if not agrees or slower > 2 * _QUICKER * seconds:
             break
-        found[len(together)] = seconds = slower
+        found[len(images)] = seconds = slower
     return found
 
 
