@@ -175,11 +175,11 @@ class Model:
 
     def keep_to_tiles(self) -> bool:
         """From now on let no more rows than a tile pass at once, as memory may want; whether there was anything to change."""
-        had, self._larger = self._larger, False
+        self._larger = False
         larger = [key for key, each in self._batchings.items() if each.sizes[0] > self.tile]
         for key in larger:
             del self._batchings[key]
-        return had and bool(larger)
+        return bool(larger)
 
     def _batching(self, gradients: bool) -> Batching:
         found = self._batchings.get((self._precision, gradients))
