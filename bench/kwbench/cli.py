@@ -1038,10 +1038,11 @@ def _requests(models: list[str], suite: "Suite", *, prediction: str | None, **op
 
 def _prepare(threads: int | None, db: str) -> None:
     """Let a second process import what evaluations need while this one does; a record that is there may have all of them."""
+    from kwbench.files import record_file
     from kwbench.processes import prepare
 
-    file = db.removeprefix("sqlite:///")
-    if threads != 1 and "://" not in file and not Path(file).exists():
+    file = record_file(db)
+    if threads != 1 and file is not None and not file.exists():
         prepare("kwbench.evaluator")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from kwbench.errors import KwbenchError
+from kwbench.files import record_file
 from kwbench.registry import read_registry
 
 Level = Literal["ok", "note", "problem"]
@@ -37,7 +38,7 @@ def examine(database: str) -> list[Finding]:
         "device": _device,
         "sqlite": _sqlite,
         "record": lambda: _record(database),
-        "disk": lambda: _disk(_file(database)),
+        "disk": lambda: _disk(record_file(database) or Path("record")),
         "registry": _registry,
     }
     return [finding for subject, look in looks.items() for finding in _safely(subject, look)]
@@ -101,18 +102,13 @@ def _sqlite() -> list[Finding]:
     return [Finding("sqlite", "ok", f"{sqlite3.sqlite_version}, rollback journal")]
 
 
-def _file(database: str) -> Path:
-    """Where the record lies; if it is no file, some place here."""
-    path = database.removeprefix("sqlite:///")
-    return Path("record" if "://" in path else path)
-
-
 def _record(database: str) -> list[Finding]:
     from kwbench.store import Store
 
     # A password stands before it.
     name = database.rpartition("@")[2]
-    if "://" not in database.removeprefix("sqlite:///") and not _file(database).exists():
+    file = record_file(database)
+    if file is not None and not file.exists():
         return [Finding("record", "ok", f"{name}: none yet; kwbench evaluate makes it")]
     try:
         Store.open(database).close()

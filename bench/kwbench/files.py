@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the one behind a record."""
 
 import os
 import tempfile
@@ -28,3 +28,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
             with suppress(OSError):
                 draft.unlink()
         raise CannotEvaluate(f"{path}: cannot be written ({failure.strerror})") from None
+
+
+def record_file(database: str) -> Path | None:
+    """Where a record lies that is named by a path or a SQLAlchemy URL; None if it is no file."""
+    path = database.removeprefix("sqlite:///")
+    return None if "://" in path else Path(path)
