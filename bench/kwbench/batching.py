@@ -9,8 +9,8 @@ from torch import Tensor
 # What a pass over images (b, c, h, w) gives, each with a row for each of them, and the seconds that it took.
 Look = Callable[[Tensor], tuple[list[Tensor], float]]
 
-# More rows than a tile pass at once where as many take less than so many seconds, if twice as many rows take
-# less than this share of twice the time.
+# Twice as many rows pass at once where as many as before take less than so many seconds, and twice as many less than this share
+# of twice the time.
 _SHORT, _QUICKER = 0.05, 0.95
 
 
@@ -41,18 +41,18 @@ def measured(look: Look, probe: Tensor, *, larger: bool) -> Batching:
     row takes less time in them: small networks spend much of it on what is the same for any number of rows.
     """
     tile = len(probe)
-    smaller = _smaller(look, probe)
+    whole, _ = look(probe)
+    smaller = _smaller(look, probe, whole)
     seconds = {tile: _seconds(look, probe)}
     if larger:
-        seconds |= _larger(look, probe, seconds[tile])
+        seconds |= _larger(look, probe, whole, seconds[tile])
     sizes = [*sorted(seconds, reverse=True), *smaller]
     if len(sizes) == 1:
         return tiles_only(tile)
     return Batching(sizes, cheapest(sizes, _seconds(look, probe[: sizes[-1]]), seconds[sizes[0]]))
 
 
-def _smaller(look: Look, probe: Tensor) -> list[int]:
-    whole, _ = look(probe)
+def _smaller(look: Look, probe: Tensor, whole: list[Tensor]) -> list[int]:
     sizes, few = [], len(probe)
     while few > 1:
         few //= 2
@@ -63,11 +63,11 @@ def _smaller(look: Look, probe: Tensor) -> list[int]:
     return sizes
 
 
-def _larger(look: Look, probe: Tensor, seconds: float) -> dict[int, float]:
+def _larger(look: Look, probe: Tensor, whole: list[Tensor], seconds: float) -> dict[int, float]:
     """The seconds that those take that are worth it."""
     # Other images beside those of the tile: what depends on the company of a row is not to agree.
     tiles = [probe, probe / 2, 1 - probe, 1 - probe / 2]
-    apart: list[list[Tensor]] = []
+    apart = [whole]
     found: dict[int, float] = {}
     while len(found) < 2 and seconds < _SHORT:
         some = tiles[: 2 ** (len(found) + 1)]

@@ -94,6 +94,7 @@ class Model:
         self._probe: Tensor | None = None
         # By precision, without gradients and with.
         self._batchings: dict[tuple[Precision, bool], Batching] = {}
+        # Whether memory has room for more than a tile.
         self._larger = True
         # The most forward passes that any batch of the latest call took.
         self._passes = 1
