@@ -80,7 +80,7 @@ def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
     model.measure_passes(x[:20])
     assert not module.sizes, "what is not needed is not measured"
     sizes = [model.sizes(gradients=gradients) for gradients in (False, True)]
-    assert min(each[-1] for each in sizes) < 32, "on this machine no smaller batch has equal bits: the test says nothing"
+    assert max(each[-1] for each in sizes) < 32, "on this machine no smaller batch has equal bits: the test says nothing"
     for rows in (torch.arange(3), torch.arange(40, 50), torch.arange(44), torch.arange(1), torch.arange(20, 37)):
         module.sizes.clear()
         with torch.no_grad():
@@ -226,15 +226,15 @@ class Backwards(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("rounding", "forwards_agree"),
+    ("rounding", "forward"),
     [
-        (lambda x: x * (1 + len(x) / 2**20), False),
-        (lambda x: x * (1 + (len(x) if torch.is_grad_enabled() else 0) / 2**20), True),
-        (Backwards.apply, True),
+        (lambda x: x * (1 + len(x) / 2**20), [32]),
+        (lambda x: x * (1 + (len(x) if torch.is_grad_enabled() else 0) / 2**20), [32, 16, 8, 4, 2, 1]),
+        (Backwards.apply, [32, 16, 8, 4, 2, 1]),
     ],
     ids=["forward", "forward under autograd", "backward"],
 )
-def test_a_module_that_rounds_by_the_size_of_a_batch_gets_whole_tiles_only(rounding: Any, forwards_agree: bool) -> None:
+def test_a_module_that_rounds_by_the_size_of_a_batch_gets_whole_tiles_only(rounding: Any, forward: list[int]) -> None:
     class Rounding(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.as_tensor(rounding(x)).flatten(1)[:, :10]
@@ -242,7 +242,10 @@ def test_a_module_that_rounds_by_the_size_of_a_batch_gets_whole_tiles_only(round
     model = wrapped(Rounding(), tile=32)
     x = first_images(40).x
     model.measure_passes(x)
-    assert (model.sizes(gradients=False) == [32]) is not forwards_agree
+    sizes = model.sizes(gradients=False)
+    # Where smaller batches agree, larger ones do, and may be quicker.
+    assert [size for size in sizes if size <= 32] == forward
+    assert sizes == forward or len(forward) > 1
     assert model.sizes(gradients=True) == [32]
     assert torch.equal(_gradient(model, x)[:3], _gradient(model, x[:3]))
 
@@ -257,10 +260,13 @@ def test_a_module_that_takes_no_other_batch_or_has_no_gradients_is_asked_as_befo
             return x.detach().flatten(1)[:, :10]
 
     x = first_images(20).x
-    for module, least in ((Fixed(), 16), (Unreachable(), 1)):
+    for module, expected in ((Fixed(), [16]), (Unreachable(), [16, 8, 4, 2, 1])):
         model = wrapped(module, tile=16)
         model.measure_passes(x)
-        assert model.sizes(gradients=False)[-1] == model.sizes(gradients=True)[-1] == least
+        for gradients in (False, True):
+            sizes = model.sizes(gradients=gradients)
+            assert [size for size in sizes if size <= 16] == expected
+            assert sizes == expected or len(expected) > 1
         assert torch.equal(model(x), x.flatten(1)[:, :10])
 
 
