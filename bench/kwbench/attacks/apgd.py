@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import doubled_climb, misclassified, strict
+from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, probability_margin
 from kwbench.geometry import norms, project, random_start, steepest
 from kwbench.gradients import EXACT, Es, Exact, Gradient, Smooth, passes
@@ -157,7 +158,8 @@ class Apgd:
             lanes = [max(self.targets, 1), *(self.lanes_after(step) for step in range(self.steps))]
             climbing = sum(lanes[:-1]) + (self.restarts - 1) * self.steps * lanes[-1]
             confirming = sum(lanes[: self.rounded_steps])
-            search = climbing * passes(self.gradient) + self.restarts * lanes[-1] + confirming
+            looking = self.restarts * looks(self.steps - 1) if self.looks_ahead else 0
+            search = climbing * passes(self.gradient) + self.restarts * lanes[-1] + confirming + looking
         return search + (1 + passes(self.gradient, self._looked_at()) if self.targets else 0)
 
     def doubled(self, times: int) -> "Apgd":
@@ -168,6 +170,11 @@ class Apgd:
     def rounded_steps(self) -> int:
         """How many steps of the first climb are in rounded arithmetic; those of the last sixth are too small for it."""
         return -(-5 * self.steps // 6) if self.precision == "bfloat16" else 0
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether, of a deterministic model, it looks before it asks for gradients; of many targets few are ever met."""
+        return self.early_exit and not self.targets
 
     @property
     def reach(self) -> float:
@@ -251,6 +258,9 @@ class _Place:
     rises: Tensor
     best_before: Tensor
     halved: Tensor
+    # How far beyond the decision it was when last looked at, and the time before.
+    margin: Tensor
+    margin_before: Tensor
 
     @staticmethod
     def at(start: Tensor, x: Tensor, y: Tensor, target: Tensor, payer: Tensor, step_size: float) -> "_Place":
@@ -272,6 +282,8 @@ class _Place:
             rises=torch.zeros_like(lowest),
             best_before=lowest,
             halved=torch.ones_like(lowest, dtype=torch.bool),
+            margin=lowest,
+            margin_before=lowest,
         )
 
     def take(self, kept: Tensor) -> "_Place":
@@ -311,9 +323,8 @@ class _Climb:
         fallen = torch.zeros(size[0], dtype=torch.bool, device=start.device)
         allowed = size[1]
         for step in range(self.attack.steps + 1):
-            logits = self._look(step)
+            logits, wins = self._look(step)
             place = self.place
-            wins = misclassified(self.model, place.z, logits, place.y, place.payer, self._arithmetic(step))
             index = place.index
             near = probability_margin(logits.detach(), place.y).nan_to_num(nan=1.0)
             closest[index] = torch.maximum(closest[index], near)
@@ -354,21 +365,21 @@ class _Climb:
             self._move(step)
         return start, self.place.best, self.place.z
 
-    def _look(self, step: int) -> Tensor:
-        """Learn the loss and its gradient where the samples stand; the logits (b, k) there."""
-        place = self.place
-        with self.model.searching(self._arithmetic(step)):
-            if step == self.attack.steps:
-                with torch.no_grad():
-                    logits = self.model(place.z, place.payer)
-                    value, gradient = self._objective(logits, place.y, place.target)[0], torch.zeros_like(place.z)
-            elif self.model.stochastic or not isinstance(self.attack.gradient, Exact):
-                logits, value, gradient = self._estimate(place, self.rng.take(place.index).child(step))
-            else:
-                # A pass at a time: autograd keeps what each went through.
-                room = self.model.sizes(gradients=True)[0]
-                parts = [self._estimate(part, self.rng) for part in place.split(room)]
-                logits, value, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
+    def _look(self, step: int) -> tuple[Tensor, Tensor]:
+        """Learn the loss and its gradient where the samples stand; the logits (b, k) there, and who has fallen (b,)."""
+        place, likely = self.place, self._likely_fallen(step)
+        with torch.no_grad(), self.model.searching(self._arithmetic(step)):
+            seen = self.model(place.z[likely], place.payer[likely])
+        fallen = likely.clone()
+        fallen[likely] = self._misclassified(place.take(likely), seen, step)
+        logits, value, gradient = self._learn(place.take(~fallen), step)
+        if bool(fallen.any()):
+            seen = seen[fallen[likely]]
+            values = self._objective(seen, place.y[fallen], place.target[fallen])[0]
+            logits, value, gradient = (
+                _merged(fallen, *both) for both in ((seen, logits), (values, value), (torch.zeros(()), gradient))
+            )
+        fallen[~likely] = self._misclassified(place.take(~likely), logits[~likely], step)
         # An answer that is not a number is what the judge calls broken; its gradient leads nowhere.
         failed = ~logits.isfinite().all(dim=1)
         value = value.masked_fill(failed, torch.inf)
@@ -379,12 +390,42 @@ class _Climb:
             place,
             value=value,
             gradient=gradient,
+            margin=margin_here(logits, place.y),
+            margin_before=place.margin,
             rises=place.rises + (value > place.value),
             best=torch.where(column, place.z, place.best),
             best_gradient=torch.where(column, gradient, place.best_gradient),
             best_value=torch.where(higher, value, place.best_value),
         )
-        return logits
+        return logits, fallen
+
+    def _likely_fallen(self, step: int) -> Tensor:
+        """Whom (b,) to look at before gradients are asked for."""
+        place = self.place
+        if not self.attack.looks_ahead or self.model.stochastic or not 0 < step < self.attack.steps:
+            return torch.zeros_like(place.halved)
+        rise = (place.gradient * (place.z - place.previous)).flatten(1).sum(dim=1)
+        return to_look_at(step, margin_ahead(place.margin, place.margin_before, self.attack.loss, place.value, rise))
+
+    def _misclassified(self, place: _Place, logits: Tensor, step: int) -> Tensor:
+        return misclassified(self.model, place.z, logits, place.y, place.payer, self._arithmetic(step))
+
+    def _learn(self, place: _Place, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits (b, k) where samples stand, the loss (b,) and its gradient (b, c, h, w)."""
+        if not len(place.z):
+            return place.z.new_zeros((0, self.model.classes)), place.value, place.z
+        with self.model.searching(self._arithmetic(step)):
+            if step == self.attack.steps:
+                with torch.no_grad():
+                    logits = self.model(place.z, place.payer)
+                    return logits, self._objective(logits, place.y, place.target)[0], torch.zeros_like(place.z)
+            if self.model.stochastic or not isinstance(self.attack.gradient, Exact):
+                return self._estimate(place, self.rng.take(place.index).child(step))
+            # A pass at a time: autograd keeps what each went through.
+            room = self.model.sizes(gradients=True)[0]
+            parts = [self._estimate(part, self.rng) for part in place.split(room)]
+            logits, value, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
+            return logits, value, gradient
 
     def _check(self, steps: int) -> None:
         """Halve the step size and go back to the best iterate where few of the last `steps` rose, or none rose above it."""
@@ -447,6 +488,13 @@ class _Found:
     def merit(self) -> Tensor:
         """By which one lane of a sample is chosen: one that succeeded, else one without a way on, else the closest."""
         return torch.where(self.broken, _BROKEN + 1 + self.closest, torch.where(self.lost, 2.0, self.closest))
+
+
+def _merged(chosen: Tensor, those: Tensor, others: Tensor) -> Tensor:
+    """Values of a batch, of whose samples some (b,) have `those`."""
+    merged = others.new_empty((len(chosen), *others.shape[1:]))
+    merged[chosen], merged[~chosen] = those.to(merged), others
+    return merged
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks.attack import misclassified
+from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
 from kwbench.attacks.losses import LOSSES, LossName
 from kwbench.geometry import norms, project, steepest
-from kwbench.gradients import Exact, Gradient
+from kwbench.gradients import Exact, Gradient, passes
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -31,6 +32,15 @@ class Descent:
     decay: float | None = None
     precision: Precision = "float32"
 
+    def passes(self, stochastic: bool) -> int:
+        """The largest number of forwards and backwards that it may spend on a sample of such a model."""
+        confirming = self.steps if self.precision == "bfloat16" else 0
+        looking = looks(self.steps - 1) if self._looks(stochastic) else 0
+        return self.steps * passes(self.gradient) + confirming + looking
+
+    def _looks(self, stochastic: bool) -> bool:
+        return self.early_exit and not stochastic and isinstance(self.gradient, Exact)
+
     def __call__(
         self,
         model: Model,
@@ -48,48 +58,58 @@ class Descent:
         places in the metered batch.
         """
         early_exit = self.early_exit and not model.stochastic
-        final, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        z, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         loss = LOSSES[self.loss]
         # As many samples as one pass takes at a time, and whoever is done makes room for the next. Estimators that draw noise
         # address it by the step, so theirs go all together.
         together = model.stochastic or not isinstance(self.gradient, Exact)
         with model.searching(self.precision):
             room = len(x) if together else model.sizes(gradients=True)[0]
-        active = torch.arange(min(room, len(x)), device=x.device)
-        entered = len(active)
-        images, labels, z, velocity = x[active], y[active], start[active], torch.zeros_like(start[active])
-        taken = torch.zeros_like(active)
-        while len(active):
+        velocity, taken = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.long, device=x.device)
+        here, seen = torch.full((len(x),), -torch.inf, device=x.device), torch.zeros_like(broken)
+        ready, likely = torch.arange(len(x), device=x.device), taken[:0]
+
+        def fallen(some: Tensor, logits: Tensor) -> Tensor:
+            return misclassified(model, z[some], logits, y[some], rows[some], self.precision)
+
+        while len(ready) or len(likely):
+            if len(likely) and (len(ready) < room or len(likely) >= room):
+                some, likely = likely[:room], likely[room:]
+                with torch.no_grad(), model.searching(self.precision):
+                    logits = model(z[some], rows[some])
+                broken[some], seen[some] = fallen(some, logits), True
+                ready = torch.cat([ready, some[~broken[some]]])
+                continue
+            some, ready = ready[:room], ready[room:]
+            images, labels, at = x[some], y[some], z[some]
 
             def objective(logits: Tensor, labels: Tensor = labels) -> Tensor:
                 return loss(logits, labels)[None]
 
-            stream = rng.take(active).child(int(taken[0])) if together else rng
+            stream = rng.take(some).child(int(taken[some[0]])) if together else rng
             with model.searching(self.precision):
-                estimate = self.gradient(model, z, objective, stream, rows[active])
+                estimate = self.gradient(model, at, objective, stream, rows[some])
             gradient = estimate.gradients[0]
             if early_exit:
-                settled = misclassified(model, z, estimate.logits, labels, rows[active], self.precision)
-                broken[active[settled]] = True
+                new = ~seen[some]
+                broken[some[new]] = fallen(some[new], estimate.logits[new])
+                settled, seen[some] = broken[some], False
             else:
                 # Not-a-number is what the judge calls broken; its gradient would lead out of the pixels.
                 settled = ~estimate.logits.isfinite().all(dim=1)
             if self.decay is not None:
                 length = norms(gradient, "l1").clamp_min(1e-30).view(-1, 1, 1, 1)
-                gradient = velocity = self.decay * velocity + gradient / length
-            moved = project(z + self.step_size * steepest(gradient, threat.norm), images, threat)
-            z = torch.where(settled.view(-1, 1, 1, 1), z, moved) if bool(settled.any()) else moved
-            taken += 1
-            over = taken >= self.steps
+                gradient = velocity[some] = self.decay * velocity[some] + gradient / length
+            moved = project(at + self.step_size * steepest(gradient, threat.norm), images, threat)
+            z[some] = torch.where(settled.view(-1, 1, 1, 1), at, moved)
+            taken[some] += 1
+            over = taken[some] >= self.steps
             if early_exit:
                 over |= settled
-            if bool(over.any()):
-                final[active[over]] = z[over]
-                stay, enter = ~over, torch.arange(entered, min(entered + int(over.sum()), len(x)), device=x.device)
-                entered += len(enter)
-                active = torch.cat([active[stay], enter])
-                images, labels = x[active], y[active]
-                z = torch.cat([z[stay], start[enter]])
-                velocity = torch.cat([velocity[stay], torch.zeros_like(start[enter])])
-                taken = torch.cat([taken[stay], torch.zeros_like(enter)])
-        return final, broken
+            look = torch.zeros_like(over)
+            if self._looks(model.stochastic):
+                before, here[some] = here[some], margin_here(estimate.logits, labels)
+                rise = (estimate.gradients[0] * (moved - at)).flatten(1).sum(dim=1)
+                look = to_look_at(taken[some], margin_ahead(here[some], before, self.loss, estimate.values[0], rise))
+            ready, likely = torch.cat([ready, some[~over & ~look]]), torch.cat([likely, some[~over & look]])
+        return z, broken

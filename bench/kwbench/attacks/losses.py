@@ -99,6 +99,17 @@ def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Te
     return _straight_below(value + 1, _odds(logits, counted, y)) - 1
 
 
+def margin_after(loss: LossName, value: Tensor, rise: Tensor) -> Tensor:
+    """About the margin (b,), in sign, once a loss of `value` (b,) has risen by `rise` (b,) as its gradient has it."""
+    if loss != "cross_entropy":
+        return value + rise
+    # In the log-odds of the other classes: in itself it hardly rises where it is small.
+    saturated, start = value < _SATURATED, math.log(_SATURATED)
+    above = value.clamp_min(_SATURATED)
+    odds = torch.where(saturated, value / _SATURATED - 1 + start, above.expm1().log())
+    return odds + rise / torch.where(saturated, _SATURATED, -(-above).expm1())
+
+
 def fooled(logits: Tensor, y: Tensor) -> Tensor:
     """Which samples the judge would call broken: another class wins, or a logit is not finite."""
     return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)

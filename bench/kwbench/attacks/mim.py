@@ -10,7 +10,7 @@ from torch import Tensor
 from kwbench.attacks.attack import Length, strict
 from kwbench.attacks.descent import Descent
 from kwbench.attacks.losses import LossName
-from kwbench.gradients import EXACT, Gradient, passes
+from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -50,12 +50,14 @@ class Mim:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
-        relative = self.relative_step_size if self.relative_step_size is not None else 1 / self.steps
-        step_size = self.step_size if self.step_size is not None else relative * threat.radius
-        descend = Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, self.decay, self.precision)
+        descend = self._descent(threat.radius)
         return descend(model, x, y, threat, rng, start=x, rows=torch.arange(len(x), device=x.device))[0]
 
     def passes(self, stochastic: bool) -> int:
         """See Budgeted."""
-        confirming = self.steps if self.precision == "bfloat16" else 0
-        return self.steps * passes(self.gradient) + confirming
+        return self._descent(1.0).passes(stochastic)
+
+    def _descent(self, radius: float) -> Descent:
+        relative = self.relative_step_size if self.relative_step_size is not None else 1 / self.steps
+        step_size = self.step_size if self.step_size is not None else relative * radius
+        return Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, self.decay, self.precision)

@@ -11,7 +11,7 @@ from kwbench.attacks.attack import Length, doubled_climb, strict
 from kwbench.attacks.descent import Descent
 from kwbench.attacks.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
-from kwbench.gradients import EXACT, Gradient, passes
+from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -57,8 +57,7 @@ class Pgd:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
-        step_size = self.step_size if self.step_size is not None else self.relative_step_size * threat.radius
-        descend = Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, precision=self.precision)
+        descend = self._descent(threat.radius)
         best = x.clone()
         best_loss = torch.full((len(x),), -torch.inf, device=x.device)
         rows = torch.arange(len(x), device=x.device)
@@ -83,13 +82,16 @@ class Pgd:
 
     def passes(self, stochastic: bool) -> int:
         """See Budgeted."""
-        looks = 0 if self.restarts == 1 else self.restart_draws if stochastic else 1
-        confirming = self.steps if self.precision == "bfloat16" else 0
-        return self.restarts * (self.steps * passes(self.gradient) + looks + confirming)
+        choosing = 0 if self.restarts == 1 else self.restart_draws if stochastic else 1
+        return self.restarts * (self._descent(1.0).passes(stochastic) + choosing)
 
     def doubled(self, times: int) -> "Pgd":
         """See Doubling."""
         return doubled_climb(self, times)
+
+    def _descent(self, radius: float) -> Descent:
+        step_size = self.step_size if self.step_size is not None else self.relative_step_size * radius
+        return Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, precision=self.precision)
 
     def _mean_loss(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with torch.no_grad():
