@@ -95,24 +95,23 @@ def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
 
 
 class Busy(nn.Module):
-    """Keeps the processor busy for a time that depends on the number of rows."""
+    """Takes a time that depends on the number of rows, by a clock of its own that nothing else moves."""
 
-    def __init__(self, module: nn.Module, seconds: Callable[[int], float]) -> None:
+    def __init__(self, module: nn.Module, seconds: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        self.module, self.seconds = module, seconds
+        self.module, self.seconds, self.now = module, seconds, 0.0
+        monkeypatch.setattr(time, "process_time", lambda: self.now)
 
     def forward(self, x: Tensor) -> Tensor:
-        end = time.process_time() + self.seconds(len(x))
-        while time.process_time() < end:
-            pass
+        self.now += self.seconds(len(x))
         logits: Tensor = self.module(x)
         return logits
 
 
-def test_more_rows_than_a_tile_pass_at_once_where_that_is_quicker_and_changes_no_bit() -> None:
+def test_more_rows_than_a_tile_pass_at_once_where_that_is_quicker_and_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     x = first_images(300).x
     whole = wrapped(Deep().to(memory_format=torch.channels_last), tile=32)  # type: ignore[call-overload]
-    module = Watched(Busy(Deep(), lambda rows: 0.02))
+    module = Watched(Busy(Deep(), lambda rows: 0.02, monkeypatch))
     model = wrapped(module, tile=32)
     model.measure_passes(x[:32])
     assert model.sizes(gradients=False)[0] == model.sizes(gradients=True)[0] == 128
@@ -123,17 +122,19 @@ def test_more_rows_than_a_tile_pass_at_once_where_that_is_quicker_and_changes_no
     assert module.sizes[-3:-1] == [128, 128]
 
 
-def test_no_more_than_a_tile_passes_at_once_where_a_row_takes_as_long_or_a_tile_takes_long() -> None:
+def test_no_more_than_a_tile_passes_at_once_where_a_row_takes_as_long_or_a_tile_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x = first_images(64).x
     for seconds in (lambda rows: rows / 2000, lambda rows: 0.06):
-        model = wrapped(Busy(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), seconds), tile=16)
+        model = wrapped(Busy(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), seconds, monkeypatch), tile=16)
         model.measure_passes(x)
         assert model.sizes(gradients=False)[0] == model.sizes(gradients=True)[0] == 16
 
 
-def test_where_memory_wants_it_no_more_rows_than_a_tile_pass_at_once() -> None:
+def test_where_memory_wants_it_no_more_rows_than_a_tile_pass_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x = first_images(300).x
-    module = Watched(Busy(Deep(), lambda rows: 0.02))
+    module = Watched(Busy(Deep(), lambda rows: 0.02, monkeypatch))
     model = wrapped(module, tile=32)
     model.measure_passes(x[:32])
     gradient = _gradient(model, x)

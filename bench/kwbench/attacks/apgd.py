@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import doubled_climb, misclassified, strict
-from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
+from kwbench.attacks.foresight import looks, margin_ahead, margin_here, rise_along, to_look_at
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, probability_margin
 from kwbench.geometry import norms, project, random_start, steepest
 from kwbench.gradients import EXACT, Es, Exact, Gradient, Smooth, passes
@@ -36,9 +36,9 @@ class Apgd:
     there; without one, the iterate of highest loss. The targets of a sample climb side by side, and after the first climb all
     further restarts do. With `finalists`, those that come closest go on: three times so many after a sixth of the steps, so
     many after a third, and only they have further restarts. With `focus`, from 0 to 1, a third of the steps must bring a target
-    close: to within so much of the true class's probability by that of another. What stays further off does not go on, nor
-    start again. `auto` is what an evaluation makes of it: 0.1 if nothing in the model hides its gradient; elsewhere what is far
-    may be one step away, and all go on.
+    close: to within so much of the true class's probability by that of another, or so far that at its pace the climb would end
+    there. What stays further off does not go on, nor what ends further off start again. `auto` is what an evaluation makes of
+    it: 0.1 if nothing in the model hides its gradient; elsewhere what is far may be one step away, and all go on.
     In `precision` bfloat16 five sixths of the first climb are in rounded arithmetic, float32 having the last word on every
     success; its end, and further restarts, are in float32. `auto` likewise: bfloat16 in linf, where steps go by signs alone, if
     it is quicker and nothing in the model hides its gradient; elsewhere it is float32.
@@ -186,6 +186,11 @@ class Apgd:
         """After how many steps of the first climb it shows who goes on."""
         return -(-self.steps // 3)
 
+    @property
+    def sixth(self) -> int:
+        """After how many steps of it most targets of a sample are given up for its finalists."""
+        return -(-self.steps // 6)
+
     def adapts(self, model: Model) -> bool:
         """Whether the step size follows the loss; noise in it, or in the direction, would halve it at every checkpoint."""
         noisy = model.stochastic or isinstance(self.gradient, Smooth | Es)
@@ -215,7 +220,7 @@ class Apgd:
     def lanes_after(self, steps: int) -> int:
         """The most targets of a sample that a first restart still makes for after so many steps."""
         lanes = max(self.targets, 1)
-        if self.finalists is None or steps < -(-self.steps // 6):
+        if self.finalists is None or steps < self.sixth:
             return lanes
         return min(lanes, self.finalists if steps >= self.third else 3 * self.finalists)
 
@@ -339,13 +344,21 @@ class _Climb:
             if narrowing and self.attack.lanes_after(step) < allowed:
                 allowed = self.attack.lanes_after(step)
                 self._keep_closest(allowed, closest, turn, size)
+            if step == self.attack.sixth:
+                before = closest.clone()
             if narrowing and step == self.attack.third:
-                self.place = self.place.take(closest[self.place.index] >= -self.attack.reach)
+                self.place = self.place.take(self._goes_on(before, closest)[self.place.index])
             if step == self.attack.steps or not len(self.place.z):
                 break
             self._move(step)
         images[lost] = torch.nan
         return _Found(images, broken, lost, closest)
+
+    def _goes_on(self, before: Tensor, closest: Tensor) -> Tensor:
+        """Who after a third of the steps (l,) is close, or would come all the way at the pace since a sixth of them."""
+        attack = self.attack
+        stretches = (attack.steps - attack.third) / max(attack.third - attack.sixth, 1)
+        return (closest >= -attack.reach) | (closest + stretches * (closest - before) >= 0)
 
     def _arithmetic(self, step: int) -> Precision:
         return "bfloat16" if step < self.rounded_steps else "float32"
@@ -366,20 +379,17 @@ class _Climb:
         return start, self.place.best, self.place.z
 
     def _look(self, step: int) -> tuple[Tensor, Tensor]:
-        """Learn the loss and its gradient where the samples stand; the logits (b, k) there, and who has fallen (b,)."""
+        """Learn the loss and its gradient where the samples stand; the logits (b, k) there, and who has fallen (b,).
+
+        Who is seen to have fallen before gradients are asked for gets a zero one: the search goes on without them.
+        """
         place, likely = self.place, self._likely_fallen(step)
-        with torch.no_grad(), self.model.searching(self._arithmetic(step)):
-            seen = self.model(place.z[likely], place.payer[likely])
-        fallen = likely.clone()
-        fallen[likely] = self._misclassified(place.take(likely), seen, step)
-        logits, value, gradient = self._learn(place.take(~fallen), step)
-        if bool(fallen.any()):
-            seen = seen[fallen[likely]]
-            values = self._objective(seen, place.y[fallen], place.target[fallen])[0]
-            logits, value, gradient = (
-                _merged(fallen, *both) for both in ((seen, logits), (values, value), (torch.zeros(()), gradient))
-            )
-        fallen[~likely] = self._misclassified(place.take(~likely), logits[~likely], step)
+        if bool(likely.any()):
+            fallen, learnt = self._look_first(likely, step)
+        else:
+            learnt = self._learn(place, step)
+            fallen = self._misclassified(place, learnt[0], step)
+        logits, value, gradient = learnt
         # An answer that is not a number is what the judge calls broken; its gradient leads nowhere.
         failed = ~logits.isfinite().all(dim=1)
         value = value.masked_fill(failed, torch.inf)
@@ -399,12 +409,28 @@ class _Climb:
         )
         return logits, fallen
 
+    def _look_first(self, likely: Tensor, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Who has fallen (b,), and what `_learn` tells of all, with no gradient for those of the `likely` (b,) who have."""
+        place = self.place
+        with torch.no_grad(), self.model.searching(self._arithmetic(step)):
+            seen = self.model(place.z[likely], place.payer[likely])
+        fallen = likely.clone()
+        fallen[likely] = self._misclassified(place.take(likely), seen, step)
+        seen = seen[fallen[likely]]
+        values = self._objective(seen, place.y[fallen], place.target[fallen])[0]
+        told = seen, values, torch.zeros((), device=seen.device)
+        logits, value, gradient = (
+            _merged(fallen, those, others) for those, others in zip(told, self._learn(place.take(~fallen), step), strict=True)
+        )
+        fallen[~likely] = self._misclassified(place.take(~likely), logits[~likely], step)
+        return fallen, (logits, value, gradient)
+
     def _likely_fallen(self, step: int) -> Tensor:
         """Whom (b,) to look at before gradients are asked for."""
         place = self.place
         if not self.attack.looks_ahead or self.model.stochastic or not 0 < step < self.attack.steps:
             return torch.zeros_like(place.halved)
-        rise = (place.gradient * (place.z - place.previous)).flatten(1).sum(dim=1)
+        rise = rise_along(place.gradient, place.z - place.previous)
         return to_look_at(step, margin_ahead(place.margin, place.margin_before, self.attack.loss, place.value, rise))
 
     def _misclassified(self, place: _Place, logits: Tensor, step: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks.attack import misclassified
-from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
+from kwbench.attacks.foresight import looks, margin_ahead, margin_here, rise_along, to_look_at
 from kwbench.attacks.losses import LOSSES, LossName
 from kwbench.geometry import norms, project, steepest
 from kwbench.gradients import Exact, Gradient, passes
@@ -34,11 +34,12 @@ class Descent:
 
     def passes(self, stochastic: bool) -> int:
         """The largest number of forwards and backwards that it may spend on a sample of such a model."""
-        confirming = self.steps if self.precision == "bfloat16" else 0
         looking = looks(self.steps - 1) if self._looks(stochastic) else 0
-        return self.steps * passes(self.gradient) + confirming + looking
+        confirming = self.steps + looking if self.precision == "bfloat16" else 0
+        return self.steps * passes(self.gradient) + looking + confirming
 
     def _looks(self, stochastic: bool) -> bool:
+        # Other estimators' samples go together, in step.
         return self.early_exit and not stochastic and isinstance(self.gradient, Exact)
 
     def __call__(
@@ -65,51 +66,50 @@ class Descent:
         together = model.stochastic or not isinstance(self.gradient, Exact)
         with model.searching(self.precision):
             room = len(x) if together else model.sizes(gradients=True)[0]
-        velocity, taken = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.long, device=x.device)
-        here, seen = torch.full((len(x),), -torch.inf, device=x.device), torch.zeros_like(broken)
+        looking = self._looks(model.stochastic)
+        velocity = torch.zeros_like(x) if self.decay is not None else x[:0]
+        taken = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        margins = torch.full((len(x),), -torch.inf, device=x.device)
         ready, likely = torch.arange(len(x), device=x.device), taken[:0]
-
-        def fallen(some: Tensor, logits: Tensor) -> Tensor:
-            return misclassified(model, z[some], logits, y[some], rows[some], self.precision)
-
         while len(ready) or len(likely):
             if len(likely) and (len(ready) < room or len(likely) >= room):
                 some, likely = likely[:room], likely[room:]
+                at, labels, payers = z[some], y[some], rows[some]
                 with torch.no_grad(), model.searching(self.precision):
-                    logits = model(z[some], rows[some])
-                broken[some], seen[some] = fallen(some, logits), True
+                    logits = model(at, payers)
+                broken[some] = misclassified(model, at, logits, labels, payers, self.precision)
                 ready = torch.cat([ready, some[~broken[some]]])
                 continue
             some, ready = ready[:room], ready[room:]
-            images, labels, at = x[some], y[some], z[some]
+            at, labels, payers = z[some], y[some], rows[some]
 
             def objective(logits: Tensor, labels: Tensor = labels) -> Tensor:
                 return loss(logits, labels)[None]
 
             stream = rng.take(some).child(int(taken[some[0]])) if together else rng
             with model.searching(self.precision):
-                estimate = self.gradient(model, at, objective, stream, rows[some])
+                estimate = self.gradient(model, at, objective, stream, payers)
             gradient = estimate.gradients[0]
             if early_exit:
-                new = ~seen[some]
-                broken[some[new]] = fallen(some[new], estimate.logits[new])
-                settled, seen[some] = broken[some], False
+                settled = broken[some] = misclassified(model, at, estimate.logits, labels, payers, self.precision)
             else:
                 # Not-a-number is what the judge calls broken; its gradient would lead out of the pixels.
                 settled = ~estimate.logits.isfinite().all(dim=1)
             if self.decay is not None:
                 length = norms(gradient, "l1").clamp_min(1e-30).view(-1, 1, 1, 1)
                 gradient = velocity[some] = self.decay * velocity[some] + gradient / length
-            moved = project(at + self.step_size * steepest(gradient, threat.norm), images, threat)
-            z[some] = torch.where(settled.view(-1, 1, 1, 1), at, moved)
-            taken[some] += 1
-            over = taken[some] >= self.steps
+            moved = project(at + self.step_size * steepest(gradient, threat.norm), x[some], threat)
+            z[some] = torch.where(settled.view(-1, 1, 1, 1), at, moved) if bool(settled.any()) else moved
+            steps = taken[some] = taken[some] + 1
+            on = steps < self.steps
             if early_exit:
-                over |= settled
-            look = torch.zeros_like(over)
-            if self._looks(model.stochastic):
-                before, here[some] = here[some], margin_here(estimate.logits, labels)
-                rise = (estimate.gradients[0] * (moved - at)).flatten(1).sum(dim=1)
-                look = to_look_at(taken[some], margin_ahead(here[some], before, self.loss, estimate.values[0], rise))
-            ready, likely = torch.cat([ready, some[~over & ~look]]), torch.cat([likely, some[~over & look]])
+                on &= ~settled
+            if looking and int(steps.min()) <= looks(self.steps):
+                before, here = margins[some], margin_here(estimate.logits, labels)
+                margins[some] = here
+                rise = rise_along(estimate.gradients[0], moved - at)
+                look = to_look_at(steps, margin_ahead(here, before, self.loss, estimate.values[0], rise))
+                likely = torch.cat([likely, some[on & look]])
+                on &= ~look
+            ready = torch.cat([ready, some[on]])
         return z, broken

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kwbench.attacks.losses import LossName, margin, margin_after
 
-# After so many steps few samples fall.
+# Later few samples fall, and looks cost more than they spare.
 _EARLY = 5
 
 
@@ -25,6 +25,14 @@ def to_look_at(taken: Tensor | int, expected: Tensor) -> Tensor:
 def margin_here(logits: Tensor, y: Tensor) -> Tensor:
     """How far beyond the decision (b,) samples with logits (b, k) are; what is not a number is at no finite place."""
     return margin(logits.detach(), y).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+
+
+def rise_along(gradient: Tensor, way: Tensor) -> Tensor:
+    """By how much (b,) a loss rises along a way (b, c, h, w), as its gradient there has it.
+
+    Rows of pixels first: a sum over all of a large image is split otherwise where it stands alone.
+    """
+    return (gradient * way).sum(dim=3).flatten(1).sum(dim=1)
 
 
 def margin_ahead(here: Tensor, before: Tensor, loss: LossName, value: Tensor, rise: Tensor) -> Tensor:

@@ -100,10 +100,13 @@ def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Te
 
 
 def margin_after(loss: LossName, value: Tensor, rise: Tensor) -> Tensor:
-    """About the margin (b,), in sign, once a loss of `value` (b,) has risen by `rise` (b,) as its gradient has it."""
+    """What tells by its sign, roughly, who is misclassified, once a loss of `value` (b,) has risen by `rise` (b,).
+
+    A margin, or of cross-entropy the log-odds of all other classes together, which are no less: in itself it hardly rises where
+    it is small.
+    """
     if loss != "cross_entropy":
         return value + rise
-    # In the log-odds of the other classes: in itself it hardly rises where it is small.
     saturated, start = value < _SATURATED, math.log(_SATURATED)
     above = value.clamp_min(_SATURATED)
     odds = torch.where(saturated, value / _SATURATED - 1 + start, above.expm1().log())
