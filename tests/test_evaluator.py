@@ -21,6 +21,7 @@ from kwbench import processes, runner
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluator import LocalEvaluator, Request, open_evaluator
 from kwbench.runner import evaluate
+from kwbench.standing import attacks_key, comparison_key
 from kwbench.store import Evaluation, Store
 from kwbench.suite import Suite, SuiteAttack, override, read_suite, suite_of
 from small_models import digits, first_images, run, trained_cnn, wrapped
@@ -466,3 +467,23 @@ def test_a_suite_s_automatic_precision_is_bfloat16_where_nothing_is_lost_by_it(
     assert precisions("small", True, norm="l2") == ["float32", "bfloat16"], "its steps go by more than signs"
     assert precisions("small-random", True) == ["float32", "bfloat16"]
     assert precisions("resnet18-kwta0.1", True, registry=None) == ["float32", "bfloat16"], "k-WTA is decided by the last bits"
+
+
+def test_models_that_one_suite_treats_each_in_its_way_are_comparable(
+    registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kwbench.model.has_bfloat16", lambda device: True)
+    path, store = tmp_path / "auto.yaml", Store.open(str(tmp_path / "results.db"), create=True)
+    path.write_text("attacks:\n  apgd: {steps: 1, precision: auto, focus: auto, escalate: 1}\n")
+    suite = read_suite(str(path))
+    plain, jumping = (
+        store.register(runner.describe(asked, open_evaluator(asked).facts))
+        for asked in (
+            request(registry, model, suite=suite, eps="0.1", norm="linf", n=32) for model in ("small", "small-random")
+        )
+    )
+    store.close()
+    recorded = [[each.spec["parameters"]["precision"] for each in model.spec.attacks[1:]] for model in (plain, jumping)]
+    assert recorded == [["bfloat16", "bfloat16"], ["float32", "float32"]]
+    assert comparison_key(plain) == comparison_key(jumping)
+    assert attacks_key(plain) == attacks_key(jumping)
