@@ -162,6 +162,33 @@ class TestOwnFiles:
         assert rows(db) == evaluated(what, tmp_path / "again.db")
 
     @pytest.mark.usefixtures("at_hand")
+    @pytest.mark.parametrize("own_images", [False, True], ids=["digits", "own images"])
+    @pytest.mark.parametrize(
+        "forward",
+        ["return self.layers(x.squeeze()[:, None])", "assert len(x) == 16\nreturn self.layers(x)"],
+        ids=["no batch of one", "whole tiles only"],
+    )
+    def test_a_model_that_takes_no_batch_of_one_is_passed_whole_tiles(
+        self, tmp_path: Path, db: Path, forward: str, own_images: bool
+    ) -> None:
+        data = tmp_path / "mine.npz" if own_images else None
+        np.savez(tmp_path / "mine.npz", x_test=first_images(32).x.numpy(), y_test=first_images(32).y.numpy())
+        evaluation = carry_out(own(defence(tmp_path, forward), n=10, data=data), db)
+        assert not evaluation.spec.stochastic
+        assert {row["status"] for row in rows(db)["fgsm"]} <= {"wrong", "broken", "held"}
+
+    @pytest.mark.usefixtures("at_hand")
+    def test_winners_are_counted_in_whole_tiles_too(self, tmp_path: Path) -> None:
+        defence(tmp_path, "assert len(x) == 16\nreturn self.wta(self.layers(x)[..., None, None]).flatten(1)")
+        (tmp_path / "wta.py").write_text(
+            "from defence import net\nfrom kwbench.activations import Kwta\n\n"
+            "def factory():\n    found = net()\n    found.wta = Kwta('1/2')\n    return found\n"
+        )
+        evaluator = open_evaluator(own(f"{tmp_path / 'wta.py'}:factory", n=10))
+        evaluator.close()
+        assert evaluator.facts.effective_sparsity == {"wta": "1/2"}
+
+    @pytest.mark.usefixtures("at_hand")
     def test_a_changed_file_is_another_run(self, tmp_path: Path, db: Path) -> None:
         carry_out(own(defence(tmp_path)), db)
         carry_out(own(defence(tmp_path, "return 2 * self.layers(x)")), db)

@@ -30,7 +30,7 @@ from kwbench.gradients import Exact, Gradient, Relaxed, within
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.measured import Array
-from kwbench.model import Model, Precision, Prediction, find_device, keep_freed_memory, require_exact_float32
+from kwbench.model import Model, Precision, Prediction, find_device, keep_freed_memory, require_exact_float32, tile_of
 from kwbench.outcome import Outcome
 from kwbench.processes import serving
 from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
@@ -173,6 +173,7 @@ class LocalEvaluator:
         self._not_applicable: dict[str, str] = {}
         self._probes = (probe, near)
         self._attacks = self._build_attacks(stochastic)
+        shares = effective_sparsity(loaded.module, tile_of(self._batch.x, request.tile))
         self.facts = Facts(
             model=name,
             dataset=self._dataset.name if request.split == "test" else f"{self._dataset.name} ({request.split})",
@@ -214,9 +215,7 @@ class LocalEvaluator:
             whole_tiles=frozenset(label for label, (_, attack) in self._attacks.items() if attack.whole_tiles),
             workers=workers,
             threads=torch.get_num_threads(),
-            effective_sparsity={
-                layer: str(share) for layer, share in effective_sparsity(loaded.module, self._batch.x[:1].clone()).items()
-            },
+            effective_sparsity={layer: str(share) for layer, share in shares.items()},
         )
 
     def judge_clean(self, rows: Sequence[int]) -> list[Outcome]:
@@ -309,7 +308,7 @@ class LocalEvaluator:
         if not dataset.fixed_classes:
             # The labels of a small slice may miss the last classes; the model knows how many there are.
             with torch.no_grad():
-                answer = loaded.module.to(self._device)(self._batch.x[:1].clone())
+                answer = loaded.module.to(self._device)(tile_of(self._batch.x, self._request.tile))
             if isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] > classes:
                 classes = answer.shape[1]
         return Model(

@@ -142,12 +142,13 @@ class Model:
     def measure_randomness(self, *images: Tensor, draws: int = 5) -> bool:
         """Find out by trial whether two passes over the same images differ, and set `stochastic` accordingly.
 
-        Each of `images` is a batch of at most a tile. On a GPU differences below 1e-5 of the largest logit are rounding, not
-        randomness. Raises CannotEvaluate where the module raises, or if its randomness is to be frozen and cannot be.
+        Each of `images` is a batch of at most a tile, and passes as a whole one. On a GPU differences below 1e-5 of the
+        largest logit are rounding, not randomness. Raises CannotEvaluate where the module raises, or if its randomness is to be
+        frozen and cannot be.
         """
         self._frozen, self.stochastic = False, True  # every pass gets a seed of its own while we look
         self.reseed("measure randomness")
-        random = any(self._varies(x, draws) for x in images)
+        random = any(self._varies(tile_of(x, self.tile), draws) for x in images)
         self._frozen = random and self.prediction.kind == "frozen"
         self.stochastic = random and not self._frozen
         if self._frozen and any(self._varies(x[:2], 2) for x in images):
@@ -167,7 +168,7 @@ class Model:
         """
         self._batchings = {}
         self._channels_last.pop("float32", None)
-        self._probe = None if self.stochastic or self._frozen else images.detach()[torch.arange(self.tile) % len(images)]
+        self._probe = None if self.stochastic or self._frozen else tile_of(images, self.tile)
 
     def sizes(self, *, gradients: bool) -> list[int]:
         """The batches in which rows may pass in the present precision, with or without gradients, the largest first; the tile
@@ -408,6 +409,11 @@ class Model:
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bfloat16" else nullcontext()
+
+
+def tile_of(images: Tensor, tile: int) -> Tensor:
+    """As many images (tile, c, h, w), the given ones (b, c, h, w) over and over. Some modules take no batch of one."""
+    return images.detach()[torch.arange(tile) % len(images)]
 
 
 def _once(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
