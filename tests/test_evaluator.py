@@ -178,6 +178,31 @@ class TestOwnFiles:
         assert {row["status"] for row in rows(db)["fgsm"]} <= {"wrong", "broken", "held"}
 
     @pytest.mark.usefixtures("at_hand")
+    def test_a_model_may_compute_in_its_own_precision(self, tmp_path: Path, db: Path) -> None:
+        suite = fast_suite("fgsm", "apgd", settings=("apgd.gradient.kind=relaxed", "apgd.steps=3"))
+        plain = evaluated(own(defence(tmp_path), suite=suite), tmp_path / "plain.db")
+        model = self.in_precision(tmp_path, "double", "return self.layers(x.double())")
+        found = evaluated(own(model, suite=suite), db)
+        assert {row["prediction"] for row in found["clean"]} > {1, 2, 3}
+        for label in plain:
+            assert [row["status"] for row in found[label]] == [row["status"] for row in plain[label]]
+
+    @pytest.mark.usefixtures("at_hand")
+    @pytest.mark.parametrize("own_images", [False, True], ids=["digits", "own images"])
+    def test_a_model_that_does_not_cast_its_images_is_told_so(self, tmp_path: Path, db: Path, own_images: bool) -> None:
+        data = tmp_path / "mine.npz" if own_images else None
+        np.savez(tmp_path / "mine.npz", x_test=first_images(32).x.numpy(), y_test=first_images(32).y.numpy())
+        model = self.in_precision(tmp_path, "half", "return self.layers(x)")
+        with pytest.raises(CannotEvaluate, match=r"images come in float32, and the model holds float16: forward must cast"):
+            carry_out(own(model, data=data), db)
+
+    @staticmethod
+    def in_precision(folder: Path, precision: str, forward: str) -> str:
+        defence(folder, forward)
+        (folder / "precise.py").write_text(f"import defence\n\ndef factory():\n    return defence.net().{precision}()\n")
+        return f"{folder / 'precise.py'}:factory"
+
+    @pytest.mark.usefixtures("at_hand")
     def test_winners_are_counted_in_whole_tiles_too(self, tmp_path: Path) -> None:
         defence(tmp_path, "assert len(x) == 16\nreturn self.wta(self.layers(x)[..., None, None]).flatten(1)")
         (tmp_path / "wta.py").write_text(

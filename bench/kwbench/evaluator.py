@@ -6,6 +6,7 @@ A user's own file runs in a freshly spawned process: its imports cannot clash wi
 import math
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -307,7 +308,9 @@ class LocalEvaluator:
         classes = dataset.classes
         if not dataset.fixed_classes:
             # The labels of a small slice may miss the last classes; the model knows how many there are.
-            with torch.no_grad():
+            answer = None
+            # Whatever ails the module shows, under its name, where it is asked in earnest.
+            with suppress(Exception), torch.no_grad():
                 answer = loaded.module.to(self._device)(tile_of(self._batch.x, self._request.tile))
             if isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] > classes:
                 classes = answer.shape[1]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -57,6 +58,8 @@ class Model:
 
     `prediction` is the rule asked for; a module without randomness gives the same answers under every rule, and `rule` says
     so once `measure_randomness` knows. `stochastic` is what attacks and the judge go by: frozen, a random module is not.
+
+    Images come in float32, logits leave in it; in between a module may compute in its own precision.
 
     `shape` is (c, h, w). Raises CannotEvaluate if the module answers with anything but finite-width logits (b, classes).
     """
@@ -226,7 +229,15 @@ class Model:
             raise
         except Exception as failure:
             raise_if_memory_is_out(failure)
-            raise CannotEvaluate(f"{self.name}: the model raised {type(failure).__name__}: {failure}") from failure
+            raise CannotEvaluate(
+                f"{self.name}: the model raised {type(failure).__name__}: {failure}{self._types()}"
+            ) from failure
+
+    def _types(self) -> str:
+        """What to know of a module in another precision than its images; nothing of others."""
+        held = {each.dtype for each in chain(self.module.parameters(), self.module.buffers()) if each.is_floating_point()}
+        others = sorted(str(each).removeprefix("torch.") for each in held - {torch.float32})
+        return f" (images come in float32, and the model holds {' and '.join(others)}: forward must cast)" if others else ""
 
     def reseed(self, *address: object) -> None:
         """Start the stream of the module's own randomness anew, at a named place."""
