@@ -178,6 +178,17 @@ class TestOwnFiles:
         assert {row["status"] for row in rows(db)["fgsm"]} <= {"wrong", "broken", "held"}
 
     @pytest.mark.usefixtures("at_hand")
+    def test_operations_of_a_model_that_takes_whole_tiles_only_are_looked_at_too(self, tmp_path: Path, db: Path) -> None:
+        suite = fast_suite("apgd", settings=("apgd.focus=auto", "apgd.steps=2"))
+        what = own(defence(tmp_path, "assert len(x) == 16\nreturn self.layers(x)"), suite=replace(suite, diagnose=True))
+        evaluation = carry_out(what, db)
+        assert evaluation.spec.attacks[1].spec["parameters"]["focus"] == 0.1
+        store = Store.open(str(db))
+        found = {each.check: each for each in store.findings(evaluation.id)}
+        store.close()
+        assert found["unseen"].figure == 0
+
+    @pytest.mark.usefixtures("at_hand")
     def test_a_model_may_compute_in_its_own_precision(self, tmp_path: Path, db: Path) -> None:
         suite = fast_suite("fgsm", "apgd", settings=("apgd.gradient.kind=relaxed", "apgd.steps=3"))
         plain = evaluated(own(defence(tmp_path), suite=suite), tmp_path / "plain.db")

@@ -23,7 +23,7 @@ from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack, Budgeted, Doubling
 from kwbench.data import dataset_names, load_dataset, slice_hash
 from kwbench.diagnostics import Case, Question, Retried, Survivors, examine, retried
-from kwbench.diagnostics.answers import SURVEYED
+from kwbench.diagnostics.answers import surveyed
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
@@ -35,7 +35,6 @@ from kwbench.model import Model, Precision, Prediction, find_device, keep_freed_
 from kwbench.outcome import Outcome
 from kwbench.processes import serving
 from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
-from kwbench.relaxation import survey
 from kwbench.suite import Suite
 from kwbench.threat import ThreatModel
 
@@ -370,7 +369,7 @@ class LocalEvaluator:
     def _hides(self) -> bool:
         """Whether the relaxation finds anything to soften, or anything that it cannot see."""
         with self._model.raising_by_name():
-            surveys = [survey(self._model.module, images[:SURVEYED]) for images in self._probes]
+            surveys = [surveyed(self._model, images) for images in self._probes]
         return any(each.relaxed or each.unseen for each in surveys)
 
     @cached_property
