@@ -101,6 +101,20 @@ class Quantised(nn.Module):
         return self.network((x * self.levels).round() / self.levels)
 
 
+class Refusing(nn.Module):
+    """A network that refuses values beyond [0, 1], which no pixel has."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError(f"pixels in [{x.min():.3g}, {x.max():.3g}]")
+        logits: Tensor = self.network(x)
+        return logits
+
+
 class Linear(nn.Module):
     """Logits W x + b of flattened images."""
 

@@ -428,3 +428,7 @@ def test_effective_sparsity_is_what_really_survives_each_layer() -> None:
     shares = effective_sparsity(network, torch.rand(2, 10, 2, 2))
     # 12 of 40 values; groups of three leave one of ten channels alone, so four survive; one of two.
     assert shares == {"0": Fraction(12, 40), "1": Fraction(4, 10), "3": Fraction(1, 2)}
+
+
+def test_a_module_without_winners_passes_nothing_to_count_them() -> None:
+    assert effective_sparsity(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.rand(2, 10, 2, 2)) == {}

@@ -1,5 +1,6 @@
 """A regression is found, chance is not called one, and what cannot be told is never called fine."""
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -26,6 +27,7 @@ from kwbench.check import (
     write_junit,
 )
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
+from kwbench.standing import attacks_key, comparison_key
 from kwbench.store import Evaluation, Store
 from record import deterministic, drawn, network, record, specification
 from simulation import DETERMINISTIC, DROPS, STOCHASTIC, rates
@@ -171,7 +173,23 @@ def test_an_incomplete_newest_run_cannot_be_told_although_an_older_one_is_comple
         ({"norm": "l2"}, "norm is l2"),
         ({"suite": "strong"}, "suite is strong"),
         ({"origin": {"data_sha256": "other"}}, "other data"),
-        ({"attacks": {"clean": {}, "pgd": {"steps": 3}, "autoattack": {}}}, "other attacks or parameters"),
+        (
+            {"attacks": {"clean": {}, "pgd": {"steps": 3}, "autoattack": {}}},
+            "not comparable: pgd.steps is 3, the baseline's None",
+        ),
+        (
+            {"attacks": {"clean": {}, "pgd": {"gradient": {"kind": "es"}}, "autoattack": {}}},
+            "pgd.gradient.kind is es, the baseline's None",
+        ),
+        (
+            {"attacks": {"clean": {}, "pgd": dict.fromkeys("abcde", 1), "autoattack": {}}},
+            "pgd.c is 1, the baseline's None; and 2 more",
+        ),
+        (
+            {"attacks": {"clean": {}, "pgd": {}, "autoattack": {}, "fgsm": {}}},
+            "not comparable: fgsm is not among the baseline's attacks",
+        ),
+        ({"spec": {"protocol": [{"label": "pgd", "escalate": 2}]}}, "pgd.escalate is 2, the baseline's None"),
         ({"spec": {"cascade": True}}, "cascade is True"),
     ],
 )
@@ -186,6 +204,67 @@ def test_what_is_not_comparable_cannot_be_told(
     other.close()
     assert result.exit_code == 3
     assert word in result.models[0].reason
+
+
+def test_an_attack_that_is_no_more_is_named(store: Store, baseline: Path, tmp_path: Path) -> None:
+    deterministic(store, {"clean": "hhhh", "pgd": "hhbb", "fgsm": "hhhb"})
+    update(store, baseline)
+    other = Store.open(str(tmp_path / "other.db"), create=True)
+    deterministic(other, {"clean": "hhhh", "pgd": "hhbb"})
+    result = check(other, baseline)
+    other.close()
+    assert result.models[0].reason == "not comparable: fgsm is not among the attacks"
+
+
+def resolved(store: Store, precision: str, *, rob: float = 0.6, **options: object) -> Evaluation:
+    """An evaluation by a suite that leaves the precision open, which here became this."""
+    protocol = [{"label": "pgd", "parameters": {"precision": "auto", "steps": 5}, "escalate": 1}, {"label": "autoattack"}]
+    spec = {"protocol": protocol} if options.pop("defined", True) else {}
+    attacks = {"clean": {}, "pgd": {"precision": precision, "steps": 5}, "autoattack": {}}
+    return net(store, rob, attacks=attacks, spec=spec, **options)  # type: ignore[arg-type]
+
+
+def test_what_a_suite_leaves_open_may_have_become_anything(store: Store, baseline: Path) -> None:
+    resolved(store, "float32", checkpoint="old")
+    update(store, baseline)
+    resolved(store, "bfloat16", checkpoint="new")
+    assert check(store, baseline).exit_code == 0
+    resolved(store, "bfloat16", checkpoint="b", model="other", rob=0.5)
+    (found,) = compare(store, "net", "other")
+    assert found.a_rob.difference == pytest.approx(0.1, abs=0.003)
+
+
+def test_what_a_suite_settles_or_does_not_tell_is_compared_as_it_was(store: Store) -> None:
+    resolved(store, "float32", checkpoint="a", model="a", defined=False)
+    resolved(store, "bfloat16", checkpoint="b", model="b", defined=False)
+    with pytest.raises(CannotEvaluate, match="same suite"):
+        compare(store, "a", "b")
+    settled = [{"label": "pgd", "parameters": {"precision": "float32"}}]
+    pair = [
+        net(
+            store,
+            0.6,
+            checkpoint=each,
+            model=each,
+            attacks={"clean": {}, "pgd": {"precision": each}, "autoattack": {}},
+            spec={"protocol": settled},
+        )
+        for each in ("float32", "bfloat16")
+    ]
+    assert attacks_key(pair[0]) != attacks_key(pair[1])
+    assert comparison_key(pair[0]) != comparison_key(pair[1])
+
+
+def test_a_baseline_with_what_the_open_parameters_became_still_serves(store: Store, baseline: Path) -> None:
+    evaluation = resolved(store, "float32", checkpoint="old")
+    update(store, baseline)
+    whole = json.loads(baseline.read_text())
+    (entry,) = whole["entries"]
+    entry["key"]["protocol"] = comparison_key(evaluation, resolved=True).protocol
+    entry["attacks"] = hashlib.sha256(attacks_key(evaluation, resolved=True).encode()).hexdigest()
+    assert '"float32"' in entry["key"]["protocol"]
+    _rewrite(baseline, whole)
+    assert check(store, baseline).exit_code == 0
 
 
 def test_other_samples_cannot_be_told(store: Store, baseline: Path) -> None:
@@ -231,8 +310,6 @@ def test_checking_nothing_is_not_fine(store: Store, baseline: Path) -> None:
 
 
 def _rewrite(path: Path, whole: dict[str, object]) -> None:
-    import hashlib
-
     lines = [json.dumps(row, sort_keys=True) for row in whole["entries"]]  # type: ignore[attr-defined]
     whole["sha256"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     path.write_text(json.dumps(whole))

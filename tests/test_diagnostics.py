@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kwbench.diagnostics import CHECKS, Case, examine
 from kwbench.finding import Finding
 from kwbench.threat import ThreatModel
-from small_models import Linear, Noisy, Quantised, digits, first_images, sharp, trained_cnn, wrapped
+from small_models import Linear, Noisy, Quantised, Refusing, digits, first_images, sharp, trained_cnn, wrapped
 
 LINF = ThreatModel.of("linf", "0.2")
 L2 = ThreatModel.of("l2", "1")
@@ -95,6 +95,12 @@ def test_no_check_fires_on_a_sound_deterministic_network(sound: Callable[[], nn.
     found = findings(sound(), *CHECKS, threat=threat)
     assert [each for each in found.values() if each.fires] == []
     assert all(each.figure is not None for each in found.values())
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("network", [trained_cnn, lambda: Quantised(trained_cnn())], ids=["plain", "quantised"])
+def test_every_check_stays_within_the_pixel_range(network: Callable[[], nn.Module], threat: ThreatModel) -> None:
+    assert {x for x in findings(Refusing(network()), *CHECKS, threat=threat).values() if x.figure is None} == set()
 
 
 def test_a_noisy_network_is_called_random_and_nothing_worse() -> None:

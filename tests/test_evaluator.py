@@ -21,6 +21,7 @@ from kwbench import processes, runner
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluator import LocalEvaluator, Request, open_evaluator
 from kwbench.runner import evaluate
+from kwbench.standing import attacks_key, comparison_key
 from kwbench.store import Evaluation, Store
 from kwbench.suite import Suite, SuiteAttack, override, read_suite, suite_of
 from small_models import digits, first_images, run, trained_cnn, wrapped
@@ -159,6 +160,69 @@ class TestOwnFiles:
         assert evaluation.spec.stochastic
         assert all(row["fresh_draws"] == 100 for row in rows(db)["noop"])
         assert rows(db) == evaluated(what, tmp_path / "again.db")
+
+    @pytest.mark.usefixtures("at_hand")
+    @pytest.mark.parametrize("own_images", [False, True], ids=["digits", "own images"])
+    @pytest.mark.parametrize(
+        "forward",
+        ["return self.layers(x.squeeze()[:, None])", "assert len(x) == 16\nreturn self.layers(x)"],
+        ids=["no batch of one", "whole tiles only"],
+    )
+    def test_a_model_that_takes_no_batch_of_one_is_passed_whole_tiles(
+        self, tmp_path: Path, db: Path, forward: str, own_images: bool
+    ) -> None:
+        data = tmp_path / "mine.npz" if own_images else None
+        np.savez(tmp_path / "mine.npz", x_test=first_images(32).x.numpy(), y_test=first_images(32).y.numpy())
+        evaluation = carry_out(own(defence(tmp_path, forward), n=10, data=data), db)
+        assert not evaluation.spec.stochastic
+        assert {row["status"] for row in rows(db)["fgsm"]} <= {"wrong", "broken", "held"}
+
+    @pytest.mark.usefixtures("at_hand")
+    def test_operations_of_a_model_that_takes_whole_tiles_only_are_looked_at_too(self, tmp_path: Path, db: Path) -> None:
+        suite = fast_suite("apgd", settings=("apgd.focus=auto", "apgd.steps=2"))
+        what = own(defence(tmp_path, "assert len(x) == 16\nreturn self.layers(x)"), suite=replace(suite, diagnose=True))
+        evaluation = carry_out(what, db)
+        assert evaluation.spec.attacks[1].spec["parameters"]["focus"] == 0.1
+        store = Store.open(str(db))
+        found = {each.check: each for each in store.findings(evaluation.id)}
+        store.close()
+        assert found["unseen"].figure == 0
+
+    @pytest.mark.usefixtures("at_hand")
+    def test_a_model_may_compute_in_its_own_precision(self, tmp_path: Path, db: Path) -> None:
+        suite = fast_suite("fgsm", "apgd", settings=("apgd.gradient.kind=relaxed", "apgd.steps=3"))
+        plain = evaluated(own(defence(tmp_path), suite=suite), tmp_path / "plain.db")
+        model = self.in_precision(tmp_path, "double", "return self.layers(x.double())")
+        found = evaluated(own(model, suite=suite), db)
+        assert {row["prediction"] for row in found["clean"]} > {1, 2, 3}
+        for label in plain:
+            assert [row["status"] for row in found[label]] == [row["status"] for row in plain[label]]
+
+    @pytest.mark.usefixtures("at_hand")
+    @pytest.mark.parametrize("own_images", [False, True], ids=["digits", "own images"])
+    def test_a_model_that_does_not_cast_its_images_is_told_so(self, tmp_path: Path, db: Path, own_images: bool) -> None:
+        data = tmp_path / "mine.npz" if own_images else None
+        np.savez(tmp_path / "mine.npz", x_test=first_images(32).x.numpy(), y_test=first_images(32).y.numpy())
+        model = self.in_precision(tmp_path, "half", "return self.layers(x)")
+        with pytest.raises(CannotEvaluate, match=r"images come in float32, and the model holds float16: forward must cast"):
+            carry_out(own(model, data=data), db)
+
+    @staticmethod
+    def in_precision(folder: Path, precision: str, forward: str) -> str:
+        defence(folder, forward)
+        (folder / "precise.py").write_text(f"import defence\n\ndef factory():\n    return defence.net().{precision}()\n")
+        return f"{folder / 'precise.py'}:factory"
+
+    @pytest.mark.usefixtures("at_hand")
+    def test_winners_are_counted_in_whole_tiles_too(self, tmp_path: Path) -> None:
+        defence(tmp_path, "assert len(x) == 16\nreturn self.wta(self.layers(x)[..., None, None]).flatten(1)")
+        (tmp_path / "wta.py").write_text(
+            "from defence import net\nfrom kwbench.activations import Kwta\n\n"
+            "def factory():\n    found = net()\n    found.wta = Kwta('1/2')\n    return found\n"
+        )
+        evaluator = open_evaluator(own(f"{tmp_path / 'wta.py'}:factory", n=10))
+        evaluator.close()
+        assert evaluator.facts.effective_sparsity == {"wta": "1/2"}
 
     @pytest.mark.usefixtures("at_hand")
     def test_a_changed_file_is_another_run(self, tmp_path: Path, db: Path) -> None:
@@ -466,3 +530,23 @@ def test_a_suite_s_automatic_precision_is_bfloat16_where_nothing_is_lost_by_it(
     assert precisions("small", True, norm="l2") == ["float32", "bfloat16"], "its steps go by more than signs"
     assert precisions("small-random", True) == ["float32", "bfloat16"]
     assert precisions("resnet18-kwta0.1", True, registry=None) == ["float32", "bfloat16"], "k-WTA is decided by the last bits"
+
+
+def test_models_that_one_suite_treats_each_in_its_way_are_comparable(
+    registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kwbench.model.has_bfloat16", lambda device: True)
+    path, store = tmp_path / "auto.yaml", Store.open(str(tmp_path / "results.db"), create=True)
+    path.write_text("attacks:\n  apgd: {steps: 1, precision: auto, focus: auto, escalate: 1}\n")
+    suite = read_suite(str(path))
+    plain, jumping = (
+        store.register(runner.describe(asked, open_evaluator(asked).facts))
+        for asked in (
+            request(registry, model, suite=suite, eps="0.1", norm="linf", n=32) for model in ("small", "small-random")
+        )
+    )
+    store.close()
+    recorded = [[each.spec["parameters"]["precision"] for each in model.spec.attacks[1:]] for model in (plain, jumping)]
+    assert recorded == [["bfloat16", "bfloat16"], ["float32", "float32"]]
+    assert comparison_key(plain) == comparison_key(jumping)
+    assert attacks_key(plain) == attacks_key(jumping)

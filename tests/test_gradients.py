@@ -14,7 +14,7 @@ from kwbench.gradients import EXACT, Eot, Es, Exact, Gradient, Relaxed, Smooth, 
 from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
-from small_models import Linear, Noisy, Quantised, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
+from small_models import Linear, Noisy, Quantised, Refusing, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
 
 LINF = ThreatModel.of("linf", "0.12")
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -30,6 +30,11 @@ def _rng(samples: tuple[str, ...]) -> SampleRandom:
     return SampleRandom(0, "test", samples)
 
 
+def _far_from_the_borders(x: Tensor) -> Tensor:
+    """Images near grey, whose pixels noise of 0.1 hardly ever takes out of [0, 1]."""
+    return 0.45 + 0.1 * x
+
+
 def _two(logits: Tensor) -> Tensor:
     return torch.stack([logits[:, 0], logits[:, 3] - logits[:, 1]])
 
@@ -43,13 +48,36 @@ def test_every_estimator_finds_the_gradient_of_a_linear_model(gradient: Gradient
     weight = torch.randn((10, 64), generator=torch.Generator().manual_seed(0))
     model = wrapped(Linear(weight, torch.zeros(10)))
     batch = first_images(5)
-    estimate = gradient(model, batch.x, _two, _rng(batch.samples))
+    x = _far_from_the_borders(batch.x)
+    estimate = gradient(model, x, _two, _rng(batch.samples))
     assert estimate.logits.shape == (5, 10)
     assert estimate.values.shape == (2, 5)
     expected = torch.stack([weight[0], weight[3] - weight[1]]).view(2, 1, 1, 8, 8).expand(2, 5, 1, 8, 8)
     # The noise of a difference estimate is the gradient's length over the root of the draws: five times that.
     torch.testing.assert_close(estimate.gradients, expected, atol=slack, rtol=0)
-    torch.testing.assert_close(estimate.logits, model(batch.x))
+    torch.testing.assert_close(estimate.logits, model(x))
+
+
+@pytest.mark.parametrize("gradient", [Smooth(sigma=0.1, draws=3), Es(sigma=0.1, draws=4000)], ids=lambda each: each.kind)
+def test_noise_cut_to_the_pixel_range_points_the_right_way_in_every_pixel(gradient: Gradient) -> None:
+    batch = first_images(5)
+    assert {0.0, 1.0} <= {*batch.x.flatten().tolist()}
+    # Slopes of one size, so that the sign of each is told from what the noise leaves.
+    weight = torch.randn((10, 64), generator=torch.Generator().manual_seed(0)).sign()
+
+    def first(logits: Tensor) -> Tensor:
+        return logits[None, :, 0]
+
+    estimate = gradient(wrapped(Linear(weight, torch.zeros(10))), batch.x, first, _rng(batch.samples))
+    assert torch.equal(estimate.gradients.sign(), weight[0].view(1, 1, 1, 8, 8).expand(1, 5, 1, 8, 8))
+
+
+@pytest.mark.parametrize("estimator", ["smooth", "es"])
+def test_a_model_that_refuses_what_is_no_pixel_is_attacked_all_the_same(estimator: str) -> None:
+    model = wrapped(Refusing(trained_cnn()))
+    batch = sharp(first_images(24), model)
+    parameters = {"steps": 5, "relative_step_size": 0.3, "gradient": ESTIMATORS[estimator]}
+    assert broken(run("pgd", parameters, batch, LINF, model=model)).any()
 
 
 @pytest.mark.parametrize("gradient", [Smooth(sigma=0.1, draws=7), Es(sigma=0.1, draws=7)], ids=lambda each: each.kind)
@@ -158,7 +186,7 @@ def test_both_ends_of_a_difference_meet_the_same_randomness() -> None:
     model = wrapped(Offset())
     model.stochastic = True
     batch = first_images(5)
-    estimate = Es(sigma=0.1, draws=4000)(model, batch.x, _two, _rng(batch.samples))
+    estimate = Es(sigma=0.1, draws=4000)(model, _far_from_the_borders(batch.x), _two, _rng(batch.samples))
     expected = torch.stack([weight[0], weight[3] - weight[1]]).view(2, 1, 1, 8, 8).expand(2, 5, 1, 8, 8)
     assert F.cosine_similarity(estimate.gradients.flatten(2), expected.flatten(2), dim=2).min() > 0.9
     before = model(batch.x)

@@ -255,11 +255,11 @@ def test_a_file_and_a_factory_make_a_model_of_ones_own(name: str, own: bool) -> 
 class TestFileModels:
     """Each test leaves the import system as it was."""
 
-    def test_the_factorys_module_comes_ready_for_evaluation_in_float32(self, tmp_path: Path) -> None:
+    def test_the_factorys_module_comes_ready_for_evaluation_in_its_own_precision(self, tmp_path: Path) -> None:
         (tmp_path / "defence.py").write_text(FACTORY.format(seed=0).replace("nn.Dropout())", "nn.Dropout()).double()"))
         loaded = load_file_model(f"{tmp_path}/defence.py:net")
         assert not loaded.module.training
-        assert loaded.module(torch.zeros(2, 1, 8, 8)).dtype == torch.float32
+        assert loaded.module(torch.zeros((2, 1, 8, 8), dtype=torch.float64)).dtype == torch.float64
 
     def test_the_hash_follows_the_file_and_the_weights(self, tmp_path: Path) -> None:
         file = tmp_path / "defence.py"

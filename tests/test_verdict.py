@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def standing(store: Store, protocol: int, robust: int, right: int = 195, n: int = 200) -> Standing:
+def standing(store: Store, protocol: int, robust: int, right: int = 195, n: int = 200, classes: int = 10) -> Standing:
     """Of n samples `right` are right, of which the protocol leaves some and the strong suite fewer."""
     clean = "h" * right + "w" * (n - right)
     letters = {
@@ -38,7 +38,9 @@ def standing(store: Store, protocol: int, robust: int, right: int = 195, n: int 
         "es": "h" * robust + "b" * (right - robust) + "w" * (n - right),
     }
     spec = {"protocol_attacks": ["pgd"]}
-    evaluation = deterministic(store, letters, spec=spec, origin={"classes": 10}, model=f"net{protocol}-{robust}-{right}-{n}")
+    evaluation = deterministic(
+        store, letters, spec=spec, origin={"classes": classes}, model=f"net{protocol}-{robust}-{right}-{n}-{classes}"
+    )
     return standings(store, [evaluation])[0]
 
 
@@ -106,6 +108,31 @@ def test_a_model_at_chance_is_degenerate_whatever_else(store: Store) -> None:
     constant = Finding("constant", 1.0, 1.0, True, "10 classes get 1 answer", (), "doubt")
     found = verdict(standing(store, 100, 100, right=100), [ENOUGH, constant])
     assert (found.word, found.reasons) == ("degenerate", (constant,))
+
+
+def test_a_model_at_chance_is_told_how_near(store: Store) -> None:
+    below = verdict(standing(store, 20, 20, right=20), [ENOUGH])
+    assert below.word == "degenerate"
+    assert "10.0 %, is not above chance, 10.0 %" in below.sentence()
+    near = verdict(standing(store, 24, 24, right=24), [ENOUGH])
+    assert near.word == "degenerate"
+    assert "12.0 %, cannot be told from chance, 10.0 %, and is at most 17.3 %" in near.sentence()
+
+
+@pytest.mark.parametrize(("right", "classes"), [(12, 2), (4, 10)])
+@pytest.mark.parametrize("robust", [3, 0])
+def test_what_too_few_images_tell_from_chance_is_inconclusive(store: Store, right: int, classes: int, robust: int) -> None:
+    found = verdict(standing(store, robust, robust, right=right, n=16, classes=classes), [ENOUGH])
+    assert (found.word, found.would_settle) == ("inconclusive", "more images")
+    shown = f"16 images are too few to tell the accuracy on them, {100 * right / 16:.1f} %, from chance, {100 / classes:.1f} %"
+    assert shown in found.sentence()
+
+
+def test_a_protocol_may_overestimate_what_too_few_images_tell_from_chance(store: Store) -> None:
+    found = verdict(standing(store, 12, 0, right=12, n=16, classes=2), [ENOUGH, MASKED])
+    assert (found.word, found.reasons[0]) == ("overestimated", MASKED)
+    # With a little fewer images wrong nothing speaks of chance.
+    assert verdict(standing(store, 13, 13, right=13, n=16, classes=2), [ENOUGH]).word == "confirmed"
 
 
 def test_a_small_slice_does_not_accuse(store: Store) -> None:

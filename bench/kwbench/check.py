@@ -6,7 +6,7 @@ is "could not tell", and so is everything that is missing or not comparable: nev
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -418,7 +418,12 @@ def _recency(standing: Standing) -> tuple[str, int]:
 
 
 def _matches(entry: _Entry, evaluation: Evaluation) -> bool:
-    return comparison_key(evaluation) == entry.key and _hash(attacks_key(evaluation)) == entry.attacks
+    # Baselines of kwbench 0.1.0 may hold what `auto` became.
+    return any(
+        comparison_key(evaluation, resolved=resolved) == entry.key
+        and _hash(attacks_key(evaluation, resolved=resolved)) == entry.attacks
+        for resolved in (False, True)
+    )
 
 
 def _agreement(entry: _Entry, evaluation: Evaluation) -> int:
@@ -434,7 +439,46 @@ def _differences(entry: _Entry, evaluation: Evaluation) -> str:
     ]
     if not found and now.data != entry.key.data:
         found.append("other data")
-    return "; ".join(found) or "other attacks or parameters"
+    return "; ".join(found or _other_parameters(_parameters(entry.key), _parameters(now))) or "other attacks or parameters"
+
+
+# As many parameters as a message spells out.
+_NAMED = 3
+
+
+def _parameters(key: Comparison) -> dict[str, dict[str, Any]]:
+    """By label what the suite says of an attack, and its parameters, nested ones as gradient.kind."""
+    definition, attacks = json.loads(key.protocol)
+    found = {
+        each["label"]: {name: value for name, value in each.items() if name not in ("label", "parameters")}
+        | each.get("parameters", {})
+        for each in definition or ()
+    }
+    for label, parameters in attacks:
+        found[label] = found.get(label, {}) | parameters
+    return {label: dict(_flat(parameters)) for label, parameters in found.items()}
+
+
+def _flat(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in parameters.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _other_parameters(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which attacks and parameters differ, the first few of them."""
+    found = [f"{label} is not among the attacks" for label in before if label not in now]
+    found += [f"{label} is not among the baseline's attacks" for label in now if label not in before]
+    for label in (each for each in before if each in now):
+        one, other = before[label], now[label]
+        found += [
+            f"{label}.{name} is {other.get(name)}, the baseline's {one.get(name)}"
+            for name in dict.fromkeys([*one, *other])
+            if one.get(name) != other.get(name)
+        ]
+    return found[:_NAMED] + ([f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else [])
 
 
 def _describe(standing: Standing) -> str:

@@ -6,6 +6,7 @@ A user's own file runs in a freshly spawned process: its imports cannot clash wi
 import math
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -22,7 +23,7 @@ from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack, Budgeted, Doubling
 from kwbench.data import dataset_names, load_dataset, slice_hash
 from kwbench.diagnostics import Case, Question, Retried, Survivors, examine, retried
-from kwbench.diagnostics.answers import SURVEYED
+from kwbench.diagnostics.answers import surveyed
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
@@ -30,11 +31,10 @@ from kwbench.gradients import Exact, Gradient, Relaxed, within
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.loading import Loaded, is_file_model, load_entry, load_file_model
 from kwbench.measured import Array
-from kwbench.model import Model, Precision, Prediction, find_device, keep_freed_memory, require_exact_float32
+from kwbench.model import Model, Precision, Prediction, find_device, keep_freed_memory, require_exact_float32, tile_of
 from kwbench.outcome import Outcome
 from kwbench.processes import serving
 from kwbench.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
-from kwbench.relaxation import survey
 from kwbench.suite import Suite
 from kwbench.threat import ThreatModel
 
@@ -173,6 +173,7 @@ class LocalEvaluator:
         self._not_applicable: dict[str, str] = {}
         self._probes = (probe, near)
         self._attacks = self._build_attacks(stochastic)
+        shares = effective_sparsity(loaded.module, tile_of(self._batch.x, request.tile))
         self.facts = Facts(
             model=name,
             dataset=self._dataset.name if request.split == "test" else f"{self._dataset.name} ({request.split})",
@@ -214,9 +215,7 @@ class LocalEvaluator:
             whole_tiles=frozenset(label for label, (_, attack) in self._attacks.items() if attack.whole_tiles),
             workers=workers,
             threads=torch.get_num_threads(),
-            effective_sparsity={
-                layer: str(share) for layer, share in effective_sparsity(loaded.module, self._batch.x[:1].clone()).items()
-            },
+            effective_sparsity={layer: str(share) for layer, share in shares.items()},
         )
 
     def judge_clean(self, rows: Sequence[int]) -> list[Outcome]:
@@ -308,8 +307,10 @@ class LocalEvaluator:
         classes = dataset.classes
         if not dataset.fixed_classes:
             # The labels of a small slice may miss the last classes; the model knows how many there are.
-            with torch.no_grad():
-                answer = loaded.module.to(self._device)(self._batch.x[:1].clone())
+            answer = None
+            # Whatever ails the module shows, under its name, where it is asked in earnest.
+            with suppress(Exception), torch.no_grad():
+                answer = loaded.module.to(self._device)(tile_of(self._batch.x, self._request.tile))
             if isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] > classes:
                 classes = answer.shape[1]
         return Model(
@@ -368,7 +369,7 @@ class LocalEvaluator:
     def _hides(self) -> bool:
         """Whether the relaxation finds anything to soften, or anything that it cannot see."""
         with self._model.raising_by_name():
-            surveys = [survey(self._model.module, images[:SURVEYED]) for images in self._probes]
+            surveys = [surveyed(self._model, images) for images in self._probes]
         return any(each.relaxed or each.unseen for each in surveys)
 
     @cached_property

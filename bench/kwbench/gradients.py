@@ -161,7 +161,8 @@ def within(gradient: "Gradient", threat: ThreatModel, shape: Sequence[int]) -> "
 class Smooth:
     """The mean of autograd's gradients over Gaussian input noise (SmoothGrad, arXiv:1706.03825).
 
-    The noise is not clipped. It misses what lies in jumps of the function, which `Es` sees.
+    Unlike in the source, noisy images are clipped to [0, 1], beyond which a model need not answer. It misses what lies in jumps
+    of the function, which `Es` sees.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _strict
@@ -184,7 +185,7 @@ class Smooth:
         total: Estimate | None = None
         # No more rows a pass than a tile holds: autograd keeps what each went through.
         for noise in _noises(self.draws, x, rng.child("smooth"), at_once=max(1, model.tile // max(1, len(x)))):
-            near, payers = (x + sigma * noise).flatten(0, 1), _repeated(rows, len(noise))
+            near, payers = _shifted(x, sigma * noise), _repeated(rows, len(noise))
             found = once(model, near, _stacked(objective, len(noise)), rng, payers)
             values = found.values.view(-1, *noise.shape[:2]).sum(dim=1)
             gradients = found.gradients.view(-1, *noise.shape).sum(dim=1)
@@ -198,8 +199,9 @@ class Es:
     """Antithetic differences of function values along Gaussian directions: the gradient of the smoothed objective, jumps
     included, without autograd.
 
-    The estimator with which Tramer et al. 2020 (arXiv:2002.08347, section 5) broke k-WTA. Query points are not clipped. Both
-    ends of a difference meet the same randomness of a stochastic model, which then cancels.
+    The estimator with which Tramer et al. 2020 (arXiv:2002.08347, section 5) broke k-WTA. Unlike in the source, query points
+    are clipped to [0, 1], beyond which a model need not answer: at pixels of 0 and 1 half the slope is left. Both ends of a
+    difference meet the same randomness of a stochastic model, which then cancels.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _strict
@@ -223,8 +225,8 @@ class Es:
             for noise in _noises(self.draws, x, rng.child("es")):
                 stacked, payers = _stacked(objective, len(noise)), _repeated(rows, len(noise))
                 with model.same_draws():
-                    up = stacked(model((x + sigma * noise).flatten(0, 1), payers))
-                    down = stacked(model((x - sigma * noise).flatten(0, 1), payers))
+                    up = stacked(model(_shifted(x, sigma * noise), payers))
+                    down = stacked(model(_shifted(x, -sigma * noise), payers))
                 rise = (up - down).view(-1, *noise.shape[:2])
                 gradients += torch.einsum("mdb,dbchw->mbchw", rise, noise)
         return Estimate(logits, values, gradients / (2 * sigma * self.draws))
@@ -316,6 +318,11 @@ def _noises(draws: int, x: Tensor, rng: SampleRandom, at_once: int | None = None
         numbers = rng.normal(start, (count, *x.shape[1:])).transpose(0, 1)
         for first in range(0, count, at_once or count):
             yield numbers[first : first + (at_once or count)].to(x.device)
+
+
+def _shifted(x: Tensor, shifts: Tensor) -> Tensor:
+    """x (b, c, h, w) by each of the shifts (d, b, c, h, w), within the pixel range, as (d * b, c, h, w)."""
+    return (x + shifts).clamp_(0, 1).flatten(0, 1)
 
 
 def _stacked(objective: Objective, copies: int) -> Objective:

@@ -160,7 +160,8 @@ def is_file_model(name: str) -> bool:
 
 
 def load_file_model(name: str) -> Loaded:
-    """The module that `factory()` of path/to/file.py:factory returns. Its folder comes first on the import path.
+    """The module that `factory()` of path/to/file.py:factory returns, in evaluation mode and in its own precision. Its folder
+    comes first on the import path.
 
     The hash covers the file, the modules that it imported other than installed ones, and whatever the module and its parts hold
     of tensors, arrays and plain values. What `forward` alone reads or imports it does not.
@@ -192,7 +193,7 @@ def load_file_model(name: str) -> Loaded:
         raise CannotEvaluate(f"{path}:{factory_name} raised {type(failure).__name__}: {failure}") from None
     if not isinstance(module, nn.Module):
         raise UsageError(f"{path}:{factory_name} returned {type(module).__name__}; it must return a torch.nn.Module")
-    module = module.float().eval()
+    module = module.eval()
     digest = hashlib.sha256(content)
     for imported, source in sorted(_sources(path.resolve().parent, set(sys.modules) - before)):
         digest.update(imported.encode() + source)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -57,6 +58,8 @@ class Model:
 
     `prediction` is the rule asked for; a module without randomness gives the same answers under every rule, and `rule` says
     so once `measure_randomness` knows. `stochastic` is what attacks and the judge go by: frozen, a random module is not.
+
+    Images come in float32, logits leave in it; in between a module may compute in its own precision.
 
     `shape` is (c, h, w). Raises CannotEvaluate if the module answers with anything but finite-width logits (b, classes).
     """
@@ -142,12 +145,13 @@ class Model:
     def measure_randomness(self, *images: Tensor, draws: int = 5) -> bool:
         """Find out by trial whether two passes over the same images differ, and set `stochastic` accordingly.
 
-        Each of `images` is a batch of at most a tile. On a GPU differences below 1e-5 of the largest logit are rounding, not
-        randomness. Raises CannotEvaluate where the module raises, or if its randomness is to be frozen and cannot be.
+        Each of `images` is a batch of at most a tile, and passes as a whole one. On a GPU differences below 1e-5 of the
+        largest logit are rounding, not randomness. Raises CannotEvaluate where the module raises, or if its randomness is to be
+        frozen and cannot be.
         """
         self._frozen, self.stochastic = False, True  # every pass gets a seed of its own while we look
         self.reseed("measure randomness")
-        random = any(self._varies(x, draws) for x in images)
+        random = any(self._varies(tile_of(x, self.tile), draws) for x in images)
         self._frozen = random and self.prediction.kind == "frozen"
         self.stochastic = random and not self._frozen
         if self._frozen and any(self._varies(x[:2], 2) for x in images):
@@ -167,7 +171,7 @@ class Model:
         """
         self._batchings = {}
         self._channels_last.pop("float32", None)
-        self._probe = None if self.stochastic or self._frozen else images.detach()[torch.arange(self.tile) % len(images)]
+        self._probe = None if self.stochastic or self._frozen else tile_of(images, self.tile)
 
     def sizes(self, *, gradients: bool) -> list[int]:
         """The batches in which rows may pass in the present precision, with or without gradients, the largest first; the tile
@@ -225,7 +229,15 @@ class Model:
             raise
         except Exception as failure:
             raise_if_memory_is_out(failure)
-            raise CannotEvaluate(f"{self.name}: the model raised {type(failure).__name__}: {failure}") from failure
+            raise CannotEvaluate(
+                f"{self.name}: the model raised {type(failure).__name__}: {failure}{self._types()}"
+            ) from failure
+
+    def _types(self) -> str:
+        """What to know of a module in another precision than its images; nothing of others."""
+        held = {each.dtype for each in chain(self.module.parameters(), self.module.buffers()) if each.is_floating_point()}
+        others = sorted(str(each).removeprefix("torch.") for each in held - {torch.float32})
+        return f" (images come in float32, and the model holds {' and '.join(others)}: forward must cast)" if others else ""
 
     def reseed(self, *address: object) -> None:
         """Start the stream of the module's own randomness anew, at a named place."""
@@ -408,6 +420,11 @@ class Model:
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bfloat16" else nullcontext()
+
+
+def tile_of(images: Tensor, tile: int) -> Tensor:
+    """As many images (tile, c, h, w), the given ones (b, c, h, w) over and over. Some modules take no batch of one."""
+    return images.detach()[torch.arange(tile) % len(images)]
 
 
 def _once(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _LETTERS = {status.value: status.value[:1].encode() for status in Status}
 _HELD = ord(Status.HELD[0])
 
+# What suites write for a parameter that depends on the model and the machine.
+_AUTO = "auto"
+
 
 @dataclass(frozen=True, slots=True)
 class AttackStanding:
@@ -170,16 +173,18 @@ class Comparison(NamedTuple):
     cascade: bool
 
 
-def comparison_key(evaluation: Evaluation) -> Comparison:
+def comparison_key(evaluation: Evaluation, *, resolved: bool = False) -> Comparison:
     """Data set and slice, number of samples, threat model, suite with every parameter, and the rule of prediction.
 
-    A suite may have attacks for stochastic models only; it is one protocol all the same if its definition is on record.
+    A parameter that the suite leaves open (`auto`) counts as that, whatever it became for this model on this machine, unless
+    `resolved`. A suite may have attacks for stochastic models only; it is one protocol all the same if its definition is on
+    record.
     """
     spec = evaluation.spec
     origin = origin_of(evaluation)
     protocol = spec.spec.get("protocol")
     only = {label for label, when in suite_labels(evaluation).items() if when != "always"}
-    attacks = [(each.label, each.spec.get("parameters", {})) for each in spec.attacks if each.label not in only]
+    attacks = [each for each in _parameters(evaluation, resolved=resolved) if each[0] not in only]
     # A deterministic model answers the same under every rule of prediction; on record it is a single draw's.
     prediction = origin.get("prediction", {"kind": "draw", "draws": 1})
     return Comparison(
@@ -200,18 +205,35 @@ def suite_labels(evaluation: Evaluation) -> dict[str, str]:
 
     Empty where the record has no definition.
     """
+    return {label: str(each.get("when", "always")) for label, each in _definition(evaluation).items()}
+
+
+def attacks_key(evaluation: Evaluation, *, resolved: bool = False) -> str:
+    """Equal for evaluations with the very same attacks and parameters; `resolved` as for `comparison_key`."""
+    return _text(_parameters(evaluation, resolved=resolved))
+
+
+def _parameters(evaluation: Evaluation, *, resolved: bool) -> list[tuple[str, dict[str, Any]]]:
+    """Labels and every parameter of the attacks, as the suite asks for them; as on record where it is not `auto`."""
+    definition = {} if resolved else _definition(evaluation)
+    found = []
+    for attack in evaluation.spec.attacks:
+        asked = definition.get(attack.label, {}).get("parameters", {})
+        parameters = attack.spec.get("parameters", {})
+        kept = {name: _AUTO if asked.get(name) == _AUTO else value for name, value in parameters.items()}
+        found.append((attack.label, kept))
+    return found
+
+
+def _definition(evaluation: Evaluation) -> dict[str, Mapping[str, Any]]:
+    """The suite's own words on each label, escalations included, in its order."""
     protocol = evaluation.spec.spec.get("protocol")
     return {
-        escalated(str(each.get("label")), doubled): str(each.get("when", "always"))
+        escalated(str(each.get("label")), doubled): each
         for each in (protocol if isinstance(protocol, list) else ())
         if isinstance(each, Mapping)
         for doubled in range(each.get("escalate", 0) + 1)
     }
-
-
-def attacks_key(evaluation: Evaluation) -> str:
-    """Equal for evaluations with the very same attacks and parameters."""
-    return _text([(each.label, each.spec.get("parameters", {})) for each in evaluation.spec.attacks])
 
 
 def origin_of(evaluation: Evaluation) -> Mapping[str, Any]:

@@ -25,12 +25,16 @@ LEVEL = 0.98
 # Below this nothing can be much too high.
 NOTHING = 0.005
 
+# A model is at chance if what it may have beyond it is less than this share of all that there is beyond it.
+NEAR_CHANCE = 0.1
+
 # Checks that tried twice the budget; without one of them nothing is confirmed.
 _PROOFS = ("twice the budget", "escalation")
 
 _REMEDIES = {
     "twice the budget": "a larger budget: it still brings something",
     "escalation": "a larger budget: it still brings something",
+    "chance": "more images",
     "failures": "mending the attacks or the model, so that every row has an answer",
     "state": "a model whose answer depends on the image alone",
     "unseen": "an attack that knows the operations that could not be seen, or a model that spells them so that they can",
@@ -76,6 +80,9 @@ class Verdict:
 def verdict(standing: Standing, findings: Sequence[Finding], protocol: tuple[str, ArrayLike] | None = None) -> Verdict:
     """The verdict from the numbers of a strong evaluation and what the checks found.
 
+    A constant model, or one at chance, is degenerate. One that too few images tell from chance is not confirmed, but its
+    protocol may overestimate all the same.
+
     `protocol` is the name of another protocol and the values that it leaves, one a sample in the order of `standing.index`; by
     default the suite's own.
     """
@@ -95,13 +102,14 @@ def verdict(standing: Standing, findings: Sequence[Finding], protocol: tuple[str
         return Verdict("inconclusive", name, None, (why,), _REMEDIES["failures"])
     if (found := _degenerate(standing, findings)) is not None:
         return Verdict("degenerate", name, overestimate, (found,))
+    if (uncertain := _perhaps_at_chance(standing)) is not None:
+        doubts = (*doubts, uncertain)
     if overestimate is not None and overestimate.low > OVERESTIMATE:
         return Verdict("overestimated", name, overestimate, (*masked, *doubts))
     # Where operations could not be seen, how nothing came to be left is not understood, unless the protocol says so too.
     unseen = any(each.check == "unseen" and each.fires for each in findings)
-    if standing.a_rob.value <= NOTHING and not (
-        unseen and (values is None or np.asarray(values, dtype=float).mean() > NOTHING)
-    ):
+    unexplained = unseen and (values is None or np.asarray(values, dtype=float).mean() > NOTHING)
+    if standing.a_rob.value <= NOTHING and uncertain is None and not unexplained:
         left = f"{100 * standing.a_rob.value:.1f} % are left, which cannot be much too high"
         return Verdict(
             "confirmed", name, overestimate, (Finding("robust accuracy", standing.a_rob.value, NOTHING, False, left),)
@@ -157,14 +165,35 @@ def _degenerate(standing: Standing, findings: Sequence[Finding]) -> Finding | No
     for each in findings:
         if each.check == "constant" and each.fires:
             return each
-    classes = origin_of(standing.evaluation).get("classes")
-    if standing.a_std is None or not isinstance(classes, int):
+    chance = _chance(standing)
+    if standing.a_std is None or chance is None or standing.a_std.low > chance:
         return None
-    chance = 1 / classes
-    if standing.a_std.low > chance:
+    if standing.a_std.value <= chance:
+        which = f"is not above chance, {100 * chance:.1f} %"
+    elif standing.a_std.high <= chance + NEAR_CHANCE * (1 - chance):
+        which = f"cannot be told from chance, {100 * chance:.1f} %, and is at most {100 * standing.a_std.high:.1f} %"
+    else:
         return None
-    statement = f"the accuracy on the images themselves, {100 * standing.a_std.value:.1f} %, is not above chance"
+    statement = f"the accuracy on the images themselves, {100 * standing.a_std.value:.1f} %, {which}"
     return Finding("degenerate", round(standing.a_std.value, 6), chance, True, statement)
+
+
+def _perhaps_at_chance(standing: Standing) -> Finding | None:
+    """For models that are not degenerate: that the images are too few to say so."""
+    chance = _chance(standing)
+    if standing.a_std is None or chance is None or standing.a_std.low > chance:
+        return None
+    statement = (
+        f"{standing.n} images are too few to tell the accuracy on them, {100 * standing.a_std.value:.1f} %, "
+        f"from chance, {100 * chance:.1f} %"
+    )
+    return Finding("chance", round(standing.a_std.value, 6), chance, True, statement, (), "doubt")
+
+
+def _chance(standing: Standing) -> float | None:
+    """The share of right guesses, where the record says how many classes there are."""
+    classes = origin_of(standing.evaluation).get("classes")
+    return 1 / classes if isinstance(classes, int) else None
 
 
 def _open_questions(findings: Sequence[Finding], doubts: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], str]:

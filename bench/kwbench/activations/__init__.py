@@ -69,7 +69,7 @@ def effective_sparsity(module: nn.Module, x: Tensor) -> dict[str, Fraction]:
     """The share of a sample's values that really survive each winner-take-all layer, by the layer's name.
 
     It differs from gamma where gamma * N is no whole number (k-WTA) or groups do not divide the channels (LWTA).
-    `x` is a batch of images (b, c, h, w) for one pass.
+    `x` is a batch of images (b, c, h, w) for one pass; a module without such layers is spared it.
     """
     shares: dict[str, Fraction] = {}
 
@@ -87,8 +87,9 @@ def effective_sparsity(module: nn.Module, x: Tensor) -> dict[str, Fraction]:
 
     handles = [watch(name, layer) for name, layer in module.named_modules() if isinstance(layer, Kwta | Lwta | StochasticLwta)]
     try:
-        with torch.no_grad():
-            module(x)
+        if handles:
+            with torch.no_grad():
+                module(x)
     finally:
         for handle in handles:
             handle.remove()

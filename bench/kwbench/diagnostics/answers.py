@@ -4,23 +4,36 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from kwbench.diagnostics.case import Case, percent
 from kwbench.finding import Finding
+from kwbench.model import Model, tile_of
 from kwbench.randomness import derived_seed
-from kwbench.relaxation.survey import survey
+from kwbench.relaxation.survey import Survey, survey
 
 # exp(-87) is the smallest float32 that is held in full: beyond it cross-entropy's gradient is lost.
 GAP = 87.0
 SATURATED_SHARE = 0.05
 # Images whose pass is looked at, operation by operation, and what a statement names of it.
-SURVEYED = 8
+_SURVEYED = 8
 NAMED = 6
 # Relative to the largest logit. On equal tiles permuted rows give equal bits; other kernels round by 1e-6.
 ROUNDING = 1e-4
 DRAWS = 20
 # A model that answers otherwise more often than this is random in what it says, not only in its last bits.
 SPREAD = 0.01
+
+
+def surveyed(model: Model, x: Tensor, seed: int = 0) -> Survey:
+    """The survey of the first few of these images (b, c, h, w); of a whole tile where the module takes nothing less.
+
+    Raises what the module raises.
+    """
+    try:
+        return survey(model.module, x[:_SURVEYED], seed)
+    except Exception:  # noqa: BLE001 - foreign code may raise anything
+        return survey(model.module, tile_of(x, model.tile), seed)
 
 
 def answers_are_logits(case: Case) -> list[Finding]:
@@ -105,7 +118,7 @@ def answers_vary(case: Case) -> list[Finding]:
 
 def operations_are_seen(case: Case) -> list[Finding]:
     """Operations whose gradients had to be softened, and what no relaxation could see on the way to the logits."""
-    found = survey(case.model.module, case.batch.x[:SURVEYED], derived_seed(case.seed, "survey"))
+    found = surveyed(case.model, case.batch.x, derived_seed(case.seed, "survey"))
     places = Counter(each.operation for each in found.relaxed)
     named = [f"{name}{f' in {count} places' if count > 1 else ''}" for name, count in places.items()]
     relaxed, unseen = len(found.relaxed), len(found.unseen)
