@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from kwbench.geometry import TOLERANCE, distance, norms, project, random_start, settle, steepest
+from kwbench.geometry import TOLERANCE, distance, norms, project, random_start, settle, steepest, total
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -121,6 +121,20 @@ def test_random_starts_do_not_depend_on_the_company_of_a_sample(norm: str) -> No
     whole = random_start(x, _threat(norm, 0.3), _rng(99))
     for size in range(1, 99):
         assert bool((random_start(x[:size], _threat(norm, 0.3), _rng(size)) == whole[:size]).all())
+
+
+def test_sums_over_a_large_image_do_not_depend_on_its_company() -> None:
+    images = torch.randn(6, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for some in (images, images.square(), images[:, :1, :, :200], images.double()):
+            alone = torch.cat([total(each[None]) for each in some])
+            assert torch.equal(total(some), alone)
+        for norm in NORMS:
+            assert torch.equal(steepest(images, norm), torch.cat([steepest(each[None], norm) for each in images]))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -15,12 +15,20 @@ TOLERANCE = 1e-6
 
 def norms(delta: Tensor, norm: Norm) -> Tensor:
     """The norm of each sample of (b, ...), as (b,)."""
-    flat = delta.flatten(1)
     if norm == "linf":
-        return flat.abs().amax(dim=1)
+        return delta.flatten(1).abs().amax(dim=1)
     if norm == "l2":
-        return flat.square().sum(dim=1).sqrt()
-    return flat.abs().sum(dim=1)
+        return total(delta.square()).sqrt()
+    return total(delta.abs())
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over each sample of (b, ...), as (b,).
+
+    Rows of pixels first: the sum of all values of a large image is split among threads where it stands alone, and rounds
+    otherwise.
+    """
+    return values.sum(dim=-1).flatten(1).sum(dim=1) if values.dim() > 2 else values.sum(dim=1)
 
 
 def distance(x: Tensor, z: Tensor, norm: Norm) -> Tensor:

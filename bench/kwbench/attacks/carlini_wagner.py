@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kwbench.attacks.attack import strict
 from kwbench.attacks.losses import margin
-from kwbench.geometry import norms
+from kwbench.geometry import norms, total
 from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
@@ -146,7 +146,7 @@ class _BinarySearch:
         self.found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return delta.flatten(1).square().sum(dim=1), 2 * delta
+        return total(delta.square()), 2 * delta
 
     def won(self, rows: Tensor, wins: Tensor, far: Tensor) -> Tensor:
         self.found[rows] |= wins
@@ -192,7 +192,7 @@ class _TauSearch:
 
     def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         excess = delta.abs() - self.tau[rows].view(-1, 1, 1, 1)
-        return excess.clamp_min(0).flatten(1).sum(dim=1), delta.sign() * (excess > 0)
+        return total(excess.clamp_min(0)), delta.sign() * (excess > 0)
 
     def won(self, rows: Tensor, wins: Tensor, far: Tensor) -> Tensor:
         won = wins & (far <= self.tau[rows])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks.losses import LossName, margin, margin_after
+from kwbench.geometry import total
 
 # Later few samples fall, and looks cost more than they spare.
 _EARLY = 5
@@ -28,11 +29,8 @@ def margin_here(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def rise_along(gradient: Tensor, way: Tensor) -> Tensor:
-    """By how much (b,) a loss rises along a way (b, c, h, w), as its gradient there has it.
-
-    Rows of pixels first: a sum over all of a large image is split otherwise where it stands alone.
-    """
-    return (gradient * way).sum(dim=3).flatten(1).sum(dim=1)
+    """By how much (b,) a loss rises along a way (b, c, h, w), as its gradient there has it."""
+    return total(gradient * way)
 
 
 def margin_ahead(here: Tensor, before: Tensor, loss: LossName, value: Tensor, rise: Tensor) -> Tensor:

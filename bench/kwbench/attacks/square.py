@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kwbench.attacks.attack import means_under_same_draws, strict
 from kwbench.attacks.losses import fooled, margin
-from kwbench.geometry import norms, project
+from kwbench.geometry import norms, project, total
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -178,7 +178,7 @@ class _L2:
 
         budget = torch.zeros_like(delta)
         budget[here], budget[there] = delta[here].square(), delta[there].square()
-        spare = (self.threat.radius**2 - delta.flatten(1).square().sum(dim=1)).clamp_min(0) / channels
+        spare = (self.threat.radius**2 - total(delta.square())).clamp_min(0) / channels
         length = (budget.sum(dim=(2, 3)) + spare[:, None]).sqrt()[:, :, None, None]
 
         bump = _bump(side, x)

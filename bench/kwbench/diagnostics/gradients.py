@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from kwbench.attacks.losses import margin
 from kwbench.diagnostics.case import Case, percent
 from kwbench.finding import Finding
-from kwbench.geometry import project, random_start, steepest
+from kwbench.geometry import project, random_start, steepest, total
 from kwbench.gradients import EXACT, Eot, Es, Objective, Smooth
 
 # Float32 networks have no flat places: a ReLU network needs all units of a layer dead.
@@ -75,7 +75,7 @@ def gradient_is_true(case: Case) -> list[Finding]:
     direction = steepest(gradient.nan_to_num(), case.threat.norm)
     step = case.threat.radius / 100
     ends = [(x + sign * step * direction).clamp(0, 1) for sign in (1, -1)]
-    promised = (gradient * (ends[0] - ends[1])).flatten(1).sum(dim=1)
+    promised = total(gradient * (ends[0] - ends[1]))
     values = []
     for end in ends:
         case.same_draws("shattered gradients")
