@@ -113,6 +113,15 @@ def test_in_focus_what_came_close_goes_on_as_ever_and_nothing_else_does() -> Non
             assert (focused[row].status, focused[row].forwards) == (everywhere[row].status, everywhere[row].forwards)
 
 
+def test_what_is_far_goes_on_if_at_its_pace_it_would_arrive() -> None:
+    # From a sixth of 30 steps to a third of them is a quarter of what is left.
+    before, closest = torch.tensor([-0.09, -0.50, -0.49, -1.0]), torch.tensor([-0.09, -0.38, -0.40, -1.0])
+    assert Apgd(steps=30, focus=0.1).goes_on(before, closest).tolist() == [True, True, False, False]
+    assert Apgd(steps=30, focus=0.5).goes_on(before, closest).tolist() == [True, True, True, False]
+    assert Apgd(steps=30).goes_on(before, closest).all()
+    assert Apgd(steps=1, focus=0.1).goes_on(before[:1], closest[:1]).all()
+
+
 def test_finalists_cost_less_and_break_what_all_targets_break() -> None:
     batch, threat = first_images(96), ThreatModel.of("linf", "0.02")
     everything, few = (

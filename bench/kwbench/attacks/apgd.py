@@ -191,6 +191,14 @@ class Apgd:
         """After how many steps of it most targets of a sample are given up for its finalists."""
         return -(-self.steps // 6)
 
+    def goes_on(self, before: Tensor, closest: Tensor) -> Tensor:
+        """Who after a third of the steps (l,) is in focus, or would come all the way at the pace since a sixth of them.
+
+        Both are how close, as probability margins (l,), a lane had come by then, below zero.
+        """
+        stretches = (self.steps - self.third) / max(self.third - self.sixth, 1)
+        return (closest >= -self.reach) | (closest + stretches * (closest - before) >= 0)
+
     def adapts(self, model: Model) -> bool:
         """Whether the step size follows the loss; noise in it, or in the direction, would halve it at every checkpoint."""
         noisy = model.stochastic or isinstance(self.gradient, Smooth | Es)
@@ -347,18 +355,12 @@ class _Climb:
             if step == self.attack.sixth:
                 before = closest.clone()
             if narrowing and step == self.attack.third:
-                self.place = self.place.take(self._goes_on(before, closest)[self.place.index])
+                self.place = self.place.take(self.attack.goes_on(before, closest)[self.place.index])
             if step == self.attack.steps or not len(self.place.z):
                 break
             self._move(step)
         images[lost] = torch.nan
         return _Found(images, broken, lost, closest)
-
-    def _goes_on(self, before: Tensor, closest: Tensor) -> Tensor:
-        """Who after a third of the steps (l,) is close, or would come all the way at the pace since a sixth of them."""
-        attack = self.attack
-        stretches = (attack.steps - attack.third) / max(attack.third - attack.sixth, 1)
-        return (closest >= -attack.reach) | (closest + stretches * (closest - before) >= 0)
 
     def _arithmetic(self, step: int) -> Precision:
         return "bfloat16" if step < self.rounded_steps else "float32"
