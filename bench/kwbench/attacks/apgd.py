@@ -9,9 +9,9 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import doubled_climb, misclassified, strict
-from kwbench.attacks.foresight import looks, margin_ahead, margin_here, rise_along, to_look_at
+from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, probability_margin
-from kwbench.geometry import norms, project, random_start, steepest
+from kwbench.geometry import norms, project, random_start, steepest, total
 from kwbench.gradients import EXACT, Es, Exact, Gradient, Smooth, passes
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
@@ -413,11 +413,11 @@ class _Climb:
 
     def _look_first(self, likely: Tensor, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Who has fallen (b,), and what `_learn` tells of all, with no gradient for those of the `likely` (b,) who have."""
-        place = self.place
+        place, some = self.place, self.place.take(likely)
         with torch.no_grad(), self.model.searching(self._arithmetic(step)):
-            seen = self.model(place.z[likely], place.payer[likely])
+            seen = self.model(some.z, some.payer)
         fallen = likely.clone()
-        fallen[likely] = self._misclassified(place.take(likely), seen, step)
+        fallen[likely] = self._misclassified(some, seen, step)
         seen = seen[fallen[likely]]
         values = self._objective(seen, place.y[fallen], place.target[fallen])[0]
         told = seen, values, torch.zeros((), device=seen.device)
@@ -432,7 +432,7 @@ class _Climb:
         place = self.place
         if not self.attack.looks_ahead or self.model.stochastic or not 0 < step < self.attack.steps:
             return torch.zeros_like(place.halved)
-        rise = rise_along(place.gradient, place.z - place.previous)
+        rise = total(place.gradient * (place.z - place.previous))
         return to_look_at(step, margin_ahead(place.margin, place.margin_before, self.attack.loss, place.value, rise))
 
     def _misclassified(self, place: _Place, logits: Tensor, step: int) -> Tensor:

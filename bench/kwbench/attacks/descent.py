@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks.attack import misclassified
-from kwbench.attacks.foresight import looks, margin_ahead, margin_here, rise_along, to_look_at
+from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
 from kwbench.attacks.losses import LOSSES, LossName
-from kwbench.geometry import norms, project, steepest
+from kwbench.geometry import norms, project, steepest, total
 from kwbench.gradients import Exact, Gradient, passes
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
@@ -107,7 +107,7 @@ class Descent:
             if looking and int(steps.min()) <= looks(self.steps):
                 before, here = margins[some], margin_here(estimate.logits, labels)
                 margins[some] = here
-                rise = rise_along(estimate.gradients[0], moved - at)
+                rise = total(estimate.gradients[0] * (moved - at))
                 look = to_look_at(steps, margin_ahead(here, before, self.loss, estimate.values[0], rise))
                 likely = torch.cat([likely, some[on & look]])
                 on &= ~look

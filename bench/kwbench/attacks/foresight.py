@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks.losses import LossName, margin, margin_after
-from kwbench.geometry import total
 
 # Later few samples fall, and looks cost more than they spare.
 _EARLY = 5
@@ -26,11 +25,6 @@ def to_look_at(taken: Tensor | int, expected: Tensor) -> Tensor:
 def margin_here(logits: Tensor, y: Tensor) -> Tensor:
     """How far beyond the decision (b,) samples with logits (b, k) are; what is not a number is at no finite place."""
     return margin(logits.detach(), y).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-
-
-def rise_along(gradient: Tensor, way: Tensor) -> Tensor:
-    """By how much (b,) a loss rises along a way (b, c, h, w), as its gradient there has it."""
-    return total(gradient * way)
 
 
 def margin_ahead(here: Tensor, before: Tensor, loss: LossName, value: Tensor, rise: Tensor) -> Tensor:
