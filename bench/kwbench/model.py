@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kwbench.batching import Batching, measured, tiles_only
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 from kwbench.randomness import derived_seed, seeded_globally
+from kwbench.replay import Record, Recorded, recorder
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -97,8 +98,11 @@ class Model:
         self._probe: Tensor | None = None
         # By precision, without gradients and with.
         self._batchings: dict[tuple[Precision, bool], Batching] = {}
+        # By precision, gradients and the size of the batch; None where passes go as they are.
+        self._recordings: dict[tuple[Precision, bool, int], Recorded | None] = {}
         # Whether memory has room for more than a tile.
         self._larger = True
+        self._record = recorder(self.device)
         # The most forward passes that any batch of the latest call took.
         self._passes = 1
 
@@ -167,9 +171,10 @@ class Model:
         On a CPU images and weights are laid out with channels last, as convolutions like them, where the module's answers then
         differ by no more than rounding. And rows pass in those batches, smaller and larger than a tile, in which the module
         gives these images (b, c, h, w) the very bits that it gives them in a tile: see `kwbench.batching`. Of a module that is
-        stochastic or frozen nothing is measured.
+        stochastic or frozen nothing is measured. On a GPU passes are recorded and replayed, where that gives the same bits in
+        less time: see `kwbench.replay`.
         """
-        self._batchings = {}
+        self._batchings, self._recordings = {}, {}
         self._channels_last.pop("float32", None)
         self._probe = None if self.stochastic or self._frozen else tile_of(images, self.tile)
 
@@ -179,12 +184,15 @@ class Model:
         return self._batching(gradients).sizes
 
     def keep_to_tiles(self) -> bool:
-        """From now on let no more rows than a tile pass at once, as memory may want; whether there was anything to change."""
+        """From now on let no more rows than a tile pass at once, and record nothing, as memory may want; whether there was
+        anything to change."""
         self._larger = False
         larger = [key for key, each in self._batchings.items() if each.sizes[0] > self.tile]
         for key in larger:
             del self._batchings[key]
-        return bool(larger)
+        recorded = any(self._recordings.values())
+        self._recordings, self._record = {}, None
+        return bool(larger) or recorded
 
     def _batching(self, gradients: bool) -> Batching:
         found = self._batchings.get((self._precision, gradients))
@@ -197,14 +205,48 @@ class Model:
             self._batchings[self._precision, gradients] = found
         return found
 
-    def _bits(self, x: Tensor, gradients: bool) -> tuple[list[Tensor], float]:
-        """Logits of one pass over x, and where asked for the gradients of a sum of them; the seconds that it took."""
+    def _recorded(self, x: Tensor) -> Recorded | None:
+        """The recording that is to stand in for a pass over x; None where the pass is to be made."""
+        bare = self._probe is not None and self._run is _once and x.requires_grad == torch.is_grad_enabled()
+        if self._record is None or not bare:
+            return None
+        key = (self._precision, x.requires_grad, len(x))
+        if key not in self._recordings:
+            record, self._record = self._record, None  # passes of the trial are made
+            try:
+                self._recordings[key] = self._recorded_by_trial(x, record)
+            except Exception:  # noqa: BLE001 - foreign code that cannot be recorded may raise anything
+                self._recordings[key] = None
+            finally:
+                self._record = record
+        return self._recordings[key]
+
+    def _recorded_by_trial(self, x: Tensor, record: Record) -> Recorded | None:
+        """A recording of passes over as many images as x, if they give the bits of those that are made, in less time."""
+        assert self._probe is not None
+        gradients = x.requires_grad
+        tiles = [tile_of(each, len(x)) for each in (self._probe, 1 - self._probe)]
+        made = [self._bits(each, gradients) for each in tiles]
+        recorded = Recorded(self._made, x, record, gradients=gradients)
+        replayed = [self._bits(each, gradients, through=recorded) for each in tiles]
+        same = all(
+            torch.equal(one, other)
+            for (ones, _), (others, _) in zip(made, replayed, strict=True)
+            for one, other in zip(ones, others, strict=True)
+        )
+        return recorded if same and min(took for _, took in replayed) < min(took for _, took in made) else None
+
+    def _bits(
+        self, x: Tensor, gradients: bool, through: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[list[Tensor], float]:
+        """Logits of one pass over x, made or through what stands in for it, and where asked for the gradients of a sum of them;
+        the seconds that it took."""
         # A processor that others want too is no slower for the work it does.
         clock = time.perf_counter if self.device.type == "cuda" else time.process_time
         began = clock()
         with torch.set_grad_enabled(gradients):
             leaf = x.clone().requires_grad_(gradients)
-            logits = self._pass(self._copied(leaf), None)
+            logits = (through or self._made)(self._copied(leaf))
             found = [logits.detach()]
             if logits.requires_grad:
                 weights = torch.arange(1, self.classes + 1, device=x.device).cos()
@@ -394,9 +436,9 @@ class Model:
         images = self._probe[:2]
         try:
             with torch.no_grad():
-                before = self._pass(images.clone(), None)
+                before = self._made(images.clone())
                 self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                after = self._pass(images.clone(memory_format=torch.channels_last), None)
+                after = self._made(images.clone(memory_format=torch.channels_last))
             if torch.allclose(after, before, rtol=0, atol=_ROUNDING * before.abs().max().item()):
                 return True
         except Exception:  # noqa: BLE001 - foreign code may raise anything; laid out as before it says what under its name
@@ -406,7 +448,14 @@ class Model:
 
     def _pass(self, x: Tensor, seed: int | None) -> Tensor:
         """One pass of the module; x is a copy, for a module that writes into its input must not reach ours."""
-        with seeded_globally(seed) if seed is not None else nullcontext(), self._arithmetic():
+        recorded = self._recorded(x) if seed is None else None
+        if recorded is not None:
+            return recorded(x)
+        with seeded_globally(seed) if seed is not None else nullcontext():
+            return self._made(x)
+
+    def _made(self, x: Tensor) -> Tensor:
+        with self._arithmetic():
             logits, passes = self._run(self.module, x)
         self._passes = max(self._passes, passes)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
