@@ -193,6 +193,10 @@ class TestPlaces:
         # What else there is are the sources of transfer attacks.
         assert {name.rpartition("-")[2] for name in own.keys() - named} <= {"copy", "cifar10/vgg19", "svhn/vgg19"}
 
+    def test_weights_of_imagenet_see_pixels_as_they_were_trained_with_and_no_others_do(self) -> None:
+        for name, entry in full_size_entries().items():
+            assert (entry.normalise is not None) == (entry.recipe is not None and entry.recipe.pretrained is not None), name
+
     def test_each_of_them_can_be_built_and_answers(self) -> None:
         seen = set()
         for name, entry in full_size_entries().items():

@@ -19,7 +19,7 @@ from kwbench.activations import Kwta, activation_factory
 from kwbench.data import DataSet, Split, load_dataset
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.loading import build_module, load_weights
-from kwbench.registry import Fast, Mixture, ModelEntry, Recipe, Trades, TrainingAttack, read_registry
+from kwbench.registry import Fast, Mixture, ModelEntry, Normalise, Recipe, Trades, TrainingAttack, read_registry
 from kwbench.strict_yaml import validate
 from kwbench.training import Epoch, accuracy, curve_of, recipe_hash, save_checkpoint, train
 from kwbench.training.adversaries import adversarial, divergence, diverging, sampled
@@ -443,6 +443,9 @@ def test_training_starts_from_given_weights_but_for_a_last_layer_of_other_classe
     module = train(made, few, quiet, pretrained=(tmp_path / "given").read_bytes())
     assert torch.allclose(module.get_parameter("conv1.weight"), given.get_parameter("conv1.weight"), atol=1e-6)
     assert module.get_parameter("fc2.weight").shape == (10, 16)
+    shifted = made.model_copy(update={"normalise": Normalise(mean=[0.5], std=[0.5])})
+    behind = train(shifted, few, quiet, pretrained=(tmp_path / "given").read_bytes())
+    assert torch.allclose(behind.get_parameter("network.conv1.weight"), given.get_parameter("conv1.weight"), atol=1e-6)
     save_checkpoint(nn.Linear(2, 2), tmp_path / "other")
     with pytest.raises(DamagedData, match=r"cnn-01234567\.pth: weights do not fit the network; missing: conv1\.weight"):
         train(made, few, quiet, pretrained=(tmp_path / "other").read_bytes())

@@ -2,7 +2,7 @@
 
 What a paper does not say is taken from the code it names or from its neighbours, and said here. Said by none, and ours
 throughout: Nesterov's momentum, Kaiming's initialisation, half precision, weight decay where an entry names no other, and that
-ImageNet's weights see pixels as they are.
+ImageNet's weights see pixels as torchvision trained them to, normalised.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +28,9 @@ _IMAGENET = {
     "alexnet": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     "resnet18-224": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
 }
+
+# Of ImageNet's channels, as those weights were trained with.
+_NORMALISE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 _ACTIVATIONS: dict[str, Section] = {
     "relu": {"name": "relu"},
@@ -99,7 +102,8 @@ def _entries() -> Iterator[tuple[str, Section]]:
             for architecture, address in _IMAGENET.items():
                 name = f"{dataset}/{architecture}-{activation}"
                 yield name, _entry(architecture, activation, _costa())
-                yield f"{name}-pretrained", _entry(architecture, activation, _costa(address))
+                tuned = _entry(architecture, activation, _costa(address))
+                yield f"{name}-pretrained", tuned | {"normalise": deepcopy(_NORMALISE)}
     for architecture in ("resnet18", "densenet121", "wrn22-10"):
         wanted = ("lwta0.1", "lwta0.2") if architecture == "resnet18" else tuple(_ACTIVATIONS)[:5]
         for activation in wanted:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kwbench.activations import Kwta, Lwta, StochasticLwta, stochastic_divergence
+from kwbench.architectures import Normalised
 from kwbench.data import DataSet
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.loading import build_module
@@ -94,7 +95,8 @@ def train(
     module = build_module(entry, dataset.shape, dataset.classes).to(device)
     training = _Training(module, recipe, dataset, device)
     if pretrained is not None:
-        start_from(module, pretrained, recipe.pretrained or "the weights to start from")
+        inner = module.network if isinstance(module, Normalised) else module
+        start_from(inner, pretrained, recipe.pretrained or "the weights to start from")
     identity = {
         "recipe": recipe_hash(entry),
         "images": images_digest(dataset.train),
