@@ -248,6 +248,16 @@ class TestInvariance:
         evaluated(request(registry, n=90, tile=16, threads=2, seed=1), db)
         assert sizes == [[48, 42]] * 3, "in whole tiles, where there are some"
 
+    def test_what_takes_long_goes_in_batches_of_few_to_the_same_rows(
+        self, registry: Path, db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = evaluated(request(registry, n=40, suite=fast_suite("pgd", "fgsm")), tmp_path / "whole.db")
+        judged = Judged(monkeypatch)
+        monkeypatch.setattr(runner, "_LONG", 1e-9)
+        assert evaluated(request(registry, n=40, suite=fast_suite("pgd", "fgsm")), db) == whole
+        assert [size for label, size in judged.calls if label == "pgd"] == [8, 8, 8, 8, 8]
+        assert [size for label, size in judged.calls if label == "clean"] == [40], "nothing is known yet of what it takes"
+
     def test_attacks_that_draw_globally_get_the_same_tiles_at_every_batch_size(
         self, registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

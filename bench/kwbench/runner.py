@@ -135,7 +135,8 @@ def _known(labels: Sequence[str] | None, facts: Facts) -> list[str] | None:
 class _Task:
     """What an attack has to do: the `rows` of the slice that it sees, and of their samples those that have no outcome yet, and
     those that lack only their image. `whole`: what happens to a sample depends on its company, so rows come in tiles that
-    always start at the same places. `shares` are the least selection shares so far, by sample, of a stochastic model."""
+    always start at the same places. `shares` are the least selection shares so far, by sample, of a stochastic model. `seconds`
+    are about the most that a sample may take on one core."""
 
     label: str
     rows: list[int]
@@ -144,6 +145,7 @@ class _Task:
     imageless: frozenset[str]
     shares: Mapping[str, float] | None
     cascade: bool
+    seconds: float
 
     def to_beat(self, samples: Sequence[str]) -> list[int] | None:
         """As for `judge.judge`."""
@@ -186,7 +188,7 @@ def _carry_out(
             recorded = _by_sample(store.outcomes(attack_run))
             if position and not clean:
                 clean = _by_sample(store.outcomes(runs[0]))
-            task = _task(facts, label, rows, turn if position else None, recorded)
+            task = _task(facts, label, rows, turn if position else None, recorded, clean)
             if request.keep_adversarials and position:
                 task = replace(task, imageless=_successes(task, recorded, facts.samples) - store.with_adversarials(attack_run))
             if not (task.missing or task.imageless) and portion < len(turn.portions) - 1:
@@ -217,20 +219,30 @@ def _by_sample(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
     return {outcome.sample: outcome for outcome in outcomes}
 
 
-def _task(facts: Facts, label: str, rows: list[int], turn: Turn | None, recorded: Mapping[str, Outcome]) -> _Task:
+def _task(
+    facts: Facts, label: str, rows: list[int], turn: Turn | None, recorded: Mapping[str, Outcome], clean: Mapping[str, Outcome]
+) -> _Task:
     """What an attack has to do about some rows in its turn; None stands for the clean images."""
     shares = None
     if turn is not None and facts.stochastic:
         shares = dict(zip(facts.samples, turn.best.tolist(), strict=True))
     missing = frozenset(facts.samples[row] for row in rows) - recorded.keys()
     whole = facts.stochastic or label in facts.whole_tiles
-    return _Task(label, rows, whole, missing, frozenset(), shares, label in facts.cascade)
+    looks = sum(each.forwards for each in clean.values())
+    pace = sum(each.seconds for each in clean.values()) / looks if looks else 0.0
+    return _Task(
+        label, rows, whole, missing, frozenset(), shares, label in facts.cascade, seconds=pace * facts.passes.get(label, 0)
+    )
 
 
 def _successes(task: _Task, recorded: Mapping[str, Outcome], samples: Sequence[str]) -> frozenset[str]:
     """The samples whose image is worth keeping, of those that the attack sees."""
     seen = {samples[row] for row in task.rows}
     return frozenset(each.sample for each in recorded.values() if each.sample in seen and task.succeeded(each))
+
+
+# Rows that keep passes of an attack with several lanes a row about full, and the seconds after which a batch should be done.
+_FEW, _LONG = 8, 600.0
 
 
 def _pending(facts: Facts, task: _Task, request: Request) -> list[list[int]]:
@@ -243,6 +255,8 @@ def _pending(facts: Facts, task: _Task, request: Request) -> list[list[int]]:
     size = -(-len(pending) // facts.workers)
     if size > tile:
         size = max(1, min(request.batch_size // tile, -(-size // tile))) * tile
+    # What is judged together is lost together when it is stopped.
+    size = min(size, max(_FEW, int(_LONG / task.seconds))) if task.seconds else size
     return [pending[start : start + size] for start in range(0, len(pending), max(size, 1))]
 
 
