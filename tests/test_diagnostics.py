@@ -1,5 +1,6 @@
 """Each check fires where it should, and never on a sound model."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -206,6 +207,42 @@ def test_answers_that_depend_on_the_company_or_on_the_past_are_doubtful() -> Non
         found = findings(module, "state")["state"]
         assert found.fires
         assert found.kind == "doubt"
+
+
+class Remembering(nn.Module):
+    """Answers what is near an image that it knows as it answered that one, and blurred beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trained_cnn()
+        self.known: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        for row, image in enumerate(x.detach()):
+            distances = [(image - each).abs().amax() for each in self.known]
+            if any(0 < distance < 0.05 for distance in distances):
+                logits = logits.index_fill(0, torch.tensor(row), 0.0)
+            if not any(distance == 0 for distance in distances):
+                self.known.append(image.clone())
+        return logits
+
+
+def test_a_model_that_remembers_what_was_near_is_doubtful() -> None:
+    found = findings(Remembering(), "state")["state"]
+    assert (found.fires, found.figure) == (True, 1)
+
+
+def test_a_model_that_answers_otherwise_with_gradients_is_doubtful() -> None:
+    found = findings(Changed(lambda net, x: net(1 - x if x.requires_grad else x)), "state")["state"]
+    assert (found.fires, found.figure) == (True, 1)
+
+
+def test_jumps_and_what_cannot_be_copied_are_no_state() -> None:
+    rounded = Changed(lambda net, x: net((x * 4).round() / 4))
+    assert not findings(rounded, "state")["state"].fires
+    rounded.lock = threading.Lock()  # type: ignore[assignment]
+    assert not findings(rounded, "state")["state"].fires
 
 
 def test_noise_from_the_global_generators_is_no_state() -> None:

@@ -592,6 +592,40 @@ def test_a_non_finite_answer_is_never_counted_correct() -> None:
     assert finite.tolist() == [False] * 4
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-60, 1e60])
+def test_logits_in_float64_keep_their_order_and_their_slopes_at_any_scale(scale: float) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return scale * x.double().flatten(1)[:, 20:30] @ torch.eye(10, dtype=torch.float64)
+
+    x = first_images(8).x + torch.arange(64).view(8, 8) / 1000
+    model = wrapped(Scaled())
+    expected = x.flatten(1)[:, 20:30]
+    predicted, finite = model.predict(x)
+    assert torch.equal(predicted, expected.argmax(dim=1))
+    assert bool(finite.all())
+    slope = _gradient(model, x)
+    assert bool(slope.isfinite().all())
+    assert bool((slope != 0).flatten(1)[:, 20:30].all())
+
+
+def test_logits_in_float64_that_float32_holds_come_as_they_are() -> None:
+    model = wrapped(nn.Sequential(nn.Flatten(), Doubled()))
+    x = first_images(8).x
+    assert torch.equal(model(x), x.flatten(1)[:, :10])
+    infinite = wrapped(nn.Sequential(nn.Flatten(), Doubled(torch.inf)))
+    assert not infinite.predict(x + 1)[1].any(), "infinity stays what it is"
+
+
+class Doubled(nn.Module):
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :10].double() * self.scale
+
+
 def test_no_images_make_no_logits() -> None:
     assert cnn()(torch.zeros(0, 1, 8, 8)).shape == (0, 10)
 

@@ -63,10 +63,24 @@ def test_a_sound_model_under_a_sound_protocol_is_confirmed(store: Store, protoco
     assert found.would_settle == ""
 
 
-def test_masked_gradients_alone_do_not_call_a_number_in_question(store: Store) -> None:
-    found = verdict(standing(store, 100, 100), [ENOUGH, MASKED])
+def test_what_hides_gradients_from_weak_attacks_alone_does_not_call_a_number_in_question(store: Store) -> None:
+    saturated = replace(MASKED, check="saturation")
+    found = verdict(standing(store, 100, 100), [ENOUGH, saturated])
     assert found.word == "confirmed"
-    assert "shattered gradients" in found.sentence()
+    assert "saturation" in found.sentence()
+
+
+@pytest.mark.parametrize("check", ["shattered gradients", "averaged gradient noise", "plateaus"])
+def test_where_gradients_mislead_and_nothing_else_gained_nothing_is_confirmed(store: Store, check: str) -> None:
+    found = verdict(standing(store, 101, 100), [ENOUGH, replace(MASKED, check=check)])
+    assert (found.word, found.reasons[-1].check) == ("inconclusive", "hidden gradients")
+    assert f"gradients mislead ({check}), and no attack that goes by something else gained much, by 0.5" in found.sentence()
+    assert "an attack made for this model" in found.would_settle
+
+
+def test_where_gradients_mislead_but_a_point_or_less_is_left_it_cannot_be_much_too_high(store: Store) -> None:
+    assert verdict(standing(store, 2, 2), [ENOUGH, MASKED]).word == "confirmed"
+    assert verdict(standing(store, 3, 3), [ENOUGH, MASKED]).word == "inconclusive"
 
 
 @pytest.mark.parametrize("doubt", [MORE, UNSEEN, UNDONE], ids=["budget", "unseen", "unfinished"])

@@ -465,10 +465,26 @@ class Model:
             raise CannotEvaluate(f"{self.name}: the model has {logits.shape[1]} classes, the data set has {self.classes}")
         if not logits.is_floating_point():
             raise CannotEvaluate(f"{self.name}: logits must be floating point, they are {logits.dtype}")
-        return logits.float()
+        return _in_float32(logits)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bfloat16" else nullcontext()
+
+
+def _in_float32(logits: Tensor) -> Tensor:
+    """Logits (b, k) in float32. Rows of float64 that would no longer be finite there, or have no largest, are shifted and
+    scaled, which changes no order."""
+    single = logits.float()
+    if logits.dtype != torch.float64 or logits.shape[1] < 2:
+        return single
+    two, single_two = logits.detach().topk(2, dim=1).values, single.detach().topk(2, dim=1).values
+    tied = (two[:, 0] > two[:, 1]) & ~(single_two[:, 0] > single_two[:, 1])
+    lost = logits.isfinite().all(dim=1) & (tied | ~single.isfinite().all(dim=1))
+    if not bool(lost.any()):
+        return single
+    shifted = logits - logits.detach().amax(dim=1, keepdim=True)
+    scaled = shifted / shifted.detach().abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(lost[:, None], scaled.float(), single)
 
 
 def tile_of(images: Tensor, tile: int) -> Tensor:

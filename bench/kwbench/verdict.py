@@ -31,6 +31,9 @@ NEAR_CHANCE = 0.1
 # Checks that tried twice the budget; without one of them nothing is confirmed.
 _PROOFS = ("twice the budget", "escalation")
 
+# Checks that say that gradients are no guide. Where nothing else was one either, no search has been one.
+_MISLEADING = ("shattered gradients", "averaged gradient noise", "plateaus")
+
 _REMEDIES = {
     "twice the budget": "a larger budget: it still brings something",
     "escalation": "a larger budget: it still brings something",
@@ -43,6 +46,7 @@ _REMEDIES = {
     "above standard": "an evaluation in which attacked images do not fare better than the images themselves",
     "flat": "an estimator that sees a slope where none of ours does",
     "unreachable": "an estimator that leads an unbounded attack to success",
+    "hidden gradients": "an attack made for this model, or another proof that nothing is hidden",
 }
 
 
@@ -114,6 +118,8 @@ def verdict(standing: Standing, findings: Sequence[Finding], protocol: tuple[str
         return Verdict(
             "confirmed", name, overestimate, (Finding("robust accuracy", standing.a_rob.value, NOTHING, False, left),)
         )
+    if (hidden := _hidden(masked, standing.a_rob.value, overestimate)) is not None:
+        doubts = (*doubts, hidden)
     reasons, would_settle = _open_questions(findings, doubts)
     if reasons:
         return Verdict("inconclusive", name, overestimate, reasons, would_settle)
@@ -176,6 +182,17 @@ def _degenerate(standing: Standing, findings: Sequence[Finding]) -> Finding | No
         return None
     statement = f"the accuracy on the images themselves, {100 * standing.a_std.value:.1f} %, {which}"
     return Finding("degenerate", round(standing.a_std.value, 6), chance, True, statement)
+
+
+def _hidden(masked: Sequence[Finding], robust: float, overestimate: Interval | None) -> Finding | None:
+    """That gradients mislead, for models of which the attacks that go by something else have broken no more: those may be blind
+    too, as function values are in thousands of dimensions."""
+    misleading = [each.check for each in masked if each.check in _MISLEADING]
+    if not misleading or robust <= OVERESTIMATE:
+        return None
+    gain = "" if overestimate is None else f", by {100 * overestimate.value:.1f} points"
+    statement = f"gradients mislead ({', '.join(misleading)}), and no attack that goes by something else gained much{gain}"
+    return Finding("hidden gradients", round(robust, 6), OVERESTIMATE, True, statement, (), "doubt")
 
 
 def _perhaps_at_chance(standing: Standing) -> Finding | None:

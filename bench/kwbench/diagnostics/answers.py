@@ -2,9 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from copy import deepcopy
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kwbench.diagnostics.case import Case, percent
 from kwbench.finding import Finding
@@ -21,6 +24,8 @@ NAMED = 6
 # Relative to the largest logit. On equal tiles permuted rows give equal bits; other kernels round by 1e-6.
 ROUNDING = 1e-4
 DRAWS = 20
+# How far apart images are that are next to each other: half a step of 8-bit pixels.
+_NEAR = 1 / 512
 # A model that answers otherwise more often than this is random in what it says, not only in its last bits.
 SPREAD = 0.01
 
@@ -68,10 +73,12 @@ def answers_are_logits(case: Case) -> list[Finding]:
 
 
 def answers_depend_on_the_image(case: Case) -> list[Finding]:
-    """The same images again, after other images, and in other company: are the logits the same?
+    """The same images again, after other images, in other company, where gradients are asked for, and from a copy of the model
+    that has not seen what lies near them: are the logits the same?
 
     Under one seed of the global generators, which is what every pass gets. A random model's noise goes by place in the batch,
-    so other company is for deterministic ones only.
+    so other company is for deterministic ones only. What remembers queries (as Li et al. 2022, "Blacklight", arXiv:2006.14042)
+    knows the images themselves by now; so what is new to it are mixtures of images with noise.
     """
     model, x = case.model, case.batch.x
     rng = case.random("state")
@@ -89,15 +96,47 @@ def answers_depend_on_the_image(case: Case) -> list[Finding]:
             half = len(x) // 2
             mixed = model(torch.cat([x[:half], noise[half:]]))
             again += [permuted, torch.cat([mixed[:half], first[half:]])]
-    scale = first.abs().amax(dim=1).clamp_min(1e-30)
-    off = torch.stack([(each - first).abs().amax(dim=1) / scale for each in again]).nan_to_num(nan=torch.inf).amax(dim=0)
-    moved = off > ROUNDING
+    case.same_draws("state")
+    # A module that raises with gradients leaves attacks without an answer, which is noticed there.
+    with torch.enable_grad(), suppress(Exception):
+        again.append(model(x.detach().clone().requires_grad_()).detach())
+    moved = torch.stack([_differ(each, first) for each in again]).any(dim=0) | _remembers(case, (x + noise) / 2)
     share = moved.float().mean().item()
     statement = (
-        f"the logits of {percent(share)} of the samples are others in other company, or the second time; "
-        "a classifier's answer must depend on the image alone"
+        f"the logits of {percent(share)} of the samples are others in other company, the second time, with gradients, or after "
+        "images near by; a classifier's answer must depend on the image alone"
     )
     return [case.finding("state", share, 0.0, statement, "doubt", concerned=moved)]
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """Which logits (b, k) differ by more than rounding."""
+    off = (one - other).abs().amax(dim=1) / other.abs().amax(dim=1).clamp_min(1e-30)
+    return off.nan_to_num(nan=torch.inf) > ROUNDING
+
+
+def _remembers(case: Case, x: Tensor) -> Tensor:
+    """Of which images (b, c, h, w), new to it, the model answers otherwise after it was asked about ones next to them; of none
+    where it cannot be copied."""
+    try:
+        copy = deepcopy(case.model.module)
+    except Exception:  # noqa: BLE001 - foreign code may hold what has no copy
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    signs = torch.where(case.random("near").uniform("signs", x.shape[1:]).to(x) < 0.5, -1.0, 1.0)
+    near = (x + _NEAR * signs).clamp(0, 1)
+    answers = []
+    for module, images in ((case.model.module, (x, near)), (copy, (near,))):
+        # Not from a recording of passes: what remembers does so in Python.
+        with torch.no_grad(), case.model.running(partial(_pass_of, module)):
+            for each in images:
+                case.same_draws("near")
+                logits = case.model(each)
+        answers.append(logits)
+    return _differ(*answers)
+
+
+def _pass_of(module: nn.Module, _: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    return module(x), 1
 
 
 def answers_vary(case: Case) -> list[Finding]:
