@@ -211,6 +211,12 @@ def _summed_by_index(x: Tensor) -> Tensor:
     )
 
 
+def _nearest(x: Tensor) -> Tensor:
+    tones = torch.linspace(-1, 1, 16).expand(len(x), 1, 1, -1)
+    where = torch.stack([x / 2, torch.zeros_like(x)], dim=-1)[:, None]
+    return F.grid_sample(tones, where, mode="nearest", padding_mode="border", align_corners=True)[:, 0, 0]
+
+
 def _exp_over_sum(x: Tensor) -> Tensor:
     powers = torch.exp((x - x.amax(dim=1, keepdim=True)) / 0.01)
     return x * (powers / powers.sum(dim=1, keepdim=True))
@@ -283,6 +289,12 @@ HIDING: dict[str, Row] = {
     "exp over sum in place": _exp_over_sum_in_place,
     "exp of log softmax": lambda x: x * torch.log_softmax(x / 0.01, dim=1).exp(),
     "exp minus logsumexp": lambda x: x * (x / 0.01 - torch.logsumexp(x / 0.01, dim=1, keepdim=True)).exp(),
+    "sign by rsqrt": lambda x: x * torch.rsqrt(x * x + 1e-14),
+    "sign by sqrt": lambda x: x / (x.pow(2) + 1e-14).sqrt(),
+    "sign by size": lambda x: x / (x.abs() + 1e-7),
+    "fast wave": lambda x: x + 0.1 * torch.sin(400 * x),
+    "teeth of tangents": lambda x: x - torch.atan(torch.tan(8 * x)) / 8,
+    "nearest in a picture": _nearest,
     "logic": _logic,
     "masked attention": _masked_attention,
     "products": _selected_by_product,

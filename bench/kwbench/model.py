@@ -472,18 +472,18 @@ class Model:
 
 
 def _in_float32(logits: Tensor) -> Tensor:
-    """Logits (b, k) in float32. Rows of float64 that would no longer be finite there, or have no largest, are shifted and
-    scaled, which changes no order."""
+    """Logits (b, k) in float32. Rows of float64 that are too large for what is done with them there, or would have no largest,
+    are shifted and scaled, which changes no order."""
     single = logits.float()
     if logits.dtype != torch.float64 or logits.shape[1] < 2:
         return single
     two, single_two = logits.detach().topk(2, dim=1).values, single.detach().topk(2, dim=1).values
     tied = (two[:, 0] > two[:, 1]) & ~(single_two[:, 0] > single_two[:, 1])
-    lost = logits.isfinite().all(dim=1) & (tied | ~single.isfinite().all(dim=1))
+    lost = logits.isfinite().all(dim=1) & (tied | (single.detach().abs().amax(dim=1) > _HUGE))
     if not bool(lost.any()):
         return single
     shifted = logits - logits.detach().amax(dim=1, keepdim=True)
-    scaled = shifted / shifted.detach().abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    scaled = shifted / shifted.detach().abs().amax(dim=1, keepdim=True).clamp_min(_TINY)
     return torch.where(lost[:, None], scaled.float(), single)
 
 
@@ -538,6 +538,9 @@ def has_bfloat16(device: torch.device) -> bool:
 
 # The share of answers that must survive rounding for a search in it to be believed.
 _SAME = 0.9
+
+# Logits whose gradients, squares and sums float32 and float64 hold.
+_HUGE, _TINY = 1e15, 1e-250
 
 # Of the largest logit; sums in another order are far nearer, and what takes channels for pixels far from it.
 _ROUNDING = 1e-3

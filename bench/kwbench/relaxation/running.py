@@ -18,7 +18,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Imported for the rules that they register.
-from kwbench.relaxation import attention, choices, comparisons, masks, places, saturation, steps, views
+from kwbench.relaxation import attention, choices, comparisons, masks, places, saturation, steps, views, waves
 from kwbench.relaxation.backward import straight
 from kwbench.relaxation.context import (
     RULES,
@@ -34,7 +34,7 @@ from kwbench.relaxation.context import (
 
 __all__ = ["Log", "Operation", "plain_attention", "run"]
 
-_RULE_BOOKS = (attention, choices, comparisons, masks, places, saturation, steps, views)
+_RULE_BOOKS = (attention, choices, comparisons, masks, places, saturation, steps, views, waves)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,10 @@ def _add(context: Context, call: Call) -> Any:
     parts = context.how(call.args[0], "sum of exp")
     if parts is not None and not isinstance(call.args[1], Tensor):
         context.remember(result, "sum of exp", *parts)
+    for kept in ("square", "size"):
+        parts = context.how(call.args[0], kept)
+        if parts is not None and not isinstance(call.args[1], Tensor):
+            context.remember(result, kept, *parts)
     one = context.how(call.args[0], "exp")
     if one is not None and not isinstance(call.args[1], Tensor) and call.args[1] == 1:
         context.remember(result, "1 + exp", one[0])
@@ -134,6 +138,9 @@ def _add(context: Context, call: Call) -> Any:
 @rule("div.Tensor", unless=_unknown)
 def _div(context: Context, call: Call) -> Any:
     a, b = call.args[:2]
+    size = context.how(b, "size")
+    if size is not None and _same(size[0], a):
+        return _sign_of(context, call, context.plain(call), a)
     over, top, times = context.how(b, "sum of exp"), context.how(a, "exp"), context.how(a, "times exp")
     if over is not None and top is not None and _same(over[0], top[0]):
         return _softmax_of(context, call, call.hard(), *over)
@@ -143,10 +150,21 @@ def _div(context: Context, call: Call) -> Any:
     return context.plain(call)
 
 
-@rule("mul.Tensor", unless=_unknown)
+def _itself(call: Call) -> bool:
+    """Whether something is multiplied by itself."""
+    a, b = call.args[:2]
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
+
+
+@rule("mul.Tensor", unless=lambda context, call: _unknown(context, call) and not _itself(call))
 def _mul(context: Context, call: Call) -> Any:
     result = context.plain(call)
+    if _itself(call):
+        return context.remember(result, "square", call.args[0])
     for other, each in (call.args[:2], call.args[1::-1]):
+        parts = context.how(each, "inverse size")
+        if parts is not None and _same(parts[0], other):
+            return _sign_of(context, call, result, other)
         parts = context.how(each, "exp")
         if parts is not None:
             context.remember(result, "times exp", other, parts[0], each)
@@ -160,3 +178,42 @@ def _reciprocal(context: Context, call: Call) -> Any:
         return context.plain(call)
     context.note(call)
     return straight(call.hard(), torch.sigmoid(-parts[0] / tempered(context, parts[0], None)))
+
+
+@rule("abs.default", unless=_flat)
+def _abs(context: Context, call: Call) -> Any:
+    return context.remember(call.soft(), "size", call.args[0])
+
+
+@rule("pow.Tensor_Scalar", unless=_flat)
+def _pow(context: Context, call: Call) -> Any:
+    result = call.soft()
+    return context.remember(result, "square", call.args[0]) if call.args[1] == 2 else result
+
+
+@rule("sqrt.default", unless=_unknown)
+def _sqrt(context: Context, call: Call) -> Any:
+    return _root(context, call, "size")
+
+
+@rule("rsqrt.default", unless=_unknown)
+def _rsqrt(context: Context, call: Call) -> Any:
+    return _root(context, call, "inverse size")
+
+
+def _root(context: Context, call: Call, what: str) -> Tensor:
+    result: Tensor = context.plain(call)
+    parts = context.how(call.args[0], "square")
+    return result if parts is None else context.remember(result, what, *parts)
+
+
+# A mean size from which x over its own size is a sign, not a squashing that keeps its slope.
+_SIGN = 0.95
+
+
+def _sign_of(context: Context, call: Call, result: Tensor, x: Tensor) -> Tensor:
+    """x over its size, however it was written: a sign, where hardly anything is left between."""
+    if result.detach().abs().mean() < _SIGN:
+        return result
+    context.note(call)
+    return straight(result.detach(), torch.tanh(x / context.scale(x)).to(result.dtype))

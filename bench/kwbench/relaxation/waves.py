@@ -1,0 +1,46 @@
+"""Functions that turn back and forth on the way that a pixel may go, and look-ups between places: slopes that say nothing."""
+
+from typing import Any
+
+from kwbench.relaxation.backward import straight
+from kwbench.relaxation.context import Call, Context, is_float, rule
+
+# A quarter of a period: up to there a slope holds.
+_QUARTER = 1.57
+
+
+def _flat(context: Context, call: Call) -> bool:
+    return not (is_float(call.args[0]) and call.args[0].requires_grad)
+
+
+@rule("sin.default", "cos.default", unless=_flat)
+def _wave(context: Context, call: Call) -> Any:
+    # Over as many periods as x reaches, slopes cancel but for the share of one.
+    reach = context.scale(call.args[0])
+    if not bool((reach > _QUARTER).any()):
+        return call.soft()
+    context.note(call)
+    return straight(call.hard(), call.soft() / reach.clamp_min(1))
+
+
+@rule("tan.default", unless=_flat)
+def _tangent(context: Context, call: Call) -> Any:
+    # Teeth without an end, steep at every point: what x - atan(tan(x)) leaves has a slope between them.
+    x = call.args[0]
+    if not bool((context.scale(x) > _QUARTER).any()):
+        return call.soft()
+    context.note(call)
+    return straight(call.hard(), x)
+
+
+_NEAREST, _BILINEAR = 1, 0
+
+
+@rule("grid_sampler_2d.default", "grid_sampler_3d.default")
+def _sampled(context: Context, call: Call) -> Any:
+    image, grid, mode, *rest = call.args
+    if mode != _NEAREST or not grid.requires_grad:
+        return context.plain(call)
+    context.note(call)
+    between = call.operation(image.detach(), grid, _BILINEAR, *rest)
+    return straight(call.soft(), between)
