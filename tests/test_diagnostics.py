@@ -117,7 +117,8 @@ def test_a_deterministic_network_has_no_figure_of_randomness() -> None:
 def test_a_quantised_input_shows_as_zero_gradients_and_plateaus_that_other_estimators_see_through() -> None:
     found = findings(Quantised(trained_cnn()), *CHECKS)
     masking = {each.check for each in found.values() if each.fires and each.kind == "masking"}
-    assert masking == {"zero gradients", "shattered gradients", "plateaus", "large eps", "unbounded attack"}
+    misleading = {"zero gradients", "shattered gradients", "misleading gradients", "plateaus"}
+    assert masking == {*misleading, "large eps", "unbounded attack"}
     assert not any(each.fires for each in found.values() if each.kind == "doubt")
     assert found["zero gradients"].figure == 1
     assert len(found["zero gradients"].samples) == 64
@@ -207,6 +208,18 @@ def test_answers_that_depend_on_the_company_or_on_the_past_are_doubtful() -> Non
         found = findings(module, "state")["state"]
         assert found.fires
         assert found.kind == "doubt"
+
+
+def test_a_wave_that_is_slow_beside_the_step_of_a_difference_misleads_across_the_ball() -> None:
+    folded = findings(Changed(lambda net, x: net(x + 0.04 * torch.sin(150 * x))), "misleading gradients", "shattered gradients")
+    assert not folded["shattered gradients"].fires
+    misled = folded["misleading gradients"]
+    assert (misled.fires, misled.kind) == (True, "masking")
+
+
+@pytest.mark.parametrize("module", [trained_cnn(), Noisy(trained_cnn(), 0.1)], ids=["cnn", "noisy"])
+def test_guesses_from_function_values_do_not_lead_further_than_true_gradients(module: nn.Module) -> None:
+    assert not findings(module, "misleading gradients")["misleading gradients"].fires
 
 
 class Remembering(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 import exact_truth
+import many_pixels
 import planted
 from broken_defences import DEFENCES, EPS, Defence
 from conftest import SHARED
@@ -61,6 +62,22 @@ def test_a_broken_defence_falls_and_the_verdict_is_the_expected_one(defence: Def
     standing, verdict = strong(tmp_path, defence.model, n=64, eps=EPS)
     assert a_rob(standing) < max(0.05, defence.truth + 0.05)
     assert verdict.word == defence.verdict, verdict.sentence()
+
+
+@pytest.mark.parametrize(
+    ("factory", "left", "word"),
+    [("plain", 0, "confirmed"), ("waving", 0, "overestimated"), ("toned", 0, "overestimated"), ("folded", 1, "inconclusive")],
+)
+def test_where_function_values_are_blind_too_what_hides_is_seen_through_or_not_believed(
+    factory: str, left: float, word: str, tmp_path: Path
+) -> None:
+    many_pixels.write_images(tmp_path / "images.npz")
+    model = f"{Path(many_pixels.__file__)}:{factory}"
+    standing, verdict = strong(tmp_path, model, data=tmp_path / "images.npz", eps="8/255")
+    assert standing.a_std is not None
+    assert standing.a_std.value == 1
+    assert abs(a_rob(standing) - left) <= 0.05
+    assert verdict.word == word, verdict.sentence()
 
 
 @pytest.mark.parametrize("sound", SOUND, ids=lambda sound: sound.name)

@@ -15,7 +15,7 @@ from kwbench.store import Evaluation, Store
 from kwbench.verdict import nothing_is_left
 from kwbench.workers import Workers
 
-# Samples examined at once, on which the checks cost about 150 forward and backward passes each.
+# Samples examined at once, on which the checks cost about 190 forward and backward passes each.
 EXAMINED = 64
 # A stochastic model's sample has fallen when it is right less often than this.
 _ALIVE = 0.05

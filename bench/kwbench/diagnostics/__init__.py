@@ -17,13 +17,14 @@ from kwbench.diagnostics.gradients import (
     gradient_is_one,
     gradient_is_there,
     gradient_is_true,
+    gradient_leads,
     loss_has_settled,
 )
 from kwbench.finding import Finding
 
 __all__ = ["CHECKS", "Case", "Question", "Retried", "Survivors", "budget_is_enough", "examine", "retried"]
 
-# About 150 forward and backward passes of one tile together.
+# About 190 forward and backward passes of one tile together.
 CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
     "outputs": answers_are_logits,
     "state": answers_depend_on_the_image,
@@ -31,6 +32,7 @@ CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
     "operations": operations_are_seen,
     "zero gradients": gradient_is_there,
     "shattered gradients": gradient_is_true,
+    "misleading gradients": gradient_leads,
     "gradient noise": gradient_is_one,
     "plateaus": answer_moves_with_the_image,
     "rising loss": loss_has_settled,
