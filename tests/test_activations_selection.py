@@ -25,7 +25,7 @@ KINDS: dict[str, Callable[[Floats], Floats]] = {
     "many equal": lambda x: np.round(x * 2) / 2,
     "all equal": np.zeros_like,
     "half zero": lambda x: np.maximum(x, 0),
-    "over many magnitudes": lambda x: np.exp(x * 20),
+    "over many magnitudes": lambda x: np.exp((x * 20).clip(-85, 85)),
     "near zero": lambda x: (x * np.finfo(x.dtype).tiny).astype(x.dtype),
     "crowded below a gap": lambda x: np.where(x > 1.28, x + 100, x * 1e-3),
     "infinite above": lambda x: np.where(x > 0.5, np.inf, x),
