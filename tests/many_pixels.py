@@ -68,19 +68,3 @@ class Folded(Reader):
         for _ in range(9):
             wave, height = F.relu(wave) + F.relu(-wave) - height, height / 2
         return x + 5 * wave
-
-
-def plain() -> nn.Module:
-    return Reader()
-
-
-def waving() -> nn.Module:
-    return Waving()
-
-
-def toned() -> nn.Module:
-    return Toned()
-
-
-def folded() -> nn.Module:
-    return Folded()

@@ -116,16 +116,19 @@ def test_a_search_that_replays_proposes_the_same_images(monkeypatch: pytest.Monk
     assert graphs.replays > 12
 
 
+def assert_is_tried_and_no_more(module: Timed) -> None:
+    x = first_images(16).x
+    model = measured_model(module, x)
+    gradient(model, x)
+    tried = module.graphs.replays
+    gradient(model, x)
+    assert tried
+    assert module.graphs.replays == tried
+
+
 @pytest.mark.parametrize("cost", [1.0, 2.0])
 def test_what_is_no_quicker_is_not_replayed(monkeypatch: pytest.MonkeyPatch, cost: float) -> None:
-    graphs = Graphs(monkeypatch, cost)
-    batch = first_images(16)
-    model = measured_model(Timed(graphs), batch.x)
-    gradient(model, batch.x)
-    tried = graphs.replays
-    gradient(model, batch.x)
-    assert tried
-    assert graphs.replays == tried
+    assert_is_tried_and_no_more(Timed(Graphs(monkeypatch, cost)))
 
 
 class Remembering(Timed):
@@ -141,14 +144,7 @@ class Remembering(Timed):
 
 
 def test_what_gives_other_bits_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = Graphs(monkeypatch)
-    batch = first_images(16)
-    model = measured_model(Remembering(graphs), batch.x)
-    gradient(model, batch.x)
-    tried = graphs.replays
-    gradient(model, batch.x)
-    assert tried
-    assert graphs.replays == tried
+    assert_is_tried_and_no_more(Remembering(Graphs(monkeypatch)))
 
 
 def test_a_module_that_cannot_be_recorded_passes_as_before_and_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:

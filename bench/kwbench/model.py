@@ -207,8 +207,7 @@ class Model:
 
     def _recorded(self, x: Tensor) -> Recorded | None:
         """The recording that is to stand in for a pass over x; None where the pass is to be made."""
-        bare = self._probe is not None and self._run is _once and x.requires_grad == torch.is_grad_enabled()
-        if self._record is None or not bare:
+        if self._record is None or not self._as_measured(x):
             return None
         key = (self._precision, x.requires_grad, len(x))
         if key not in self._recordings:
@@ -383,9 +382,11 @@ class Model:
 
     def _split(self, x: Tensor) -> list[int]:
         """The sizes of the passes that x (b, c, h, w) takes; the last may be longer than what is left."""
-        # What was measured holds for the bare module.
-        bare = self._probe is not None and self._run is _once and x.requires_grad == torch.is_grad_enabled()
-        return (self._batching(x.requires_grad) if bare else tiles_only(self.tile)).of(len(x))
+        return (self._batching(x.requires_grad) if self._as_measured(x) else tiles_only(self.tile)).of(len(x))
+
+    def _as_measured(self, x: Tensor) -> bool:
+        """Whether x passes as in trials: through the bare module, with gradients if it wants them."""
+        return self._probe is not None and self._run is _once and x.requires_grad == torch.is_grad_enabled()
 
     def _combined(self, draws: list[Tensor]) -> Tensor:
         if len(draws) == 1:

@@ -1,5 +1,6 @@
 """Checks of the gradient that autograd gives: is it there, does it say where the loss rises, is it the same twice?"""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -74,12 +75,8 @@ def gradient_is_true(case: Case) -> list[Finding]:
     step = case.threat.radius / 100
     ends = [(x + sign * step * direction).clamp(0, 1) for sign in (1, -1)]
     promised = total(gradient * (ends[0] - ends[1]))
-    values = []
-    for end in ends:
-        case.same_draws("shattered gradients")
-        with torch.no_grad():
-            values.append(rival(case.model(end))[0])
-    rise = values[0] - values[1]
+    first, second = _under_same_draws(case, "shattered gradients", rival, ends)
+    rise = first - second
     agrees = (rise > promised / FACTOR) & (rise < promised * FACTOR) & (promised > 0)
     share = agrees.float().mean().item()
     statement = (
@@ -105,20 +102,27 @@ def gradient_leads(case: Case) -> list[Finding]:
     for gradient in (EXACT, within(Es(relative_sigma=0.25, draws=_GUESSES), case.threat, x.shape[1:])):
         few.same_draws(name)
         direction = steepest(few.slope(x, rival, rng, gradient).gradients[0].nan_to_num(), case.threat.norm)
-        values = []
-        for sign in (0.5, -0.5):
-            few.same_draws(name)
-            with torch.no_grad():
-                values.append(rival(few.model((x + sign * case.threat.radius * direction).clamp(0, 1)))[0])
-        rises.append(values[0] - values[1])
+        ends = [(x + sign * case.threat.radius / 2 * direction).clamp(0, 1) for sign in (1, -1)]
+        first, second = _under_same_draws(few, name, rival, ends)
+        rises.append(first - second)
     own, guessed = rises
-    ahead = guessed > AHEAD * own.clamp_min(0) + 1e-6 * values[0].abs()
+    ahead = guessed > AHEAD * own.clamp_min(0) + 1e-6 * first.abs()
     share = ahead.float().mean().item()
     statement = (
         f"on {percent(share)} of {len(x)} samples a guess from {2 * _GUESSES} function values raises the margin further across "
         "the ball than autograd's gradient does"
     )
     return [few.finding(name, share, MISLED, statement, "masking", concerned=ahead)]
+
+
+def _under_same_draws(case: Case, check: str, objective: Objective, images: Sequence[Tensor]) -> list[Tensor]:
+    """The objective (b,) at each of these batches of images, all of which meet the same randomness of the model."""
+    values = []
+    for each in images:
+        case.same_draws(check)
+        with torch.no_grad():
+            values.append(objective(case.model(each))[0])
+    return values
 
 
 def _lead_of_rival(case: Case, x: Tensor) -> Objective:

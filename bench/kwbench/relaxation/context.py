@@ -444,6 +444,11 @@ def without_writing(operation: Any) -> Any:
     return getattr(getattr(aten, packet.removesuffix("_"), None), overload, None)
 
 
+def flat(context: Context, call: Call) -> bool:
+    """For `unless`: the first argument is no float that carries a gradient."""
+    return not (is_float(call.args[0]) and call.args[0].requires_grad)
+
+
 def is_float(tensor: Tensor) -> bool:
     """Whether a tensor can carry a gradient of its own."""
     return tensor.is_floating_point() or tensor.is_complex()

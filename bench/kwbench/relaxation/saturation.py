@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 from kwbench.relaxation.backward import finite, straight
-from kwbench.relaxation.context import Call, Context, is_float, rule
-
-
-def _flat(context: Context, call: Call) -> bool:
-    return not (is_float(call.args[0]) and call.args[0].requires_grad)
+from kwbench.relaxation.context import Call, Context, flat, rule
 
 
 def _unknown(context: Context, call: Call) -> bool:
@@ -30,7 +26,7 @@ def tempered(context: Context, x: Tensor, dim: int | None) -> Tensor:
     return context.spread(few / 2, x).clamp_min(1)
 
 
-@rule("_softmax.default", "_safe_softmax.default", unless=_flat)
+@rule("_softmax.default", "_safe_softmax.default", unless=flat)
 def _softmax(context: Context, call: Call) -> Any:
     x, dim = call.args[0], call.args[1]
     heat = tempered(context, x, dim)
@@ -46,22 +42,22 @@ def _softmax_of(context: Context, call: Call, real: Tensor, x: Tensor, dim: int,
     return straight(real.detach(), torch.softmax(finite(x) / heat, dim).to(real.dtype))
 
 
-@rule("sigmoid.default", unless=_flat)
+@rule("sigmoid.default", unless=flat)
 def _sigmoid(context: Context, call: Call) -> Any:
     return _squashed(context, call, torch.sigmoid)
 
 
-@rule("tanh.default", unless=_flat)
+@rule("tanh.default", unless=flat)
 def _tanh(context: Context, call: Call) -> Any:
     return _squashed(context, call, torch.tanh)
 
 
-@rule("erf.default", unless=_flat)
+@rule("erf.default", unless=flat)
 def _erf(context: Context, call: Call) -> Any:
     return _squashed(context, call, torch.erf)
 
 
-@rule("hardsigmoid.default", unless=_flat)
+@rule("hardsigmoid.default", unless=flat)
 def _hardsigmoid(context: Context, call: Call) -> Any:
     return _squashed(context, call, lambda x: torch.sigmoid(2 * x / 3))
 
@@ -76,7 +72,7 @@ def _squashed(context: Context, call: Call, squash: Callable[[Tensor], Tensor]) 
     return straight(call.hard(), squash(x / heat))
 
 
-@rule("exp.default", unless=_flat)
+@rule("exp.default", unless=flat)
 def _exp(context: Context, call: Call) -> Any:
     x = call.args[0]
     whole = context.how(x, "log_softmax")
@@ -85,12 +81,12 @@ def _exp(context: Context, call: Call) -> Any:
     return context.remember(call.soft(), "exp", x)
 
 
-@rule("_log_softmax.default", unless=_flat)
+@rule("_log_softmax.default", unless=flat)
 def _log_softmax(context: Context, call: Call) -> Any:
     return context.remember(call.soft(), "log_softmax", call.args[0], call.args[1])
 
 
-@rule("logsumexp.default", unless=_flat)
+@rule("logsumexp.default", unless=flat)
 def _logsumexp(context: Context, call: Call) -> Any:
     result, dims = call.soft(), call.args[1]
     return context.remember(result, "logsumexp", call.args[0], dims[0]) if len(dims) == 1 else result
@@ -180,12 +176,12 @@ def _reciprocal(context: Context, call: Call) -> Any:
     return straight(call.hard(), torch.sigmoid(-parts[0] / tempered(context, parts[0], None)))
 
 
-@rule("abs.default", unless=_flat)
+@rule("abs.default", unless=flat)
 def _abs(context: Context, call: Call) -> Any:
     return context.remember(call.soft(), "size", call.args[0])
 
 
-@rule("pow.Tensor_Scalar", unless=_flat)
+@rule("pow.Tensor_Scalar", unless=flat)
 def _pow(context: Context, call: Call) -> Any:
     result = call.soft()
     return context.remember(result, "square", call.args[0]) if call.args[1] == 2 else result

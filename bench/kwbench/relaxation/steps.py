@@ -5,35 +5,30 @@ from typing import Any
 import torch
 
 from kwbench.relaxation.backward import straight
-from kwbench.relaxation.context import Call, Context, is_float, rule
+from kwbench.relaxation.context import Call, Context, flat, is_float, rule
 
 
-def _flat(context: Context, call: Call) -> bool:
-    """No float that carries a gradient."""
-    return not (is_float(call.args[0]) and call.args[0].requires_grad)
-
-
-@rule("sign.default", "sgn.default", unless=_flat)
+@rule("sign.default", "sgn.default", unless=flat)
 def _sign(context: Context, call: Call) -> Any:
     x = call.args[0]
     context.note(call)
     return straight(call.hard(), torch.tanh(x / context.scale(x)))
 
 
-@rule("heaviside.default", unless=_flat)
+@rule("heaviside.default", unless=flat)
 def _heaviside(context: Context, call: Call) -> Any:
     x = call.args[0]
     context.note(call)
     return straight(call.hard(), torch.sigmoid(x / context.scale(x)))
 
 
-@rule("round.default", "round.decimals", "floor.default", "ceil.default", "trunc.default", "fix.default", unless=_flat)
+@rule("round.default", "round.decimals", "floor.default", "ceil.default", "trunc.default", "fix.default", unless=flat)
 def _round(context: Context, call: Call) -> Any:
     context.note(call)
     return straight(call.hard(), call.args[0])
 
 
-@rule("frac.default", "remainder.Scalar", "remainder.Tensor", "fmod.Scalar", "fmod.Tensor", unless=_flat)
+@rule("frac.default", "remainder.Scalar", "remainder.Tensor", "fmod.Scalar", "fmod.Tensor", unless=flat)
 def _remainder(context: Context, call: Call) -> Any:
     # The teeth of a saw: flat on average, of slope 1 between two of them, and what x - remainder(x) leaves has a slope too.
     context.note(call)
@@ -62,7 +57,7 @@ def _rectifies(context: Context, call: Call) -> bool:
     """A ReLU by another name, which hides nothing."""
     low = call.option(1, "min", -1.0 if call.name.startswith("hardtanh") else None)
     high = call.option(2, "max")
-    return _flat(context, call) or (low == 0 and high is None and not call.name.startswith(("clamp_max", "hardtanh")))
+    return flat(context, call) or (low == 0 and high is None and not call.name.startswith(("clamp_max", "hardtanh")))
 
 
 @rule(
@@ -88,7 +83,7 @@ def _clamp(context: Context, call: Call) -> Any:
 
 def _continuous(context: Context, call: Call) -> bool:
     # threshold(x, 0, 0) is a ReLU, which hides nothing.
-    return _flat(context, call) or (call.name.startswith("threshold") and call.args[1] == call.args[2])
+    return flat(context, call) or (call.name.startswith("threshold") and call.args[1] == call.args[2])
 
 
 @rule("threshold.default", "hardshrink.default", unless=_continuous)

@@ -3,17 +3,13 @@
 from typing import Any
 
 from kwbench.relaxation.backward import straight
-from kwbench.relaxation.context import Call, Context, is_float, rule
+from kwbench.relaxation.context import Call, Context, flat, rule
 
 # A quarter of a period: up to there a slope holds.
 _QUARTER = 1.57
 
 
-def _flat(context: Context, call: Call) -> bool:
-    return not (is_float(call.args[0]) and call.args[0].requires_grad)
-
-
-@rule("sin.default", "cos.default", unless=_flat)
+@rule("sin.default", "cos.default", unless=flat)
 def _wave(context: Context, call: Call) -> Any:
     # Over as many periods as x reaches, slopes cancel but for the share of one.
     reach = context.scale(call.args[0])
@@ -23,7 +19,7 @@ def _wave(context: Context, call: Call) -> Any:
     return straight(call.hard(), call.soft() / reach.clamp_min(1))
 
 
-@rule("tan.default", unless=_flat)
+@rule("tan.default", unless=flat)
 def _tangent(context: Context, call: Call) -> Any:
     # Teeth without an end, steep at every point: what x - atan(tan(x)) leaves has a slope between them.
     x = call.args[0]
