@@ -222,6 +222,22 @@ def test_guesses_from_function_values_do_not_lead_further_than_true_gradients(mo
     assert not findings(module, "misleading gradients")["misleading gradients"].fires
 
 
+def test_gradients_that_have_nothing_in_common_within_the_ball_are_found() -> None:
+    """A wave 30 times as steep as the pixels themselves."""
+    waving = findings(Changed(lambda net, x: net(x + 0.1 * torch.sin(300 * x))), "incoherent gradients")["incoherent gradients"]
+    assert (waving.fires, waving.kind) == (True, "masking")
+    assert waving.figure is not None
+    assert abs(waving.figure) < 0.1
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=["linf", "l2"])
+@pytest.mark.parametrize(
+    "module", [trained_cnn(), Noisy(trained_cnn(), 0.1), Quantised(trained_cnn())], ids=["cnn", "noisy", "flat"]
+)
+def test_sound_gradients_and_those_that_are_not_there_are_not_incoherent(module: nn.Module, threat: ThreatModel) -> None:
+    assert not findings(module, "incoherent gradients", threat=threat)["incoherent gradients"].fires
+
+
 class Remembering(nn.Module):
     """Answers what is near an image that it knows as it answered that one, and blurred beside."""
 

@@ -22,6 +22,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "eot": {"kind": "eot", "draws": 2},
     "eot-auto": {"kind": "eot", "draws": "auto"},
     "smooth": {"kind": "smooth", "sigma": 0.05, "draws": 3},
+    "smooth-auto": {"kind": "smooth", "sigma": 0.05, "draws": "auto"},
     "es": {"kind": "es", "sigma": 0.1, "draws": 40},
 }
 
@@ -80,7 +81,11 @@ def test_a_model_that_refuses_what_is_no_pixel_is_attacked_all_the_same(estimato
     assert broken(run("pgd", parameters, batch, LINF, model=model)).any()
 
 
-@pytest.mark.parametrize("gradient", [Smooth(sigma=0.1, draws=7), Es(sigma=0.1, draws=7)], ids=lambda each: each.kind)
+@pytest.mark.parametrize(
+    "gradient",
+    [Smooth(sigma=0.1, draws=7), Smooth(sigma=1.0, draws="auto"), Es(sigma=0.1, draws=7)],
+    ids=lambda each: f"{each.kind}-{each.draws}",
+)
 def test_some_rows_get_the_gradients_they_get_in_company(gradient: Gradient) -> None:
     batch, model = first_images(6), cnn()
 
@@ -166,13 +171,35 @@ def test_expectation_over_transformation_gives_up_at_64_draws_and_takes_one_of_a
             assert {*model.work()[0]} == {expected}
 
 
-def test_a_flat_model_is_not_drawn_again_and_again() -> None:
+def test_each_sample_meets_noise_until_two_halves_agree() -> None:
+    """A wave of s times the signal's slope is noise to it: as of a stochastic model's draws, s = 6 needs 32 and s = 12 more
+    than there are."""
+
+    class Waving(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            steep = 20 * (x.mean(dim=(1, 2, 3), keepdim=True) - 0.2).round(decimals=1)
+            return (x + steep * torch.sin(1e3 * x) * 2**0.5 / 1e3).flatten(1) @ weight
+
+    weight = torch.randn((3 * 64 * 64, 10), generator=torch.Generator().manual_seed(0)).sign()
+    model, x = wrapped(Waving(), shape=(3, 64, 64)), torch.full((3, 3, 64, 64), 0.2)
+    for row, steepness in enumerate((0, 6, 12)):
+        x[row] += steepness / 20
+    with model.metering(3):
+        estimate = Smooth(sigma=0.01, draws="auto")(model, x, _two, _rng(("a", "b", "c")))
+        assert model.work() == ([3, 33, 65], [4, 64, 128])
+    expected = torch.stack([weight[:, 0], weight[:, 3] - weight[:, 1]])[:, None]
+    cosines = F.cosine_similarity(estimate.gradients.flatten(2), expected, dim=2)
+    torch.testing.assert_close(cosines.mean(dim=0), torch.tensor([1.0, 0.69, 0.55]), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(("gradient", "looks"), [(Eot(draws="auto"), 0), (Smooth(sigma=0.1, draws="auto"), 1)])
+def test_a_flat_model_is_not_drawn_again_and_again(gradient: Gradient, looks: int) -> None:
     model = wrapped(Quantised(trained_cnn()))
     model.stochastic = True
     batch = first_images(8)
     with model.metering(8):
-        Eot(draws="auto")(model, batch.x, _two, _rng(batch.samples))
-        assert {*model.work()[0]} == {2}
+        gradient(model, batch.x, _two, _rng(batch.samples))
+        assert {*model.work()[0]} == {2 + looks}
 
 
 def test_both_ends_of_a_difference_meet_the_same_randomness() -> None:
@@ -195,7 +222,15 @@ def test_both_ends_of_a_difference_meet_the_same_randomness() -> None:
 
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize(
-    "gradient", [EXACT, Eot(draws=3), Eot(draws="auto"), Smooth(sigma=0.1, draws=3), Es(sigma=0.1, draws=3)]
+    "gradient",
+    [
+        EXACT,
+        Eot(draws=3),
+        Eot(draws="auto"),
+        Smooth(sigma=0.1, draws=3),
+        Smooth(sigma=0.1, draws="auto"),
+        Es(sigma=0.1, draws=3),
+    ],
 )
 def test_no_estimate_costs_more_than_it_says(gradient: Gradient, stochastic: bool) -> None:
     model, batch = wrapped(Noisy(trained_cnn(), 1.0)), first_images(4)
@@ -212,7 +247,7 @@ def test_no_estimate_costs_more_than_it_says(gradient: Gradient, stochastic: boo
 def test_doubled_draws_are_those_that_were_chosen() -> None:
     assert with_more_draws(Es(sigma=0.1, draws=5), 2) == Es(sigma=0.1, draws=20)
     assert with_more_draws(Relaxed(draws=2), 1) == Relaxed(draws=4)
-    for settled in (EXACT, Eot(draws="auto"), Relaxed()):
+    for settled in (EXACT, Eot(draws="auto"), Smooth(sigma=0.1, draws="auto"), Relaxed()):
         assert with_more_draws(settled, 1) is None
 
 

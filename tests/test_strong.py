@@ -66,7 +66,13 @@ def test_a_broken_defence_falls_and_the_verdict_is_the_expected_one(defence: Def
 
 @pytest.mark.parametrize(
     ("factory", "left", "word"),
-    [("Reader", 0, "confirmed"), ("Waving", 0, "overestimated"), ("Toned", 0, "overestimated"), ("Folded", 1, "inconclusive")],
+    [
+        ("Reader", 0, "confirmed"),
+        ("Waving", 0, "overestimated"),
+        ("Toned", 0, "overestimated"),
+        ("Folded", 0, "overestimated"),
+        ("Creased", 1, "inconclusive"),
+    ],
 )
 def test_where_function_values_are_blind_too_what_hides_is_seen_through_or_not_believed(
     factory: str, left: float, word: str, tmp_path: Path

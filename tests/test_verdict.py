@@ -70,7 +70,9 @@ def test_what_hides_gradients_from_weak_attacks_alone_does_not_call_a_number_in_
     assert "saturation" in found.sentence()
 
 
-@pytest.mark.parametrize("check", ["shattered gradients", "misleading gradients", "averaged gradient noise", "plateaus"])
+@pytest.mark.parametrize(
+    "check", ["shattered gradients", "misleading gradients", "incoherent gradients", "averaged gradient noise", "plateaus"]
+)
 def test_where_gradients_mislead_and_nothing_else_gained_nothing_is_confirmed(store: Store, check: str) -> None:
     found = verdict(standing(store, 101, 100), [ENOUGH, replace(MASKED, check=check)])
     assert (found.word, found.reasons[-1].check) == ("inconclusive", "hidden gradients")

@@ -121,9 +121,15 @@ _MOST_DRAWS, _ENOUGH = 64, 0.3
 
 def _agreement(one: Tensor, other: Tensor) -> float:
     """The mean cosine of gradients (m, b, c, h, w); 1 where none points anywhere, as more draws would be no help."""
-    cosines = (_unit(one) * _unit(other)).sum(dim=2)
-    told = cosines.isfinite() & (cosines != 0)
+    cosines = cosines_of(one, other)
+    told = ~cosines.isnan()
     return cosines[told].mean().item() if bool(told.any()) else 1.0
+
+
+def cosines_of(one: Tensor, other: Tensor) -> Tensor:
+    """Cosines (m, b) of gradients (m, b, c, h, w); NaN where one of them points nowhere."""
+    cosines = (_unit(one) * _unit(other)).sum(dim=2)
+    return cosines.where(cosines.isfinite() & (cosines != 0), torch.nan)
 
 
 def _unit(gradients: Tensor) -> Tensor:
@@ -133,7 +139,7 @@ def _unit(gradients: Tensor) -> Tensor:
 
 
 def _require_noise(estimator: "Smooth | Es") -> None:
-    if estimator.draws < 1:
+    if estimator.draws != "auto" and estimator.draws < 1:
         raise ValueError(f"draws: {estimator.draws} must be positive")
     if (estimator.sigma is None) == (estimator.relative_sigma is None):
         raise ValueError("give one of sigma, in pixels, and relative_sigma, in eps")
@@ -152,9 +158,7 @@ def within(gradient: "Gradient", threat: ThreatModel, shape: Sequence[int]) -> "
     noise is about that many eps long in l2 and l1, and at each pixel in linf."""
     if not isinstance(gradient, Smooth | Es) or gradient.relative_sigma is None:
         return gradient
-    pixels = math.prod(shape)
-    share = {"linf": 1.0, "l2": pixels**-0.5, "l1": 1 / pixels}[threat.norm]
-    return replace(gradient, sigma=gradient.relative_sigma * threat.radius * share, relative_sigma=None)
+    return replace(gradient, sigma=gradient.relative_sigma * threat.pixel_radius(math.prod(shape)), relative_sigma=None)
 
 
 @dataclass(frozen=True)
@@ -162,14 +166,15 @@ class Smooth:
     """The mean of autograd's gradients over Gaussian input noise (SmoothGrad, arXiv:1706.03825).
 
     Unlike in the source, noisy images are clipped to [0, 1], beyond which a model need not answer. It misses what lies in jumps
-    of the function, which `Es` sees.
+    of the function, which `Es` sees. `draws: auto` doubles those of each sample, from 2 up to 64, until the means of two
+    independent halves have a cosine of 0.3.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _strict
     sigma: float | None = None
     kind: Literal["smooth"] = "smooth"
     relative_sigma: float | None = None
-    draws: int = 20
+    draws: int | Literal["auto"] = 20
     unreachable: Literal["raise", "zero"] = "raise"
 
     def __post_init__(self) -> None:
@@ -179,19 +184,41 @@ class Smooth:
         self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None = None
     ) -> Estimate:
         """Estimate at x (b, c, h, w). `draws` + 1 forwards, and `draws` backwards for each of the m values."""
-        sigma, once = _sigma(self), Exact(unreachable=self.unreachable)
         with torch.no_grad():
             logits = model(x, rows)
+        stream = rng.child("smooth")
+        if self.draws != "auto":
+            values, gradients = self._around(model, x, objective, stream, rows, self.draws)
+            return Estimate(logits, values, gradients)
+        rows = torch.arange(len(x), device=x.device) if rows is None else rows
+        values, gradients = self._around(model, x, objective, stream.child(1), rows, 1)
+        apart, draws = torch.arange(len(x), device=x.device), 1
+        while len(apart) and draws < _MOST_DRAWS:
+            # As many again; their mean and that of those before are independent.
+            numbers = stream.child(2 * draws).take(apart)
+            more = self._around(model, x[apart], _of_some(objective, apart, len(x)), numbers, rows[apart], draws)
+            agreement = cosines_of(gradients[:, apart], more[1]).nan_to_num(1.0).mean(dim=0)
+            values[:, apart] = (values[:, apart] + more[0]) / 2
+            gradients[:, apart] = (gradients[:, apart] + more[1]) / 2
+            apart, draws = apart[agreement < _ENOUGH], 2 * draws
+        return Estimate(logits, values, gradients)
+
+    def _around(
+        self, model: Model, x: Tensor, objective: Objective, rng: SampleRandom, rows: Tensor | None, draws: int
+    ) -> tuple[Tensor, Tensor]:
+        """Means over so many draws of noise of the objective's values (m, b) and gradients (m, b, c, h, w)."""
+        sigma, once = _sigma(self), Exact(unreachable=self.unreachable)
         total: Estimate | None = None
         # No more rows a pass than a tile holds: autograd keeps what each went through.
-        for noise in _noises(self.draws, x, rng.child("smooth"), at_once=max(1, model.tile // max(1, len(x)))):
+        for noise in _noises(draws, x, rng, at_once=max(1, model.tile // max(1, len(x)))):
             near, payers = _shifted(x, sigma * noise), _repeated(rows, len(noise))
             found = once(model, near, _stacked(objective, len(noise)), rng, payers)
-            values = found.values.view(-1, *noise.shape[:2]).sum(dim=1)
-            gradients = found.gradients.view(-1, *noise.shape).sum(dim=1)
-            total = Estimate(logits, values, gradients) if total is None else total.plus(values, gradients)
+            # One draw after the other, so that no sum depends on how many went into a pass.
+            parts = (each.chunk(len(noise), dim=1) for each in (found.values, found.gradients))
+            for values, gradients in zip(*parts, strict=True):
+                total = Estimate(found.logits, values, gradients) if total is None else total.plus(values, gradients)
         assert total is not None
-        return replace(total, values=total.values / self.draws, gradients=total.gradients / self.draws)
+        return total.values / draws, total.gradients / draws
 
 
 @dataclass(frozen=True)
@@ -286,13 +313,17 @@ def passes(gradient: Gradient, values: int = 1) -> int:
         case Exact():
             return 1 + values
         case Eot(draws=draws):
-            return (_MOST_DRAWS if draws == "auto" else draws) * (1 + values)
+            return _most(draws) * (1 + values)
         case Smooth(draws=draws):
-            return 1 + draws * (1 + values)
+            return 1 + _most(draws) * (1 + values)
         case Es(draws=draws):
             return 1 + 2 * draws
         case Relaxed(draws=draws):
             return draws * (2 + values)
+
+
+def _most(draws: int | Literal["auto"]) -> int:
+    return _MOST_DRAWS if draws == "auto" else draws
 
 
 def with_more_draws(gradient: Gradient, times: int) -> Gradient | None:
@@ -332,3 +363,8 @@ def _stacked(objective: Objective, copies: int) -> Objective:
 
 def _repeated(rows: Tensor | None, copies: int) -> Tensor | None:
     return None if rows is None else rows.repeat(copies)
+
+
+def _of_some(objective: Objective, rows: Tensor, size: int) -> Objective:
+    """The objective of a batch of so many rows, for the logits (r, k) of some of them alone."""
+    return lambda logits: objective(logits.new_zeros((size, logits.shape[1])).index_copy(0, rows, logits))[:, rows]

@@ -81,6 +81,10 @@ class ThreatModel:
         """eps as the nearest float."""
         return float(self.eps)
 
+    def pixel_radius(self, pixels: int) -> float:
+        """How far each of so many pixels moves where all move alike to the edge of the ball."""
+        return self.radius * {"linf": 1.0, "l2": 1 / math.sqrt(pixels), "l1": 1 / pixels}[self.norm]
+
     @property
     def eps_text(self) -> str:
         """eps as people write it: a decimal where it is short, otherwise the fraction."""

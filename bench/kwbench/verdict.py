@@ -32,7 +32,7 @@ NEAR_CHANCE = 0.1
 _PROOFS = ("twice the budget", "escalation")
 
 # Checks that say that gradients are no guide. Where nothing else was one either, no search has been one.
-_MISLEADING = ("shattered gradients", "misleading gradients", "averaged gradient noise", "plateaus")
+_MISLEADING = ("shattered gradients", "misleading gradients", "incoherent gradients", "averaged gradient noise", "plateaus")
 
 _REMEDIES = {
     "twice the budget": "a larger budget: it still brings something",

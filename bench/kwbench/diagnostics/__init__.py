@@ -14,6 +14,7 @@ from kwbench.diagnostics.budget import Retried, Survivors, budget_is_enough, ret
 from kwbench.diagnostics.case import Case, Question
 from kwbench.diagnostics.gradients import (
     answer_moves_with_the_image,
+    gradient_is_coherent,
     gradient_is_one,
     gradient_is_there,
     gradient_is_true,
@@ -24,7 +25,7 @@ from kwbench.finding import Finding
 
 __all__ = ["CHECKS", "Case", "Question", "Retried", "Survivors", "budget_is_enough", "examine", "retried"]
 
-# About 190 forward and backward passes of one tile together.
+# About 200 forward and backward passes of one tile together.
 CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
     "outputs": answers_are_logits,
     "state": answers_depend_on_the_image,
@@ -33,6 +34,7 @@ CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
     "zero gradients": gradient_is_there,
     "shattered gradients": gradient_is_true,
     "misleading gradients": gradient_leads,
+    "incoherent gradients": gradient_is_coherent,
     "gradient noise": gradient_is_one,
     "plateaus": answer_moves_with_the_image,
     "rising loss": loss_has_settled,
