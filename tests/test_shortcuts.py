@@ -17,6 +17,7 @@ attacks:
   apgd-ce: {attack: apgd, steps: 30}
   apgd-targets: {attack: apgd, loss: probability_margin, targets: 9, finalists: 2, steps: 30, restarts: 3}
   cross-entropy-targets: {attack: apgd, targets: 9, finalists: 2, steps: 30, restarts: 3}
+  smooth: {attack: apgd, loss: margin, steps: 20, gradient: {kind: smooth, relative_sigma: 0.25, draws: auto}}
   square-search: {attack: square, steps: 500, rescale_schedule: true}
 """
 
