@@ -27,7 +27,7 @@ STOCHASTIC="slwta2 slwta2-fast"
 COPIES="relu-copy relu-fast-copy kwta0.1-copy kwta0.1-fast-copy"
 LENETS="lenet lenet-pni lenet-smoothing lenet-smoothing-pgd lenet-smoothing-pgd-fgsm lenet-smoothing-pgd-fgsm-cw"
 LENETS="$LENETS lenet-pni-smoothing-pgd-fgsm-cw"
-MNIST="relu relu-at relu-trades relu-free kwta0.1 kwta0.1-at kwta0.1-trades kwta0.1-free"
+MNIST="relu relu-at relu-trades relu-free kwta0.1 kwta0.1-channel kwta0.1-at kwta0.1-trades kwta0.1-free"
 
 named() { prefix=$1; shift; for name in "$@"; do echo "$prefix$name"; done; }
 
@@ -91,7 +91,7 @@ keep() {
 keep
 
 # The strong suite, last what takes longest: minutes a network at first, more than an hour in the end.
-evaluate $(named mnist/cnn3- relu relu-at relu-trades relu-free kwta0.1 kwta0.1-free) \
+evaluate $(named mnist/cnn3- relu relu-at relu-trades relu-free kwta0.1 kwta0.1-channel kwta0.1-free) \
     --suite strong --norm linf --eps 0.3 $(first 1000) --data-dir "$DATA_DIR" --download
 evaluate $lenets --suite strong --norm linf --eps 0.3 $images
 evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.2) $lwta --suite strong --norm linf --eps 0.031 $images

@@ -148,6 +148,24 @@ def test_kwta_counts_over_channels_and_positions_together() -> None:
     assert int((out != 0).sum()) == 10
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_kwta_within_channels_lets_the_values_of_each_compete_among_themselves(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    layer, x = Kwta(0.1, within="channel"), torch.randn(3, 4, 5, 6)
+    leaf = x.to(memory_format=memory_format).requires_grad_()
+    out = layer(leaf)
+    expected = torch.stack([torch.stack([kwta(plane.reshape(1, 30), 3).view(5, 6) for plane in image]) for image in x])
+    assert torch.equal(out, expected)
+    (gradient,) = torch.autograd.grad(out.sum(), leaf)
+    assert torch.equal(gradient != 0, expected != 0)
+    assert torch.equal(layer(x[:, :, 0, 0]), kwta(x[:, :, 0, 0], 1)), "without width and height all values are one competition"
+
+
+def test_kwta_competes_within_images_or_channels() -> None:
+    with pytest.raises(UsageError, match="within: 'row' is not one of image, channel"):
+        activation_factory("kwta", {"gamma": 0.1, "within": "row"})
+
+
 def test_kwta_passes_gradients_to_the_survivors_alone() -> None:
     leaf = torch.tensor([[3.0, 1.0, 2.0], [0.0, -1.0, -2.0]], requires_grad=True)
     upstream = torch.tensor([[10.0, 20.0, 30.0], [40.0, 50.0, 60.0]])
@@ -419,15 +437,16 @@ def test_every_call_of_a_factory_makes_a_module_of_its_own() -> None:
 
 def test_activations_print_their_parameters() -> None:
     assert "gamma=1/10" in str(Kwta(0.1))
+    assert "gamma=1/10, within=channel" in str(Kwta(0.1, "channel"))
     assert "gamma=1/5, units=5" in str(Lwta(0.2))
     assert "units=2, sampling='hard'" in str(StochasticLwta())
 
 
 def test_effective_sparsity_is_what_really_survives_each_layer() -> None:
-    network = nn.Sequential(Kwta("0.3"), Lwta("0.3"), nn.ReLU(), StochasticLwta(2))
+    network = nn.Sequential(Kwta("0.3"), Lwta("0.3"), nn.ReLU(), StochasticLwta(2), Kwta("0.3", "channel"))
     shares = effective_sparsity(network, torch.rand(2, 10, 2, 2))
-    # 12 of 40 values; groups of three leave one of ten channels alone, so four survive; one of two.
-    assert shares == {"0": Fraction(12, 40), "1": Fraction(4, 10), "3": Fraction(1, 2)}
+    # 12 of 40 values; groups of three leave one of ten channels alone, so four survive; one of two; one of four.
+    assert shares == {"0": Fraction(12, 40), "1": Fraction(4, 10), "3": Fraction(1, 2), "4": Fraction(1, 4)}
 
 
 def test_a_module_without_winners_passes_nothing_to_count_them() -> None:

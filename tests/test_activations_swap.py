@@ -56,6 +56,15 @@ def test_mean_field_winners_pass_losers_do_not_and_gradients_reach_both(layer: n
     torch.testing.assert_close(swapped(layer, "mean-field")(x / 1000) * 1000, soft)
 
 
+def test_the_mean_field_of_competing_channels_is_that_of_each_alone() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5)
+    soft = swapped(Kwta("0.3", "channel"), "mean-field")(x)
+    alone = swapped(Kwta("0.3"), "mean-field")
+    for channel in range(3):
+        torch.testing.assert_close(soft[:, channel], alone(x[:, channel]))
+
+
 def test_argmax_is_lwta_for_stochastic_lwta() -> None:
     x = torch.randn(3, 8, 2)
     assert torch.equal(swapped(StochasticLwta(4), "argmax")(x), Lwta("0.25")(x))

@@ -387,9 +387,11 @@ def laid_out_last(model: ModelEntry, dataset: DataSet) -> bool:
     return seen[-1]
 
 
-@pytest.mark.parametrize("name", ["kwta", "lwta"])
-def test_swift_competition_has_the_same_winners_and_gradients_and_is_gone_afterwards(name: str) -> None:
-    factory = activation_factory(name, {"gamma": "0.3"})
+@pytest.mark.parametrize(("name", "options"), [("kwta", {}), ("kwta", {"within": "channel"}), ("lwta", {})])
+def test_swift_competition_has_the_same_winners_and_gradients_and_is_gone_afterwards(
+    name: str, options: dict[str, str]
+) -> None:
+    factory = activation_factory(name, {"gamma": "0.3", **options})
     network = nn.Sequential(nn.Conv2d(1, 8, 3), factory(), nn.Sequential(factory()))
     x = torch.randn(5, 1, 9, 9)
     keys, layers = list(network.state_dict()), list(network.modules())

@@ -76,7 +76,7 @@ def effective_sparsity(module: nn.Module, x: Tensor) -> dict[str, Fraction]:
     def watch(name: str, layer: nn.Module) -> RemovableHandle:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if isinstance(layer, Kwta):
-                n = inputs[0][0].numel()
+                n = layer.competitions(inputs[0])[0].numel()
                 shares[name] = Fraction(layer.winners(n), n)
             elif isinstance(layer, Lwta):
                 shares[name] = layer.effective_sparsity(inputs[0].shape[1])

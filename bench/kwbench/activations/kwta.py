@@ -3,7 +3,7 @@
 import math
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -128,24 +128,36 @@ def _in_logical_order(places: NDArray[np.intp], x: Tensor) -> NDArray[np.intp]:
     return ordered
 
 
-class Kwta(nn.Module):
-    """k-WTA with k = max(1, floor(gamma * N)) of the N values of a sample (section 2.1).
+Within = Literal["image", "channel"]
 
-    `gamma` in (0, 1] is taken as an exact fraction: 0.1 of 10 is 1, whatever binary floats say. Raises ValueError outside.
+
+class Kwta(nn.Module):
+    """k-WTA with k = max(1, floor(gamma * N)) of the N values that compete (section 2.1).
+
+    `gamma` in (0, 1] is taken as an exact fraction: 0.1 of 10 is 1, whatever binary floats say. All values of a sample compete
+    with each other, or, `within` channel, those of each channel among themselves; then layers without width and height are one
+    competition, as in the authors' public code. Raises ValueError for a gamma outside and for any other `within`.
     """
 
-    def __init__(self, gamma: Fraction | float | str) -> None:
+    def __init__(self, gamma: Fraction | float | str, within: Within = "image") -> None:
         super().__init__()
-        self.gamma = sparsity(gamma)
+        if within not in get_args(Within):
+            raise ValueError(f"within: {within!r} is not one of {', '.join(get_args(Within))}")
+        self.gamma, self.within = sparsity(gamma), within
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, ...) to the same shape."""
-        return kwta(x, self.winners(math.prod(x.shape[1:])))
+        rows = self.competitions(x)
+        return kwta(rows, self.winners(math.prod(rows.shape[1:]))).view(x.shape)
+
+    def competitions(self, x: Tensor) -> Tensor:
+        """The values of x (b, ...) with a row for each competition, of which there are b or b * channels."""
+        return x.flatten(0, 1) if self.within == "channel" and x.dim() > 2 else x
 
     def winners(self, n: int) -> int:
-        """k for a layer of n values a sample."""
+        """k of n values that compete."""
         return max(1, self.gamma.numerator * n // self.gamma.denominator)
 
     def extra_repr(self) -> str:
         """For print."""
-        return f"gamma={self.gamma}"
+        return f"gamma={self.gamma}" + (", within=channel" if self.within == "channel" else "")

@@ -62,8 +62,13 @@ def _replacement(layer: nn.Module, kind: str) -> nn.Module:
         units = layer.units
         return _Weighted(lambda x: _shares(x, units, _SOFTNESS * _deviation(x)))
     assert isinstance(layer, Kwta)
-    winners = layer.winners
-    return _Weighted(lambda x: _above_threshold(x, winners(math.prod(x.shape[1:]))))
+    competitions, winners = layer.competitions, layer.winners
+
+    def likely_winners(x: Tensor) -> Tensor:
+        rows = competitions(x)
+        return _above_threshold(rows, winners(math.prod(rows.shape[1:]))).view(x.shape)
+
+    return _Weighted(likely_winners)
 
 
 class _Weighted(nn.Module):

@@ -62,7 +62,7 @@ class _SwiftKwta(nn.Module):
         self.of = [layer]
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(1)
+        flat = self.of[0].competitions(x).flatten(1)
         ranked, _ = kth_largest(flat.detach().cpu().float().numpy(), self.of[0].winners(flat.shape[1]))
         return _winners(flat, torch.from_numpy(ranked).to(x.device, x.dtype).unsqueeze(1)).view(x.shape)
 
