@@ -259,6 +259,8 @@ class Recipe(Strict):
     storage: Literal["float32", "float16"] = "float32"
     batch_size: Annotated[int, Field(ge=2)] = 128
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    # Of the weights before training: He's normal for ReLU, or what PyTorch gives its layers, which is smaller.
+    initial: Literal["kaiming_normal", "pytorch"] = "kaiming_normal"
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     schedule: Schedule = Schedule()
     clip_norm: Annotated[float, Field(gt=0)] | None = None

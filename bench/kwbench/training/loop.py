@@ -135,7 +135,7 @@ class _Training:
         self.winners = [layer for layer in module.modules() if isinstance(layer, Kwta)]
         self.phases: list[Phase] = list(phases(recipe, self.winners))
         for layer in module.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if recipe.initial == "kaiming_normal" and isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.half = recipe.precision == "bfloat16"
         # Faster on a CPU, but where a layer looks at samples in logical order, and would copy: stochastic LWTA, and
