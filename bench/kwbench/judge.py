@@ -39,20 +39,20 @@ def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:
         with model.metering(len(tile)), model.raising_by_name():
             score = _score(model, tile, tile.x, seed, CLEAN)
             forwards, backwards = model.work()
-        if not bool(score.finite.all()):
-            row = int((~score.finite).nonzero()[0])
+        if not all(score.finite):
+            row = score.finite.index(False)
             raise CannotEvaluate(
                 f"{model.name}: logits of clean image {tile.indices[row]} are not finite; "
                 "mend the model, NaN and infinity are not predictions"
             )
         seconds = (time.perf_counter() - started) / len(tile)
         for row in range(len(tile)):
-            predicted = int(score.predicted[row])
+            predicted = score.predicted[row]
             outcome = Outcome(
                 sample=tile.samples[row],
                 index=tile.indices[row],
                 label=int(tile.y[row]),
-                status=Status.WRONG if bool(score.broken[row]) else Status.HELD,
+                status=Status.WRONG if score.broken[row] else Status.HELD,
                 clean_prediction=predicted,
                 prediction=predicted,
                 distance=0.0,
@@ -211,7 +211,7 @@ def _verdicts(case: _Case, batch: Batch, proposal: Tensor, drafts: list[Outcome]
     by_rule = {"distance": at_distance, "clipped": project(safe, x, threat) if attack.minimum_norm else at_distance}
     rule: str = getattr(attack, "judged", "distance") if attack.minimum_norm else "distance"
     final = _score(model, batch, by_rule[rule], case.seed, case.label, case.to_beat)
-    other, found = None, torch.ones_like(valid)
+    other, found = None, [True] * len(drafts)
     if attack.minimum_norm:
         other_rule = "clipped" if rule == "distance" else "distance"
         other = _score(model, batch, by_rule[other_rule], case.seed, f"{case.label} {other_rule}", case.to_beat)
@@ -224,28 +224,29 @@ def _verdicts(case: _Case, batch: Batch, proposal: Tensor, drafts: list[Outcome]
         surrogate = case.source.predict(by_rule[rule])[0].tolist()
 
     outcomes = []
+    are_valid, are_finite, are_in_range, lengths = (each.tolist() for each in (valid, finite, in_range, far))
     for row, draft in enumerate(drafts):
-        if not bool(valid[row]):
-            measured = float(far[row]) if bool(finite[row]) else None
-            note = _why_invalid(bool(finite[row]), bool(in_range[row]), measured)
+        if not are_valid[row]:
+            measured = lengths[row] if are_finite[row] else None
+            note = _why_invalid(are_finite[row], are_in_range[row], measured)
             outcomes.append(replace(draft, status=Status.INVALID, prediction=None, distance=measured, note=note))
             continue
         outcome = replace(
             draft,
             status=final.status(row),
             other_status=other.status(row) if other is not None else None,
-            prediction=int(final.predicted[row]),
-            distance=float(far[row]) if bool(found[row]) else None,
+            prediction=final.predicted[row],
+            distance=lengths[row] if found[row] else None,
             surrogate_prediction=surrogate[row] if surrogate is not None else None,
             note=(
                 "the logits of the adversarial image are not finite"
-                if not bool(final.finite[row])
+                if not final.finite[row]
                 else ""
-                if bool(found[row])
+                if found[row]
                 else "found no adversarial image at any distance"
             ),
         )
-        if case.keep and (model.stochastic or bool(final.broken[row])):
+        if case.keep and (model.stochastic or final.broken[row]):
             outcome = replace(outcome, image=by_rule[rule][row].cpu().numpy())
         outcomes.append(final.onto(outcome, row))
     return outcomes
@@ -264,7 +265,7 @@ def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat
     model.reseed(seed, label, "predict", *batch.samples)
     predicted, finite = model.predict(z)
     if not model.stochastic:
-        return _Score(predicted, finite, (predicted != batch.y) | ~finite, None)
+        return _Score(predicted.tolist(), finite.tolist(), ((predicted != batch.y) | ~finite).tolist(), None)
     rows = torch.arange(len(z), device=z.device)
     bar = torch.full_like(rows, SELECTION_DRAWS + 1)
     if to_beat is not None:
@@ -286,24 +287,25 @@ def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat
             finite[rows] &= always_finite
     selection, selection_draws, fresh, fresh_draws = tally
     broken = torch.where(fresh_draws > 0, 2 * fresh < fresh_draws, 2 * selection < selection_draws)
-    return _Score(predicted, finite, broken, tally.T.tolist())
+    return _Score(predicted.tolist(), finite.tolist(), broken.tolist(), tally.T.tolist())
 
 
 @dataclass(frozen=True, slots=True)
 class _Score:
-    """Predictions (b,), which samples had only finite answers, and which are broken: by one answer if the model is
+    """Row by row: predictions, which samples had only finite answers, and which are broken: by one answer if the model is
     deterministic (also one that is not finite), else by most of the fresh draws, or of the selection draws where there are no
     fresh ones. `counts` are a stochastic model's: right and all selection draws, right and all fresh draws, of each row.
     """
 
-    predicted: Tensor
-    finite: Tensor
-    broken: Tensor
+    # Lists: to ask a tensor for one value after the other costs more than a small pass.
+    predicted: list[int]
+    finite: list[bool]
+    broken: list[bool]
     counts: list[list[int]] | None
 
     def status(self, row: int) -> Status:
         """The status of a sample that was right before the attack."""
-        return Status.BROKEN if bool(self.broken[row]) else Status.HELD
+        return Status.BROKEN if self.broken[row] else Status.HELD
 
     def onto(self, outcome: Outcome, row: int) -> Outcome:
         """The outcome with the row's counts, if there are any."""
