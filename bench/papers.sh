@@ -3,7 +3,8 @@
 #
 #   DATA_DIR  where the files of MNIST and CIFAR-10 lie; they are fetched there if they are missing. Networks that have no
 #             checkpoint are trained on cifar10-jpeg.zip, which has no public address and must lie there
-#   CIFAR10   the test images of CIFAR-10, of which the first 512 are used, as options; by default torchvision's
+#   CIFAR10   the test images of CIFAR-10, of which the first 512 are used, as more would take days; as options, by default
+#             torchvision's
 #   DB        the record
 #   OUTPUT    where the report goes
 #   RECORD    where the record is kept, packed: unpacked to DB if there is none, and packed anew in the end
@@ -97,10 +98,10 @@ evaluate $lenets --suite strong --norm linf --eps 0.3 $images
 evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.2) $lwta --suite strong --norm linf --eps 0.031 $images
 evaluate $stochastic --suite strong --norm linf --eps 0.031 $images
 evaluate cifar10/resnet18-w16-slwta2-fast --suite panousis2021 $images
-evaluate $published --suite strong --norm linf --eps 8/255 $CIFAR10 $(first 128)
+evaluate $published --suite strong --norm linf --eps 8/255 $images
 evaluate cifar10/resnet18-w16-kwta0.2-fast --suite strong --norm linf --eps 0.031 $CIFAR10 $(first 128)
 evaluate $(named mnist/cnn3- kwta0.1-at kwta0.1-trades) \
     --suite strong --norm linf --eps 0.3 $(first 256) --data-dir "$DATA_DIR" --download
 evaluate cifar10/resnet18-w16-kwta0.1-fast --suite strong --norm linf --eps 0.031 $images
-evaluate $published --suite panousis2021 $CIFAR10 $(first 128)
+evaluate $published --suite panousis2021 $images
 keep
