@@ -1,6 +1,7 @@
 """Small real models, trained once for all tests, and what tests ask of them again and again."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -44,6 +45,28 @@ def trained_cnn() -> nn.Module:
                 F.cross_entropy(network(train.x[rows]), train.y[rows]).backward()
                 optimizer.step()
     return network.eval().requires_grad_(False)
+
+
+def normed_cnn() -> nn.Module:
+    """The CNN with batch norms after its convolutions, whose weights make up for them."""
+    network = deepcopy(trained_cnn())
+    assert isinstance(network, nn.Sequential)
+    generator = torch.Generator().manual_seed(1)
+    for place in (3, 1):
+        convolution = network[place - 1]
+        assert isinstance(convolution, nn.Conv2d)
+        assert convolution.bias is not None
+        mean, scale, shift = torch.randn((3, convolution.out_channels), generator=generator)
+        norm = nn.BatchNorm2d(convolution.out_channels).eval().requires_grad_(False)
+        assert norm.running_mean is not None
+        norm.running_mean.copy_(mean)
+        norm.weight.copy_(scale.abs() + 0.5)
+        norm.bias.copy_(shift)
+        back = (1 + norm.eps) ** 0.5 / norm.weight
+        convolution.weight.mul_(back.view(-1, 1, 1, 1))
+        convolution.bias.sub_(shift).mul_(back).add_(mean)
+        network.insert(place, norm)
+    return network
 
 
 def cnn(**options: Any) -> Model:

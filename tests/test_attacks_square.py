@@ -1,4 +1,4 @@
-"""Square's restarts and its comparisons under noise; what it breaks is held to in the tests of linear models and rivals."""
+"""Square: restarts, a quicker search, comparisons under noise; what it breaks is held to where linear models and rivals are."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.attacks.square import Square
+from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
-from small_models import first_images, trained_cnn, wrapped
+from small_models import broken, first_images, normed_cnn, run, sharp, trained_cnn, wrapped
+from test_attacks_descent import misled
 
 
 class _Watching(nn.Module):
@@ -48,3 +50,21 @@ def test_a_square_and_what_it_would_replace_meet_the_same_randomness() -> None:
     pairs: list[Any] = list(zip(offsets[::2], offsets[1::2], strict=True))
     assert all(torch.equal(new, old) for new, old in pairs)
     assert len({float(new[0, 0]) for new, _ in pairs}) == 6
+
+
+def test_a_quicker_search_stops_at_nothing_that_float32_does_not_confirm() -> None:
+    attack, batch = Square(steps=5, precision="folded"), sharp(first_images(20))
+    outcomes = run("square", {"steps": 5, "precision": "folded"}, batch, ThreatModel.of("linf", "0.001"), model=misled())
+    assert all(outcome.status is Status.HELD for outcome in outcomes)
+    assert all(outcome.forwards == attack.passes(False) for outcome in outcomes), "they must be attacked to the end"
+
+
+def test_a_quicker_search_breaks_as_many() -> None:
+    batch, model = first_images(100), wrapped(normed_cnn())
+    model.measure_passes(batch.x[:64])
+    plain, quicker = (
+        run("square", {"steps": 100, "precision": each}, batch, ThreatModel.of("linf", "0.12"), model=model)
+        for each in ("float32", "folded")
+    )
+    assert broken(quicker).sum() >= broken(plain).sum()
+    assert 0 < broken(plain).sum() < len(broken(plain))

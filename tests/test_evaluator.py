@@ -511,11 +511,15 @@ def test_automatic_focus_is_for_models_that_hide_no_gradient(registry: Path, tmp
     assert focus("resnet18-kwta0.1", None) == [None, 0.5]
 
 
-def test_a_suite_s_automatic_precision_is_bfloat16_where_nothing_is_lost_by_it(
+def test_a_suite_s_automatic_precision_is_a_quicker_one_where_nothing_is_lost_by_it(
     registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "auto.yaml"
-    path.write_text("attacks:\n  apgd: {steps: 1, precision: auto}\n  rough: {attack: apgd, steps: 1, precision: bfloat16}\n")
+    path.write_text(
+        "attacks:\n  apgd: {steps: 1, precision: auto}\n  rough: {attack: apgd, steps: 1, precision: bfloat16}\n"
+        "  smooth: {attack: apgd, steps: 1, precision: auto, gradient: {kind: smooth, sigma: 0.1, draws: 1}}\n"
+        "  square: {steps: 1, precision: auto}\n"
+    )
     suite = read_suite(str(path))
 
     def precisions(model: str, has: bool, **options: Any) -> list[str]:
@@ -525,11 +529,16 @@ def test_a_suite_s_automatic_precision_is_bfloat16_where_nothing_is_lost_by_it(
         ).facts
         return [attack["parameters"]["precision"] for attack in facts.attacks.values()]
 
-    assert precisions("small", True) == ["bfloat16", "bfloat16"]
-    assert precisions("small", False) == ["float32", "bfloat16"]
-    assert precisions("small", True, norm="l2") == ["float32", "bfloat16"], "its steps go by more than signs"
-    assert precisions("small-random", True) == ["float32", "bfloat16"]
-    assert precisions("resnet18-kwta0.1", True, registry=None) == ["float32", "bfloat16"], "k-WTA is decided by the last bits"
+    assert precisions("small", True) == ["bfloat16", "bfloat16", "float32", "float32"], "it has nothing to fold"
+    assert precisions("small", False) == ["float32", "bfloat16", "float32", "float32"]
+    assert precisions("small", True, norm="l2") == ["float32", "bfloat16", "float32", "float32"], "steps go by more than signs"
+    assert precisions("small-random", True) == ["float32", "bfloat16", "float32", "float32"]
+    zoo: dict[str, Any] = {"registry": None}
+    assert precisions("resnet18-relu", True, **zoo) == ["bfloat16", "bfloat16", "folded", "folded"]
+    assert precisions("resnet18-relu", False, **zoo) == ["folded", "bfloat16", "folded", "folded"]
+    assert precisions("resnet18-relu", True, norm="l2", **zoo) == ["folded", "bfloat16", "folded", "folded"]
+    last_bits = precisions("resnet18-kwta0.1", True, **zoo)
+    assert last_bits == ["float32", "bfloat16", "float32", "float32"], "k-WTA is decided by the last bits"
 
 
 def test_models_that_one_suite_treats_each_in_its_way_are_comparable(

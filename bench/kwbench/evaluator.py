@@ -21,6 +21,7 @@ from kwbench.activations.swap import swapped
 from kwbench.attacks import build_attack, parameters_of
 from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack, Budgeted, Doubling
+from kwbench.attacks.square import Square
 from kwbench.data import dataset_names, load_dataset, slice_hash
 from kwbench.diagnostics import Case, Question, Retried, Survivors, examine, retried
 from kwbench.diagnostics.answers import surveyed
@@ -347,21 +348,20 @@ class LocalEvaluator:
             gradient: Gradient | None = getattr(attack, "gradient", None)
             if gradient is not None:
                 attack = replace(attack, gradient=within(gradient, self._threat, self._dataset.shape))
-                if isinstance(attack, Apgd):
-                    attack = self._adapted(attack)
                 if isinstance(gradient, Relaxed) and stage.cascade and not self._hides:
                     self._not_applicable[stage.label] = "no operation of the model hides its gradient: relaxed ones are exact"
-            built[stage.label] = (each.attack, attack)
+            built[stage.label] = (each.attack, self._adapted(attack))
         if not built.keys() - self._not_applicable.keys():
             kind = "stochastic" if stochastic else "deterministic"
             raise UsageError(f"suite {suite.name!r} has no attack for a {kind} model such as {self._model.name}")
         return built
 
-    def _adapted(self, attack: Apgd) -> Apgd:
+    def _adapted(self, attack: Attack) -> Attack:
         """What depends on the model made definite."""
-        if attack.precision == "auto":
-            attack = replace(attack, precision=self._precision if isinstance(attack.gradient, Exact) else "float32")
-        if attack.focus == "auto":
+        if isinstance(attack, Apgd | Square) and attack.precision == "auto":
+            exact = isinstance(attack, Apgd) and isinstance(attack.gradient, Exact)
+            attack = replace(attack, precision=self._precision if exact else self._unrounded)
+        if isinstance(attack, Apgd) and attack.focus == "auto":
             attack = replace(attack, focus=None if self._hides else _FOCUS)
         return attack
 
@@ -376,8 +376,15 @@ class LocalEvaluator:
     def _precision(self) -> Precision:
         """Of a search on exact gradients. In l2 steps go by more than signs, and where an operation hides its gradient the last
         bits may decide: rounding leads astray there."""
-        rounds = self._threat.norm == "linf" and self._model.bears_rounding(self._probes[1]) and not self._hides
-        return "bfloat16" if rounds else "float32"
+        if self._hides:
+            return "float32"
+        rounds = self._threat.norm == "linf" and self._model.bears_rounding(self._probes[1])
+        return "bfloat16" if rounds else self._unrounded
+
+    @property
+    def _unrounded(self) -> Precision:
+        """Of a search for which bfloat16 is too rough."""
+        return "folded" if not self._hides and self._model.folds else "float32"
 
     def _surrogate_loader(self, label: str) -> Callable[[str], Model]:
         def load(name: str) -> Model:

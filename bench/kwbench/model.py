@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from kwbench.batching import Batching, measured, tiles_only
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
+from kwbench.folding import folded
 from kwbench.randomness import derived_seed, seeded_globally
 from kwbench.replay import Record, Recorded, recorder
 
-Precision = Literal["float32", "bfloat16"]
+# In which arithmetic a pass computes: as the module does, with its batch norms folded into its convolutions, or so in bfloat16.
+Precision = Literal["float32", "folded", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ class Model:
         self._meter = _Meter()
         self._run: Callable[[nn.Module, Tensor], tuple[Tensor, int]] = _once
         self._precision: Precision = "float32"
+        # What stands in for the module in a search; itself where nothing does.
+        self._stand_in: nn.Module | None = None
         # Whether images of a precision are laid out with channels last; found out when it first matters.
         self._channels_last: dict[Precision, bool] = {}
         self._probe: Tensor | None = None
@@ -175,7 +179,7 @@ class Model:
         less time: see `kwbench.replay`.
         """
         self._batchings, self._recordings = {}, {}
-        self._channels_last.pop("float32", None)
+        self._channels_last, self._stand_in = {}, None
         self._probe = None if self.stochastic or self._frozen else tile_of(images, self.tile)
 
     def sizes(self, *, gradients: bool) -> list[int]:
@@ -307,7 +311,9 @@ class Model:
     def searching(self, precision: Precision) -> Iterator[None]:
         """Compute in this precision until the block ends.
 
-        bfloat16 is what torch's autocast makes of it. What the module then says is for finding one's way; only float32 counts.
+        `folded` has the module's batch norms folded into its convolutions, where a trial finds such and no more than rounding
+        between the answers; bfloat16 is what torch's autocast makes of that. What is then said is for finding one's way; only
+        float32 counts.
         """
         before = self._precision
         self._precision = precision
@@ -315,6 +321,12 @@ class Model:
             yield
         finally:
             self._precision = before
+
+    @property
+    def folds(self) -> bool:
+        """Whether a search may compute with batch norms folded into convolutions."""
+        with self.searching("folded"):
+            return self._searched() is not self.module
 
     def bears_rounding(self, images: Tensor) -> bool:
         """Whether a search in bfloat16 can be expected to find its way about these images (b, c, h, w), and to be quicker.
@@ -414,10 +426,12 @@ class Model:
 
     def _copied(self, x: Tensor) -> Tensor:
         """A copy; with channels last where the module takes them, which spares its convolutions copies."""
-        last = self._channels_last.get(self._precision)
+        # The stand-in is laid out as the module is.
+        precision: Precision = "bfloat16" if self._precision == "bfloat16" else "float32"
+        last = self._channels_last.get(precision)
         if last is None:
-            last = self._takes_channels_last() if self._precision == "bfloat16" else self._is_as_well_with_channels_last()
-            self._channels_last[self._precision] = last
+            last = self._takes_channels_last() if precision == "bfloat16" else self._is_as_well_with_channels_last()
+            self._channels_last[precision] = last
         return x.clone(memory_format=torch.channels_last if last else torch.preserve_format)
 
     def _takes_channels_last(self) -> bool:
@@ -436,7 +450,7 @@ class Model:
             return False
         images = self._probe[:2]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self.searching("float32"):
                 before = self._made(images.clone())
                 self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 after = self._made(images.clone(memory_format=torch.channels_last))
@@ -447,6 +461,34 @@ class Model:
         self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return False
 
+    def _searched(self) -> nn.Module:
+        """The module that passes go through in the present precision."""
+        if self._precision == "float32":
+            return self.module
+        if self._stand_in is None:
+            with self.searching("float32"):
+                self._stand_in = self._folded() or self.module
+        return self._stand_in
+
+    def _folded(self) -> nn.Module | None:
+        if self._probe is None:
+            return None
+        try:
+            with torch.no_grad():
+                # Settles how images and weights are laid out.
+                images = self._copied(self._probe[:2])
+                before = self._made(images.clone())
+                found = folded(self.module, images.clone())
+                if found is None:
+                    return None
+                if self._channels_last["float32"]:
+                    found.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                after = _in_float32(found(images.clone()))
+        except Exception:  # noqa: BLE001 - foreign code may raise anything; unfolded it says what under its name
+            return None
+        slack = _ROUNDING * before.abs().max().item()
+        return found if torch.allclose(after, before, rtol=0, atol=slack) else None
+
     def _pass(self, x: Tensor, seed: int | None) -> Tensor:
         """One pass of the module; x is a copy, for a module that writes into its input must not reach ours."""
         recorded = self._recorded(x) if seed is None else None
@@ -456,8 +498,9 @@ class Model:
             return self._made(x)
 
     def _made(self, x: Tensor) -> Tensor:
+        module = self._searched()
         with self._arithmetic():
-            logits, passes = self._run(self.module, x)
+            logits, passes = self._run(module, x)
         self._passes = max(self._passes, passes)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -5,7 +5,8 @@
 Same network, images, steps, step sizes and threads; in one process, by turns. Everybody is given all of the images; ours looks
 at them once to find out which of them the network has wrong, and leaves those alone. With `--given right` all are spared them.
 Ours is timed with judging, in a process of one thread for each of the threads; the libraries take them as torch does. What each
-proposes is judged by the same rule. bfloat16 takes part where the machine has it. Needs torchattacks and adv-lib, which `make
+proposes is judged by the same rule. `folded` is a search with batch norms folded into convolutions, bfloat16 that in half the
+bits, where the machine has them; what the judge says is in float32 for all. Needs torchattacks and adv-lib, which `make
 speed` installs. Writes Markdown to stdout.
 """
 
@@ -68,23 +69,27 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
 
         return attack
 
-    def rounded(settings: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        quicker = has_bfloat16(find_device("auto"))
-        return {"kwbench, bfloat16": (*settings, "precision=bfloat16")} if quicker else {}
+    def variants(settings: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        rounds = {"kwbench, bfloat16": (*settings, "precision=bfloat16")} if has_bfloat16(find_device("auto")) else {}
+        patient = (*settings, "early_exit=false")
+        return {
+            "kwbench": settings,
+            "kwbench, folded": (*settings, "precision=folded"),
+            **rounds,
+            "kwbench, no early exit": patient,
+            "kwbench, no early exit, folded": (*patient, "precision=folded"),
+        }
 
     if norm == "linf":
         step = f"relative_step_size={share}"
         pgd = ("steps=40", step)
         mim = ("steps=20", step)
+        square = ("steps=200", "rescale_schedule=true")
         return [
             Contest(
                 "PGD-40",
                 "pgd",
-                {
-                    "kwbench": pgd,
-                    **rounded(pgd),
-                    "kwbench, no early exit": (*pgd, "early_exit=false"),
-                },
+                variants(pgd),
                 {
                     "Foolbox": from_foolbox("LinfPGD", rel_stepsize=share, steps=40),
                     "torchattacks": from_torchattacks("PGD", "eps", "alpha", steps=40),
@@ -94,17 +99,13 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
             Contest(
                 "MIM-20",
                 "mim",
-                {
-                    "kwbench": mim,
-                    **rounded(mim),
-                    "kwbench, no early exit": (*mim, "early_exit=false"),
-                },
+                variants(mim),
                 {"torchattacks": from_torchattacks("MIFGSM", "eps", "alpha", steps=20, decay=1.0)},
             ),
             Contest(
                 "Square, 200 queries",
                 "square",
-                {"kwbench": ("steps=200", "rescale_schedule=true")},
+                {"kwbench": square, "kwbench, folded": (*square, "precision=folded")},
                 {"torchattacks": from_torchattacks("Square", "eps", n_queries=200, loss="margin", resc_schedule=True)},
             ),
         ]

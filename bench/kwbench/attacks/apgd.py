@@ -39,9 +39,10 @@ class Apgd:
     close: to within so much of the true class's probability by that of another, or so far that at its pace the climb would end
     there. What stays further off does not go on, nor what ends further off start again. `auto` is what an evaluation makes of
     it: 0.1 if nothing in the model hides its gradient; elsewhere what is far may be one step away, and all go on.
-    In `precision` bfloat16 five sixths of the first climb are in rounded arithmetic, float32 having the last word on every
-    success; its end, and further restarts, are in float32. `auto` likewise: bfloat16 in linf, where steps go by signs alone, if
-    it is quicker and nothing in the model hides its gradient; elsewhere it is float32.
+    In `precision` folded gradients are of the model with its batch norms folded into its convolutions, float32 having the last
+    word on every success; in bfloat16 five sixths of the first climb are rounded, and its end and further restarts folded.
+    `auto` likewise: bfloat16 in linf, where steps go by signs alone, on exact gradients, if it is quicker and nothing in the
+    model hides its gradient; else folded, where there is what to fold and nothing hides; else float32.
     Stochastic models: one target after the other. The step size follows a cosine from 2 * eps to eps / 20, because noise would
     halve it at every checkpoint (`schedule: auto`; also for `smooth` and `es` gradients, whose noise is their own). The start,
     the last iterate and that of the highest mean loss, of every restart and target, are compared by how often each fails in
@@ -157,9 +158,10 @@ class Apgd:
         else:
             lanes = [max(self.targets, 1), *(self.lanes_after(step) for step in range(self.steps))]
             climbing = sum(lanes[:-1]) + (self.restarts - 1) * self.steps * lanes[-1]
-            confirming = sum(lanes[: self.rounded_steps])
+            ending = self.restarts * lanes[-1]
+            confirming = climbing + ending if self.precision not in ("float32", "auto") else 0
             looking = self.restarts * looks(self.steps - 1) if self.looks_ahead else 0
-            search = climbing * passes(self.gradient) + self.restarts * lanes[-1] + confirming + looking
+            search = climbing * passes(self.gradient) + ending + confirming + looking
         return search + (1 + passes(self.gradient, self._looked_at()) if self.targets else 0)
 
     def doubled(self, times: int) -> "Apgd":
@@ -363,7 +365,9 @@ class _Climb:
         return _Found(images, broken, lost, closest)
 
     def _arithmetic(self, step: int) -> Precision:
-        return "bfloat16" if step < self.rounded_steps else "float32"
+        if step < self.rounded_steps:
+            return "bfloat16"
+        return "float32" if self.attack.precision == "float32" else "folded"
 
     def _keep_closest(self, allowed: int, closest: Tensor, turn: Tensor, size: tuple[int, int]) -> None:
         """Go on with so many lanes of each sample."""

@@ -20,8 +20,8 @@ class Descent:
     """Steps along the steepest direction of a loss, each followed by projection into the ball and the pixel range.
 
     `step_size` is in the norm's unit. With `decay` the direction is that of a running sum, old sum times `decay` plus the
-    gradient over its l1 norm (Dong et al. 2018, arXiv:1710.06081, eq. 6). In `precision` bfloat16 no sample stops before
-    float32 agrees that it is misclassified.
+    gradient over its l1 norm (Dong et al. 2018, arXiv:1710.06081, eq. 6). In another `precision` than float32 no sample stops
+    before float32 agrees that it is misclassified.
     """
 
     steps: int
@@ -35,7 +35,7 @@ class Descent:
     def passes(self, stochastic: bool) -> int:
         """The largest number of forwards and backwards that it may spend on a sample of such a model."""
         looking = looks(self.steps - 1) if self._looks(stochastic) else 0
-        confirming = self.steps + looking if self.precision == "bfloat16" else 0
+        confirming = self.steps + looking if self.precision != "float32" else 0
         return self.steps * passes(self.gradient) + looking + confirming
 
     def _looks(self, stochastic: bool) -> bool:

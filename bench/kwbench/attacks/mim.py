@@ -23,7 +23,8 @@ class Mim:
     The defaults are the paper's: 10 steps of eps / 10, decay 1.0. `step_size` is in the norm's unit; None stands for
     `relative_step_size` * eps, and that for eps / `steps`. Both norms of the paper (eq. 6 to 8).
     On a deterministic model a sample stops at its first misclassified iterate (`early_exit`); papers report the last. In
-    `precision` bfloat16 the steps are found in rounded arithmetic, and a sample stops when float32 has it misclassified too.
+    `precision` folded or bfloat16 the steps are found in quicker arithmetic, and a sample stops when float32 has it
+    misclassified too.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict

@@ -24,8 +24,8 @@ class Pgd:
     `step_size` is in the norm's unit; None stands for `relative_step_size` * eps. The defaults are Foolbox's LinfPGD:
     40 steps of eps / 30 from a random start.
     On a deterministic model a sample stops at its first misclassified iterate (`early_exit`), which also keeps a success
-    that a later step would lose; papers report the last iterate. In `precision` bfloat16 the steps are found in rounded
-    arithmetic, and a sample stops when float32 has it misclassified too.
+    that a later step would lose; papers report the last iterate. In `precision` folded or bfloat16 the steps are found in
+    quicker arithmetic, and a sample stops when float32 has it misclassified too.
     Of several restarts the first that succeeds is proposed.
     A stochastic model is attacked to the last step, and among restarts the one with the highest mean loss over
     `restart_draws` draws is proposed.

@@ -2,16 +2,16 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import means_under_same_draws, strict
-from kwbench.attacks.losses import fooled, margin
+from kwbench.attacks.attack import means_under_same_draws, misclassified, strict
+from kwbench.attacks.losses import margin
 from kwbench.geometry import norms, project, total
-from kwbench.model import Model
+from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -26,8 +26,10 @@ class Square:
     The defaults are AutoAttack's: 5000 steps, p_init 0.8, one restart, the paper's schedule for 10,000 steps whatever
     `steps` is; `rescale_schedule` stretches it to `steps`, as the paper does. Squares reach the last row and column
     (algorithm 2), which the authors' code leaves out.
-    Samples drop out as soon as they are broken. On a stochastic model none does, and at every step the square and what it
-    would replace are compared on the means of `draws` fresh passes each, in which both meet the same randomness.
+    Samples drop out as soon as they are broken; in another `precision` than float32, as soon as float32 agrees. `auto` is what
+    an evaluation makes of it: folded where there is what to fold and nothing hides its gradient, else float32. On a stochastic
+    model no sample drops out, and at every step the square and what it would replace are compared on the means of `draws` fresh
+    passes each, in which both meet the same randomness.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
@@ -40,6 +42,7 @@ class Square:
     restarts: int = 1
     rescale_schedule: bool = False
     draws: int = 10
+    precision: Precision | Literal["auto"] = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.draws < 1:
@@ -64,8 +67,14 @@ class Square:
 
     def passes(self, stochastic: bool) -> int:
         """See Budgeted."""
-        looks = 1 + 2 * self.steps if stochastic else 1 + self.steps
-        return self.restarts * looks * (self.draws if stochastic else 1)
+        if stochastic:
+            return self.restarts * (1 + 2 * self.steps) * self.draws
+        return self.restarts * (1 + self.steps) * (1 if self.arithmetic == "float32" else 2)
+
+    @property
+    def arithmetic(self) -> Precision:
+        """What it searches in: of `auto`, which nobody has made definite, float32."""
+        return "float32" if self.precision == "auto" else self.precision
 
     def doubled(self, times: int) -> "Square":
         """See Doubling: more restarts."""
@@ -101,8 +110,9 @@ class Square:
     def _look(self, model: Model, images: list[Tensor], y: Tensor, rows: Tensor) -> tuple[list[Tensor], Tensor]:
         """The losses (b,) of each batch of images, and which of the first are broken (none, for a stochastic model)."""
         if not model.stochastic:
-            logits = model(images[0], rows)
-            return [margin(logits, y)], fooled(logits, y)
+            with model.searching(self.arithmetic):
+                logits = model(images[0], rows)
+            return [margin(logits, y)], misclassified(model, images[0], logits, y, rows, self.arithmetic)
         means = means_under_same_draws(model, images, lambda logits: margin(logits, y), rows, self.draws)
         return means, torch.zeros(len(y), dtype=torch.bool, device=y.device)
 
