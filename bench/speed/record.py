@@ -224,6 +224,7 @@ def measured(asked: argparse.Namespace, folder: Path, db: Path) -> Iterator[str]
     # A record that is there already leaves the writing to be measured on a twentieth of it.
     fresh, models = (folder / "written.db", -(-asked.models // 20)) if db.exists() else (db, asked.models)
     writing, cpu = apart(make, fresh, models, asked.attacks, asked.samples)
+    os.sync()  # what is read next need not wait for what was written
     size, written = db.stat().st_size, models * (asked.attacks + 1) * asked.samples
     yield (
         f"{asked.models:,} models x {asked.attacks} attacks and the clean images x {asked.samples} samples: {rows:,} outcomes, "
