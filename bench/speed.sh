@@ -35,7 +35,10 @@ measure rivals rivals resnet18-relu-at resnet18-relu --threads 1 $(first 128)
 if [ -n "$CIFAR10" ]; then
     at=cifar10/resnet18-w16-relu-fast
     natural=cifar10/resnet18-w16-relu
-    measure cost-cifar10 cost $at $natural $(first 256) --data "$CIFAR10"
+    measure cost-cifar10 cost $at $natural $(first 512) --data "$CIFAR10"
     measure growth overhead --growing $at --growing-data "$CIFAR10" $(first 256)
     measure rivals-cifar10 rivals $at $natural $(first 64) --threads 1 --data "$CIFAR10"
+    # The attack of the targets, on as many images as keep its batches full.
+    measure pgd-cifar10 rivals $at $(first 256) --threads 1 --attacks pgd --data "$CIFAR10"
+    measure pgd-cifar10-natural rivals $natural $(first 512) --threads 1 --attacks pgd --data "$CIFAR10"
 fi

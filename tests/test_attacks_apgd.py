@@ -157,6 +157,7 @@ def test_a_quicker_search_ends_at_nothing_that_float32_does_not_confirm(
 def test_a_quicker_search_breaks_as_many_where_steps_go_by_signs(targets: dict[str, Any]) -> None:
     batch, model = first_images(200), wrapped(normed_cnn())
     model.measure_passes(batch.x[:64])
+    assert model.arithmetic("folded") == "folded"
     plain, *quicker = (
         run("apgd", {"steps": 20, "precision": each, **targets}, batch, THREATS[0], model=model)
         for each in ("float32", "folded", "bfloat16")
@@ -359,6 +360,27 @@ def test_no_attack_of_ours_costs_more_than_it_says() -> None:
                 spent = max(outcome.forwards + outcome.backwards for outcome in outcomes)
                 assert spent <= attack.passes(stochastic), name
                 assert spent == attack.passes(stochastic) or not exact, name
+
+
+@pytest.mark.parametrize("precision", ["folded", "bfloat16", "auto"])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_quicker_search_costs_no_more_than_it_says(stochastic: bool, precision: str) -> None:
+    batch = first_images(8)
+    model = wrapped(Noisy(normed_cnn(), 0.1) if stochastic else normed_cnn(), tile=8)
+    model.stochastic = stochastic
+    model.measure_passes(batch.x)
+    for name, parameters in (
+        ("apgd", {"steps": 6, "selection_draws": 4, "early_exit": False}),
+        ("apgd", {"steps": 6, "selection_draws": 4, "targets": 2, "restarts": 2}),
+        ("square", {"steps": 10, "draws": 2}),
+        ("pgd", {"steps": 6, "restart_draws": 4}),
+    ):
+        if name == "pgd" and precision == "auto":
+            continue
+        attack = build_attack(name, parameters | {"precision": precision})
+        assert isinstance(attack, Budgeted)
+        outcomes = run(name, parameters | {"precision": precision}, batch, ThreatModel.of("linf", "0.1"), model=model)
+        assert all(outcome.forwards + outcome.backwards <= attack.passes(stochastic) for outcome in outcomes), name
 
 
 def test_a_doubled_attack_spends_twice_as_much_where_it_helps() -> None:

@@ -80,6 +80,68 @@ class Batchwise(nn.Module):
         return logits
 
 
+class Collecting(nn.Module):
+    """Takes features from a hook that writes into this module, whichever copy of it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        *body, self.head = normed_cnn().children()
+        self.body, self.kept = nn.Sequential(*body), dict[str, Tensor]()
+        self.body.register_forward_hook(lambda _, __, answer: self.kept.update(features=answer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.body(x)
+        logits: Tensor = self.head(self.kept["features"])
+        return logits
+
+
+class Hooked(nn.Module):
+    """Has its gradient from a hook on a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = normed_cnn()
+        self.network.get_submodule("1").register_full_backward_hook(lambda _, gradients, __: (gradients[0].flip(1),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class Lofty(Branching):
+    """Logits that are alike but for little."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1000 + 0.05 * super().forward(x)
+
+
+class Elsewhere(nn.Module):
+    """Goes by the norm only where many images pass together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.network = trained_cnn(), Branching()
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, norm, *_ = self.network.network.children()
+        logits: Tensor = self.network(x) if len(x) > 2 else self.plain(norm(convolution(x))[:, :1])
+        return logits
+
+
+class Named(nn.Module):
+    """Its convolution and its norm go by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second, *rest = normed_cnn().children()
+        self.first, self.second = first, second
+        self.network = nn.Sequential(first, second, *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
 class Uncopied(nn.Module):
     """Holds what cannot be copied."""
 
@@ -102,6 +164,7 @@ def test_norms_after_convolutions_are_folded_into_them_and_the_module_is_left_al
     assert torch.equal(module(x), before)
     assert not any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
     assert not any(weights.requires_grad for weights in copy.parameters())
+    assert copy.get_submodule("7").weight is module.get_submodule("7").weight, "what stays need not be there twice"
 
 
 @pytest.mark.parametrize("module", [trained_cnn, Twice, Before, Batchwise])
@@ -110,13 +173,25 @@ def test_where_no_norm_simply_follows_a_convolution_there_is_nothing_to_fold(mod
 
 
 @pytest.mark.parametrize(
-    ("module", "folds"), [(normed_cnn, True), (trained_cnn, False), (Branching, False), (Uncopied, False), (Before, False)]
+    ("module", "folds"),
+    [
+        (normed_cnn, True),
+        (Named, True),
+        (trained_cnn, False),
+        (Branching, False),
+        (Lofty, False),
+        (Elsewhere, False),
+        (Collecting, False),
+        (Hooked, False),
+        (Uncopied, False),
+        (Before, False),
+    ],
 )
 def test_a_search_computes_folded_only_where_the_answers_are_the_same(module: Callable[[], nn.Module], folds: bool) -> None:
     images = first_images(48).x
     model = wrapped(module(), tile=16)
     model.measure_passes(images)
-    assert model.folds is folds
+    assert (model.arithmetic("folded") == "folded") is folds
     exact = model(images)
     with model.searching("folded"):
         quick = model(images)
@@ -129,9 +204,30 @@ def test_a_search_computes_folded_only_where_the_answers_are_the_same(module: Ca
 
 def test_of_random_models_and_before_anything_is_measured_nothing_is_folded() -> None:
     model = wrapped(normed_cnn(), tile=16)
-    assert not model.folds
+    assert model.arithmetic("folded") == "float32"
     model.measure_passes(first_images(16).x)
-    assert model.folds
+    assert model.arithmetic("folded") == "folded"
     model.stochastic = True
     model.measure_passes(first_images(16).x)
-    assert not model.folds
+    assert model.arithmetic("folded") == "float32"
+
+
+def test_where_memory_is_short_nobody_takes_it_for_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(normed_cnn(), tile=16)
+    model.measure_passes(first_images(16).x)
+
+    def short(module: nn.Module, images: Tensor) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kwbench.model.folded", short)
+        with pytest.raises(MemoryError):
+            model.arithmetic("folded")
+    assert model.arithmetic("folded") == "folded"
+
+
+def test_a_search_that_is_the_first_to_fold_folds_the_bare_module() -> None:
+    model = wrapped(normed_cnn(), tile=16)
+    model.measure_passes(first_images(16).x)
+    with model.running(lambda module, x: (torch.zeros(len(x), 10), 1)):
+        assert model.arithmetic("folded") == "folded"

@@ -384,7 +384,7 @@ class LocalEvaluator:
     @property
     def _unrounded(self) -> Precision:
         """Of a search for which bfloat16 is too rough."""
-        return "folded" if not self._hides and self._model.folds else "float32"
+        return "float32" if self._hides else self._model.arithmetic("folded")
 
     def _surrogate_loader(self, label: str) -> Callable[[str], Model]:
         def load(name: str) -> Model:

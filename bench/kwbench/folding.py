@@ -9,21 +9,26 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 def folded(module: nn.Module, images: Tensor) -> nn.Module | None:
     """A copy of a module in evaluation mode, with each batch norm that comes right after a convolution folded into it; None if
-    there is none.
+    there is none. Other weights are those of the module.
 
     A pass over images (b, c, h, w) shows what comes after what. It does not show whether somebody else asks for what the
-    convolution says, nor whether it is changed in between: compare the answers. Raises what the module raises.
+    convolution says, whether it is changed in between, or what the copy still shares with the module: compare the answers to
+    other images. Raises what the module raises.
     """
     pairs = _pairs(module, images)
     if not pairs:
         return None
-    copy = deepcopy(module)
+    # What stays as it is need not be there twice.
+    copy = deepcopy(module, {id(weights): weights for weights in module.parameters()})
+    others: dict[nn.Module, nn.Module] = {}
     for before, after in pairs:
         convolution, norm = copy.get_submodule(before), copy.get_submodule(after)
         assert isinstance(convolution, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        copy.set_submodule(before, fuse_conv_bn_eval(convolution, norm))
-        copy.set_submodule(after, nn.Identity())
+        others |= {convolution: fuse_conv_bn_eval(convolution, norm), norm: nn.Identity()}
+    for name, part in list(copy.named_modules(remove_duplicate=False)):
+        if part in others:
+            copy.set_submodule(name, others[part])
     return copy
 
 

@@ -175,8 +175,8 @@ class Model:
         On a CPU images and weights are laid out with channels last, as convolutions like them, where the module's answers then
         differ by no more than rounding. And rows pass in those batches, smaller and larger than a tile, in which the module
         gives these images (b, c, h, w) the very bits that it gives them in a tile: see `kwbench.batching`. Of a module that is
-        stochastic or frozen nothing is measured. On a GPU passes are recorded and replayed, where that gives the same bits in
-        less time: see `kwbench.replay`.
+        stochastic or frozen nothing is measured. What stands in for the module in a search is found anew. On a GPU passes are
+        recorded and replayed, where that gives the same bits in less time: see `kwbench.replay`.
         """
         self._batchings, self._recordings = {}, {}
         self._channels_last, self._stand_in = {}, None
@@ -316,17 +316,15 @@ class Model:
         float32 counts.
         """
         before = self._precision
-        self._precision = precision
+        self._precision = self.arithmetic(precision)
         try:
             yield
         finally:
             self._precision = before
 
-    @property
-    def folds(self) -> bool:
-        """Whether a search may compute with batch norms folded into convolutions."""
-        with self.searching("folded"):
-            return self._searched() is not self.module
+    def arithmetic(self, precision: Precision) -> Precision:
+        """What a search in this precision computes in: float32 where there is nothing to fold."""
+        return "float32" if precision == "folded" and self._standing_in() is self.module else precision
 
     def bears_rounding(self, images: Tensor) -> bool:
         """Whether a search in bfloat16 can be expected to find its way about these images (b, c, h, w), and to be quicker.
@@ -454,40 +452,44 @@ class Model:
                 before = self._made(images.clone())
                 self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 after = self._made(images.clone(memory_format=torch.channels_last))
-            if torch.allclose(after, before, rtol=0, atol=_ROUNDING * before.abs().max().item()):
+            if _equal_but_for_rounding(before, after):
                 return True
         except Exception:  # noqa: BLE001 - foreign code may raise anything; laid out as before it says what under its name
             pass
         self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return False
 
-    def _searched(self) -> nn.Module:
-        """The module that passes go through in the present precision."""
-        if self._precision == "float32":
-            return self.module
+    def _standing_in(self) -> nn.Module:
+        """What stands in for the module in a search."""
         if self._stand_in is None:
-            with self.searching("float32"):
+            # A stand-in for the bare module, whoever is the first to ask.
+            with self.searching("float32"), self.running(_once):
                 self._stand_in = self._folded() or self.module
         return self._stand_in
 
     def _folded(self) -> nn.Module | None:
+        """The module with its norms folded, if it then says the same but for rounding, of other images than it was folded on,
+        and has the same gradients. It is laid out as the module is. Raises where memory does not hold it."""
         if self._probe is None:
             return None
         try:
-            with torch.no_grad():
-                # Settles how images and weights are laid out.
-                images = self._copied(self._probe[:2])
-                before = self._made(images.clone())
-                found = folded(self.module, images.clone())
-                if found is None:
-                    return None
-                if self._channels_last["float32"]:
-                    found.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                after = _in_float32(found(images.clone()))
-        except Exception:  # noqa: BLE001 - foreign code may raise anything; unfolded it says what under its name
+            found = folded(self.module, self._copied(self._probe[:2]))
+            if found is None:
+                return None
+            if self._channels_last["float32"]:
+                found.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            others = 1 - self._probe
+            (logits, *slopes), _ = self._bits(others, gradients=True)
+            (its_logits, *its_slopes), _ = self._bits(others, gradients=True, through=lambda x: _in_float32(found(x)))
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as failure:  # noqa: BLE001 - foreign code may raise anything; unfolded it says what under its name
+            raise_if_memory_is_out(failure)
             return None
-        slack = _ROUNDING * before.abs().max().item()
-        return found if torch.allclose(after, before, rtol=0, atol=slack) else None
+        if torch.equal(logits, its_logits) or not _equal_but_for_rounding(logits, its_logits):
+            return None
+        same = all(bool((one - other).norm() <= _ASTRAY * one.norm()) for one, other in zip(slopes, its_slopes, strict=False))
+        return found if same and len(slopes) == len(its_slopes) else None
 
     def _pass(self, x: Tensor, seed: int | None) -> Tensor:
         """One pass of the module; x is a copy, for a module that writes into its input must not reach ours."""
@@ -498,8 +500,8 @@ class Model:
             return self._made(x)
 
     def _made(self, x: Tensor) -> Tensor:
-        module = self._searched()
-        with self._arithmetic():
+        module = self.module if self._precision == "float32" else self._standing_in()
+        with self._autocast():
             logits, passes = self._run(module, x)
         self._passes = max(self._passes, passes)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
@@ -511,7 +513,7 @@ class Model:
             raise CannotEvaluate(f"{self.name}: logits must be floating point, they are {logits.dtype}")
         return _in_float32(logits)
 
-    def _arithmetic(self) -> AbstractContextManager[None]:
+    def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._precision == "bfloat16" else nullcontext()
 
 
@@ -529,6 +531,12 @@ def _in_float32(logits: Tensor) -> Tensor:
     shifted = logits - logits.detach().amax(dim=1, keepdim=True)
     scaled = shifted / shifted.detach().abs().amax(dim=1, keepdim=True).clamp_min(_TINY)
     return torch.where(lost[:, None], scaled.float(), single)
+
+
+def _equal_but_for_rounding(one: Tensor, other: Tensor) -> bool:
+    """Whether logits (b, k) tell the same; what all classes have in common tells nothing."""
+    one, other = (logits - logits.mean(dim=1, keepdim=True) for logits in (one, other))
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=_ROUNDING * one.abs().max().item())
 
 
 def tile_of(images: Tensor, tile: int) -> Tensor:
@@ -588,6 +596,8 @@ _HUGE, _TINY = 1e15, 1e-250
 
 # Of the largest logit; sums in another order are far nearer, and what takes channels for pixels far from it.
 _ROUNDING = 1e-3
+# The share of a gradient's length by which that of a stand-in may be off.
+_ASTRAY = 0.1
 
 
 def require_exact_float32() -> None:

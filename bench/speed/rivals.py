@@ -5,8 +5,8 @@
 Same network, images, steps, step sizes and threads; in one process, by turns. Everybody is given all of the images; ours looks
 at them once to find out which of them the network has wrong, and leaves those alone. With `--given right` all are spared them.
 Ours is timed with judging, in a process of one thread for each of the threads; the libraries take them as torch does. What each
-proposes is judged by the same rule. `folded` is a search with batch norms folded into convolutions, bfloat16 that in half the
-bits, where the machine has them; what the judge says is in float32 for all. Needs torchattacks and adv-lib, which `make
+proposes is judged by the same rule. `folded` is a search with batch norms folded into convolutions, bfloat16 the same in
+bfloat16, where the machine has it; what the judge says is in float32 for all. Needs torchattacks and adv-lib, which `make
 speed` installs. Writes Markdown to stdout.
 """
 

@@ -39,7 +39,7 @@ class Apgd:
     close: to within so much of the true class's probability by that of another, or so far that at its pace the climb would end
     there. What stays further off does not go on, nor what ends further off start again. `auto` is what an evaluation makes of
     it: 0.1 if nothing in the model hides its gradient; elsewhere what is far may be one step away, and all go on.
-    In `precision` folded gradients are of the model with its batch norms folded into its convolutions, float32 having the last
+    In `precision` folded, gradients are of the model with its batch norms folded into its convolutions, float32 having the last
     word on every success; in bfloat16 five sixths of the first climb are rounded, and its end and further restarts folded.
     `auto` likewise: bfloat16 in linf, where steps go by signs alone, on exact gradients, if it is quicker and nothing in the
     model hides its gradient; else folded, where there is what to fold and nothing hides; else float32.
@@ -367,7 +367,7 @@ class _Climb:
     def _arithmetic(self, step: int) -> Precision:
         if step < self.rounded_steps:
             return "bfloat16"
-        return "float32" if self.attack.precision == "float32" else "folded"
+        return "float32" if self.model.stochastic or self.attack.precision in ("float32", "auto") else "folded"
 
     def _keep_closest(self, allowed: int, closest: Tensor, turn: Tensor, size: tuple[int, int]) -> None:
         """Go on with so many lanes of each sample."""

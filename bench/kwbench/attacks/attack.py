@@ -76,7 +76,7 @@ def misclassified(model: Model, z: Tensor, logits: Tensor, labels: Tensor, rows:
     are the samples' places in the metered batch.
     """
     seen = fooled(logits, labels)
-    if precision != "float32" and bool(seen.any()):
+    if bool(seen.any()) and model.arithmetic(precision) != "float32":
         with torch.no_grad():
             seen[seen.clone()] = fooled(model(z[seen], rows[seen]), labels[seen])
     return seen
