@@ -64,7 +64,6 @@ evaluate $lwta --suite xiao2020 $images
 for suite in xiao2020-figure4 xiao2020-figure4-0.031; do
     evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite $suite $images
 done
-evaluate cifar10/resnet18-w16-slwta2 --suite panousis2021 $CIFAR10 $(first 32)
 
 # The papers' figures.
 figure() { "$KWBENCH" "$@" --db "$DB"; }
@@ -97,11 +96,10 @@ evaluate $(named mnist/cnn3- relu relu-at relu-trades relu-free kwta0.1 kwta0.1-
 evaluate $lenets --suite strong --norm linf --eps 0.3 $images
 evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.2) $lwta --suite strong --norm linf --eps 0.031 $images
 evaluate $stochastic --suite strong --norm linf --eps 0.031 $images
-evaluate cifar10/resnet18-w16-slwta2-fast --suite panousis2021 $images
+evaluate $stochastic --suite panousis2021 $images
 evaluate $published --suite strong --norm linf --eps 8/255 $images
-evaluate cifar10/resnet18-w16-kwta0.2-fast --suite strong --norm linf --eps 0.031 $CIFAR10 $(first 128)
 evaluate $(named mnist/cnn3- kwta0.1-at kwta0.1-trades) \
     --suite strong --norm linf --eps 0.3 $(first 256) --data-dir "$DATA_DIR" --download
-evaluate cifar10/resnet18-w16-kwta0.1-fast --suite strong --norm linf --eps 0.031 $images
+evaluate $(named cifar10/resnet18-w16- kwta0.1-fast kwta0.2-fast) --suite strong --norm linf --eps 0.031 $images
 evaluate $published --suite panousis2021 $images
 keep
