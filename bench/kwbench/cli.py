@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
+from kwbench.importing import importing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,11 +124,12 @@ def evaluate(
 ) -> None:
     """Attack models and say what their robust accuracy is."""
     _prepare(threads, db)
-    from kwbench.progress import showing
-    from kwbench.runner import evaluate as run
-    from kwbench.standing import standings
-    from kwbench.store import Store
-    from kwbench.suite import override, read_suite, suite_of
+    with importing():
+        from kwbench.progress import showing
+        from kwbench.runner import evaluate as run
+        from kwbench.standing import standings
+        from kwbench.store import Store
+        from kwbench.suite import override, read_suite, suite_of
 
     if attack is not None and suite is not None:
         raise UsageError("--attack and --suite: give one of them; a suite file lists its attacks")
@@ -195,12 +197,13 @@ def diagnose(
 ) -> None:
     """Say whether a robust accuracy can be believed: evaluate, check the model and the record, and reach a verdict."""
     _prepare(threads, db)
-    from kwbench.progress import showing
-    from kwbench.runner import evaluate as run
-    from kwbench.standing import standings, to_json
-    from kwbench.store import Store
-    from kwbench.suite import override, read_suite, suite_names, suite_of
-    from kwbench.verdict import finding_json, verdict, verdict_json
+    with importing():
+        from kwbench.progress import showing
+        from kwbench.runner import evaluate as run
+        from kwbench.standing import standings, to_json
+        from kwbench.store import Store
+        from kwbench.suite import override, read_suite, suite_names, suite_of
+        from kwbench.verdict import finding_json, verdict, verdict_json
 
     rival = None
     if protocol is not None:
@@ -291,17 +294,18 @@ def sweep(
 ) -> None:
     """Measure robust accuracy against the radius, or against a parameter of an attack such as its steps."""
     _prepare(threads, db)
-    import numpy as np
+    with importing():
+        import numpy as np
 
-    from kwbench.files import write_whole
-    from kwbench.progress import showing
-    from kwbench.report.curves import Curve, curves_svg
-    from kwbench.runner import evaluate as run
-    from kwbench.standing import standings
-    from kwbench.store import Store
-    from kwbench.study import record_series
-    from kwbench.suite import override, read_suite, suite_of
-    from kwbench.sweep import parse_sweep
+        from kwbench.files import write_whole
+        from kwbench.progress import showing
+        from kwbench.report.curves import Curve, curves_svg
+        from kwbench.runner import evaluate as run
+        from kwbench.standing import standings
+        from kwbench.store import Store
+        from kwbench.study import record_series
+        from kwbench.suite import override, read_suite, suite_of
+        from kwbench.sweep import parse_sweep
 
     asked = parse_sweep(over)
     if asked.of_eps and eps is not None:
@@ -425,11 +429,12 @@ def experiment(
     and images move. learning: the loss along training. fit: a function of one number. layers: theorem 1 of xiao2020, on
     random layers.
     """
-    from kwbench.experiments import SYNTHETIC, build_experiment
-    from kwbench.registry import read_registry
-    from kwbench.store import Store
-    from kwbench.study import measure, parameters_in, record_learning, synthesize
-    from kwbench.suite import read_suite, suite_of
+    with importing():
+        from kwbench.experiments import SYNTHETIC, build_experiment
+        from kwbench.registry import read_registry
+        from kwbench.store import Store
+        from kwbench.study import measure, parameters_in, record_learning, synthesize
+        from kwbench.suite import read_suite, suite_of
 
     chosen = list(models or [])
     if (name in SYNTHETIC) == bool(chosen):
@@ -555,18 +560,19 @@ def sparsity(
     as_json: Json = False,
 ) -> None:
     """Train a k-WTA network at several gammas, directly and incrementally, and measure each. It goes on where it was."""
-    import numpy as np
+    with importing():
+        import numpy as np
 
-    from kwbench.data import load_dataset
-    from kwbench.progress import showing
-    from kwbench.registry import read_registry
-    from kwbench.runner import evaluate as run
-    from kwbench.standing import standings
-    from kwbench.store import Store
-    from kwbench.study import record_series, train_series, variants
-    from kwbench.suite import override, read_suite, suite_of
-    from kwbench.threat import exact_fraction
-    from kwbench.training import Epoch
+        from kwbench.data import load_dataset
+        from kwbench.progress import showing
+        from kwbench.registry import read_registry
+        from kwbench.runner import evaluate as run
+        from kwbench.standing import standings
+        from kwbench.store import Store
+        from kwbench.study import record_series, train_series, variants
+        from kwbench.suite import override, read_suite, suite_of
+        from kwbench.threat import exact_fraction
+        from kwbench.training import Epoch
 
     try:
         wanted = [exact_fraction(each) for each in _names(gammas)]
@@ -657,8 +663,9 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write what is on record as tables, A_std, every attack, A_rob, and as figures."""
-    from kwbench.report import write_report
-    from kwbench.store import Store
+    with importing():
+        from kwbench.report import write_report
+        from kwbench.store import Store
 
     formats = {"html": html, "markdown": markdown, "csv": csv, "latex": latex, "verdicts": verdicts, "claims": claims}
     formats |= {"figures": figures}
@@ -690,12 +697,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model by the recipe in its entry. Stopped, however, the same command goes on where it was."""
-    from kwbench.convert import convert_pretrained
-    from kwbench.data import load_dataset
-    from kwbench.model import find_device
-    from kwbench.registry import dataset_of, pin_checkpoint, read_registry
-    from kwbench.training import Epoch, accuracy, progress_path, recipe_hash, save_checkpoint, write_curve
-    from kwbench.training import train as run
+    with importing():
+        from kwbench.convert import convert_pretrained
+        from kwbench.data import load_dataset
+        from kwbench.model import find_device
+        from kwbench.registry import dataset_of, pin_checkpoint, read_registry
+        from kwbench.training import Epoch, accuracy, progress_path, recipe_hash, save_checkpoint, write_curve
+        from kwbench.training import train as run
 
     found = read_registry(registry)
     short, entry = found.find(name)
@@ -755,8 +763,9 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Turn a published checkpoint, or a .pt file of your own, into safetensors, without running the code in it."""
-    from kwbench.convert import convert_entry, convert_file
-    from kwbench.registry import read_registry
+    with importing():
+        from kwbench.convert import convert_entry, convert_file
+        from kwbench.registry import read_registry
 
     if Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".tar", ".pkl") or Path(source).is_file():
         if output is None:
@@ -839,12 +848,13 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """Set the papers' claims beside what is on record, or say what is wrong with them."""
-    from kwbench.claims import PAPERS, claims_json, comparisons, full_size_entries, full_size_registry, read_claims
-    from kwbench.claims import lint as run_lint
-    from kwbench.errors import did_you_mean
-    from kwbench.files import write_whole
-    from kwbench.registry import read_registry
-    from kwbench.store import Store
+    with importing():
+        from kwbench.claims import PAPERS, claims_json, comparisons, full_size_entries, full_size_registry, read_claims
+        from kwbench.claims import lint as run_lint
+        from kwbench.errors import did_you_mean
+        from kwbench.files import write_whole
+        from kwbench.registry import read_registry
+        from kwbench.store import Store
 
     if registry is not None:
         if not registry.exists():
@@ -883,9 +893,10 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show what is on record about a model: its newest evaluation, and the rows without a truthful answer."""
-    from kwbench.errors import did_you_mean
-    from kwbench.standing import standings
-    from kwbench.store import Store
+    with importing():
+        from kwbench.errors import did_you_mean
+        from kwbench.standing import standings
+        from kwbench.store import Store
 
     store = Store.open(db)
     everything = store.evaluations()
@@ -922,10 +933,11 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Compare the newest results with a baseline. Exit code 1: less robust; 3: cannot tell; 0: fine."""
-    from kwbench.check import append_summary, check_json, markdown_summary, write_junit
-    from kwbench.check import check as run
-    from kwbench.check import update as write_baseline
-    from kwbench.store import Store
+    with importing():
+        from kwbench.check import append_summary, check_json, markdown_summary, write_junit
+        from kwbench.check import check as run
+        from kwbench.check import update as write_baseline
+        from kwbench.store import Store
 
     store = Store.open(db)
     if update:
@@ -956,9 +968,10 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare two models on the same samples, with the paired test."""
-    from kwbench.check import compare as run
-    from kwbench.check import comparison_json
-    from kwbench.store import Store
+    with importing():
+        from kwbench.check import compare as run
+        from kwbench.check import comparison_json
+        from kwbench.store import Store
 
     found = run(Store.open(db), first, second)
     if as_json:

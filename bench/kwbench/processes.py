@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.context import SpawnProcess
 
+from kwbench.importing import importing
+
 
 @dataclass(frozen=True, slots=True)
 class Serving:
@@ -78,7 +80,9 @@ def _interrupts_ignored() -> Iterator[None]:
 def _serve(module: str, pipe: multiprocessing.connection.Connection) -> None:
     os.dup2(2, 1)  # what foreign code prints must not mix with the results on stdout
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import_module(module).serve(pipe)
+    with importing():
+        served = import_module(module)
+    served.serve(pipe)
 
 
 def _end_with_parent() -> None:
