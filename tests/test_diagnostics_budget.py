@@ -113,3 +113,25 @@ def test_survivors_are_parted_by_their_number_alone() -> None:
     assert [len(part.rows) for part in replace(survivors, rows=(7,), values=()).parts()] == [1]
     assert [value for part in parts for value in part.values] == list(survivors.values)
     assert all(part.to_beat == () and part.doubled == ("pgd",) for part in parts)
+
+
+def test_restarts_that_an_evaluation_made_are_half_of_twice_as_many_and_not_made_again() -> None:
+    still = {"steps": 5, "step_size": 1e-9, "early_exit": False}
+    assert _passes_of({**still, "restarts": 3}) == 3 * _passes_of({**still, "restarts": 1})
+    assert _passes_of({**still, "restarts": 1}) == _passes_of({**still, "random_start": False}) / 2
+
+
+def _passes_of(pgd: dict[str, Any]) -> float:
+    """Backward passes of an image when a PGD attack gets twice its budget."""
+    model = wrapped(trained_cnn())
+    images = sharp(first_images(120)).take(ROWS[:8])
+    backwards = 0
+
+    def count(_: nn.Module, images_in: tuple[Any, ...], __: Any) -> None:
+        nonlocal backwards
+        backwards += images_in[0].requires_grad
+
+    model.module.register_forward_hook(count)
+    survivors = Survivors(rows=ROWS[:8], values=(1.0,) * 8, standing=1.0, doubled=("pgd",))
+    assert not retried(model, images, LINF, 0, survivors, {"pgd": build_attack("pgd", pgd, None)}).failure
+    return backwards

@@ -1,4 +1,4 @@
-"""Twice the budget: attacks with twice their passes and other random numbers must find nothing that an evaluation missed."""
+"""Twice the budget: attacks that spend as much again, with other random numbers, must find nothing new."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -131,9 +131,16 @@ def _after(
 
 
 def _doubled(attacks: Mapping[str, Attack], survivors: Survivors) -> dict[str, Attack]:
-    """The attacks that are asked for, each with twice its budget; without those that have none to double."""
+    """The attacks that are asked for, as they make up twice their budget; without those that have none to double."""
 
     def doubled(labels: Sequence[str]) -> dict[str, Attack]:
-        return {label: attack.doubled(1) for label in labels if isinstance(attack := attacks.get(label), Doubling)}
+        return {label: _again(attack) for label in labels if isinstance(attack := attacks.get(label), Doubling)}
 
     return doubled(survivors.doubled) or dict(list(doubled(survivors.otherwise).items())[:2])
+
+
+def _again(attack: Doubling) -> Attack:
+    """The attack itself where twice its budget is more restarts, of which the evaluation made half; else twice of it."""
+    twice = attack.doubled(1)
+    more_restarts = getattr(twice, "restarts", None) != getattr(attack, "restarts", None)
+    return attack if more_restarts else twice
