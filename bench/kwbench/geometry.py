@@ -44,7 +44,7 @@ def project(z: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     """
     if threat.norm == "linf":
         eps = threat.radius
-        return torch.minimum(torch.maximum(z, x - eps), x + eps).clamp(0, 1)
+        return z.clamp(x - eps, x + eps).clamp_(0, 1)
     return _pulled_in(z, x, threat, threat.radius, torch.inf)
 
 

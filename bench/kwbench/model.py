@@ -364,7 +364,7 @@ class Model:
         meter, draws = self._meter, self._draws
         ledger: Tensor = getattr(meter, kind)
         if rows is not None and len(ledger):
-            ledger.index_add_(0, rows.cpu(), torch.full((len(rows),), draws))
+            ledger.index_add_(0, rows.cpu(), torch.tensor(draws).expand(len(rows)))
         elif size == len(ledger):
             ledger += draws
         else:

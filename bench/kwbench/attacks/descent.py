@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kwbench.attacks.attack import misclassified
 from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
-from kwbench.attacks.losses import LOSSES, LossName
+from kwbench.attacks.losses import LOSSES, LossName, not_finite
 from kwbench.geometry import norms, project, steepest, total
 from kwbench.gradients import Exact, Gradient, passes
 from kwbench.model import Model, Precision
@@ -94,7 +94,7 @@ class Descent:
                 settled = broken[some] = misclassified(model, at, estimate.logits, labels, payers, self.precision)
             else:
                 # Not-a-number is what the judge calls broken; its gradient would lead out of the pixels.
-                settled = ~estimate.logits.isfinite().all(dim=1)
+                settled = not_finite(estimate.logits)
             if self.decay is not None:
                 length = norms(gradient, "l1").clamp_min(1e-30).view(-1, 1, 1, 1)
                 gradient = velocity[some] = self.decay * velocity[some] + gradient / length

@@ -31,7 +31,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     logits = _stretched(logits)
     value = F.cross_entropy(logits, y, reduction="none")
     # Where it is above, e^u is too: nothing is saturated.
-    if bool((value.detach() > 2 * _SATURATED).all()):
+    if value.numel() and value.detach().min().item() > 2 * _SATURATED:
         return value
     return _straight_below(value, _odds(logits, _others(logits, y), y))
 
@@ -115,7 +115,15 @@ def margin_after(loss: LossName, value: Tensor, rise: Tensor) -> Tensor:
 
 def fooled(logits: Tensor, y: Tensor) -> Tensor:
     """Which samples the judge would call broken: another class wins, or a logit is not finite."""
-    return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
+    return (logits.argmax(dim=1) != y) | not_finite(logits)
+
+
+def not_finite(logits: Tensor) -> Tensor:
+    """Which rows of logits (b, k) hold one that is not finite, as (b,)."""
+    # A finite sum says at once that none does; finite logits may add up to infinity.
+    if math.isfinite(logits.sum().item()):
+        return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    return ~logits.isfinite().all(dim=1)
 
 
 LOSSES: dict[LossName, Callable[[Tensor, Tensor], Tensor]] = {
@@ -138,18 +146,16 @@ def _at(values: Tensor, classes: Tensor) -> Tensor:
 
 def _others(logits: Tensor, y: Tensor) -> Tensor:
     """The logits with minus infinity in the place of the true one."""
-    return logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+    return logits.scatter(1, y[:, None], -torch.inf)
 
 
 def _stretched(logits: Tensor) -> Tensor:
     """The logits; those of a row that are all within 1e-3 drawn apart, by a factor that carries no gradient."""
-    fixed = logits.detach()
-    top = fixed.amax(dim=1, keepdim=True)
-    spread = top - fixed.amin(dim=1, keepdim=True)
-    flat = spread < _FLAT
-    if not bool(flat.any()):
+    low, top = logits.detach().aminmax(dim=1, keepdim=True)
+    spread = top - low
+    if not len(logits) or spread.min().item() >= _FLAT:
         return logits
-    return torch.where(flat, (logits - top) * (_STRETCHED / spread.clamp_min(1e-20)), logits)
+    return torch.where(spread < _FLAT, (logits - top) * (_STRETCHED / spread.clamp_min(1e-20)), logits)
 
 
 def _odds(logits: Tensor, against: Tensor, y: Tensor) -> Tensor:
