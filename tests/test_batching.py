@@ -51,6 +51,17 @@ def test_rows_that_take_as_long_apart_are_not_put_together() -> None:
     assert measured(look, TILE, larger=True).sizes[0] == 16
 
 
+def test_a_first_pass_which_also_prepares_says_nothing_of_what_others_take() -> None:
+    seen: set[int] = set()
+
+    def look(images: Tensor) -> tuple[list[Tensor], float]:
+        prepared = len(images) in seen
+        seen.add(len(images))
+        return [images], 0.1 if prepared else 1.0
+
+    assert measured(look, TILE, larger=False).plans[15] == [16]
+
+
 def test_rows_go_in_the_batches_that_take_least() -> None:
     dear = cheapest([64, 32, 16, 8, 4], quick=4.0, slow=5.0)  # a pass costs nearly what a tile costs
     assert [dear[rows] for rows in (0, 1, 5, 33, 64)] == [[], [4], [8], [64], [64]]

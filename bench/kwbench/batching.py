@@ -74,8 +74,9 @@ def _larger(look: Look, probe: Tensor, whole: list[Tensor], seconds: float) -> d
         images = torch.cat(some).flip(0)
         try:
             apart += [look(each)[0] for each in some[len(apart) :]]
-            together, first = look(images)
-            slower = min(first, look(images)[1])
+            together, slower = look(images)
+            if slower > 2 * _QUICKER * seconds:
+                slower = look(images)[1]
         except Exception:  # noqa: BLE001 - foreign code may take no larger batch, or memory may not
             break
         agrees = all(torch.equal(torch.cat(each).flip(0), rows) for *each, rows in zip(*apart, together, strict=True))
@@ -86,9 +87,9 @@ def _larger(look: Look, probe: Tensor, whole: list[Tensor], seconds: float) -> d
 
 
 def _seconds(look: Look, images: Tensor) -> float:
-    # The first pass of a shape also prepares it; of a long one that is little.
+    """Of images that were looked at before: the first pass of a shape also prepares it."""
     took = look(images)[1]
-    return took if took > _SHORT else min(took, *(look(images)[1] for _ in range(2)))
+    return took if took > _SHORT else min(took, look(images)[1])
 
 
 def cheapest(sizes: list[int], quick: float, slow: float) -> list[list[int]]:
