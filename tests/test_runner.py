@@ -128,8 +128,8 @@ class TestTheSameAgain:
     def test_progress_counts_batches(self, registry: Path, db: Path) -> None:
         seen: list[Progress] = []
         carry_out(request(registry, batch_size=64), db, report=seen.append)
-        assert [each.done for each in seen] == [0, 64, 96] * 3
-        assert [each.done_in_all for each in seen] == [0, 64, 96, 96, 160, 192, 192, 256, 288]
+        assert [each.done for each in seen] == [0, 48, 96] * 3
+        assert [each.done_in_all for each in seen] == [0, 48, 96, 96, 144, 192, 192, 240, 288]
 
 
 class TestInterruption:
@@ -231,9 +231,7 @@ class TestInvariance:
         monkeypatch.setattr(runner, "_pending", shuffled)
         assert evaluated(request(registry, batch_size=16), db) == uninterrupted
 
-    def test_what_is_less_than_a_tile_for_each_worker_is_shared_evenly(
-        self, registry: Path, db: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_work_is_shared_evenly_among_workers(self, registry: Path, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         plan, sizes = runner._pending, []
 
         def seen(*arguments: Any) -> list[list[int]]:
@@ -245,8 +243,8 @@ class TestInvariance:
         evaluated(request(registry, n=20, tile=16, threads=2), db)
         assert sizes == [[10, 10]] * 3
         sizes.clear()
-        evaluated(request(registry, n=90, tile=16, threads=2, seed=1), db)
-        assert sizes == [[48, 42]] * 3, "in whole tiles, where there are some"
+        evaluated(request(registry, n=106, tile=16, threads=2, seed=1, batch_size=32), db)
+        assert sizes == [[27, 27, 27, 25]] * 3, "as many batches for each"
 
     def test_what_takes_long_goes_in_batches_of_few_to_the_same_rows(
         self, registry: Path, db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

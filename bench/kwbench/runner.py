@@ -252,9 +252,9 @@ def _pending(facts: Facts, task: _Task, request: Request) -> list[list[int]]:
         tiles = [task.rows[start : start + tile] for start in range(0, len(task.rows), tile)]
         return [each for each in tiles if any(samples[row] in wanted for row in each)]
     pending = [row for row in task.rows if samples[row] in wanted]
-    size = -(-len(pending) // facts.workers)
-    if size > tile:
-        size = max(1, min(request.batch_size // tile, -(-size // tile))) * tile
+    share, most = -(-len(pending) // facts.workers), max(request.batch_size, tile)
+    # As many batches of one size for each worker, so that none waits for another.
+    size = -(-len(pending) // max(1, facts.workers * -(-share // most)))
     # What is judged together is lost together when it is stopped.
     size = min(size, max(_FEW, int(_LONG / task.seconds))) if task.seconds else size
     return [pending[start : start + size] for start in range(0, len(pending), max(size, 1))]
