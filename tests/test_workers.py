@@ -1,15 +1,19 @@
 """Evaluators side by side: the same rows, whoever judged them, and failures that are heard of."""
 
 import multiprocessing
+import os
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kwbench.errors import CannotEvaluate
+from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluator import Evaluator, Request, SpawnedEvaluator
+from kwbench.processes import prepare
 from kwbench.runner import evaluate
 from kwbench.store import Store
 from kwbench.workers import Workers
@@ -55,6 +59,38 @@ def test_two_workers_share_the_work_and_neither_waits_for_the_other(registry: Pa
         assert list(workers.each(working, [])) == []
     finally:
         workers.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was asked for ahead, as commands do on two cores."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    prepare("kwbench.evaluator")
+
+
+def test_a_process_that_is_there_gets_ready_before_there_is_work(registry: Path, another_process: None) -> None:
+    workers = Workers(asked(registry))
+    try:
+        (other,) = workers._others
+        other_facts = {}
+        while not other_facts:
+            other_facts = vars(other).get("facts", {})
+            time.sleep(0.01)
+        assert other_facts.identity == workers.facts.identity
+        assert list(workers.each(working, range(96)))
+    finally:
+        workers.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("what", [{"n": 16}, {"n": 1000}])
+def test_a_process_that_is_not_needed_after_all_is_let_go_of(
+    registry: Path, another_process: None, what: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError) if what["n"] > 360 else nullcontext():
+        Workers(asked(registry, **what)).close()
     assert not multiprocessing.active_children()
 
 

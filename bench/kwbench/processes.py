@@ -39,6 +39,11 @@ def prepare(module: str) -> None:
             _ahead[module] = _started(module)
 
 
+def is_ready(module: str) -> bool:
+    """Whether a process was asked for ahead and is still to be had."""
+    return module in _ahead
+
+
 def dismiss(module: str) -> None:
     """Nobody will ask for one that serves this module."""
     if (ready := _ahead.pop(module, None)) is not None:

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from kwbench import evaluator
 from kwbench.errors import CannotEvaluate
 from kwbench.evaluator import Evaluator, Facts, Request, SpawnedEvaluator, open_evaluator
-from kwbench.processes import dismiss
+from kwbench.loading import is_file_model
+from kwbench.model import find_device
+from kwbench.processes import dismiss, is_ready
 
 _J = TypeVar("_J")
 _R = TypeVar("_R")
@@ -24,12 +26,25 @@ class Workers:
     def __init__(self, request: Request, time_limit: float | None = None) -> None:
         """Raises as `open_evaluator` does."""
         self._request, self._time_limit = request, time_limit
-        self._first = open_evaluator(request, time_limit)
-        if self.facts.workers == 1:
-            dismiss(evaluator.__name__)
         self._others: list[SpawnedEvaluator] = []
         self._jobs: queue.SimpleQueue[tuple[Callable[[Evaluator, Any], Any], Any] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # A process that is there already need not wait until there is work to get ready for it.
+        early = None
+        if is_ready(evaluator.__name__) and not is_file_model(request.model) and find_device(request.device).type == "cpu":
+            early = SpawnedEvaluator(request, time_limit)
+        try:
+            self._first = open_evaluator(request, time_limit)
+        except BaseException:
+            if early is not None:
+                early.close()
+            raise
+        if self.facts.workers == 1:
+            dismiss(evaluator.__name__)
+        if early is not None and self.facts.workers == 1:
+            early.close()
+        elif early is not None:
+            self._take_on(early)
 
     @property
     def facts(self) -> Facts:
@@ -67,9 +82,11 @@ class Workers:
 
     def _hire(self, others: int) -> None:
         while len(self._others) < others:
-            another = SpawnedEvaluator(self._request, self._time_limit, threads=self.facts.threads)
-            self._others.append(another)
-            threading.Thread(target=self._employ, args=(another,), daemon=True).start()
+            self._take_on(SpawnedEvaluator(self._request, self._time_limit, threads=self.facts.threads))
+
+    def _take_on(self, another: SpawnedEvaluator) -> None:
+        self._others.append(another)
+        threading.Thread(target=self._employ, args=(another,), daemon=True).start()
 
     def _employ(self, another: SpawnedEvaluator) -> None:
         try:
