@@ -74,11 +74,11 @@ def test_a_process_that_is_there_gets_ready_before_there_is_work(registry: Path,
     workers = Workers(asked(registry))
     try:
         (other,) = workers._others
-        other_facts = {}
-        while not other_facts:
-            other_facts = vars(other).get("facts", {})
+        latest = time.monotonic() + 60
+        while "facts" not in vars(other):
+            assert time.monotonic() < latest
             time.sleep(0.01)
-        assert other_facts.identity == workers.facts.identity
+        assert other.facts.identity == workers.facts.identity
         assert list(workers.each(working, range(96)))
     finally:
         workers.close()
@@ -90,8 +90,19 @@ def test_a_process_that_is_not_needed_after_all_is_let_go_of(
     registry: Path, another_process: None, what: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError) if what["n"] > 360 else nullcontext():
-        Workers(asked(registry, **what)).close()
+        workers = Workers(asked(registry, **what))
+        assert not multiprocessing.active_children()
+        workers.close()
     assert not multiprocessing.active_children()
+
+
+def test_while_one_process_downloads_no_other_does(registry: Path, another_process: None) -> None:
+    workers = Workers(asked(registry, download=True))
+    try:
+        assert workers._others == []
+        assert list(workers.each(working, range(96)))
+    finally:
+        workers.close()
 
 
 @pytest.mark.parametrize("what", [{}, {"n": 16}, {"threads": 1}])

@@ -29,9 +29,11 @@ class Workers:
         self._others: list[SpawnedEvaluator] = []
         self._jobs: queue.SimpleQueue[tuple[Callable[[Evaluator, Any], Any], Any] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        # A process that is there already need not wait until there is work to get ready for it.
+        # A process that is there already need not wait until there is work to get ready for it; but what is downloaded is
+        # written by one.
         early = None
-        if is_ready(evaluator.__name__) and not is_file_model(request.model) and find_device(request.device).type == "cpu":
+        ahead = is_ready(evaluator.__name__) and not is_file_model(request.model) and not request.download
+        if ahead and find_device(request.device).type == "cpu":
             early = SpawnedEvaluator(request, time_limit)
         try:
             self._first = open_evaluator(request, time_limit)
