@@ -51,15 +51,31 @@ def test_rows_that_take_as_long_apart_are_not_put_together() -> None:
     assert measured(look, TILE, larger=True).sizes[0] == 16
 
 
-def test_a_first_pass_which_also_prepares_says_nothing_of_what_others_take() -> None:
+def preparing(seconds: Callable[[int], float], first: Callable[[int], float]) -> Callable[[Tensor], tuple[list[Tensor], float]]:
+    """Passes of which the first of every shape takes longer."""
     seen: set[int] = set()
 
     def look(images: Tensor) -> tuple[list[Tensor], float]:
         prepared = len(images) in seen
         seen.add(len(images))
-        return [images], 0.1 if prepared else 1.0
+        return [images], (seconds if prepared else first)(len(images))
 
-    assert measured(look, TILE, larger=False).plans[15] == [16]
+    return look
+
+
+def test_a_first_pass_which_also_prepares_says_nothing_of_what_others_take() -> None:
+    alike = preparing(lambda _: 0.02, lambda _: 1.0)
+    assert measured(alike, TILE, larger=False).plans[9] == [16]
+    apart = preparing(lambda rows: rows / 1000, lambda _: 1.0)
+    assert measured(apart, TILE, larger=False).plans[9] == [8, 1]
+
+
+def test_larger_batches_are_chosen_by_what_they_take_once_prepared() -> None:
+    took = {16: 0.010, 32: 0.011, 64: 0.034}
+    assert measured(preparing(lambda rows: took.get(rows, 0.01), lambda _: 1.0), TILE, larger=True).sizes[0] == 32
+    # A first pass that is quick enough is still not what others are measured by.
+    first = took | {32: 0.0185}
+    assert measured(preparing(lambda n: took.get(n, 0.01), lambda n: first.get(n, 0.01)), TILE, larger=True).sizes[0] == 32
 
 
 def test_rows_go_in_the_batches_that_take_least() -> None:
