@@ -12,8 +12,10 @@ from kwbench.attacks.apgd import Apgd, _checkpoints
 from kwbench.attacks.as_module import AsModule
 from kwbench.attacks.attack import Budgeted, Doubling
 from kwbench.attacks.foresight import looks
+from kwbench.attacks.local_search import LocalSearch
 from kwbench.attacks.losses import LOSSES
 from kwbench.attacks.pgd import Pgd
+from kwbench.attacks.rays import Rays
 from kwbench.attacks.square import Square
 from kwbench.gradients import EXACT, Eot, Es, Smooth
 from kwbench.model import Precision
@@ -398,3 +400,12 @@ def test_a_doubled_attack_spends_twice_as_much_where_it_helps() -> None:
         again = attack.doubled(1)
         assert isinstance(again, Budgeted)
         assert 1.9 < again.passes(False) / attack.passes(False) < 2.1
+
+
+def test_the_other_half_of_twice_the_budget_is_the_attack_itself_where_restarts_are_alike() -> None:
+    averaged, still = Pgd(gradient=Eot(draws=4)), Apgd(random_start=False)
+    for alike in (Pgd(restarts=3), Apgd(), Square(restarts=2), LocalSearch(), LocalSearch(restarts=2, softness=(0.1,))):
+        assert alike.other_half() == alike
+    # The second restart of this one is of another loss than the first.
+    for unlike in (averaged, still, Rays(), LocalSearch(restarts=3)):
+        assert unlike.other_half() == unlike.doubled(1) != unlike

@@ -48,6 +48,9 @@ class Corners:
     def doubled(self, times: int) -> "Corners":
         return replace(self, tries=self.tries * 2**times)
 
+    def other_half(self) -> "Corners":
+        return self
+
     def passes(self, stochastic: bool) -> int:
         return self.tries
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kwbench.diagnostics import CHECKS
-from kwbench.evaluator import Request
+from kwbench.diagnostics import CHECKS, Retried, Survivors
+from kwbench.evaluator import LocalEvaluator, Request
 from kwbench.runner import Progress, evaluate
 from kwbench.standing import standings
 from kwbench.store import Store
@@ -71,6 +71,27 @@ def test_a_suite_that_diagnoses_leaves_its_findings_on_record(store: Store, suit
     assert len({each.check for each in found}) == len(found)
     assert (seen[-1].label, seen[-1].done) == ("diagnosis", seen[-1].samples)
     assert seen[-1].samples >= len(CHECKS)
+
+
+def test_an_attack_that_saw_some_of_the_survivors_counts_as_made_on_none(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Survivors] = []
+
+    def seen(evaluator: LocalEvaluator, survivors: Survivors) -> Retried:
+        found.append(survivors)
+        return Retried(failure="not wanted")
+
+    monkeypatch.setattr(LocalEvaluator, "retry", seen)
+    (tmp_path / "screened.yaml").write_text(
+        SUITE.replace(
+            "{attack: apgd, loss: margin, steps: 20, gradient: {kind: es",
+            "{attack: apgd, screen: 4, steps: 1, gradient: {kind: es",
+        )
+    )
+    evaluate(request(write_registry(tmp_path), suite=read_suite(str(tmp_path / "screened.yaml")), eps="0.02"), store)
+    assert sum(len(part.rows) for part in found) > 8
+    assert {part.tried for part in found} == {("pgd", "smooth")}
 
 
 def test_where_the_protocol_leaves_nothing_only_a_thorough_diagnosis_looks_for_what_the_gradients_hide(

@@ -121,7 +121,12 @@ def test_restarts_that_an_evaluation_made_are_half_of_twice_as_many_and_not_made
     assert _passes_of({**still, "restarts": 1}) == _passes_of({**still, "random_start": False}) / 2
 
 
-def _passes_of(pgd: dict[str, Any]) -> float:
+def test_restarts_that_an_evaluation_did_not_make_on_all_of_them_are_made_twice() -> None:
+    still = {"steps": 5, "step_size": 1e-9, "early_exit": False}
+    assert _passes_of(still, tried=()) == 2 * _passes_of(still, tried=("pgd",))
+
+
+def _passes_of(pgd: dict[str, Any], tried: tuple[str, ...] = ("pgd",)) -> float:
     """Backward passes of an image when a PGD attack gets twice its budget."""
     model = wrapped(trained_cnn())
     images = sharp(first_images(120)).take(ROWS[:8])
@@ -132,6 +137,6 @@ def _passes_of(pgd: dict[str, Any]) -> float:
         backwards += images_in[0].requires_grad
 
     model.module.register_forward_hook(count)
-    survivors = Survivors(rows=ROWS[:8], values=(1.0,) * 8, standing=1.0, doubled=("pgd",))
+    survivors = Survivors(rows=ROWS[:8], values=(1.0,) * 8, standing=1.0, doubled=("pgd",), tried=tried)
     assert not retried(model, images, LINF, 0, survivors, {"pgd": build_attack("pgd", pgd, None)}).failure
     return backwards

@@ -56,7 +56,7 @@ def diagnose(
         right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
         question = _question(mine, right or mine.index.tolist())
         brief = not thoroughly and nothing_is_left(mine)
-        survivors = _survivors(mine, _least_shares(outcomes) if mine.stochastic else {})
+        survivors = _survivors(mine, outcomes)
         # The last ones are the longest, so they go first.
         wanted: list[str | Survivors] = [] if brief else [*survivors.parts()]
         wanted += [
@@ -103,7 +103,7 @@ def _question(standing: Standing, right: list[int]) -> Question:
     return Question(rows=tuple(right[:EXAMINED]), robust=tuple(robust[row] for row in right[:EXAMINED]) if robust else ())
 
 
-def _survivors(standing: Standing, shares: Mapping[int, float]) -> Survivors:
+def _survivors(standing: Standing, outcomes: Mapping[str, Sequence[Outcome]]) -> Survivors:
     """Survivors from all over the slice, and whose budget to double: that of every attack that gained, but for those that the
     suite itself has doubled until they gained no more."""
     values = np.zeros(0) if standing.robust_values is None else standing.robust_values
@@ -112,11 +112,14 @@ def _survivors(standing: Standing, shares: Mapping[int, float]) -> Survivors:
     ran = [attack.name for attack in standing.attacks]
     again = {escalated(label, doubled) for label in ran for doubled in range(1, 11)}
     gained = [attack.name for attack in standing.attacks if attack.broke and attack.name not in again]
+    rows = standing.index[chosen].tolist()
+    shares = _least_shares(outcomes) if standing.stochastic else {}
     return Survivors(
-        rows=tuple(standing.index[chosen].tolist()),
+        rows=tuple(rows),
         values=tuple(values[chosen].tolist()),
-        to_beat=tuple(shares.get(row, 1.0) for row in standing.index[chosen].tolist()) if shares else (),
+        to_beat=tuple(shares.get(row, 1.0) for row in rows) if shares else (),
         standing=float(values[alive].sum() / standing.n),
         doubled=tuple(label for label in gained if escalated(label, 1) not in ran),
         otherwise=tuple(label for label in ran if label not in again),
+        tried=tuple(label for label in ran if {each.index for each in outcomes[label]}.issuperset(rows)),
     )

@@ -8,7 +8,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import doubled_climb, misclassified, strict
+from kwbench.attacks.attack import doubled_climb, misclassified, other_half_of_climb, strict
 from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
 from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, probability_margin
 from kwbench.geometry import norms, project, random_start, steepest, total
@@ -167,6 +167,10 @@ class Apgd:
     def doubled(self, times: int) -> "Apgd":
         """See Doubling."""
         return doubled_climb(self, times)
+
+    def other_half(self) -> "Apgd":
+        """See Doubling."""
+        return other_half_of_climb(self)
 
     @property
     def rounded_steps(self) -> int:

@@ -59,6 +59,11 @@ class Doubling(Attack, Protocol):
         """The attack with its budget doubled so many times."""
         ...
 
+    def other_half(self) -> Attack:
+        """What makes up twice the budget where the attack was made once, with other random numbers: itself where restarts are
+        alike, else all of it."""
+        ...
+
 
 @runtime_checkable
 class Budgeted(Attack, Protocol):
@@ -122,3 +127,9 @@ def doubled_climb(attack: _C, times: int) -> _C:
     if attack.random_start:
         return replace(attack, restarts=attack.restarts * 2**times)
     return replace(attack, steps=attack.steps * 2**times)
+
+
+def other_half_of_climb(attack: _C) -> _C:
+    """The climb itself where twice its budget is more restarts."""
+    twice = doubled_climb(attack, 1)
+    return attack if twice.restarts != attack.restarts else twice

@@ -1,5 +1,6 @@
 """Local search among the corners of the ball, from where soft gradients end: for networks with jumps, such as k-WTA."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -92,6 +93,11 @@ class LocalSearch:
     def doubled(self, times: int) -> "LocalSearch":
         """See Doubling: more restarts."""
         return replace(self, restarts=self.restarts * 2**times)
+
+    def other_half(self) -> "LocalSearch":
+        """See Doubling; restarts are alike after a round of every softness with every loss."""
+        rounds = self.restarts % math.lcm(len(self.softness), len(self.losses)) == 0
+        return self if rounds else self.doubled(1)
 
     def _climb(self, model: Model, lanes: "_Lanes", threat: ThreatModel, restart: int) -> tuple["_Lanes", "_Lanes"]:
         loss = TARGETED[self.losses[restart % len(self.losses)]]

@@ -7,7 +7,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import Length, doubled_climb, strict
+from kwbench.attacks.attack import Length, doubled_climb, other_half_of_climb, strict
 from kwbench.attacks.descent import Descent
 from kwbench.attacks.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
@@ -88,6 +88,10 @@ class Pgd:
     def doubled(self, times: int) -> "Pgd":
         """See Doubling."""
         return doubled_climb(self, times)
+
+    def other_half(self) -> "Pgd":
+        """See Doubling."""
+        return other_half_of_climb(self)
 
     def _descent(self, radius: float) -> Descent:
         step_size = self.step_size if self.step_size is not None else self.relative_step_size * radius

@@ -64,6 +64,10 @@ class Rays:
         """See Doubling: more queries."""
         return replace(self, queries=self.queries * 2**times)
 
+    def other_half(self) -> "Rays":
+        """See Doubling."""
+        return self.doubled(1)
+
     def _changed(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         if not model.stochastic:
             return fooled(model(z, rows), y)

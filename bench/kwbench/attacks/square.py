@@ -80,6 +80,10 @@ class Square:
         """See Doubling: more restarts."""
         return replace(self, restarts=self.restarts * 2**times)
 
+    def other_half(self) -> "Square":
+        """See Doubling."""
+        return self
+
     def _search(
         self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom, *, rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

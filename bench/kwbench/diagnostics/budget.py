@@ -30,7 +30,7 @@ class Survivors:
 
     `to_beat` are the shares of right selection draws by which the candidates behind `values` were chosen, for a stochastic
     model. `doubled` are the labels of attacks whose budget is to be doubled; where none of them can be, the first two of
-    `otherwise` that can.
+    `otherwise` that can. `tried` are those that have been made on all of these samples.
     """
 
     rows: tuple[int, ...] = ()
@@ -39,6 +39,7 @@ class Survivors:
     standing: float = 0.0
     doubled: tuple[str, ...] = ()
     otherwise: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
 
     def parts(self) -> "list[Survivors]":
         """Those that are attacked together, about as many in each part."""
@@ -134,13 +135,9 @@ def _doubled(attacks: Mapping[str, Attack], survivors: Survivors) -> dict[str, A
     """The attacks that are asked for, as they make up twice their budget; without those that have none to double."""
 
     def doubled(labels: Sequence[str]) -> dict[str, Attack]:
-        return {label: _again(attack) for label in labels if isinstance(attack := attacks.get(label), Doubling)}
+        doubling = {label: attack for label in labels if isinstance(attack := attacks.get(label), Doubling)}
+        return {
+            label: attack.other_half() if label in survivors.tried else attack.doubled(1) for label, attack in doubling.items()
+        }
 
     return doubled(survivors.doubled) or dict(list(doubled(survivors.otherwise).items())[:2])
-
-
-def _again(attack: Doubling) -> Attack:
-    """The attack itself where twice its budget is more restarts, of which the evaluation made half; else twice of it."""
-    twice = attack.doubled(1)
-    more_restarts = getattr(twice, "restarts", None) != getattr(attack, "restarts", None)
-    return attack if more_restarts else twice
