@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from kwbench.attacks.losses import LOSSES, TARGETED, cross_entropy, dlr, fooled, margin, probability_margin, targeted_dlr
+from kwbench.attacks.losses import (
+    LOSSES,
+    TARGETED,
+    cross_entropy,
+    dlr,
+    fooled,
+    margin,
+    not_finite,
+    probability_margin,
+    targeted_dlr,
+)
 from kwbench.threat import ThreatModel
 from small_models import broken, first_images, run, sharp, trained_cnn, wrapped
 
@@ -141,6 +151,20 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(name: str, poison: flo
     loss = _loss(name, labels, 10)
     for whole, spoilt in [(loss(logits), loss(poisoned)), (_gradient(loss, logits), _gradient(loss, poisoned))]:
         assert torch.equal(whole[[0, 3]], spoilt[[0, 3]])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_of_equal_logits_fares_as_it_does_alone(name: str) -> None:
+    logits, labels = _logits(3, 10)
+    logits[1] = 1e-5 * torch.arange(10)
+    for answer in (lambda some, of: _loss(name, of, 10)(some), lambda some, of: _gradient(_loss(name, of, 10), some)):
+        torch.testing.assert_close(answer(logits, labels)[1], answer(logits[1:2], labels[1:2])[0])
+
+
+def test_finite_logits_whose_sum_is_not_are_finite() -> None:
+    logits = torch.tensor([[3e38, 3e38, 0.0], [0.0, 1.0, 2.0], [0.0, torch.nan, 1.0], [torch.inf, 0.0, 0.0]])
+    assert not_finite(logits[:2]).tolist() == [False, False]
+    assert not_finite(logits).tolist() == [False, False, True, True]
 
 
 @settings(max_examples=60, deadline=None)

@@ -475,6 +475,8 @@ def test_the_mean_of_logits_is_the_mean_and_pays_for_its_draws() -> None:
     with model.metering(4):
         mean = model(x)
         assert model.work() == ([6] * 4, [0] * 4)
+        model(x[:2].requires_grad_(), torch.tensor([1, 3])).sum().backward()
+        assert model.work() == ([6, 12, 6, 12], [0, 6, 0, 6])
     torch.testing.assert_close(mean, torch.stack([single(x) for _ in range(6)]).mean(dim=0))
 
 
