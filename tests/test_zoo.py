@@ -86,7 +86,7 @@ READ = {
     "mnist/cnn3-relu-at": 987,
     "mnist/cnn3-relu-trades": 980,
     "mnist/cnn3-relu-free": 988,
-    "mnist/cnn3-kwta0.1": 987,
+    "mnist/cnn3-kwta0.1": 989,
     "mnist/cnn3-kwta0.1-channel": 978,
     "mnist/cnn3-kwta0.1-free": 987,
     "mnist/cnn3-kwta0.1-at": 987,
