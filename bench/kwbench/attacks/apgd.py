@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kwbench.attacks.attack import doubled_climb, misclassified, other_half_of_climb, strict
 from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
-from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, probability_margin
+from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, not_finite, other_logits, probability_margin
 from kwbench.geometry import norms, project, random_start, steepest, total
 from kwbench.gradients import EXACT, Es, Exact, Gradient, Smooth, passes
 from kwbench.model import Model, Precision
@@ -219,7 +219,7 @@ class Apgd:
             classes = torch.arange(model.classes, device=x.device).expand(len(x), -1)
             return classes[classes != y[:, None]].view(len(x), -1)
         with torch.no_grad():
-            others = model(x, rows).scatter(1, y[:, None], -torch.inf)
+            others = other_logits(model(x, rows), y)
         likely = others.argsort(dim=1, descending=True, stable=True)[:, : min(self._looked_at(), model.classes - 1)]
 
         def gaps(logits: Tensor) -> Tensor:
@@ -401,7 +401,7 @@ class _Climb:
             fallen = self._misclassified(place, learnt[0], step)
         logits, value, gradient = learnt
         # An answer that is not a number is what the judge calls broken; its gradient leads nowhere.
-        failed = ~logits.isfinite().all(dim=1)
+        failed = not_finite(logits)
         value = value.masked_fill(failed, torch.inf)
         gradient = gradient.masked_fill(failed.view(-1, 1, 1, 1), 0)
         higher = value > place.best_value

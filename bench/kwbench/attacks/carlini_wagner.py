@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import strict
-from kwbench.attacks.losses import margin
+from kwbench.attacks.losses import margin, not_finite
 from kwbench.geometry import norms, total
 from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
@@ -98,7 +98,7 @@ class CarliniWagner:
             w[active] = search.allowed(w[active] - adam.step(active, gradient * per_w))
 
             raised = estimate.logits.scatter_add(1, labels[:, None], torch.full_like(penalty, self.confidence)[:, None])
-            wins = (raised.argmax(dim=1) != labels) | ~estimate.logits.isfinite().all(dim=1)
+            wins = (raised.argmax(dim=1) != labels) | not_finite(estimate.logits)
             far = norms(z - x[active], norm)
             closer = wins & (far < nearest[active])
             best[active[closer]], nearest[active[closer]] = z[closer], far[closer]

@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import strict
-from kwbench.attacks.losses import fooled
+from kwbench.attacks.losses import fooled, other_logits
 from kwbench.geometry import norms, steepest
 from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
@@ -93,7 +93,7 @@ class DeepFool:
                 x.device
             )
         with torch.no_grad():
-            logits = model(x, torch.arange(len(x), device=x.device)).scatter(1, y[:, None], -torch.inf)
+            logits = other_logits(model(x, torch.arange(len(x), device=x.device)), y)
         return logits.argsort(dim=1, descending=True, stable=True)[:, : self.candidates - 1]
 
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import means_under_same_draws, strict
-from kwbench.attacks.losses import TARGETED, LossName, fooled, targeted_margin
+from kwbench.attacks.losses import TARGETED, LossName, fooled, other_logits, targeted_margin
 from kwbench.geometry import project, steepest
 from kwbench.gradients import Relaxed, passes
 from kwbench.model import Model
@@ -67,7 +67,7 @@ class LocalSearch:
         best, highest = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
         rows = torch.arange(len(x), device=x.device)
         with torch.no_grad():
-            others = model(x, rows).scatter(1, y[:, None], -torch.inf)
+            others = other_logits(model(x, rows), y)
         likely = others.argsort(dim=1, descending=True, stable=True)[:, : min(self.targets, model.classes - 1)]
         for restart in range(self.restarts):
             # Samples side by side for all targets: few that are left still fill a tile.

@@ -33,7 +33,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     # Where it is above, e^u is too: nothing is saturated.
     if value.numel() and value.detach().min().item() > 2 * _SATURATED:
         return value
-    return _straight_below(value, _odds(logits, _others(logits, y), y))
+    return _straight_below(value, _odds(logits, other_logits(logits, y), y))
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Carlini and Wagner 2017 (arXiv:1608.04644), f6 without its hinge.
     """
-    return _others(logits, y).amax(dim=1) - _at(logits, y)
+    return other_logits(logits, y).amax(dim=1) - _at(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
     Within 1e-4 of -1 it follows its tangent in the logarithm of the distance to -1, as `cross_entropy` does.
     """
     logits = _stretched(logits)
-    others = _others(logits, y)
+    others = other_logits(logits, y)
     value = margin(logits.softmax(dim=1), y)
     # 1 + value is the sum of the other probabilities and the largest of them.
     counted = torch.cat([others, others.amax(dim=1, keepdim=True)], dim=1)
@@ -93,7 +93,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """The target's probability minus the true one; near -1 a straight line, as `probability_margin` is."""
     logits = _stretched(logits)
-    probabilities, others = logits.softmax(dim=1), _others(logits, y)
+    probabilities, others = logits.softmax(dim=1), other_logits(logits, y)
     value = _at(probabilities, target) - _at(probabilities, y)
     counted = torch.cat([others, _at(logits, target)[:, None]], dim=1)
     return _straight_below(value + 1, _odds(logits, counted, y)) - 1
@@ -126,6 +126,11 @@ def not_finite(logits: Tensor) -> Tensor:
     return ~logits.isfinite().all(dim=1)
 
 
+def other_logits(logits: Tensor, y: Tensor) -> Tensor:
+    """The logits (b, k) with minus infinity in the place of the true one."""
+    return logits.scatter(1, y[:, None], -torch.inf)
+
+
 LOSSES: dict[LossName, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": cross_entropy,
     "margin": margin,
@@ -142,11 +147,6 @@ TARGETED: dict[LossName, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 def _at(values: Tensor, classes: Tensor) -> Tensor:
     return values.gather(1, classes[:, None]).squeeze(1)
-
-
-def _others(logits: Tensor, y: Tensor) -> Tensor:
-    """The logits with minus infinity in the place of the true one."""
-    return logits.scatter(1, y[:, None], -torch.inf)
 
 
 def _stretched(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kwbench.attacks.losses import margin
+from kwbench.attacks.losses import margin, other_logits
 from kwbench.diagnostics.case import Case, percent
 from kwbench.finding import Finding
 from kwbench.geometry import project, random_start, steepest, total
@@ -158,7 +158,7 @@ def _lead_of_rival(case: Case, x: Tensor) -> Objective:
     with torch.no_grad():
         logits = case.model(x)
     y = case.batch.y
-    other = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf).argmax(dim=1)
+    other = other_logits(logits, y).argmax(dim=1)
 
     def rival(logits: Tensor) -> Tensor:
         chosen = logits.gather(1, torch.stack([other, y], dim=1))
