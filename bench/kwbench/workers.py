@@ -43,8 +43,8 @@ class Workers:
             raise
         if self.facts.workers == 1:
             dismiss(evaluator.__name__)
-        if early is not None and self.facts.workers == 1:
-            early.close()
+            if early is not None:
+                early.close()
         elif early is not None:
             self._take_on(early)
 
