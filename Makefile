@@ -23,10 +23,10 @@ trials: setup
 	$(BIN)/python -m pytest -m trial
 
 verdicts: setup
-	$(BIN)/python tests/expected_verdicts.py
+	$(BIN)/python tests/defences/expected_verdicts.py
 
 papers: setup
-	sh bench/papers.sh
+	sh bench/papers/papers.sh
 
 # adv-lib comes without what it plots with, which no longer builds.
 speed: setup

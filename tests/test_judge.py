@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.attacks import build_attack
-from kwbench.attacks.losses import fooled
+from kwbench.attacks.search.losses import fooled
 from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
@@ -17,7 +17,7 @@ from kwbench.model import Model
 from kwbench.outcome import Outcome, Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
-from small_models import Noisy, broken, cnn, digits, first_images, run, sharp, trained_cnn, wrapped
+from support.small_models import Noisy, broken, cnn, digits, first_images, run, sharp, trained_cnn, wrapped
 
 LINF = ThreatModel.of("linf", "0.12")
 

@@ -9,6 +9,9 @@ from torch import Tensor
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
 
+# Raise it with any change that can change an outcome; see tests/golden.
+REVISION = 1
+
 # Float32 rounding of x + delta; what the judge forgives, in the norm's own unit.
 TOLERANCE = 1e-6
 

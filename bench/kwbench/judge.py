@@ -22,6 +22,9 @@ from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
+# Raise it with any change that can change an outcome; see tests/golden.
+REVISION = 1
+
 SELECTION_DRAWS = 50
 FRESH_DRAWS = 100
 # In a cascade, the selection draws after which proposals that can no longer be chosen are left.

@@ -15,6 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+# Raise it with any change that can change an outcome; see tests/golden.
+REVISION = 1
+
 _Draw = Callable[[np.random.Generator], npt.NDArray[np.float32]]
 
 

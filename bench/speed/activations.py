@@ -17,8 +17,8 @@ from measure import alternate, machine_line, markdown_table, ratio, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwbench.activations import Kwta, Lwta, StochasticLwta
-from kwbench.architectures.resnet import ResNet18
+from kwbench.networks.activations import Kwta, Lwta, StochasticLwta
+from kwbench.networks.architectures.resnet import ResNet18
 
 SHAPE = (128, 64, 32, 32)
 IMAGES = (128, 3, 32, 32)

@@ -90,10 +90,10 @@ def alone(model: str, n: int, threads: int, data: Path | None) -> None:
     """Run pyautoattack as its authors do, standard, or rand for a stochastic model, and print what it found."""
     import pyautoattack
 
+    from kwbench.config.registry import dataset_of, read_registry
     from kwbench.data import load_dataset
-    from kwbench.loading import load_entry
     from kwbench.model import find_device
-    from kwbench.registry import dataset_of, read_registry
+    from kwbench.networks.loading import load_entry
 
     torch.set_num_threads(threads)
     registry = read_registry()

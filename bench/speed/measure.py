@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kwbench.provenance import machine, versions
+from kwbench.record.provenance import machine, versions
 
 
 @dataclass(frozen=True, slots=True)

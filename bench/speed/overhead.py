@@ -16,10 +16,10 @@ import torch
 from measure import alternate, machine_line, markdown_table, ratio
 from torch.nn import functional as F
 
+from kwbench.config.suite import override, suite_of
 from kwbench.data import Batch
-from kwbench.evaluator import LocalEvaluator, Request
+from kwbench.evaluation.evaluator import LocalEvaluator, Request
 from kwbench.outcome import Outcome, Status
-from kwbench.suite import override, suite_of
 
 
 def evaluator(asked: argparse.Namespace, n: int, *settings: str) -> LocalEvaluator:

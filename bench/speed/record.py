@@ -25,8 +25,8 @@ import numpy as np
 from measure import machine_line, markdown_table, spread
 
 from kwbench.outcome import CLEAN, Outcome, Status
-from kwbench.provenance import machine, versions
-from kwbench.store import AttackSpec, EvaluationSpec, Store
+from kwbench.record.provenance import machine, versions
+from kwbench.record.store import AttackSpec, EvaluationSpec, Store
 from kwbench.threat import ThreatModel
 
 T = TypeVar("T")

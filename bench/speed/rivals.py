@@ -24,14 +24,14 @@ import torch
 from measure import Spread, alternate, machine_line, markdown_table, ratio, spread
 from torch import Tensor
 
-from kwbench.evaluator import LocalEvaluator, Request
+from kwbench.config.suite import override, suite_of
+from kwbench.evaluation.evaluator import LocalEvaluator, Request
+from kwbench.evaluation.workers import Workers
 from kwbench.geometry import TOLERANCE, distance
 from kwbench.model import find_device, has_bfloat16
 from kwbench.outcome import Outcome, Status
-from kwbench.suite import override, suite_of
 from kwbench.threat import ThreatModel
 from kwbench.torchvision_schemas import import_torchvision
-from kwbench.workers import Workers
 
 # Images that a library is given at once.
 BATCH = 128

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from kwbench import relaxation
 from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack
 from kwbench.attacks.autoattack import AutoAttack
@@ -24,6 +25,7 @@ from kwbench.attacks.rays import Rays
 from kwbench.attacks.square import Square
 from kwbench.attacks.transfer import Transfer
 from kwbench.errors import UsageError, did_you_mean
+from kwbench.gradients import Relaxed
 from kwbench.model import Model
 
 ATTACKS: dict[str, type[Any]] = {
@@ -95,6 +97,22 @@ def parameters_of(attack: Attack) -> dict[str, Any]:
     hidden = {field.name for field in fields(attack) if not field.metadata.get("parameter", True)}
     shallow = {field.name: getattr(attack, field.name) for field in fields(attack) if field.name not in hidden}
     return {name: _plain(value) for name, value in shallow.items()}
+
+
+def revisions_of(attack: Attack) -> dict[str, int]:
+    """Return the revisions of an attack's parts: its own, its gradient estimator's, and the relaxation's where it is used."""
+    revisions = {"attack": type(attack).revision}
+    gradient = getattr(attack, "gradient", None)
+    if gradient is not None:
+        revisions["gradient"] = gradient.revision
+        if isinstance(gradient, Relaxed):
+            revisions["relaxation"] = relaxation.REVISION
+    return revisions
+
+
+def libraries_of(attack: Attack) -> tuple[str, ...]:
+    """Return the distribution names of the libraries that an attack wraps."""
+    return type(attack).libraries
 
 
 def default_parameters(name: str) -> dict[str, Any]:

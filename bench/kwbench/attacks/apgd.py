@@ -9,8 +9,17 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import doubled_climb, misclassified, other_half_of_climb, strict
-from kwbench.attacks.foresight import looks, margin_ahead, margin_here, to_look_at
-from kwbench.attacks.losses import LOSSES, TARGETED, LossName, fooled, margin, not_finite, other_logits, probability_margin
+from kwbench.attacks.search.lookahead import looks, margin_ahead, margin_here, to_look_at
+from kwbench.attacks.search.losses import (
+    LOSSES,
+    TARGETED,
+    LossName,
+    fooled,
+    margin,
+    not_finite,
+    other_logits,
+    probability_margin,
+)
 from kwbench.geometry import norms, project, random_start, steepest, total
 from kwbench.gradients import EXACT, Es, Exact, Gradient, Smooth, passes
 from kwbench.model import Model, Precision
@@ -51,6 +60,8 @@ class Apgd:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 

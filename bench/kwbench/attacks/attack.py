@@ -8,7 +8,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.losses import fooled
+from kwbench.attacks.search.losses import fooled
 from kwbench.gradients import Gradient, with_more_draws
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
@@ -36,6 +36,8 @@ class Attack(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    revision: ClassVar[int]
+    libraries: ClassVar[tuple[str, ...]]
 
     @property
     def norms(self) -> frozenset[str]: ...

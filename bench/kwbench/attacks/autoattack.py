@@ -41,6 +41,8 @@ class AutoAttack:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("pyautoattack",)
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = True
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import strict
-from kwbench.attacks.losses import margin, not_finite
+from kwbench.attacks.search.losses import margin, not_finite
 from kwbench.geometry import norms, total
 from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
@@ -44,6 +44,8 @@ class CarliniWagner:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = True
     whole_tiles: ClassVar[bool] = False
 

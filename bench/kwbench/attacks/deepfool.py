@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import strict
-from kwbench.attacks.losses import fooled, other_logits
+from kwbench.attacks.search.losses import fooled, other_logits
 from kwbench.geometry import norms, steepest
 from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
@@ -34,6 +34,8 @@ class DeepFool:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = True
     whole_tiles: ClassVar[bool] = False
 

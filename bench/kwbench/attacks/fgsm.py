@@ -8,8 +8,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import strict
-from kwbench.attacks.descent import Descent
-from kwbench.attacks.losses import LossName
+from kwbench.attacks.search.ascent import Descent
+from kwbench.attacks.search.losses import LossName
 from kwbench.gradients import EXACT, Gradient, passes
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
@@ -25,6 +25,8 @@ class Fgsm:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 

@@ -32,6 +32,8 @@ class Foolbox:
     __pydantic_config__: ClassVar[ConfigDict] = strict
     # What any of them can do; an attack's own answers stand in the instance.
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("foolbox",)
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = True
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import means_under_same_draws, strict
-from kwbench.attacks.losses import TARGETED, LossName, fooled, other_logits, targeted_margin
+from kwbench.attacks.search.losses import TARGETED, LossName, fooled, other_logits, targeted_margin
 from kwbench.geometry import project, steepest
 from kwbench.gradients import Relaxed, passes
 from kwbench.model import Model
@@ -39,6 +39,8 @@ class LocalSearch:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 

@@ -8,8 +8,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import Length, strict
-from kwbench.attacks.descent import Descent
-from kwbench.attacks.losses import LossName
+from kwbench.attacks.search.ascent import Descent
+from kwbench.attacks.search.losses import LossName
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
@@ -29,6 +29,8 @@ class Mim:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 

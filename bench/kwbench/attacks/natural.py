@@ -31,6 +31,8 @@ class GaussianBlind:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = _LINF
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
     natural: ClassVar[bool] = True
@@ -56,6 +58,8 @@ class Translation:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = _LINF
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
     natural: ClassVar[bool] = True
@@ -86,6 +90,8 @@ class Rotation:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = _LINF
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
     natural: ClassVar[bool] = True
@@ -127,6 +133,8 @@ class ColourJitter:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = _LINF
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
     natural: ClassVar[bool] = True

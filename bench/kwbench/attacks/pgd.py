@@ -8,8 +8,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import Length, doubled_climb, other_half_of_climb, strict
-from kwbench.attacks.descent import Descent
-from kwbench.attacks.losses import LOSSES, LossName, fooled
+from kwbench.attacks.search.ascent import Descent
+from kwbench.attacks.search.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model, Precision
@@ -33,6 +33,8 @@ class Pgd:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 

@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import strict
-from kwbench.attacks.losses import fooled
+from kwbench.attacks.search.losses import fooled
 from kwbench.geometry import TOLERANCE, distance, norms, project, steepest
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
@@ -30,6 +30,8 @@ class Rays:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.attack import means_under_same_draws, misclassified, strict
-from kwbench.attacks.losses import margin
+from kwbench.attacks.search.losses import margin
 from kwbench.geometry import norms, project, total
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
@@ -34,6 +34,8 @@ class Square:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 

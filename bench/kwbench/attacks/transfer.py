@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Length, strict
-from kwbench.attacks.losses import LossName
 from kwbench.attacks.pgd import Pgd
+from kwbench.attacks.search.losses import LossName
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
@@ -28,6 +28,8 @@ class Transfer:
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     norms: ClassVar[frozenset[str]] = Apgd.norms
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ()
     minimum_norm: ClassVar[bool] = False
     whole_tiles: ClassVar[bool] = False
 

@@ -3,7 +3,7 @@
 from kwbench.claims.claim import PAPERS, Claim, read_claims
 from kwbench.claims.full_size import full_size_entries, full_size_registry
 from kwbench.claims.lint import Remark, lint
-from kwbench.claims.place import Place, place_of
+from kwbench.claims.mapping import Place, place_of
 from kwbench.claims.record import Comparison, claims_json, comparisons, unclaimed
 
 __all__ = [

@@ -13,8 +13,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from kwbench.registry import ModelEntry
-from kwbench.strict_yaml import validate
+from kwbench.config.registry import ModelEntry
+from kwbench.config.strict_yaml import validate
 
 Section = dict[str, Any]
 

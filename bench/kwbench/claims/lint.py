@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any, Literal
 
 from kwbench.claims.claim import CLEAN, WORST, Claim
-from kwbench.claims.place import protocol_of
-from kwbench.suite import read_suite
+from kwbench.claims.mapping import protocol_of
+from kwbench.config.suite import read_suite
 from kwbench.threat import exact_fraction
 
 Kind = Literal["cannot be true", "does not fit", "could not have worked"]

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from kwbench.claims.claim import Claim
 from kwbench.claims.full_size import full_size_entries
 from kwbench.claims.lint import lint
-from kwbench.claims.place import DATASETS, PUBLISHED, Place, Protocol, place_of
-from kwbench.counting import count
+from kwbench.claims.mapping import DATASETS, PUBLISHED, Place, Protocol, place_of
+from kwbench.config.registry import ModelEntry, PredictionRule, Recipe, Registry, read_registry
 from kwbench.errors import UsageError
 from kwbench.outcome import Outcome, Status
-from kwbench.registry import ModelEntry, PredictionRule, Recipe, Registry, read_registry
-from kwbench.standing import Standing, origin_of, standings
+from kwbench.record.counting import count
+from kwbench.record.store import Store
+from kwbench.record.summary import Standing, origin_of, standings
 from kwbench.statistics import Interval, accuracy_of_hits
-from kwbench.store import Store
 from kwbench.threat import ThreatModel
 from kwbench.verdict import verdict_on_record
 

@@ -12,8 +12,8 @@ from kwbench.attacks.attack import Attack, strict
 from kwbench.data import Batch
 from kwbench.experiments.experiment import Subject, numbers
 from kwbench.geometry import TOLERANCE, distance
-from kwbench.measured import Array
 from kwbench.randomness import SampleRandom
+from kwbench.record.measurement import Array
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Answers:
     kept: of each attack, the first that fool the model and the first that do not, of those that it has right before.
     A random model answers with one pass of its rule of prediction.
     """
+
+    revision: ClassVar[int] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     usual: ClassVar[int] = 128

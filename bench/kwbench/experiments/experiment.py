@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kwbench.attacks.attack import Attack
 from kwbench.data import Batch
-from kwbench.measured import Array
 from kwbench.model import Model
+from kwbench.record.measurement import Array
 from kwbench.threat import ThreatModel
 
 
@@ -31,6 +31,7 @@ class Experiment(Protocol):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    revision: ClassVar[int]
 
     @property
     def usual(self) -> int: ...
@@ -44,6 +45,7 @@ class Synthetic(Protocol):
     """The same, for an experiment that makes its own network."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    revision: ClassVar[int]
 
     def __call__(self, seed: int) -> dict[str, Array]:
         """The arrays that it measures, by name."""

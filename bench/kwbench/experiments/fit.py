@@ -9,11 +9,11 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwbench.activations import Kwta
 from kwbench.attacks.attack import strict
 from kwbench.experiments.experiment import numbers
-from kwbench.measured import Array
+from kwbench.networks.activations import Kwta
 from kwbench.randomness import derived_seed, seeded_globally
+from kwbench.record.measurement import Array
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Fit:
 
     The paper names neither function nor network; here it is sin(3 x) + x / 2 on [-2, 2].
     """
+
+    revision: ClassVar[int] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
 

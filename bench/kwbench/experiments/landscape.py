@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kwbench.attacks.attack import Length, strict
-from kwbench.attacks.losses import cross_entropy
+from kwbench.attacks.search.losses import cross_entropy
 from kwbench.experiments.experiment import Subject, numbers
 from kwbench.geometry import steepest
 from kwbench.gradients import EXACT
-from kwbench.measured import Array
 from kwbench.randomness import SampleRandom
+from kwbench.record.measurement import Array
 
 # xiao2020 sweeps 0.04 at an eps of 0.031.
 _BEYOND_EPS = 0.04 / 0.031
@@ -29,6 +29,8 @@ class Landscape:
     they have length 1. Images are not cut to the pixel range, which would put creases into the picture.
     A random model answers each point with one pass.
     """
+
+    revision: ClassVar[int] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     usual: ClassVar[int] = 1

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from kwbench.attacks.attack import strict
-from kwbench.measured import Array
 from kwbench.randomness import derived_seed
+from kwbench.record.measurement import Array
 
 # Halvings of the distance: float64 tells no more apart.
 _HALVINGS = 60
@@ -27,6 +27,8 @@ class Layers:
     perpendicular to itself, before the activation pattern changes, and by how much V k-WTA(W x) jumps there, V drawn like W for
     `outputs` units.
     """
+
+    revision: ClassVar[int] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
 

@@ -7,12 +7,12 @@ import torch
 from pydantic import ConfigDict
 
 from kwbench.attacks.attack import Length, strict
-from kwbench.attacks.descent import Descent
+from kwbench.attacks.search.ascent import Descent
 from kwbench.experiments.experiment import Subject, numbers
 from kwbench.geometry import distance
 from kwbench.gradients import EXACT
-from kwbench.measured import Array
 from kwbench.randomness import SampleRandom
+from kwbench.record.measurement import Array
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Logits:
     `step_size` is in the norm's unit; None stands for eps / steps, so that the perturbation grows until the end, as the paper's
     axis has it, which is both the step and the perturbation's size.
     """
+
+    revision: ClassVar[int] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     usual: ClassVar[int] = 1

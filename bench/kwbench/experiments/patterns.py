@@ -14,12 +14,12 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from kwbench.activations import Kwta, Lwta
 from kwbench.attacks.attack import strict
 from kwbench.errors import CannotEvaluate
 from kwbench.experiments.experiment import Subject, numbers
-from kwbench.measured import Array
+from kwbench.networks.activations import Kwta, Lwta
 from kwbench.randomness import SampleRandom
+from kwbench.record.measurement import Array
 
 # Halvings of the distance: float64 tells no more apart.
 _HALVINGS = 50
@@ -35,6 +35,8 @@ class Patterns:
     coarser than many of these distances, the place could not be told. Networks with other activations or max-pooling besides
     are measured too, but the region need not be convex there.
     """
+
+    revision: ClassVar[int] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     usual: ClassVar[int] = 16

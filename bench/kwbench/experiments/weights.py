@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kwbench.attacks.attack import strict
-from kwbench.attacks.losses import cross_entropy
+from kwbench.attacks.search.losses import cross_entropy
 from kwbench.errors import CannotEvaluate
 from kwbench.experiments.experiment import Subject, numbers
 from kwbench.geometry import steepest
-from kwbench.measured import Array
 from kwbench.randomness import derived_seed, seeded_globally
+from kwbench.record.measurement import Array
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Weights:
     `length` is how far the weights move in l2, as a share of their own length; images move by eps in the norm of the ball, and
     are not cut to the pixel range. A random network meets the same randomness at every step, so that what jumps is not noise.
     """
+
+    revision: ClassVar[int] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
     usual: ClassVar[int] = 128

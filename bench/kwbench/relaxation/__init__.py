@@ -13,6 +13,10 @@ from kwbench.relaxation.survey import Relaxation, Survey, survey
 __all__ = ["Relaxation", "Survey", "relaxed", "relaxed_pass", "survey"]
 
 
+# Raise it with any change that can change an outcome; see tests/golden.
+REVISION = 1
+
+
 def relaxed(module: nn.Module, x: Tensor, softness: float = 1.0) -> Tensor:
     """What the module answers to x (b, c, h, w), bit for bit, differentiable in x through a softened backward pass.
 

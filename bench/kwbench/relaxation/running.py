@@ -17,8 +17,6 @@ from torch.overrides import enable_reentrant_dispatch
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Imported for the rules that they register.
-from kwbench.relaxation import attention, choices, comparisons, masks, places, saturation, steps, views, waves
 from kwbench.relaxation.backward import straight
 from kwbench.relaxation.context import (
     RULES,
@@ -32,9 +30,12 @@ from kwbench.relaxation.context import (
     written,
 )
 
+# Imported for the rules that they register.
+from kwbench.relaxation.rules import attention, choices, comparisons, indexing, masks, periodic, rounding, saturation, views
+
 __all__ = ["Log", "Operation", "plain_attention", "run"]
 
-_RULE_BOOKS = (attention, choices, comparisons, masks, places, saturation, steps, views, waves)
+_RULE_BOOKS = (attention, choices, comparisons, masks, indexing, saturation, rounding, views, periodic)
 
 
 @dataclass(frozen=True, slots=True)

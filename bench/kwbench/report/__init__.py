@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.files import write_whole
+from kwbench.record.store import Store
+from kwbench.record.summary import Standing, standings
 from kwbench.report.leaderboard import Board, boards
-from kwbench.standing import Standing, standings
-from kwbench.store import Store
 
 if TYPE_CHECKING:
     from kwbench.claims import Comparison, Remark

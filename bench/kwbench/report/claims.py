@@ -13,10 +13,10 @@ from rich.text import Text
 
 from kwbench.claims import PAPERS, Comparison, Remark
 from kwbench.claims.record import Measurement
+from kwbench.formatting import interval_text, markdown, plain
+from kwbench.record.summary import Standing
 from kwbench.report.page import rendered
-from kwbench.standing import Standing
 from kwbench.verdict import verdict_on_record
-from kwbench.wording import interval_text, markdown, plain
 
 _LONG = 1000
 

@@ -8,10 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kwbench.formatting import interval_text, plain
+from kwbench.record.summary import Standing
 from kwbench.report.drawing import GRID, SOFT, colour_of, document, stroke, text
-from kwbench.standing import Standing
 from kwbench.statistics import Interval
-from kwbench.wording import interval_text, plain
 
 _WIDTH, _HEIGHT = 640.0, 400.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 16.0, 44.0, 48.0

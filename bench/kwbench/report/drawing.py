@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import escape
 
-from kwbench.wording import plain
+from kwbench.formatting import plain
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; and dashes, for print without colours.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")

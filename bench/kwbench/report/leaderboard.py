@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kwbench.cascade import cascaded
-from kwbench.standing import AttackStanding, Comparison, Standing, comparison_key, suite_labels
+from kwbench.record.cascade import cascaded
+from kwbench.record.summary import AttackStanding, Comparison, Standing, comparison_key, suite_labels
 from kwbench.statistics import Interval, PairedTest, paired_test
 from kwbench.threat import ThreatModel
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kwbench.formatting import percent
 from kwbench.report.drawing import INK, SOFT, document, text, viridis
 from kwbench.statistics import Interval
-from kwbench.wording import percent
 
 _CELL_WIDTH, _CELL_HEIGHT, _HEAD, _LETTER = 118.0, 46.0, 72.0, 7.2
 

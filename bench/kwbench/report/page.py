@@ -13,15 +13,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from kwbench.cascade import cascaded
+from kwbench.formatting import count_text, duration_text, interval_text, percent, plain
 from kwbench.outcome import CLEAN
+from kwbench.record.cascade import cascaded
+from kwbench.record.summary import AttackStanding, Standing
 from kwbench.report.leaderboard import LEVEL, Board, Row, judging_rule, shown
-from kwbench.standing import AttackStanding, Standing
 from kwbench.statistics import Interval
 from kwbench.verdict import CAVEAT, verdict_on_record
-from kwbench.wording import count_text, duration_text, interval_text, percent, plain
 
-_TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 # The drawing of A_std and A_rob: 200 units are 100 %, with room for a dot at either end.
 _SCALE, _MARGIN = 200.0, 6.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kwbench.measured import Array
+from kwbench.record.measurement import Array
 from kwbench.report.drawing import SOFT, document, text
 
 _TILE, _GAP, _HEAD = 64.0, 10.0, 40.0

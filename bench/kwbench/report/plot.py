@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from kwbench.measured import Array
+from kwbench.record.measurement import Array
 from kwbench.report.drawing import GRID, SOFT, Axis, colour_of, document, stroke, text, tick_text
 
 _WIDTH, _HEIGHT = 330.0, 270.0

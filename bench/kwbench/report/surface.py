@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kwbench.measured import Array
+from kwbench.record.measurement import Array
 from kwbench.report.drawing import INK, SOFT, document, text, tick_text, viridis
 from kwbench.report.pixels import image
 

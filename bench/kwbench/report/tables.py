@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from kwbench.formatting import count_text, duration_text, interval_text, latex, markdown, percent, spreadsheet
+from kwbench.record.summary import Standing, to_frame
 from kwbench.report.leaderboard import Board, Row, shown
 from kwbench.report.terminal import notes, verdicts
-from kwbench.standing import Standing, to_frame
 from kwbench.statistics import Interval
 from kwbench.verdict import verdict_on_record
-from kwbench.wording import count_text, duration_text, interval_text, latex, markdown, percent, spreadsheet
 
 BOUND = (
     "A_rob is an upper bound found by these attacks; stronger attacks can only lower it. "

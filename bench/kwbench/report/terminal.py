@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from kwbench.finding import Finding
+from kwbench.formatting import count_text, interval_text, percent, plain
+from kwbench.record.summary import Standing
 from kwbench.report.leaderboard import Board, boards, judging_rule, shown
-from kwbench.standing import Standing
 from kwbench.statistics import Interval
 from kwbench.verdict import CAVEAT, Verdict, verdict_on_record
-from kwbench.wording import count_text, interval_text, percent, plain
 
 # "95.3–100.0"
 _FIGURE = 10

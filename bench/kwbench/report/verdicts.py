@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from kwbench.formatting import interval_text, markdown
+from kwbench.record.summary import Standing
 from kwbench.report.leaderboard import Board
-from kwbench.standing import Standing
 from kwbench.verdict import CAVEAT, Verdict, verdict_on_record
-from kwbench.wording import interval_text, markdown
 
 # A statement may quote several operations.
 _STATEMENT = 1000

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kwbench.config.registry import Fast, Free, Mixture, Trades, TrainingAttack
 from kwbench.geometry import project
-from kwbench.registry import Fast, Free, Mixture, Trades, TrainingAttack
 from kwbench.threat import ThreatModel
 
 # From pixels (b, c, h, w) to logits (b, k) in float32, in whatever mode and precision the network trains.

@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from kwbench.config.registry import ModelEntry
 from kwbench.data import Split
 from kwbench.errors import DamagedData
 from kwbench.files import write_whole
-from kwbench.provenance import digest
-from kwbench.registry import ModelEntry
+from kwbench.record.provenance import digest
 
 Storage = Literal["float32", "float16"]
 

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwbench.activations import Kwta, Lwta, StochasticLwta, stochastic_divergence
-from kwbench.architectures import Normalised
+from kwbench.config.registry import ModelEntry, Recipe
 from kwbench.data import DataSet
 from kwbench.errors import CannotEvaluate, UsageError
-from kwbench.loading import build_module
 from kwbench.model import require_exact_float32
-from kwbench.registry import ModelEntry, Recipe
+from kwbench.networks.activations import Kwta, Lwta, StochasticLwta, stochastic_divergence
+from kwbench.networks.architectures import Normalised
+from kwbench.networks.loading import build_module
 from kwbench.training.adversaries import adversarial, ball, divergence, diverging, length, sampled, warmth
 from kwbench.training.augmentation import augmented
+from kwbench.training.bfloat16_activations import swift
 from kwbench.training.checkpoint import recipe_hash, round_weights, start_from
 from kwbench.training.progress import images_digest, read_progress, write_progress
 from kwbench.training.schedule import Phase, phases
-from kwbench.training.swift import swift
 
 # Seconds of work that a kill may cost, and between two words on how it goes.
 _SAVE_EVERY = 60.0

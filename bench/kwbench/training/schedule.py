@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from kwbench.activations import Kwta
+from kwbench.config.registry import Incremental, Recipe
 from kwbench.errors import UsageError
-from kwbench.registry import Incremental, Recipe
+from kwbench.networks.activations import Kwta
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
-from kwbench.measured import Measured
+from kwbench.formatting import plain
+from kwbench.record.measurement import Measured
+from kwbench.record.summary import Standing
 from kwbench.report.figures.attacks import answers, landscapes, logits
 from kwbench.report.figures.figure import Figure
 from kwbench.report.figures.networks import fits, layers, learning, patterns, weights
 from kwbench.report.figures.series import sparsities, sweeps, transfers
 from kwbench.report.leaderboard import Board
 from kwbench.report.page import rendered
-from kwbench.standing import Standing
-from kwbench.wording import plain
 
 __all__ = ["Figure", "figure_files", "figures", "figures_html"]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kwbench.measured import Measured
+from kwbench.record.measurement import Measured
 from kwbench.report.figures.figure import Figure, described, figure_of, short
 from kwbench.report.pixels import Example, Strip, gallery_svg
 from kwbench.report.plot import Line, Panel, plot_svg

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kwbench.measured import Measured
+from kwbench.record.measurement import Measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kwbench.measured import Array, Measured
+from kwbench.record.measurement import Array, Measured
+from kwbench.record.summary import Standing
 from kwbench.report.curves import Curve, curves_svg
 from kwbench.report.figures.figure import Figure, Source, described, figure_of, short
 from kwbench.report.leaderboard import Board
 from kwbench.report.matrix import Cell, matrix_svg
 from kwbench.report.plot import Line, Panel, plot_svg
-from kwbench.standing import Standing
 from kwbench.statistics import Interval
 
 

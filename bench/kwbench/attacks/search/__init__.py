@@ -1,0 +1,1 @@
+"""Search procedures that several attacks share."""

@@ -1,0 +1,1 @@
+"""What users write: registry, recipes and suites, as YAML, validated strictly."""

@@ -1,0 +1,1 @@
+"""Evaluations and experiments from request to record."""

@@ -1,0 +1,125 @@
+"""Diagnoses an evaluation: gathers the evidence from its record and from the model, and puts it on record."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from kwbench.checks import CHECKS, Question, Retried, Survivors, budget_is_enough
+from kwbench.evaluation.evaluator import Evaluator
+from kwbench.evaluation.workers import Workers
+from kwbench.finding import Finding
+from kwbench.outcome import CLEAN, Outcome, Status, escalated
+from kwbench.record.store import Evaluation, Store
+from kwbench.record.summary import Standing, standings
+from kwbench.verdict import nothing_is_left
+from kwbench.verdict.record_checks import evidence, twin_of
+
+# Samples examined at once, on which the checks cost about 190 forward and backward passes each.
+EXAMINED = 64
+# A stochastic model's sample has fallen when it is right less often than this.
+_ALIVE = 0.05
+
+# The checks of what the model answers, and through which operations: the cheap ones.
+_OF_ANSWERS = ("outputs", "state", "randomness", "operations")
+_LEFT_OUT = Finding(
+    "left out",
+    None,
+    0.0,
+    False,
+    "the protocol itself leaves nothing; `kwbench diagnose` also makes the checks of what the gradients hide",
+)
+
+
+def diagnose(
+    workers: Workers,
+    evaluation: Evaluation,
+    store: Store,
+    report: Callable[[int, int], None] = lambda done, checks: None,
+    *,
+    thoroughly: bool = False,
+) -> list[Finding]:
+    """What every check finds about a finished evaluation, as it is put on record; the model is not examined twice.
+
+    Where the protocol itself leaves nothing there is no robustness that could be false, and unless `thoroughly`, only the
+    checks of the model's answers are made. `report` hears how many checks of the model are done, and of how many.
+    """
+    (mine,) = standings(store, [evaluation])
+    twin = twin_of(mine.model)
+    twins = [each for each in store.evaluations() if each.spec.model == twin] if twin is not None else []
+    others = [each for each in standings(store, twins) if each.complete]
+    outcomes = {attack.name: store.outcomes(evaluation.attack_runs[attack.name]) for attack in mine.attacks}
+    outcomes[CLEAN] = store.outcomes(evaluation.attack_runs[CLEAN])
+    found = list(store.findings(evaluation.id))
+    skipped = any(each.check == _LEFT_OUT.check for each in found)
+    if not found or (thoroughly and skipped):
+        right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
+        question = _question(mine, right or mine.index.tolist())
+        brief = not thoroughly and nothing_is_left(mine)
+        survivors = _survivors(mine, outcomes)
+        # The last ones are the longest, so they go first.
+        wanted: list[str | Survivors] = [] if brief else [*survivors.parts()]
+        wanted += [
+            each for each in reversed(CHECKS) if (each in _OF_ANSWERS or not brief) and not (each in _OF_ANSWERS and skipped)
+        ]
+        done: list[tuple[str | Survivors, list[Finding] | Retried]] = []
+        report(0, len(wanted))
+        for each in workers.each(partial(_look, question=question), wanted):
+            done.append(each)
+            report(len(done), len(wanted))
+        by_check = {job: findings for job, findings in done if isinstance(findings, list)}
+        found = [each for each in found if each.check != _LEFT_OUT.check]
+        found += [finding for check in CHECKS for finding in by_check.get(check, [])]
+        if brief:
+            found += [_LEFT_OUT]
+        else:
+            again = {job: outcome for job, outcome in done if isinstance(outcome, Retried)}
+            found += [budget_is_enough([again[part] for part in survivors.parts()], survivors.standing)]
+    relaxes = not any(each.check == "relaxed operations" and each.figure == 0 for each in found)
+    fresh = evidence(mine, outcomes, others, relaxes=relaxes)
+    renewed = {each.check for each in fresh}
+    kept = [each for each in found if each.check not in renewed]
+    store.record_findings(evaluation.id, [*fresh, *kept], instead_of=[_LEFT_OUT.check])
+    return store.findings(evaluation.id)
+
+
+def _least_shares(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[int, float]:
+    """By position, the least share of right selection draws of any candidate: that of the one that was chosen."""
+    least: dict[int, float] = {}
+    for each in (outcome for found in outcomes.values() for outcome in found if outcome.selection_draws):
+        least[each.index] = min(least.get(each.index, 1.0), each.selection_correct / each.selection_draws)
+    return least
+
+
+def _look(evaluator: Evaluator, job: str | Survivors, *, question: Question) -> tuple[str | Survivors, list[Finding] | Retried]:
+    """What comes of a check, or of survivors that are attacked again."""
+    return job, evaluator.examine(job, question) if isinstance(job, str) else evaluator.retry(job)
+
+
+def _question(standing: Standing, right: list[int]) -> Question:
+    """What to examine: the first samples that are right."""
+    values = () if standing.robust_values is None else standing.robust_values.tolist()
+    robust = dict(zip(standing.index.tolist(), values, strict=True)) if values else {}
+    return Question(rows=tuple(right[:EXAMINED]), robust=tuple(robust[row] for row in right[:EXAMINED]) if robust else ())
+
+
+def _survivors(standing: Standing, outcomes: Mapping[str, Sequence[Outcome]]) -> Survivors:
+    """Survivors from all over the slice, and whose budget to double: that of every attack that gained, but for those that the
+    suite itself has doubled until they gained no more."""
+    values = np.zeros(0) if standing.robust_values is None else standing.robust_values
+    alive = np.flatnonzero(values >= _ALIVE)
+    chosen = alive[np.unique(np.linspace(0, len(alive) - 1, EXAMINED).round().astype(int))] if len(alive) else alive
+    ran = [attack.name for attack in standing.attacks]
+    again = {escalated(label, doubled) for label in ran for doubled in range(1, 11)}
+    gained = [attack.name for attack in standing.attacks if attack.broke and attack.name not in again]
+    rows = standing.index[chosen].tolist()
+    shares = _least_shares(outcomes) if standing.stochastic else {}
+    return Survivors(
+        rows=tuple(rows),
+        values=tuple(values[chosen].tolist()),
+        to_beat=tuple(shares.get(row, 1.0) for row in rows) if shares else (),
+        standing=float(values[alive].sum() / standing.n),
+        doubled=tuple(label for label in gained if escalated(label, 1) not in ran),
+        otherwise=tuple(label for label in ran if label not in again),
+        tried=tuple(label for label in ran if {each.index for each in outcomes[label]}.issuperset(rows)),
+    )

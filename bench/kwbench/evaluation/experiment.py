@@ -1,0 +1,95 @@
+"""Carries an experiment out and puts what it measured on record, unless it is there."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kwbench.config.strict_yaml import parse_yaml
+from kwbench.errors import UsageError
+from kwbench.evaluation.evaluator import Request, open_evaluator
+from kwbench.evaluation.identity import engine_revisions, library_versions
+from kwbench.experiments import Experiment, Synthetic, configuration
+from kwbench.record.measurement import Array, Measured
+from kwbench.record.provenance import code, digest, machine
+from kwbench.record.store import Store
+
+
+def measure(
+    request: Request,
+    name: str,
+    experiment: Experiment,
+    store: Store,
+    *,
+    images: Sequence[int] | None = None,
+    command: str = "",
+    time_limit: float | None = None,
+) -> Measured:
+    """What an experiment measures on a model, at these positions of the slice; None: on all of it.
+
+    Raises UsageError for an image that the slice does not have, else as evaluations do.
+    """
+    evaluator = open_evaluator(request, time_limit)
+    try:
+        facts = evaluator.facts
+        rows = list(range(len(facts.samples))) if images is None else list(images)
+        for row in rows:
+            if not 0 <= row < len(facts.samples):
+                raise UsageError(f"image {row}: the slice has {len(facts.samples)}, from 0 on")
+        spec = {
+            "parameters": configuration(experiment),
+            "revision": type(experiment).revision,
+            "origin": facts.identity,
+            "images": rows,
+            "samples": [facts.samples[row] for row in rows],
+            "attacks": facts.attacks if _asks_attacks(name) else {},
+            # In the order of the arrays, which a JSON object does not keep.
+            "labels": [label for label in facts.attacks if label not in facts.not_applicable] if _asks_attacks(name) else [],
+        }
+        provenance = {**machine(), **code(), "device": facts.device, "threads": facts.threads, "command": command}
+        return _recorded(store, name, facts.model, facts.dataset, spec, provenance, lambda: evaluator.observe(rows, experiment))
+    finally:
+        evaluator.close()
+
+
+def parameters_in(settings: Sequence[str]) -> dict[str, Any]:
+    """What `--set` says, PARAMETER=VALUE each. Raises UsageError for anything else."""
+    found = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or not name:
+            raise UsageError(f"--set {setting}: write PARAMETER=VALUE, such as points=50")
+        found[name] = parse_yaml(f"value: {text}", f"--set {setting}")["value"]
+    return found
+
+
+def synthesize(name: str, experiment: Synthetic, seed: int, store: Store, *, command: str = "") -> Measured:
+    """What an experiment measures on a network of its own."""
+    spec = {"parameters": configuration(experiment), "revision": type(experiment).revision, "seed": seed}
+    return _recorded(store, name, "", "", spec, {**machine(), **code(), "command": command}, lambda: experiment(seed))
+
+
+def _asks_attacks(name: str) -> bool:
+    return name == "answers"
+
+
+def _recorded(
+    store: Store,
+    name: str,
+    model: str,
+    dataset: str,
+    spec: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    work: Callable[[], dict[str, Array]],
+) -> Measured:
+    whole = {
+        "experiment": name,
+        "model": model,
+        "dataset": dataset,
+        **spec,
+        "engine": engine_revisions(),
+        "libraries": library_versions(),
+    }
+    identity = digest(whole)
+    known = store.experiments(identity)
+    arrays = known[0].arrays if known else work()
+    store.record_experiment(Measured(identity, name, model, dataset, whole, provenance, arrays))
+    return store.experiments(identity)[0]

@@ -1,0 +1,27 @@
+"""Series of evaluations: what changes from one to the next, and which they are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kwbench.record.measurement import Array, Measured
+from kwbench.record.provenance import digest, machine
+from kwbench.record.store import Evaluation, Store
+
+
+def record_series(
+    store: Store,
+    name: str,
+    evaluations: Sequence[Evaluation],
+    spec: Mapping[str, Any],
+    arrays: Mapping[str, Array],
+    *,
+    model: str,
+    command: str = "",
+) -> Measured:
+    """Put on record that these evaluations belong together, in this order; their numbers stay where they are."""
+    dataset = evaluations[0].spec.dataset
+    identities = [each.spec.identity for each in evaluations]
+    whole = {"experiment": name, "model": model, "dataset": dataset, **spec, "evaluations": identities}
+    measured = Measured(digest(whole), name, model, dataset, whole, {**machine(), "command": command}, arrays)
+    store.record_experiment(measured)
+    return measured

@@ -1,0 +1,1 @@
+"""Networks: architectures, activations, and loading checkpoints and users' files."""

@@ -1,0 +1,105 @@
+"""Local winner-take-all (Srivastava et al. 2013, "Compete to Compute"), which xiao2020 D.3 (arXiv:1905.10510) compares with."""
+
+from fractions import Fraction
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kwbench.networks.activations.fraction import sparsity
+from kwbench.networks.activations.fused import at_a_time, fusible, has_zero, no_zeros, pass_on, run, scratch_for, zero_winners
+
+
+def lwta(x: Tensor, units: int) -> Tensor:
+    """In each group of `units` consecutive channels the largest value survives at each position, with its value and sign.
+
+    `x` is (b, c) or (b, c, ...). Channels left over by c / units form one smaller group; the first index wins ties.
+    The result must not be overwritten before the backward pass, as with ReLU.
+    Raises ValueError if `units` is not positive or a value is NaN.
+    """
+    if units < 1:
+        raise ValueError(f"units: {units} is not positive")
+    if fusible(x):
+        return run(x, partial(_compete, units))
+    return _joined([torch.where(_winner(blocks), blocks, 0) for blocks in _blocks(x, units)])
+
+
+def _blocks(x: Tensor, units: int) -> list[Tensor]:
+    """The groups along dimension 2: the whole ones, and the one of the channels left over."""
+    whole = x.shape[1] // units * units
+    parts = ((x[:, :whole], units), (x[:, whole:], x.shape[1] - whole))
+    return [part.unflatten(1, (-1, size)) for part, size in parts if size and part.shape[1]]  # type: ignore[no-untyped-call]
+
+
+def _joined(blocks: list[Tensor]) -> Tensor:
+    parts = [each.flatten(1, 2) for each in blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _winner(blocks: Tensor) -> Tensor:
+    with torch.no_grad():
+        best = blocks.amax(dim=2, keepdim=True)
+        _require_ranks(best)
+        winner = blocks == best
+        if int(winner.sum()) > best.numel():
+            winner &= winner.cumsum(dim=2) == 1
+    return winner
+
+
+def _require_ranks(best: Tensor) -> None:
+    if bool(best.isnan().any()):
+        raise ValueError("LWTA met NaN, which has no rank")
+
+
+def _compete(units: int, x: Tensor, out: Tensor) -> Tensor:
+    zeros, scratch = no_zeros(x), scratch_for(x, 3)
+    for some in at_a_time(x):
+        groups = _blocks(x[some], units)
+        zero_won = [_pass_on_winners(*pair, scratch) for pair in zip(groups, _blocks(out[some], units), strict=True)]
+        if any(zero_won):
+            zeros.append(zero_winners(x[some], _joined([_winner(blocks) for blocks in groups]), some.start))
+    return torch.cat(zeros)
+
+
+def _pass_on_winners(blocks: Tensor, out: Tensor, scratch: Tensor) -> bool:
+    """Write the winners along dimension 2; whether one of them is zero."""
+    units = blocks.unbind(2)
+    best, free, won = (each[: units[0].numel()].view(units[0].shape) for each in scratch)
+    best.copy_(units[0])
+    for unit in units[1:]:
+        torch.maximum(best, unit, out=best)
+    _require_ranks(best.max())
+    free.fill_(1)
+    for unit, place in zip(units, out.unbind(2), strict=True):
+        torch.eq(unit, best, out=won)
+        won.mul_(free)
+        free.sub_(won)
+        pass_on(unit, won, place)
+    return has_zero(best, won)
+
+
+class Lwta(nn.Module):
+    """LWTA in groups of round(1 / gamma) channels (halves round to even).
+
+    `effective_sparsity` tells how much really survives in a layer. Raises ValueError if gamma is not in (0, 1].
+    """
+
+    revision: ClassVar[int] = 1
+
+    def __init__(self, gamma: Fraction | float | str) -> None:
+        super().__init__()
+        self.gamma = sparsity(gamma)
+        self.units = round(1 / self.gamma)
+
+    def effective_sparsity(self, channels: int) -> Fraction:
+        """The share of `channels` that survives: one of each group, the smaller last group included."""
+        return Fraction(-(-channels // self.units), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, ...) to the same shape."""
+        return lwta(x, self.units)
+
+    def extra_repr(self) -> str:
+        """For print."""
+        return f"gamma={self.gamma}, units={self.units}"

@@ -1,0 +1,131 @@
+"""Stochastic local winner-take-all (Panousis, Chatzis, Theodoridis 2021, arXiv:2112.02671)."""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kwbench.networks.activations.fused import (
+    at_a_time,
+    empty_like,
+    fusible,
+    has_zero,
+    no_zeros,
+    pass_on,
+    run,
+    scratch_for,
+    zero_winners,
+)
+
+Sampling = Literal["hard", "relaxed"]
+
+
+class StochasticLwta(nn.Module):
+    """In each block of `units` consecutive channels a winner is drawn at each position, with probability softmax of the values.
+
+    The winner passes its value, the others zero (eq. 1 to 5). Training draws one relaxed sample at `train_temperature` (eq. 7)
+    and keeps its contribution to the ELBO in `kl` (eq. 8). Evaluation draws hard one-hot samples, as in the paper, or relaxed
+    ones at the small `temperature`, as in the authors' code. The gradient of a hard sample reaches the input through the
+    winner's value alone.
+    Raises ValueError if the units or temperatures are out of range, or the channels do not divide into blocks.
+    """
+
+    revision: ClassVar[int] = 1
+
+    kl: Tensor
+
+    def __init__(
+        self, units: int = 2, sampling: Sampling = "hard", temperature: float = 0.01, train_temperature: float = 0.67
+    ) -> None:
+        super().__init__()
+        if not isinstance(units, int) or units < 2:
+            raise ValueError(f"units: {units!r}; a whole number of at least 2 must compete")
+        if not (0 < temperature < math.inf and 0 < train_temperature < math.inf):
+            raise ValueError("temperature and train_temperature must be positive and finite")
+        if sampling not in ("hard", "relaxed"):
+            raise ValueError(f"sampling: {sampling!r} is neither 'hard' nor 'relaxed'")
+        self.units, self.sampling = units, sampling
+        self.temperature, self.train_temperature = temperature, train_temperature
+        self.kl = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c) or (b, c, ...) to the same shape; fresh draws at every call, from torch's global generator."""
+        if x.shape[1] % self.units:
+            raise ValueError(f"units: {x.shape[1]} channels do not divide into blocks of {self.units}")
+        blocks: Tensor = x.unflatten(1, (-1, self.units))  # type: ignore[no-untyped-call]
+        if not self.training and self.units == 2:
+            # Otherwise another order in memory would get the draws.
+            if self.sampling == "hard" and fusible(x) and x.is_contiguous():
+                return run(x, _draw)
+            return self._duel(*blocks.unbind(2))
+        if not self.training and self.sampling == "hard":
+            return (blocks * _one_hot_sample(blocks.detach())).flatten(1, 2)
+        gumbel = _gumbel_noise(blocks)
+        if self.training:
+            log_q = F.log_softmax(blocks, dim=2)
+            mask = F.softmax((log_q + gumbel) / self.train_temperature, dim=2).to(blocks.dtype)
+            # log q - log p at the relaxed sample, summed over blocks and positions, meaned over samples.
+            self.kl = (mask * (log_q + math.log(self.units))).sum() / len(x)
+            return (blocks * mask).flatten(1, 2)
+        # softmax ignores the constant that separates values from log-probabilities.
+        mask = F.softmax((blocks + gumbel) / self.temperature, dim=2).to(blocks.dtype)
+        return (blocks * mask).flatten(1, 2)
+
+    def _duel(self, first: Tensor, second: Tensor) -> Tensor:
+        """The same draw of two: the softmax of two values is the sigmoid of their difference, at half the cost."""
+        lead = first - second
+        if self.sampling == "hard":
+            wins = torch.rand_like(lead, dtype=_at_least_float32(lead)) < lead.detach().to(_at_least_float32(lead)).sigmoid()
+            return torch.stack([torch.where(wins, first, 0), torch.where(wins, 0, second)], dim=2).flatten(1, 2)
+        # The difference of two Gumbel variables is logistic.
+        noise = torch.rand_like(lead, dtype=_at_least_float32(lead)).logit_(2**-24)
+        share = ((lead + noise) / self.temperature).sigmoid().to(lead.dtype)
+        return torch.stack([first * share, second * (1 - share)], dim=2).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        """For print."""
+        return f"units={self.units}, sampling={self.sampling!r}, temperature={self.temperature}"
+
+
+def _draw(x: Tensor, out: Tensor) -> Tensor:
+    """The same draw of two, hard, as one operation. x is contiguous."""
+    blocks: Tensor = x.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
+    results: Tensor = out.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
+    lead = empty_like(out.view(-1)[: out.numel() // 2].view(blocks[:, :, 0].shape))
+    torch.sub(blocks[:, :, 0], blocks[:, :, 1], out=lead)
+    chance = lead.to(_at_least_float32(lead)).sigmoid_()
+    drawn = empty_like(chance).uniform_()
+    zeros, scratch = no_zeros(x), scratch_for(x)[0]
+    for some in at_a_time(x):
+        won = scratch[: lead[some].numel()].view(lead[some].shape)
+        torch.lt(drawn[some], chance[some], out=won)
+        pass_on(blocks[some, :, 0], won, results[some, :, 0])
+        pass_on(blocks[some, :, 1], won.neg_().add_(1), results[some, :, 1])
+        if has_zero(x[some], scratch[: x[some].numel()].view(x[some].shape)):
+            wins = drawn[some] < chance[some]
+            zeros.append(zero_winners(x[some], torch.stack([wins, ~wins], dim=2).flatten(1, 2), some.start))
+    return torch.cat(zeros)
+
+
+def _one_hot_sample(blocks: Tensor) -> Tensor:
+    """One winner in dimension 2, drawn from softmax, as 0 and 1 in the dtype of the blocks."""
+    # Half precision would round probabilities and draws to a few hundred steps.
+    cumulative = F.softmax(blocks, dim=2, dtype=_at_least_float32(blocks)).cumsum(dim=2)
+    # One uniform number a block falls into the interval of its winner; the last interval takes what rounding leaves over.
+    passed = torch.rand_like(cumulative[:, :, :1]) < cumulative[:, :, :-1]
+    reached = torch.cat([passed, torch.ones_like(passed[:, :, :1])], dim=2)
+    before = torch.cat([torch.zeros_like(passed[:, :, :1]), passed], dim=2)
+    return (reached & ~before).to(blocks.dtype)
+
+
+def _gumbel_noise(blocks: Tensor) -> Tensor:
+    """-log(-log V), V uniform on (0, 1), of the shape of the blocks, in float32 at least."""
+    uniform = torch.rand_like(blocks, dtype=_at_least_float32(blocks))
+    # The floors keep both logarithms finite; 1 - 2^-24 is the largest float32 below 1 that rand can give.
+    return -(-uniform.clamp(1e-20, 1 - 2**-24).log()).log()
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,1 @@
+"""The record of results: database, summaries and comparisons. Nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""The CI gate: compare robust accuracies on record with a baseline."""

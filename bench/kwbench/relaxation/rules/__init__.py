@@ -1,0 +1,1 @@
+"""Relaxation rules, one module for each kind of operation."""

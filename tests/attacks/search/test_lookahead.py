@@ -1,0 +1,95 @@
+"""Looks before gradients: foretold from the sample alone, they spare backwards and change no image."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kwbench.attacks import apgd, build_attack
+from kwbench.attacks.search import ascent as descent
+from kwbench.attacks.search.lookahead import looks, margin_ahead, margin_here, to_look_at
+from kwbench.attacks.search.losses import LOSSES, LossName, margin, margin_after
+from kwbench.randomness import SampleRandom
+from kwbench.threat import ThreatModel
+from support.small_models import cnn, first_images, sharp
+
+
+@pytest.mark.parametrize("start", [-60.0, -20.0, -9.3, -9.1, -3.0, -0.1, 0.5])
+def test_in_log_odds_cross_entropy_is_straight_however_saturated(start: float) -> None:
+    logits = torch.tensor([[0.0, start]], requires_grad=True)
+    value = LOSSES["cross_entropy"](logits, torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    for change in (0.5, -start / 2, -start + 1):
+        ahead = margin_after("cross_entropy", value.detach(), gradient[:, 1] * change)
+        assert ahead.item() == pytest.approx(start + change, abs=1e-2)
+
+
+@pytest.mark.parametrize("loss", ["margin", "dlr", "probability_margin"])
+def test_a_loss_that_is_zero_at_the_decision_rises_by_itself(loss: LossName) -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    value = LOSSES[loss](logits, torch.tensor([0]))
+    assert margin_after(loss, value, -2 * value).item() > 0 > margin_after(loss, value, -value / 2).item()
+
+
+def test_after_the_first_step_the_margin_goes_on_as_it_went() -> None:
+    here, before = torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([-3.0, -1.5, -torch.inf])
+    ahead = margin_ahead(here, before, "margin", here, torch.tensor([-9.0, -9.0, 2.0]))
+    assert ahead.tolist() == [1.0, -0.5, 1.0]
+
+
+def test_who_is_not_expected_to_have_fallen_is_not_looked_at_nor_anybody_late() -> None:
+    expected = torch.tensor([0.0, 1.0, -0.1, math.nan, -math.inf])
+    assert to_look_at(1, expected).tolist() == [True, True, False, False, False]
+    assert to_look_at(torch.tensor([1, 99, 1, 1, 1]), expected).tolist() == [True, False, False, False, False]
+    assert looks(3) == 3
+    assert not to_look_at(looks(1000) + 1, expected).any()
+
+
+def test_what_is_not_a_number_foretells_nothing() -> None:
+    logits = torch.tensor([[1.0, math.nan], [1.0, -math.inf], [1.0, 3.0]])
+    here = margin_here(logits, torch.tensor([0, 0, 0]))
+    assert here.tolist() == [-math.inf, -math.inf, 2.0]
+    assert not to_look_at(2, margin_ahead(here, here, "margin", here, here))[:2].any()
+    assert here[2] == margin(logits[2:], torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("pgd", {"steps": 12, "relative_step_size": 0.25}),
+        ("mim", {"steps": 12, "relative_step_size": 0.25}),
+        ("apgd", {"steps": 12}),
+        ("apgd", {"steps": 12, "loss": "margin", "gradient": {"kind": "relaxed"}}),
+    ],
+)
+def test_looks_spare_backwards_and_change_no_image(
+    name: str, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, attack = sharp(first_images(150)), build_attack(name, parameters)
+
+    def proposed(eps: str) -> tuple[Tensor, list[int], list[int]]:
+        model = cnn(tile=16)
+        with model.metering(len(batch)):
+            images = attack(model, batch.x, batch.y, ThreatModel.of("linf", eps), SampleRandom(0, name, batch.samples))
+            return images, *model.work()
+
+    def nobody(_: object, expected: Tensor) -> Tensor:
+        return torch.zeros_like(expected, dtype=torch.bool)
+
+    for eps in ("0.15", "0.3"):
+        images, forwards, backwards = proposed(eps)
+        with monkeypatch.context() as patch:
+            for module in (descent, apgd):
+                patch.setattr(module, "to_look_at", nobody)
+            same, fewer, more = proposed(eps)
+        assert torch.equal(images, same)
+        extra = [looked - plain for looked, plain in zip(forwards, fewer, strict=True)]
+        assert all(0 <= each <= looks(12) for each in extra)
+        assert sum(backwards) < sum(more)
+        if eps == "0.15":
+            assert sum(extra) > 0, "some looks must be in vain"
+        else:
+            assert sum(backwards) < 0.95 * sum(more)
+            assert sum(forwards) + sum(backwards) < sum(fewer) + sum(more)

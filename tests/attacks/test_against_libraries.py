@@ -1,0 +1,309 @@
+"""At equal settings our attacks do what Foolbox, torchattacks and pyautoattack do; where they do not, it is shown why.
+
+The eps are such that the rivals leave 30 to 70 % of the samples, where disagreement shows most.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyautoattack
+import pytest
+import torch
+from pyautoattack.square import SquareAttack
+from torch import Tensor, nn
+
+from kwbench.attacks import build_attack
+from kwbench.attacks.as_module import AsModule
+from kwbench.attacks.foolbox import foolbox_attacks
+from kwbench.data import Batch
+from kwbench.errors import CannotEvaluate
+from kwbench.geometry import distance
+from kwbench.model import Model
+from kwbench.randomness import SampleRandom, seeded_globally
+from kwbench.threat import ThreatModel
+from support.small_models import Linear, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
+
+foolbox_attacks()  # imports Foolbox without the warning of its own import
+import foolbox  # noqa: E402
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torchattacks
+
+LINF, L2 = ThreatModel.of("linf", "0.12"), ThreatModel.of("l2", "0.6")
+PREFIX = {"linf": "Linf", "l2": "L2"}
+EQUAL_PGD = {"rel_stepsize": 1 / 30, "steps": 40}
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return sharp(first_images(240))
+
+
+@pytest.fixture(autouse=True)
+def _global_seed() -> Iterator[None]:
+    with seeded_globally(0):
+        yield
+
+
+def _foolbox(kind: str, batch: Batch, threat: ThreatModel, **parameters: Any) -> Tensor:
+    victim = foolbox.PyTorchModel(AsModule(cnn()), bounds=(0, 1), device="cpu")
+    attack = getattr(foolbox.attacks, kind)(**parameters)
+    return attack(victim, batch.x, foolbox.criteria.Misclassification(batch.y), epsilons=threat.radius)[2]
+
+
+def _foolbox_distances(kind: str, batch: Batch, norm: str, **parameters: Any) -> Tensor:
+    victim = foolbox.PyTorchModel(AsModule(cnn()), bounds=(0, 1), device="cpu")
+    attack = getattr(foolbox.attacks, kind)(**parameters)
+    found, _, success = attack(victim, batch.x, foolbox.criteria.Misclassification(batch.y), epsilons=None)
+    assert bool(success.all())
+    return distance(batch.x, found, norm)  # type: ignore[arg-type]
+
+
+def _torchattacks(kind: str, batch: Batch, **parameters: Any) -> Tensor:
+    # A list of all parameters is how torchattacks finds the device.
+    attack = getattr(torchattacks, kind)(nn.Sequential(trained_cnn()), **parameters)
+    return cnn().predict(attack(batch.x, batch.y))[0] != batch.y
+
+
+def _left(fallen: list[Tensor]) -> float:
+    return 100 * (1 - torch.stack(fallen).double().mean().item())
+
+
+def _same(ours: Tensor, theirs: Tensor) -> None:
+    assert 30 <= _left([theirs]) <= 70
+    assert (ours == theirs).double().mean() >= 0.99
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_fgsm_agrees_with_foolbox_and_torchattacks_sample_by_sample(batch: Batch, threat: ThreatModel) -> None:
+    ours = broken(run("fgsm", {}, batch, threat))
+    _same(ours, _foolbox(f"{PREFIX[threat.norm]}FastGradientAttack", batch, threat))
+    if threat.norm == "linf":
+        _same(ours, _torchattacks("FGSM", batch, eps=threat.radius))
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_pgd_without_random_start_agrees_with_both_sample_by_sample(batch: Batch, threat: ThreatModel) -> None:
+    ours = broken(run("pgd", {"random_start": False, "early_exit": False}, batch, threat))
+    kind = f"{PREFIX[threat.norm]}ProjectedGradientDescentAttack"
+    _same(ours, _foolbox(kind, batch, threat, random_start=False, **EQUAL_PGD))
+    step = threat.radius / 30
+    rival = "PGD" if threat.norm == "linf" else "PGDL2"
+    _same(ours, _torchattacks(rival, batch, eps=threat.radius, alpha=step, steps=40, random_start=False))
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_pgd_with_random_start_agrees_with_foolbox_within_two_points(batch: Batch, threat: ThreatModel) -> None:
+    ours = [broken(run("pgd", {"early_exit": False}, batch, threat, seed=seed)) for seed in range(4)]
+    kind = f"{PREFIX[threat.norm]}ProjectedGradientDescentAttack"
+    theirs = [_foolbox(kind, batch, threat, **EQUAL_PGD) for _ in range(4)]
+    assert 30 <= _left(theirs) <= 70
+    assert abs(_left(ours) - _left(theirs)) <= 2
+
+
+def test_linf_pgd_with_random_start_agrees_with_torchattacks_within_two_points(batch: Batch) -> None:
+    ours = [broken(run("pgd", {"early_exit": False}, batch, LINF, seed=seed)) for seed in range(4)]
+    theirs = [_torchattacks("PGD", batch, eps=LINF.radius, alpha=LINF.radius / 30, steps=40) for _ in range(4)]
+    assert abs(_left(ours) - _left(theirs)) <= 2
+
+
+def test_torchattacks_l2_random_start_is_not_uniform_in_the_ball(batch: Batch) -> None:
+    """It draws the length uniformly, which in 64 dimensions starts near the image; ours and Foolbox's start near the edge."""
+    x = torch.full((400, 1, 8, 8), 0.5)
+    attack = torchattacks.PGDL2(nn.Sequential(trained_cnn()), eps=0.4, alpha=1e-9, steps=1)
+    theirs = distance(x, attack(x, torch.zeros(400, dtype=torch.long)), "l2") / 0.4
+    # Uniform in the ball means that length^64 is uniform: only 2^-64 of the ball lies within half its radius.
+    assert (theirs < 0.5).double().mean() > 0.4
+    rng = SampleRandom(0, "start", tuple(str(row) for row in range(400)))
+    ours = build_attack("pgd", {"steps": 1, "step_size": 1e-9})(
+        cnn(), x, torch.zeros(400, dtype=torch.long), ThreatModel.of("l2", "0.4"), rng
+    )
+    assert (distance(x, ours, "l2") / 0.4 > 0.8).all()
+
+
+def test_mim_agrees_with_torchattacks_sample_by_sample(batch: Batch) -> None:
+    ours = broken(run("mim", {"early_exit": False}, batch, LINF))
+    _same(ours, _torchattacks("MIFGSM", batch, eps=LINF.radius, alpha=LINF.radius / 10, steps=10, decay=1.0))
+
+
+def test_foolbox_mim_sums_signs_where_the_paper_sums_gradients() -> None:
+    """Two steps of unlike size and opposite sign: the paper's sum follows each gradient's share, a sum of signs cancels."""
+    first, second = torch.tensor([[3.0, 1.0]]), torch.tensor([[-1.0, 1.0]])
+    paper = first / first.abs().sum() + second / second.abs().sum()
+    assert paper.sign().tolist() == [[1.0, 1.0]]
+
+    import eagerpy
+    from foolbox.attacks.mi_fgsm import GDMOptimizer
+
+    attack = foolbox.attacks.MIFGSM()
+    optimizer = GDMOptimizer(eagerpy.astensor(first), stepsize=1.0)
+    for gradient in (first, second):
+        normalised = attack.normalize(eagerpy.astensor(gradient), x=None, bounds=None)
+        step = optimizer(normalised)
+    assert step.raw.tolist() == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_deepfool_finds_foolbox_distances(batch: Batch, threat: ThreatModel) -> None:
+    outcomes = run("deepfool", {}, batch, threat)
+    ours = torch.tensor([outcome.distance for outcome in outcomes], dtype=torch.double)
+    theirs = _foolbox_distances(f"{PREFIX[threat.norm]}DeepFoolAttack", batch, threat.norm)
+    assert ((ours / theirs - 1).abs() < 1e-3).double().mean() >= 0.99
+    _same(broken(outcomes), theirs <= threat.radius)
+    clipped = broken(run("deepfool", {"judged": "clipped"}, batch, threat))
+    _same(clipped, _foolbox(f"{PREFIX[threat.norm]}DeepFoolAttack", batch, threat))
+    assert [outcome.other_status == "broken" for outcome in outcomes] == clipped.tolist()
+
+
+def test_deepfool_on_few_candidates_agrees_with_foolbox(batch: Batch) -> None:
+    ours = torch.tensor([outcome.distance for outcome in run("deepfool", {"candidates": 3}, batch, L2)], dtype=torch.double)
+    theirs = _foolbox_distances("L2DeepFoolAttack", batch, "l2", candidates=3)
+    assert ((ours / theirs - 1).abs() < 1e-3).double().mean() >= 0.99
+
+
+def test_l2_deepfool_agrees_with_torchattacks_in_the_median(batch: Batch) -> None:
+    ours = torch.tensor([outcome.distance for outcome in run("deepfool", {}, batch, L2)], dtype=torch.double)
+    attack = torchattacks.DeepFool(nn.Sequential(trained_cnn()))
+    few = batch.take(range(100))
+    theirs = distance(few.x, attack(few.x, few.y), "l2")
+    assert abs(ours[:100].median() / theirs.median() - 1) < 0.02
+
+
+def test_carlini_wagner_finds_foolbox_distances(batch: Batch) -> None:
+    few = batch.take(range(64))
+    equal = {"steps": 150, "binary_search_steps": 4, "initial_const": 0.1, "abort_early": False}
+    ours = torch.tensor([outcome.distance for outcome in run("cw", {"step_size": 0.02, **equal}, few, L2)], dtype=torch.double)
+    theirs = _foolbox_distances("L2CarliniWagnerAttack", few, "l2", stepsize=0.02, **equal)
+    assert abs(ours.median() / theirs.median() - 1) < 0.02
+    assert ((ours / theirs - 1).abs() < 0.02).double().mean() >= 0.95
+
+
+def test_carlini_wagner_that_ends_rounds_early_is_no_worse(batch: Batch) -> None:
+    few = batch.take(range(32))
+    medians, forwards = [], []
+    for abort_early in (True, False):
+        outcomes = run("cw", {"abort_early": abort_early}, few, L2, model=cnn(tile=32))
+        medians.append(torch.tensor([outcome.distance for outcome in outcomes]).median())
+        forwards.append(sum(outcome.forwards for outcome in outcomes))
+    assert medians[0] <= medians[1] * 1.01
+    assert forwards[0] < forwards[1]
+
+
+def test_linf_carlini_wagner_comes_as_near_as_foolbox_deepfool(batch: Batch) -> None:
+    few = batch.take(range(64))
+    ours = torch.tensor([outcome.distance for outcome in run("cw", {}, few, LINF)], dtype=torch.double)
+    assert ours.median() < 1.03 * _foolbox_distances("LinfDeepFoolAttack", few, "linf").median()
+
+
+class _WholeImage(SquareAttack):
+    """pyautoattack's Square with squares that may touch the last row and column."""
+
+    def random_int(self, low: int = 0, high: int = 1, shape: Any = (1,)) -> Tensor:
+        return super().random_int(low, high + 1, list(shape))
+
+
+def _square(kind: Callable[..., Any], batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
+    attack = kind(
+        AsModule(cnn()),
+        norm=PREFIX[threat.norm],
+        n_queries=150,
+        eps=threat.radius,
+        seed=seed,
+        resc_schedule=False,
+        device="cpu",
+    )
+    return cnn().predict(attack.perturb(batch.x, batch.y))[0] != batch.y
+
+
+@pytest.mark.parametrize("threat", [ThreatModel.of("linf", "0.14"), L2], ids=str)
+def test_square_agrees_with_pyautoattack_once_that_reaches_the_whole_image(batch: Batch, threat: ThreatModel) -> None:
+    seeds = range(4)
+    ours = [broken(run("square", {"steps": 150}, batch, threat, seed=seed)) for seed in seeds]
+    mended = [_square(_WholeImage, batch, threat, seed) for seed in seeds]
+    assert 30 <= _left(mended) <= 70
+    assert abs(_left(ours) - _left(mended)) <= 2
+    # As it is, it is weaker than it should be on small images: the last row and column are never touched.
+    assert _left([_square(SquareAttack, batch, threat, seed) for seed in seeds]) > _left(ours) + 4
+
+
+def test_pyautoattack_square_never_places_a_square_at_the_end() -> None:
+    attack = SquareAttack(AsModule(cnn()), eps=0.1, device="cpu")
+    assert max(int(attack.random_int(0, 8 - 1)) for _ in range(500)) == 6
+
+
+@pytest.mark.parametrize("version", ["standard", "rand"])
+def test_autoattack_equals_pyautoattack_sample_by_sample(batch: Batch, version: str) -> None:
+    few, threat, model = batch.take(range(16)), LINF, cnn(tile=16)
+    attack = build_attack("autoattack", {"version": version})
+    rng = SampleRandom(7, "autoattack", few.samples)
+    ours = attack(model, few.x, few.y, threat, rng)
+    direct = pyautoattack.AutoAttack(AsModule(model), eps=threat.radius, norm="Linf", seed=7, version=version, device="cpu")
+    direct.logger.disabled = True
+    theirs, _ = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
+    direct.logger.disabled = False
+    assert torch.equal(ours, theirs)
+    assert 0 < (cnn().predict(ours)[0] != few.y).sum() < len(few)
+
+
+def test_autoattack_equals_pyautoattack_on_the_bare_network(batch: Batch) -> None:
+    """Without our tiles the last bits differ, the verdicts do not."""
+    few = batch.take(range(64))
+    ours = broken(run("autoattack", {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}, few, LINF, seed=3))
+    direct = pyautoattack.AutoAttack(
+        trained_cnn(), attacks=["apgd-ce", "apgd-t"], eps=LINF.radius, seed=3, version="custom", device="cpu"
+    )
+    direct.logger.disabled = True
+    theirs, _ = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
+    direct.logger.disabled = False
+    assert (ours == (cnn().predict(theirs)[0] != few.y)).double().mean() >= 0.98
+
+
+@pytest.mark.parametrize(
+    ("classes", "parameters"),
+    [
+        (2, {}),
+        (3, {}),
+        (5, {}),
+        (2, {"version": "rand"}),
+        (4, {"version": "custom", "attacks": ["apgd-t"]}),
+        (2, {"version": "custom", "attacks": ["fab-t"]}),
+    ],
+)
+def test_autoattack_runs_with_few_classes(classes: int, parameters: dict[str, Any]) -> None:
+    model, few = _few_classes(classes)
+    assert broken(run("autoattack", parameters, few, ThreatModel.of("linf", "0.3"), model=model)).all()
+    # Where samples stand, every target is tried.
+    assert not broken(run("autoattack", parameters, few, ThreatModel.of("linf", "1e-5"), model=model)).any()
+
+
+def test_a_part_of_autoattack_that_needs_more_classes_is_refused_where_it_was_asked_for() -> None:
+    model, few = _few_classes(3)
+    with pytest.raises(CannotEvaluate, match="apgd-t needs 4 classes, there are 3"):
+        run("autoattack", {"version": "custom", "attacks": ["apgd-t"]}, few, ThreatModel.of("linf", "0.3"), model=model)
+
+
+def _few_classes(classes: int) -> tuple[Model, Batch]:
+    generator = torch.Generator().manual_seed(0)
+    model = wrapped(Linear(torch.randn((classes, 64), generator=generator), torch.zeros(classes)), classes=classes)
+    x = torch.rand((8, 1, 8, 8), generator=generator)
+    return model, Batch(tuple(f"{row:032x}" for row in range(8)), tuple(range(8)), x, model.predict(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "parameters"),
+    [
+        ("foolbox:LinfPGD", "pgd", {"random_start": False}),
+        ("foolbox:LinfFastGradientAttack", "fgsm", {}),
+        ("foolbox:LinfDeepFoolAttack", "deepfool", {}),
+    ],
+)
+def test_foolbox_by_name_gives_what_foolbox_gives(batch: Batch, name: str, ours: str, parameters: dict[str, Any]) -> None:
+    few = batch.take(range(64))
+    theirs = broken(run(name, parameters, few, LINF))
+    mine = broken(run(ours, {**parameters, **({"early_exit": False} if ours == "pgd" else {})}, few, LINF))
+    if ours == "pgd":
+        assert theirs.tolist() == _foolbox("LinfPGD", few, LINF, random_start=False).tolist()
+    else:
+        assert (theirs == mine).double().mean() >= 0.98

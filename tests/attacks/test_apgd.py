@@ -1,0 +1,411 @@
+"""Auto-PGD: as strong as the authors' own, exact in what it costs, honest about noise and about what is not a number."""
+
+from typing import Any
+
+import pyautoattack
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.search.test_ascent import misled
+from kwbench.attacks import ATTACKS, build_attack
+from kwbench.attacks.apgd import Apgd, _checkpoints
+from kwbench.attacks.as_module import AsModule
+from kwbench.attacks.attack import Budgeted, Doubling
+from kwbench.attacks.local_search import LocalSearch
+from kwbench.attacks.pgd import Pgd
+from kwbench.attacks.rays import Rays
+from kwbench.attacks.search.lookahead import looks
+from kwbench.attacks.search.losses import LOSSES
+from kwbench.attacks.square import Square
+from kwbench.gradients import EXACT, Eot, Es, Smooth
+from kwbench.model import Precision
+from kwbench.outcome import Status
+from kwbench.randomness import SampleRandom, seeded_globally
+from kwbench.threat import ThreatModel
+from model.test_model import Watched
+from support.small_models import Linear, Noisy, broken, cnn, first_images, normed_cnn, run, sharp, trained_cnn, wrapped
+
+THREATS = [ThreatModel.of("linf", "0.11"), ThreatModel.of("l2", "0.55")]
+
+
+def _left(fallen: Tensor) -> float:
+    return 100 * (1 - fallen.double().mean().item())
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize(
+    ("part", "parameters"), [("apgd-ce", {}), ("apgd-dlr", {"loss": "dlr"}), ("apgd-t", {"loss": "dlr", "targets": 9})]
+)
+def test_it_leaves_no_more_than_the_authors_own_at_equal_budget(
+    part: str, parameters: dict[str, Any], threat: ThreatModel
+) -> None:
+    batch = sharp(first_images(128))
+    ours = broken(run("apgd", {"steps": 25, **parameters}, batch, threat))
+    with seeded_globally(0):
+        adversary = pyautoattack.AutoAttack(
+            AsModule(cnn()),
+            norm=threat.norm.capitalize(),
+            eps=threat.radius,
+            seed=0,
+            version="custom",
+            attacks=[part],
+            device="cpu",
+        )
+        for theirs in (adversary.apgd, adversary.apgd_targeted):
+            theirs.n_iter, theirs.n_restarts = 25, 1
+        proposal, _ = adversary.run_standard_evaluation(batch.x, batch.y, batch_size=len(batch))
+    rival = _left(cnn().predict(proposal)[0] != batch.y)
+    assert 20 <= rival <= 80
+    assert _left(ours) <= rival + 2
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("targets", [0, 2])
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_every_loss_breaks_what_plain_pgd_breaks_and_two_targets_more(loss: str, targets: int, threat: ThreatModel) -> None:
+    batch = sharp(first_images(96))
+    plain = broken(run("pgd", {"steps": 20, "relative_step_size": 0.1}, batch, threat))
+    found = broken(run("apgd", {"steps": 30, "loss": loss, "targets": targets}, batch, threat))
+    assert _left(found) <= _left(plain) + (4 if targets == 0 else 0)
+
+
+def test_checkpoints_are_those_of_the_authors() -> None:
+    assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert sorted(_checkpoints(3)) == [1, 2, 3]
+
+
+def test_one_step_costs_a_forward_and_a_backward() -> None:
+    batch, threat = sharp(first_images(40)), ThreatModel.of("linf", "0.02")
+    for outcome in run("apgd", {"steps": 12}, batch, threat):
+        if outcome.status is Status.HELD:
+            assert outcome.backwards == 12
+            assert 13 <= outcome.forwards <= 13 + looks(12)
+    for outcome in run("apgd", {"steps": 12, "targets": 3, "restarts": 2}, batch, threat):
+        if outcome.status is Status.HELD:
+            # Before them, one forward for the likeliest classes, and one with nine backwards for how near they are.
+            assert (outcome.forwards, outcome.backwards) == (2 + 6 * 13, 9 + 6 * 12)
+
+
+def test_more_restarts_and_targets_keep_what_fell() -> None:
+    batch, threat = sharp(first_images(96)), THREATS[0]
+    for more in ({"restarts": 4}, {"early_exit": False, "restarts": 2}):
+        one = broken(run("apgd", {"steps": 8, "early_exit": more.get("early_exit", True)}, batch, threat))
+        many = broken(run("apgd", {"steps": 8, **more}, batch, threat))
+        assert bool((many | ~one).all())
+    few = broken(run("apgd", {"steps": 8, "targets": 1}, batch, threat))
+    many = broken(run("apgd", {"steps": 8, "targets": 5}, batch, threat))
+    assert bool((many | ~few).all())
+
+
+def test_in_focus_what_came_close_goes_on_as_ever_and_nothing_else_does() -> None:
+    batch, threat = first_images(64), THREATS[0]
+    once, everywhere, focused = (
+        run("apgd", {"steps": 6, "restarts": restarts, "focus": focus}, batch, threat)
+        for restarts, focus in ((1, None), (3, None), (3, 0.5))
+    )
+    stand = [row for row, each in enumerate(once) if each.status is Status.HELD]
+    close = {row for row in stand if focused[row].forwards > once[row].forwards}
+    assert 0 < len(close) < len(stand)
+    for row in range(len(batch)):
+        if row in stand and row not in close:
+            # At the start, and after each of a third of the steps.
+            assert (focused[row].status, focused[row].backwards) == (Status.HELD, 1 + 2)
+            assert 1 + 2 <= focused[row].forwards <= 1 + 2 + looks(2)
+        else:
+            assert (focused[row].status, focused[row].forwards) == (everywhere[row].status, everywhere[row].forwards)
+
+
+def test_what_is_far_goes_on_if_at_its_pace_it_would_arrive() -> None:
+    # From a sixth of 30 steps to a third of them is a quarter of what is left.
+    before, closest = torch.tensor([-0.09, -0.50, -0.49, -1.0]), torch.tensor([-0.09, -0.38, -0.40, -1.0])
+    assert Apgd(steps=30, focus=0.1).goes_on(before, closest).tolist() == [True, True, False, False]
+    assert Apgd(steps=30, focus=0.5).goes_on(before, closest).tolist() == [True, True, True, False]
+    assert Apgd(steps=30).goes_on(before, closest).all()
+    assert Apgd(steps=1, focus=0.1).goes_on(before[:1], closest[:1]).all()
+
+
+def test_finalists_cost_less_and_break_what_all_targets_break() -> None:
+    batch, threat = first_images(96), ThreatModel.of("linf", "0.02")
+    everything, few = (
+        run("apgd", {"steps": 12, "loss": "probability_margin", "targets": 9, "finalists": finalists}, batch, threat)
+        for finalists in (None, 2)
+    )
+    stand = [row for row, each in enumerate(few) if each.status is Status.HELD]
+    # Nine lanes for 3 looks, six for 2, two for the other 7, and a last look of both; nothing to choose nine of nine.
+    assert {few[row].forwards for row in stand} == {9 * 3 + 6 * 2 + 2 * 7 + 2}
+    assert all(few[row].forwards < everything[row].forwards for row in stand)
+    assert 0 < len(stand) <= sum(each.status is Status.HELD for each in everything) + 1
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("targets", [0, 2])
+@pytest.mark.parametrize("precision", ["folded", "bfloat16"])
+def test_a_quicker_search_ends_at_nothing_that_float32_does_not_confirm(
+    precision: Precision, targets: int, restarts: int
+) -> None:
+    batch = sharp(first_images(48))
+    parameters = {"steps": 6, "restarts": restarts, "targets": targets, "precision": precision}
+    outcomes = run("apgd", parameters, batch, ThreatModel.of("linf", "0.001"), model=misled())
+    assert all(outcome.status is Status.HELD for outcome in outcomes)
+    steps = restarts * 6 * max(targets, 1)
+    assert all(outcome.backwards == steps + 9 * (targets > 0) for outcome in outcomes), "they must be attacked to the end"
+    budget = Apgd(steps=6, restarts=restarts, targets=targets, precision=precision).passes(False)
+    looking = 0 if targets else restarts * looks(6 - 1)
+    assert all(budget - looking <= outcome.forwards + outcome.backwards <= budget for outcome in outcomes)
+
+
+@pytest.mark.parametrize("targets", [{}, {"targets": 3, "finalists": 1, "restarts": 2, "loss": "probability_margin"}])
+def test_a_quicker_search_breaks_as_many_where_steps_go_by_signs(targets: dict[str, Any]) -> None:
+    batch, model = first_images(200), wrapped(normed_cnn())
+    model.measure_passes(batch.x[:64])
+    assert model.arithmetic("folded") == "folded"
+    plain, *quicker = (
+        run("apgd", {"steps": 20, "precision": each, **targets}, batch, THREATS[0], model=model)
+        for each in ("float32", "folded", "bfloat16")
+    )
+    assert all(broken(each).sum() >= broken(plain).sum() for each in quicker)
+    assert 0 < broken(plain).sum() < len(broken(plain))
+
+
+def test_where_one_target_falls_the_others_end() -> None:
+    batch, threat = first_images(32), ThreatModel.of("linf", "0.2")
+    for outcome in run("apgd", {"steps": 20, "targets": 9}, batch, threat):
+        if outcome.status is Status.BROKEN:
+            # Nine lanes each look as often, the last time when one of them is there.
+            assert outcome.forwards % 9 == 0
+            assert outcome.forwards < 2 + 9 * 21
+
+
+def test_what_a_target_comes_to_does_not_depend_on_other_samples_or_targets() -> None:
+    threat = ThreatModel.of("linf", "0.02")
+    whole = run("apgd", {"steps": 6, "targets": 9, "finalists": 2, "restarts": 2}, first_images(40), threat)
+    part = run("apgd", {"steps": 6, "targets": 9, "finalists": 2, "restarts": 2}, first_images(40).take(range(20, 40)), threat)
+    assert [(each.status, each.prediction, each.forwards) for each in whole[20:]] == [
+        (each.status, each.prediction, each.forwards) for each in part
+    ]
+
+
+def test_further_restarts_climb_side_by_side_in_no_more_lanes_than_the_first() -> None:
+    threat, batch = ThreatModel.of("linf", "0.02"), first_images(20)
+    module = Watched(trained_cnn())
+    model = wrapped(module, tile=256)
+
+    def outcomes(rows: range, **parameters: int) -> list[tuple[Status, int | None, float | None, int]]:
+        module.sizes.clear()
+        found = run("apgd", {"steps": 6, "restarts": 4, **parameters}, batch.take(rows), threat, model=model)
+        return [(each.status, each.prediction, each.distance, each.forwards) for each in found]
+
+    # Of nine targets two are left: six lanes of three restarts take the passes of one, the first being another.
+    together = outcomes(range(20), targets=9, finalists=2)
+    assert len(module.sizes) < 3 * 7 + 5
+    assert [each for row in range(20) for each in outcomes(range(row, row + 1), targets=9, finalists=2)] == together
+    # Three restarts of as many lanes as there were take three times as many passes.
+    assert outcomes(range(20)) == [each for row in range(20) for each in outcomes(range(row, row + 1))]
+    outcomes(range(20))
+    assert len(module.sizes) > 4 * 6
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_first_target_is_the_nearest_class_of_a_linear_model(norm: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Some classes have long weights: their boundaries are near, however small their logits are.
+    weight = torch.randn((10, 64), generator=generator) * torch.linspace(0.2, 3, 10)[:, None]
+    model = wrapped(Linear(weight, torch.randn(10, generator=generator)))
+    x = first_images(30).x
+    y = model.predict(x)[0]
+    logits = model(x)
+    gaps = logits.gather(1, y[:, None]) - logits
+    slopes = (weight[y][:, None] - weight[None]).norm(p=1 if norm == "linf" else 2, dim=2)
+    near = (gaps / slopes).scatter(1, y[:, None], torch.inf).argsort(dim=1)
+    rng = SampleRandom(0, "test", tuple(str(row) for row in range(30)))
+    chosen = Apgd(targets=4)._targets(model, x, y, ThreatModel.of(norm, "0.1"), rng)
+    assert torch.equal(chosen, near[:, :4])
+    assert not torch.equal(chosen[:, 0], logits.scatter(1, y[:, None], -torch.inf).argmax(1))
+
+
+def test_targets_of_a_flat_model_come_in_the_order_of_their_logits() -> None:
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.arange(10.0).expand(len(x), 10) + 0 * x.sum()
+
+    x, y = first_images(3).x, torch.tensor([9, 0, 8])
+    rng = SampleRandom(0, "test", ("a", "b", "c"))
+    chosen = Apgd(targets=3)._targets(wrapped(Flat()), x, y, THREATS[0], rng)
+    assert chosen.tolist() == [[8, 7, 6], [9, 8, 7], [9, 7, 6]]
+
+
+def test_of_two_classes_there_is_one_target() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = wrapped(Linear(torch.randn((2, 64), generator=generator), torch.zeros(2)), classes=2)
+    x = first_images(20).x
+    y = model.predict(x)[0]
+    rng = SampleRandom(0, "test", tuple(str(row) for row in range(20)))
+    for loss in LOSSES:
+        z = Apgd(targets=9, loss=loss, steps=10)(model, x, y, ThreatModel.of("linf", "0.5"), rng)
+        assert bool((model.predict(z)[0] != y).all())
+
+
+def test_noise_leaves_the_step_size_alone() -> None:
+    noisy, plain = wrapped(Noisy(trained_cnn(), 0.3)), cnn()
+    noisy.stochastic = True
+    assert not Apgd().adapts(noisy)
+    assert Apgd(schedule="adaptive").adapts(noisy)
+    assert Apgd().adapts(plain)
+    for gradient in (Smooth(sigma=0.1), Es(sigma=0.1)):
+        assert not Apgd(gradient=gradient).adapts(plain)
+
+
+def test_against_noise_a_proposal_fails_more_often_than_one_of_plain_pgd() -> None:
+    model, batch = wrapped(Noisy(trained_cnn(), 0.3), tile=32), first_images(32)
+    model.stochastic = True
+
+    def accuracy(name: str, parameters: dict[str, Any]) -> float:
+        outcomes = run(name, {"steps": 10, **parameters}, batch, THREATS[0], model=model)
+        return sum(outcome.fresh_correct for outcome in outcomes) / sum(outcome.fresh_draws for outcome in outcomes)
+
+    gradient = {"kind": "eot", "draws": 4}
+    found = accuracy("apgd", {"gradient": gradient})
+    assert found < accuracy("pgd", {"gradient": gradient}) + 0.02
+    # Choosing among its own proposals must not pick luck: at no radius to speak of, nothing is found.
+    nothing = run("apgd", {"steps": 5, "restarts": 3}, batch, ThreatModel.of("linf", "0.001"), model=model)
+    clean = run("noop", {}, batch, THREATS[0], model=model)
+    lost = sum(row.fresh_correct for row in clean) - sum(row.fresh_correct for row in nothing)
+    assert abs(lost) / sum(row.fresh_draws for row in clean) < 0.02
+
+
+class _Treacherous(nn.Module):
+    """Adds to the logits what has the value 0 and a gradient that is not a number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        trap = (x.sum(dim=(1, 2, 3)) * 0).sqrt()
+        return trained_cnn()(x) + trap[:, None]
+
+
+def test_where_the_gradient_is_not_a_number_the_judge_refuses_the_sample() -> None:
+    batch = sharp(first_images(8))
+    for model, expected in ((cnn(), Status.HELD), (wrapped(_Treacherous()), Status.INVALID)):
+        outcomes = run("apgd", {"steps": 3}, batch, ThreatModel.of("linf", "0.001"), model=model)
+        assert {outcome.status for outcome in outcomes} == {expected}
+
+
+@pytest.mark.parametrize("early_exit", [True, False])
+def test_an_answer_that_is_not_a_number_is_a_success(early_exit: bool) -> None:
+    class Fragile(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            off = x[:, 0, 0, :1] > 0.05  # black in every digit
+            return torch.where(off, torch.nan, trained_cnn()(x))
+
+    batch = sharp(first_images(16))
+    for loss in LOSSES:
+        parameters = {"steps": 3, "loss": loss, "early_exit": early_exit}
+        outcomes = run("apgd", parameters, batch, ThreatModel.of("linf", "0.1"), model=wrapped(Fragile()))
+        assert {outcome.status for outcome in outcomes} <= {Status.BROKEN, Status.HELD}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"targets": -1}, "targets"),
+        ({"restarts": 2, "random_start": False}, "same path"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"loss": "hinge"}, "loss"),
+        ({"focus": 0.0}, "focus"),
+        ({"finalists": 2}, "finalists"),
+        ({"targets": 3, "finalists": 0}, "finalists"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(parameters: dict[str, Any], message: str) -> None:
+    from kwbench.errors import UsageError
+
+    with pytest.raises(UsageError, match=message):
+        build_attack("apgd", parameters)
+
+
+# Those that spend their whole budget on what stands.
+WHOLE_BUDGET = ("pgd", "apgd", "fgsm", "mim", "transfer", "square")
+
+
+def test_no_attack_of_ours_costs_more_than_it_says() -> None:
+    batch = first_images(3)
+    parameters: dict[str, dict[str, Any]] = {
+        "pgd": {"steps": 3, "restarts": 2, "restart_draws": 4},
+        "apgd": {"steps": 7, "restarts": 2, "targets": 2, "finalists": 1, "selection_draws": 4},
+        "transfer": {"steps": 3},
+        "deepfool": {"steps": 4},
+        "cw": {"steps": 2, "tau_factor": 0.5},
+        "square": {"steps": 20, "restarts": 2, "draws": 2},
+        "gaussian-noise": {"steps": 5},
+        "rays": {"queries": 60, "draws": 3},
+        "local-search": {"steps": 3, "flips": 10, "restarts": 2, "targets": 2, "draws": 2},
+    }
+    for stochastic in (False, True):
+        model = wrapped(Noisy(trained_cnn(), 0.1), tile=3) if stochastic else cnn(tile=3)
+        model.stochastic = stochastic
+        for name in ATTACKS:
+            if name in ("autoattack", "autoattack-part", "foolbox"):
+                continue
+            given = parameters.get(name, {})
+            # Who is likely to have fallen is looked at once more, or not; otherwise what stands has cost all of it.
+            looks_first = name in ("pgd", "mim") and not stochastic
+            cases: list[tuple[dict[str, Any], bool]] = [(given, name in WHOLE_BUDGET and not looks_first)]
+            if name in ("pgd", "mim", "apgd"):
+                cases += [(given | {"early_exit": False}, True)]
+            if name == "apgd":
+                cases += [({"steps": 7, "restarts": 2, "selection_draws": 4}, stochastic)]
+                cases += [({"steps": 7, "restarts": 2, "selection_draws": 4, "early_exit": False}, True)]
+            for chosen, exact in cases:
+                attack = build_attack(name, chosen, lambda _: cnn(tile=3))
+                assert isinstance(attack, Budgeted), name
+                outcomes = run(name, chosen, batch, ThreatModel.of("linf", "0.02"), model=model)
+                spent = max(outcome.forwards + outcome.backwards for outcome in outcomes)
+                assert spent <= attack.passes(stochastic), name
+                assert spent == attack.passes(stochastic) or not exact, name
+
+
+@pytest.mark.parametrize("precision", ["folded", "bfloat16", "auto"])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_quicker_search_costs_no_more_than_it_says(stochastic: bool, precision: str) -> None:
+    batch = first_images(8)
+    model = wrapped(Noisy(normed_cnn(), 0.1) if stochastic else normed_cnn(), tile=8)
+    model.stochastic = stochastic
+    model.measure_passes(batch.x)
+    for name, parameters in (
+        ("apgd", {"steps": 6, "selection_draws": 4, "early_exit": False}),
+        ("apgd", {"steps": 6, "selection_draws": 4, "targets": 2, "restarts": 2}),
+        ("square", {"steps": 10, "draws": 2}),
+        ("pgd", {"steps": 6, "restart_draws": 4}),
+    ):
+        if name == "pgd" and precision == "auto":
+            continue
+        attack = build_attack(name, parameters | {"precision": precision})
+        assert isinstance(attack, Budgeted)
+        outcomes = run(name, parameters | {"precision": precision}, batch, ThreatModel.of("linf", "0.1"), model=model)
+        assert all(outcome.forwards + outcome.backwards <= attack.passes(stochastic) for outcome in outcomes), name
+
+
+def test_a_doubled_attack_spends_twice_as_much_where_it_helps() -> None:
+    eot = Eot(draws=4)
+    assert Apgd(restarts=2).doubled(2) == Apgd(restarts=8)
+    assert Apgd(random_start=False, steps=50).doubled(1) == Apgd(random_start=False, steps=100)
+    assert Apgd(gradient=eot).doubled(1) == Apgd(gradient=Eot(draws=8))
+    assert Pgd(gradient=Eot(draws="auto")).doubled(1) == Pgd(gradient=Eot(draws="auto"), restarts=2)
+    assert Pgd(gradient=EXACT, random_start=False).doubled(3).steps == 320
+    assert Square(restarts=3).doubled(1).restarts == 6
+    for name in ("apgd", "pgd", "square", "rays", "local-search"):
+        attack = build_attack(name, {})
+        assert isinstance(attack, Doubling)
+        assert isinstance(attack, Budgeted)
+        again = attack.doubled(1)
+        assert isinstance(again, Budgeted)
+        assert 1.9 < again.passes(False) / attack.passes(False) < 2.1
+
+
+def test_the_other_half_of_twice_the_budget_is_the_attack_itself_where_restarts_are_alike() -> None:
+    averaged, still = Pgd(gradient=Eot(draws=4)), Apgd(random_start=False)
+    for alike in (Pgd(restarts=3), Apgd(), Square(restarts=2), LocalSearch(), LocalSearch(restarts=2, softness=(0.1,))):
+        assert alike.other_half() == alike
+    # The second restart of this one is of another loss than the first.
+    for unlike in (averaged, still, Rays(), LocalSearch(restarts=3)):
+        assert unlike.other_half() == unlike.doubled(1) != unlike

@@ -1,0 +1,71 @@
+"""Square: restarts, a quicker search, comparisons under noise; what it breaks is held to where linear models and rivals are."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.search.test_ascent import misled
+from kwbench.attacks.square import Square
+from kwbench.outcome import Status
+from kwbench.randomness import SampleRandom
+from kwbench.threat import ThreatModel
+from support.small_models import broken, first_images, normed_cnn, run, sharp, trained_cnn, wrapped
+
+
+class _Watching(nn.Module):
+    """Keeps what it is shown, and says what the network behind it says, plus noise that all rows of a pass share."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.network, self.noise = trained_cnn(), noise
+        self.seen: list[Tensor] = []
+        self.offsets: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset = self.noise * torch.randn((1, 10))
+        self.seen.append(x.clone())
+        self.offsets.append(offset)
+        return self.network(x) + offset
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_every_restart_begins_elsewhere(norm: str) -> None:
+    module, batch = _Watching(), first_images(4)
+    threat = ThreatModel.of(norm, "0.01")
+    Square(steps=1, restarts=3)(wrapped(module, tile=4), batch.x, batch.y, threat, SampleRandom(0, "test", batch.samples))
+    starts = module.seen[::2]
+    assert len(starts) == 3
+    assert not any(torch.equal(starts[a], starts[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_a_square_and_what_it_would_replace_meet_the_same_randomness() -> None:
+    module, batch = _Watching(noise=1.0), first_images(4)
+    model = wrapped(module, tile=4)
+    model.stochastic = True
+    Square(steps=3, draws=2)(model, batch.x, batch.y, ThreatModel.of("linf", "0.1"), SampleRandom(0, "test", batch.samples))
+    offsets = module.offsets[2:]  # after the two draws of the start
+    assert len(offsets) == 3 * 2 * 2
+    pairs: list[Any] = list(zip(offsets[::2], offsets[1::2], strict=True))
+    assert all(torch.equal(new, old) for new, old in pairs)
+    assert len({float(new[0, 0]) for new, _ in pairs}) == 6
+
+
+def test_a_quicker_search_stops_at_nothing_that_float32_does_not_confirm() -> None:
+    attack, batch = Square(steps=5, precision="folded"), sharp(first_images(20))
+    outcomes = run("square", {"steps": 5, "precision": "folded"}, batch, ThreatModel.of("linf", "0.001"), model=misled())
+    assert all(outcome.status is Status.HELD for outcome in outcomes)
+    assert all(outcome.forwards == attack.passes(False) for outcome in outcomes), "they must be attacked to the end"
+
+
+def test_a_quicker_search_breaks_as_many() -> None:
+    batch, model = first_images(100), wrapped(normed_cnn())
+    model.measure_passes(batch.x[:64])
+    assert model.arithmetic("folded") == "folded"
+    plain, quicker = (
+        run("square", {"steps": 100, "precision": each}, batch, ThreatModel.of("linf", "0.12"), model=model)
+        for each in ("float32", "folded")
+    )
+    assert broken(quicker).sum() >= broken(plain).sum()
+    assert 0 < broken(plain).sum() < len(broken(plain))

@@ -1,0 +1,142 @@
+"""Twice the budget raises a doubt where it finds more, and only there."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from kwbench.attacks import build_attack
+from kwbench.checks import Retried, Survivors, budget_is_enough, retried
+from kwbench.finding import Finding
+from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS
+from kwbench.threat import ThreatModel
+from support.small_models import Noisy, first_images, sharp, trained_cnn, wrapped
+
+LINF = ThreatModel.of("linf", "0.2")
+ROWS = tuple(range(64))
+
+
+def again(attacks: dict[str, dict[str, Any]], network: nn.Module | None = None, **said: Any) -> Finding:
+    """What becomes of 64 samples, all of which stood unless said otherwise, when the attacks get twice their budget."""
+    model = wrapped(network or trained_cnn())
+    images = sharp(first_images(120)).take(ROWS)
+    model.measure_randomness(images.x, images.x)
+    values = {"rows": ROWS, "values": (1.0,) * 64, "standing": 1.0, "doubled": tuple(attacks)} | said
+    survivors = Survivors(**values)
+    built = {label: build_attack(label, parameters, None) for label, parameters in attacks.items()}
+    parts = [retried(model, images.take(part.rows), LINF, 0, part, built) for part in survivors.parts()]
+    return budget_is_enough(parts, survivors.standing)
+
+
+def test_twice_the_budget_that_breaks_more_is_a_doubt() -> None:
+    found = again({"pgd": {"steps": 20}})
+    assert found.fires
+    assert found.figure is not None
+    assert found.figure > 0.5
+    assert len(found.samples) > 32
+    assert "64 of the samples that stood" in found.statement
+
+
+def test_twice_the_budget_of_a_useless_attack_brings_nothing() -> None:
+    found = again({"pgd": {"steps": 1, "step_size": 0.001, "random_start": False}})
+    assert (found.figure, found.fires) == (0, False)
+
+
+def test_the_gain_is_that_of_all_samples_of_which_these_are_some() -> None:
+    whole, tenth = (again({"pgd": {"steps": 20}}, standing=standing).figure for standing in (1.0, 0.1))
+    assert whole is not None
+    assert tenth == pytest.approx(whole / 10, abs=1e-6)
+
+
+def test_what_a_useless_attack_seems_to_bring_on_a_stochastic_model_is_within_the_noise_of_its_draws() -> None:
+    network = Noisy(trained_cnn(), 0.8)
+    model = wrapped(network)
+    images = sharp(first_images(120)).take(ROWS)
+    model.measure_randomness(images.x, images.x)
+    # As in an evaluation, from disjoint draws.
+    to_beat, values = (
+        tuple((model.count_correct(images.x, images.y, draws)[0] / draws).tolist()) for draws in (SELECTION_DRAWS, FRESH_DRAWS)
+    )
+    said = {"values": values, "to_beat": to_beat, "standing": sum(values) / 64}
+    found = again({"pgd": {"steps": 1, "step_size": 1e-6, "random_start": False}}, network, **said)
+    assert found.figure is not None
+    assert abs(found.figure) < 0.05
+    assert 0.01 < found.threshold < 0.05
+    assert again({"pgd": {"steps": 20}}, network, **said).fires
+
+
+def test_nothing_left_needs_no_more_budget() -> None:
+    found = again({"pgd": {}}, rows=(), values=())
+    assert (found.figure, found.fires) == (0, False)
+
+
+def test_without_an_attack_to_double_nothing_is_shown() -> None:
+    found = again({})
+    assert (found.figure, found.fires) == (None, False)
+    assert "could not be carried out" in found.statement
+
+
+def test_where_none_that_gained_can_be_doubled_two_others_are() -> None:
+    attacks: dict[str, dict[str, Any]] = {"pgd": {"steps": 1}, "apgd": {"steps": 1}, "square": {"steps": 2}}
+    statement = again(attacks, doubled=("fgsm",), otherwise=tuple(attacks)).statement
+    assert "(pgd, apgd;" in statement
+
+
+def test_an_attack_that_fails_on_the_way_leaves_no_figure() -> None:
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = trained_cnn()
+
+        def forward(self, x: Any) -> Any:
+            if x.requires_grad:
+                raise ValueError("no gradients, please")
+            return self.network(x)
+
+    found = again({"pgd": {"steps": 2}}, Failing())
+    assert found.figure is None
+    assert "no gradients, please" in found.statement
+
+
+def test_one_part_that_failed_leaves_no_figure_for_all() -> None:
+    good = Retried(("pgd",), ("a",), (1.0,), (1.0,))
+    assert budget_is_enough([good], 1.0).figure == 0
+    assert budget_is_enough([good, Retried(failure="it hung")], 1.0).figure is None
+
+
+def test_survivors_are_parted_by_their_number_alone() -> None:
+    survivors = Survivors(rows=tuple(range(70)), values=tuple(row / 70 for row in range(70)), doubled=("pgd",))
+    parts = survivors.parts()
+    assert [len(part.rows) for part in parts] == [23, 23, 24]
+    assert [len(part.rows) for part in replace(survivors, rows=tuple(range(9)), values=()).parts()] == [4, 5]
+    assert [len(part.rows) for part in replace(survivors, rows=(7,), values=()).parts()] == [1]
+    assert [value for part in parts for value in part.values] == list(survivors.values)
+    assert all(part.to_beat == () and part.doubled == ("pgd",) for part in parts)
+
+
+def test_restarts_that_an_evaluation_made_are_half_of_twice_as_many_and_not_made_again() -> None:
+    still = {"steps": 5, "step_size": 1e-9, "early_exit": False}
+    assert _passes_of({**still, "restarts": 3}) == 3 * _passes_of({**still, "restarts": 1})
+    assert _passes_of({**still, "restarts": 1}) == _passes_of({**still, "random_start": False}) / 2
+
+
+def test_restarts_that_an_evaluation_did_not_make_on_all_of_them_are_made_twice() -> None:
+    still = {"steps": 5, "step_size": 1e-9, "early_exit": False}
+    assert _passes_of(still, tried=()) == 2 * _passes_of(still, tried=("pgd",))
+
+
+def _passes_of(pgd: dict[str, Any], tried: tuple[str, ...] = ("pgd",)) -> float:
+    """Backward passes of an image when a PGD attack gets twice its budget."""
+    model = wrapped(trained_cnn())
+    images = sharp(first_images(120)).take(ROWS[:8])
+    backwards = 0
+
+    def count(_: nn.Module, images_in: tuple[Any, ...], __: Any) -> None:
+        nonlocal backwards
+        backwards += images_in[0].requires_grad
+
+    model.module.register_forward_hook(count)
+    survivors = Survivors(rows=ROWS[:8], values=(1.0,) * 8, standing=1.0, doubled=("pgd",), tried=tried)
+    assert not retried(model, images, LINF, 0, survivors, {"pgd": build_attack("pgd", pgd, None)}).failure
+    return backwards

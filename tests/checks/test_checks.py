@@ -1,0 +1,343 @@
+"""Each check fires where it should, and never on a sound model."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kwbench.checks import CHECKS, Case, examine
+from kwbench.finding import Finding
+from kwbench.threat import ThreatModel
+from support.small_models import Linear, Noisy, Quantised, Refusing, digits, first_images, sharp, trained_cnn, wrapped
+
+LINF = ThreatModel.of("linf", "0.2")
+L2 = ThreatModel.of("l2", "1")
+
+
+class Changed(nn.Module):
+    """The trained CNN behind some function of it and its input."""
+
+    def __init__(self, change: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.change = trained_cnn(), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.network, x)
+
+
+class Counting(nn.Module):
+    """Its answers drift from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.calls = trained_cnn(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.network(x)
+        return logits * (1 + 0.01 * (self.calls % 7))
+
+
+class Killed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.zeros_like(gradient)
+
+
+def killed(network: nn.Module, x: Tensor) -> Tensor:
+    return network(Killed.apply(x))  # type: ignore[no-any-return,no-untyped-call]
+
+
+def misled(network: nn.Module, x: Tensor) -> Tensor:
+    """Right answers, and autograd sees nothing but a ripple."""
+    return network(x.detach()) + 1e-3 * torch.sin(1e4 * x).flatten(1)[:, :10]  # type: ignore[no-any-return]
+
+
+def softplus() -> nn.Module:
+    """The trained CNN with softplus instead of ReLU: its logits are smooth."""
+    network = trained_cnn()
+    assert isinstance(network, nn.Sequential)
+    return nn.Sequential(*(nn.Softplus(beta=20) if isinstance(layer, nn.ReLU) else layer for layer in network))
+
+
+def case(module: nn.Module, threat: ThreatModel = LINF, n: int = 64) -> Case:
+    model = wrapped(module)
+    images = first_images(80)
+    model.measure_randomness(images.x[:64])
+    right = sharp(images, model)
+    return Case(model, right.take(range(min(n, len(right)))), threat, seed=0)
+
+
+def findings(module: nn.Module, *checks: str, threat: ThreatModel = LINF) -> dict[str, Finding]:
+    about = case(module, threat)
+    return {found.check: found for check in checks for found in examine(check, about)}
+
+
+def linear() -> nn.Module:
+    """Class means against each other: the logits that least squares gives on the training digits."""
+    train = digits().train.batch(range(len(digits().train)))
+    flat = torch.cat([train.x.flatten(1), torch.ones(len(train), 1)], dim=1)
+    solution = torch.linalg.lstsq(flat.T @ flat + torch.eye(65), flat.T @ F.one_hot(train.y, 10).float()).solution
+    return Linear(solution[:64].T, solution[64])
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("sound", [trained_cnn, softplus, linear], ids=["relu", "softplus", "linear"])
+def test_no_check_fires_on_a_sound_deterministic_network(sound: Callable[[], nn.Module], threat: ThreatModel) -> None:
+    found = findings(sound(), *CHECKS, threat=threat)
+    assert [each for each in found.values() if each.fires] == []
+    assert all(each.figure is not None for each in found.values())
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("network", [trained_cnn, lambda: Quantised(trained_cnn())], ids=["plain", "quantised"])
+def test_every_check_stays_within_the_pixel_range(network: Callable[[], nn.Module], threat: ThreatModel) -> None:
+    assert {x for x in findings(Refusing(network()), *CHECKS, threat=threat).values() if x.figure is None} == set()
+
+
+def test_a_noisy_network_is_called_random_and_nothing_worse() -> None:
+    found = findings(Noisy(trained_cnn(), 0.2), *CHECKS)
+    assert [each.check for each in found.values() if each.fires] == ["randomness"]
+    assert found["randomness"].kind == "note"
+
+
+def test_a_deterministic_network_has_no_figure_of_randomness() -> None:
+    assert findings(trained_cnn(), "randomness", "gradient noise") == {}
+
+
+def test_a_quantised_input_shows_as_zero_gradients_and_plateaus_that_other_estimators_see_through() -> None:
+    found = findings(Quantised(trained_cnn()), *CHECKS)
+    masking = {each.check for each in found.values() if each.fires and each.kind == "masking"}
+    misleading = {"zero gradients", "shattered gradients", "misleading gradients", "plateaus"}
+    assert masking == {*misleading, "large eps", "unbounded attack"}
+    assert not any(each.fires for each in found.values() if each.kind == "doubt")
+    assert found["zero gradients"].figure == 1
+    assert len(found["zero gradients"].samples) == 64
+
+
+@pytest.mark.parametrize("killer", [killed, lambda net, x: torch.from_numpy(net(x.detach()).numpy())], ids=["zero", "no graph"])
+def test_a_killed_gradient_is_noticed_and_function_values_still_lead_on(killer: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    found = findings(Changed(killer), "zero gradients", "unbounded attack")
+    assert found["zero gradients"].fires
+    assert found["unbounded attack"].fires
+    assert not found["flat"].fires
+    assert not found["unreachable"].fires
+
+
+def test_a_gradient_that_says_something_else_than_the_function_does_is_shattered() -> None:
+    found = findings(Changed(misled), "zero gradients", "shattered gradients")
+    assert not found["zero gradients"].fires
+    assert found["shattered gradients"].fires
+
+
+def test_jumps_shatter_gradients() -> None:
+    jumping = Changed(lambda net, x: net(x + 0.2 * (200 * x).floor().remainder(2)))
+    assert findings(jumping, "shattered gradients")["shattered gradients"].fires
+
+
+def test_a_constant_function_is_flat_and_unreachable_to_every_estimator() -> None:
+    constant = Changed(lambda net, x: net(x).detach().sign() * 0 + torch.arange(10.0))
+    about = Case(wrapped(constant), first_images(32), LINF, seed=0)
+    about = replace(about, batch=replace(about.batch, y=torch.full((32,), 9)))
+    found = {each.check: each for check in ("zero gradients", "unbounded attack") for each in examine(check, about)}
+    assert found["flat"].fires
+    assert found["unreachable"].fires
+    assert {found["flat"].kind, found["unreachable"].kind} == {"doubt"}
+
+
+def test_a_gradient_that_each_draw_gives_another_is_noise_even_on_average() -> None:
+    drowned = Changed(lambda net, x: net(x) + 100 * x.flatten(1) @ torch.randn(64, 10))
+    found = findings(drowned, "gradient noise")
+    assert found["gradient noise"].fires
+    assert found["averaged gradient noise"].fires
+    calm = findings(Noisy(trained_cnn(), 0.05), "gradient noise")
+    assert not calm["gradient noise"].fires
+    assert not calm["averaged gradient noise"].fires
+
+
+def test_a_loss_that_still_rises_is_noticed() -> None:
+    def windowed(network: nn.Module, x: Tensor) -> Tensor:
+        # Autograd sees one column at a time, so that each pixel moves rarely.
+        column = torch.arange(8) == int(x.sum().abs() * 1e4) % 8
+        return network(torch.where(column, x, x.detach()))  # type: ignore[no-any-return]
+
+    assert findings(Changed(windowed), "rising loss")["rising loss"].fires
+
+
+def test_a_known_seed_helps_the_adversary_unless_gradients_lie() -> None:
+    about = case(Noisy(trained_cnn(), 0.3))
+    (honest, bounded) = examine("frozen randomness", replace(about, robust=[0.1] * 64))
+    assert not honest.fires
+    assert not bounded.fires
+    hidden = case(Changed(lambda net, x: net((x + 0.1 * torch.randn_like(x)).mul(8).round() / 8)))
+    (lying, _) = examine("frozen randomness", replace(hidden, robust=[0.1] * 64))
+    assert (lying.fires, lying.kind) == (True, "masking")
+
+
+def test_robust_accuracy_above_the_standard_one_is_a_doubt() -> None:
+    about = case(Noisy(trained_cnn(), 0.5))
+    found = {each.check: each for each in examine("frozen randomness", replace(about, robust=[1.0] * 64))}
+    assert (found["above standard"].fires, found["above standard"].kind) == (True, "doubt")
+
+
+def test_a_deterministic_model_has_nothing_to_freeze() -> None:
+    assert examine("frozen randomness", replace(case(trained_cnn()), robust=[0.1] * 64)) == []
+
+
+def test_probabilities_are_told_from_logits() -> None:
+    assert findings(Changed(lambda net, x: net(x).softmax(dim=1)), "outputs")["probabilities"].fires
+    assert not findings(trained_cnn(), "outputs")["probabilities"].fires
+
+
+def test_logits_times_5000_saturate() -> None:
+    found = findings(Changed(lambda net, x: net(x) * 5000), "outputs")["saturation"]
+    assert (found.fires, found.figure) == (True, 1)
+
+
+def test_answers_that_depend_on_the_company_or_on_the_past_are_doubtful() -> None:
+    for module in (Changed(lambda net, x: net(x - 0.1 * x.mean())), Counting()):
+        found = findings(module, "state")["state"]
+        assert found.fires
+        assert found.kind == "doubt"
+
+
+def test_a_wave_that_is_slow_beside_the_step_of_a_difference_misleads_across_the_ball() -> None:
+    folded = findings(Changed(lambda net, x: net(x + 0.04 * torch.sin(150 * x))), "misleading gradients", "shattered gradients")
+    assert not folded["shattered gradients"].fires
+    misled = folded["misleading gradients"]
+    assert (misled.fires, misled.kind) == (True, "masking")
+
+
+@pytest.mark.parametrize("module", [trained_cnn(), Noisy(trained_cnn(), 0.1)], ids=["cnn", "noisy"])
+def test_guesses_from_function_values_do_not_lead_further_than_true_gradients(module: nn.Module) -> None:
+    assert not findings(module, "misleading gradients")["misleading gradients"].fires
+
+
+def test_gradients_that_have_nothing_in_common_within_the_ball_are_found() -> None:
+    """A wave 30 times as steep as the pixels themselves."""
+    waving = findings(Changed(lambda net, x: net(x + 0.1 * torch.sin(300 * x))), "incoherent gradients")["incoherent gradients"]
+    assert (waving.fires, waving.kind) == (True, "masking")
+    assert waving.figure is not None
+    assert abs(waving.figure) < 0.1
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=["linf", "l2"])
+@pytest.mark.parametrize(
+    "module", [trained_cnn(), Noisy(trained_cnn(), 0.1), Quantised(trained_cnn())], ids=["cnn", "noisy", "flat"]
+)
+def test_sound_gradients_and_those_that_are_not_there_are_not_incoherent(module: nn.Module, threat: ThreatModel) -> None:
+    assert not findings(module, "incoherent gradients", threat=threat)["incoherent gradients"].fires
+
+
+class Remembering(nn.Module):
+    """Answers what is near an image that it knows as it answered that one, and blurred beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trained_cnn()
+        self.known: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        for row, image in enumerate(x.detach()):
+            distances = [(image - each).abs().amax() for each in self.known]
+            if any(0 < distance < 0.05 for distance in distances):
+                logits = logits.index_fill(0, torch.tensor(row), 0.0)
+            if not any(distance == 0 for distance in distances):
+                self.known.append(image.clone())
+        return logits
+
+
+def test_a_model_that_remembers_what_was_near_is_doubtful() -> None:
+    found = findings(Remembering(), "state")["state"]
+    assert (found.fires, found.figure) == (True, 1)
+
+
+def test_a_model_that_answers_otherwise_with_gradients_is_doubtful() -> None:
+    found = findings(Changed(lambda net, x: net(1 - x if x.requires_grad else x)), "state")["state"]
+    assert (found.fires, found.figure) == (True, 1)
+
+
+def test_jumps_and_what_cannot_be_copied_are_no_state() -> None:
+    rounded = Changed(lambda net, x: net((x * 4).round() / 4))
+    assert not findings(rounded, "state")["state"].fires
+    rounded.lock = threading.Lock()  # type: ignore[assignment]
+    assert not findings(rounded, "state")["state"].fires
+
+
+def test_noise_from_the_global_generators_is_no_state() -> None:
+    assert not findings(Noisy(trained_cnn(), 0.2), "state")["state"].fires
+
+
+def test_noise_from_a_generator_of_its_own_is_state() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noisy = Changed(lambda net, x: net(x + 0.1 * torch.randn(x.shape, generator=generator)))
+    assert findings(noisy, "state")["state"].fires
+
+
+def test_a_step_that_beats_many_is_noticed() -> None:
+    # Autograd works on clean images alone, whose pixels are sixteenths.
+    hidden = Changed(lambda net, x: net(x if bool(((x * 16).round() == x * 16).all()) else x.detach()))
+    found = findings(hidden, "eps sweep")["single step"]
+    assert found.fires
+    assert found.kind == "masking"
+
+
+def test_accuracy_that_rises_with_eps_is_noticed() -> None:
+    images = first_images(80).x.flatten(1)
+
+    def near_only(network: nn.Module, x: Tensor) -> Tensor:
+        # Where PGD starts in the larger ball, autograd sees nothing.
+        far = torch.cdist(x.detach().flatten(1), images, p=float("inf")).amin(dim=1) > 0.21
+        return network(torch.where(far.view(-1, 1, 1, 1), x.detach(), x))  # type: ignore[no-any-return]
+
+    found = findings(Changed(near_only), "eps sweep")
+    assert found["eps sweep"].fires
+    assert found["large eps"].fires
+
+
+def test_operations_that_hide_gradients_are_named_and_so_is_what_cannot_be_seen() -> None:
+    quantised = findings(Quantised(trained_cnn()), "operations")
+    assert quantised["relaxed operations"].fires
+    assert "round" in quantised["relaxed operations"].statement
+    assert not quantised["unseen"].fires
+    detour = findings(Changed(lambda net, x: torch.from_numpy(net(x.detach()).numpy())), "operations")["unseen"]
+    assert (detour.fires, detour.kind) == (True, "doubt")
+    assert "numpy" in detour.statement
+
+
+def test_checks_do_not_depend_on_what_was_metered_before() -> None:
+    about = case(trained_cnn())
+    before = examine("unbounded attack", about)
+    with about.model.metering(3):
+        pass
+    assert examine("unbounded attack", about) == before
+
+
+def test_a_check_that_raises_is_a_finding_without_a_figure() -> None:
+    calls = 0
+
+    def flaky(network: nn.Module, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 20:
+            raise ValueError("no more")
+        return network(x)  # type: ignore[no-any-return]
+
+    found = findings(Changed(flaky), "eps sweep")["eps sweep"]
+    assert (found.figure, found.fires, found.kind) == (None, False, "doubt")
+    assert "no more" in found.statement
+
+
+def test_a_check_run_twice_finds_the_same() -> None:
+    for module in (trained_cnn(), Noisy(trained_cnn(), 0.2)):
+        assert findings(module, *CHECKS) == findings(module, *CHECKS)

@@ -1,0 +1,329 @@
+"""The registry: which entries are refused, how names are found, and that pinning a hash leaves the file alone otherwise."""
+
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from kwbench.config import registry as module
+from kwbench.config.registry import (
+    ModelEntry,
+    PredictionRule,
+    Registry,
+    dataset_of,
+    pin_checkpoint,
+    prediction_rule,
+    read_registry,
+)
+from kwbench.config.strict_yaml import validate
+from kwbench.errors import CannotEvaluate, UsageError
+
+SHA = "ab" * 32
+ENTRY: dict[str, Any] = {"architecture": {"name": "resnet18", "width": 8}, "activation": {"name": "relu"}}
+RECIPE: dict[str, Any] = {"epochs": 3, "learning_rate": 0.1, "seed": 0}
+ADVERSARY: dict[str, Any] = {"eps": "0.2", "steps": 3, "step_size": 0.05}
+LOWERING: dict[str, Any] = {"start": 0.5, "step": 0.1, "epochs": 1, "learning_rate": 0.1}
+
+
+def entry(**sections: Any) -> ModelEntry:
+    return validate(ModelEntry, ENTRY | sections, "registry.yaml")
+
+
+def written(folder: Path, text: str) -> Registry:
+    file = folder / "registry.yaml"
+    file.write_text(text)
+    return read_registry(file)
+
+
+@pytest.fixture(autouse=True)
+def _own_starter(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that comes with kwbench, for these tests."""
+    starter = tmp_path_factory.mktemp("starter") / "registry.yaml"
+    starter.write_text("models:\n  shipped: {architecture: {name: vgg11}, activation: {name: relu}}\n")
+    monkeypatch.setattr(module, "_starter_path", lambda: starter)
+
+
+LINE = "{architecture: {name: resnet18, width: 8}, activation: {name: kwta, gamma: 0.1}}"
+
+
+def test_names_are_found_with_and_without_the_default_data_set(tmp_path: Path) -> None:
+    found = written(tmp_path, f"models:\n  a: {LINE}\n  digits/b: {LINE}\n  cifar10/a: {LINE}\n")
+    assert found.find("a") == found.find("digits/a")
+    assert found.find("b")[0] == found.find("digits/b")[0] == "b"
+    assert found.find("cifar10/a")[0] == "cifar10/a"
+    assert (dataset_of("a"), dataset_of("cifar10/a")) == ("digits", "cifar10")
+    assert found.find("a")[1].activation.parameters == {"gamma": 0.1}
+    assert found.find("a")[1].architecture.parameters == {"width": 8}
+
+
+def test_a_registry_that_changed_is_read_again(tmp_path: Path) -> None:
+    assert list(written(tmp_path, f"models:\n  a: {LINE}\n").own) == ["a"]
+    assert list(written(tmp_path, f"models:\n  b: {LINE}\n").own) == ["b"]
+
+
+def test_unknown_models_come_with_a_suggestion(tmp_path: Path) -> None:
+    found = written(tmp_path, f"models:\n  resnet18-relu: {LINE}\n")
+    with pytest.raises(UsageError, match=r"'resnet18-rulu' is not in .*registry\.yaml; did you mean 'resnet18-relu'"):
+        found.find("resnet18-rulu")
+
+
+def test_the_registry_of_the_working_folder_comes_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(read_registry().entries) == ["shipped"]
+    (tmp_path / "registry.yaml").write_text(f"models:\n  mine: {LINE}\n")
+    assert {"mine", "shipped"} == set(read_registry().entries)
+
+
+def test_checkpoints_lie_beside_the_registry_that_holds_the_entry(tmp_path: Path) -> None:
+    pinned = LINE.replace("{arch", f"{{checkpoint: {{file: w/a.safetensors, sha256: {SHA}}}, arch", 1)
+    found = written(tmp_path, f"models:\n  a: {pinned}\n  cifar10/b: {LINE}\n")
+    assert found.checkpoint_path("a") == tmp_path / "w" / "a.safetensors"
+    assert found.checkpoint_path("cifar10/b") == tmp_path / "models" / "cifar10" / "b.safetensors"
+    assert tmp_path not in found.checkpoint_path("shipped").parents
+
+
+@pytest.mark.parametrize("name", ["A", "-a", "a b", "a/b/c", "../a", "", "/a", "a/", "a\\n", "é", ".a"])
+def test_names_with_other_characters_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="names match"):
+        written(tmp_path, f'models:\n  "{name}": {LINE}\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"models:\n  a: {LINE}\n  a: {LINE}\n", 'duplicate key "a"'),
+        (f"modles:\n  a: {LINE}\n", "unknown key 'modles'; did you mean 'models'|models: Field required"),
+        (
+            "models:\n  a: {architecture: {name: x}, activation: {name: y}, recepi: {}}\n",
+            "'models.a.recepi'; did you mean 'recipe'",
+        ),
+        ("models:\n  a: {activation: {name: y}}\n", "models.a.architecture: Field required"),
+        ("models:\n  a: {architecture: {width: 3}, activation: {name: y}}\n", "models.a.architecture.name: Field required"),
+        ("models:\n", "models: must be a mapping"),
+        ("models:\n  a:\n", "models.a: must be a mapping"),
+    ],
+)
+def test_malformed_registries_are_refused_with_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"registry\.yaml.*({message})"):
+        written(tmp_path, text)
+
+
+def test_a_missing_registry_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CannotEvaluate, match=r"none\.yaml: cannot be read"):
+        read_registry(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../x.safetensors", "a/../../x", "..\\x", "C:\\x"])
+def test_checkpoints_cannot_lie_outside_the_registrys_folder(file: str) -> None:
+    with pytest.raises(UsageError, match=r"checkpoint\.file: must be a path below"):
+        entry(checkpoint={"file": file, "sha256": SHA})
+
+
+@pytest.mark.parametrize("sha256", ["", "ab", SHA.upper(), SHA + "0", SHA[:-1] + "g", SHA + "\n", 12])
+def test_hashes_are_64_small_hexadecimal_digits(sha256: Any) -> None:
+    with pytest.raises(UsageError, match=r"checkpoint\.sha256"):
+        entry(checkpoint={"file": "a", "sha256": sha256})
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"recipe": RECIPE | {"epochs": 0}}, "recipe.epochs"),
+        ({"recipe": RECIPE | {"epochs": "3"}}, "recipe.epochs"),
+        ({"recipe": RECIPE | {"learning_rate": 0}}, "recipe.learning_rate"),
+        ({"recipe": RECIPE | {"learning_rate": float("nan")}}, "recipe.learning_rate"),
+        ({"recipe": RECIPE | {"learning_rate": float("inf")}}, "recipe.learning_rate"),
+        ({"recipe": RECIPE | {"seed": -1}}, "recipe.seed"),
+        ({"recipe": {"epochs": 3, "learning_rate": 0.1}}, "recipe.seed: Field required"),
+        ({"recipe": RECIPE | {"batch_size": 1}}, "recipe.batch_size"),
+        ({"recipe": RECIPE | {"momentum": 1}}, "recipe.momentum"),
+        ({"recipe": RECIPE | {"weight_decay": -1e-4}}, "recipe.weight_decay"),
+        ({"recipe": RECIPE | {"clip_norm": 0}}, "recipe.clip_norm"),
+        ({"recipe": RECIPE | {"shift": -1}}, "recipe.shift"),
+        ({"recipe": RECIPE | {"kl_weight": -1}}, "recipe.kl_weight"),
+        ({"recipe": RECIPE | {"epoch": 3}}, "'recipe.epoch'; did you mean 'epochs'"),
+        ({"recipe": RECIPE | {"adversarial": ADVERSARY | {"eps": 0}}}, "recipe.adversarial: eps must lie in"),
+        ({"recipe": RECIPE | {"adversarial": ADVERSARY | {"eps": "256/255"}}}, "eps must lie in"),
+        ({"recipe": RECIPE | {"adversarial": ADVERSARY | {"step_size": -1}}}, r"step_size must lie in \(0, 1\]"),
+        ({"recipe": RECIPE | {"adversarial": ADVERSARY | {"eps": "a lot"}}}, "recipe.adversarial.eps: must be a number"),
+        ({"recipe": RECIPE | {"adversarial": ADVERSARY | {"eps": "1/0"}}}, "recipe.adversarial.eps: must be a number"),
+        ({"recipe": RECIPE | {"adversarial": ADVERSARY | {"steps": 0}}}, "recipe.adversarial.steps"),
+        ({"recipe": RECIPE | {"adversarial": ADVERSARY | {"warmup_epochs": -1}}}, "warmup_epochs"),
+        ({"recipe": RECIPE | {"adversarial": ADVERSARY | {"step_size": 2}}}, "step_size must lie in"),
+        ({"recipe": RECIPE | {"trades": ADVERSARY | {"beta": 0}}}, "recipe.trades.beta"),
+        ({"recipe": RECIPE | {"trades": {"eps": 0.1, "steps": 3}}}, "recipe.trades.step_size: Field required"),
+        ({"recipe": RECIPE | {"free": {"eps": 0.1, "replays": 0}}}, "recipe.free.replays"),
+        ({"recipe": RECIPE | {"free": {"eps": -1}}}, "recipe.free: eps must lie in"),
+        ({"recipe": RECIPE | {"fast": {"eps": 0.1, "steps": 3}}}, "'recipe.fast.steps'"),
+        ({"recipe": RECIPE | {"fast": {"eps": 0.1, "step_size": 0}}}, "recipe.fast: step_size must lie in"),
+        ({"recipe": RECIPE | {"free": {"eps": 0.1, "step_size": 3}}}, "recipe.free: step_size must lie in"),
+        ({"recipe": RECIPE | {"mixture": ADVERSARY | {"attacks": ["pdg"]}}}, "recipe.mixture.attacks.0"),
+        ({"recipe": RECIPE | {"mixture": ADVERSARY | {"attacks": []}}}, "recipe.mixture.attacks"),
+        ({"recipe": RECIPE | {"mixture": ADVERSARY | {"attacks": ["cw"], "sigma": 0}}}, "recipe.mixture.sigma"),
+        ({"recipe": RECIPE | {"fast": {"eps": 0.1}, "free": {"eps": 0.1}}}, "free and fast are two ways to train"),
+        ({"recipe": RECIPE | {"noise": -0.1}}, "recipe.noise"),
+        ({"recipe": RECIPE | {"precision": "float16"}}, "recipe.precision"),
+        ({"recipe": RECIPE | {"storage": "int8"}}, "recipe.storage"),
+        ({"recipe": RECIPE | {"schedule": {"kind": "drop"}}}, "recipe.schedule: kind: drop needs after"),
+        ({"recipe": RECIPE | {"schedule": {"after": 3}}}, "no other kind takes it"),
+        ({"recipe": RECIPE | {"schedule": {"kind": "drop", "after": 3, "factor": 1.0}}}, "recipe.schedule.factor"),
+        ({"recipe": RECIPE | {"epochs": 8, "schedule": {"kind": "drop", "after": 9}}}, "schedule.after: 9 never comes"),
+        ({"recipe": RECIPE | {"epochs": 8, "fast": {"eps": 0.1, "warmup_epochs": 8}}}, "warmup_epochs: 8 of 8 epochs never"),
+        ({"recipe": RECIPE | {"pretrained": "http://x/y-01234567.pth"}}, "recipe.pretrained"),
+        ({"recipe": RECIPE | {"pretrained": "https://x/y.pth"}}, "recipe.pretrained"),
+        ({"smoothing": 0}, "smoothing"),
+        ({"recipe": RECIPE | {"incremental": LOWERING | {"start": 1.5}}}, "start must lie in"),
+        ({"recipe": RECIPE | {"incremental": LOWERING | {"step": 0}}}, "step in"),
+        ({"recipe": RECIPE | {"incremental": LOWERING | {"epochs": 0}}}, "recipe.incremental.epochs"),
+        ({"normalise": {"mean": [0.5], "std": [0]}}, "normalise.std.0"),
+        ({"normalise": {"mean": [float("nan")], "std": [1]}}, "normalise.mean.0: .*finite"),
+        ({"prediction": {"kind": "draw", "draws": 5}}, "a single draw is one draw"),
+        ({"prediction": {"kind": "frozen", "draws": 5}}, "a single draw is one draw"),
+        ({"prediction": {"kind": "vote", "draws": 5, "seed": 1}}, "a seed is for kind: frozen"),
+        ({"prediction": {"kind": "median", "draws": 5}}, "prediction.kind"),
+        ({"prediction": {"kind": "mean_logits", "draws": 0}}, "prediction.draws"),
+        ({"activation": {"name": 3}}, "activation.name"),
+    ],
+)
+def test_entries_with_impossible_values_are_refused_with_the_key(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        entry(**sections)
+
+
+def test_numbers_that_matter_are_kept_exactly() -> None:
+    recipe = entry(
+        recipe=RECIPE | {"adversarial": {"eps": "8/255", "steps": 1, "step_size": 0.1}, "incremental": LOWERING}
+    ).recipe
+    assert recipe is not None
+    assert recipe.adversarial is not None
+    assert recipe.incremental is not None
+    assert (recipe.adversarial.eps, recipe.adversarial.step_size) == (Fraction(8, 255), Fraction(1, 10))
+    assert (recipe.incremental.start, recipe.incremental.step) == (Fraction(1, 2), Fraction(1, 10))
+
+
+def test_a_model_answers_by_one_draw_unless_its_entry_says_otherwise() -> None:
+    assert entry().prediction == PredictionRule(kind="draw", draws=1)
+    assert entry(prediction={"kind": "mean_logits", "draws": 8}).prediction.draws == 8
+
+
+def test_a_rule_of_prediction_may_be_written_in_a_word() -> None:
+    assert prediction_rule("draw") == PredictionRule()
+    assert prediction_rule("mean_logits:10") == PredictionRule(kind="mean_logits", draws=10)
+    assert prediction_rule("vote:3") == PredictionRule(kind="vote", draws=3)
+    assert prediction_rule("frozen:0") == PredictionRule(kind="frozen")
+    assert prediction_rule("frozen:7") == PredictionRule(kind="frozen", seed=7)
+    for text in ("", "vote", "vote:", "vote:x", "vote:0", "vote:-1", "vote:1.5", "vote:²", "draw:1", "frozen", "mean:3", ":3"):
+        with pytest.raises(UsageError, match="--prediction"):
+            prediction_rule(text)
+
+
+REGISTRY = """\
+# The models.
+#
+# Two of them.
+models:
+  first:  # the first
+    description: A model whose description is quite long, so long that a writer with a narrow page would fold it into two lines.
+    architecture: {name: resnet18, width: 8}
+    activation: {name: kwta, gamma: 0.1}  # one tenth
+    recipe:
+      epochs: 3
+      learning_rate: 1.0e-1
+      seed: 0
+      # A comment inside.
+      adversarial: {eps: "8/255", steps: 3, step_size: 0.05}
+
+  # About the second.
+  digits/second:
+    architecture: {name: vgg11}
+    activation: {name: 'relu'}
+    normalise:
+      mean: [0.5]
+      std: [0.25]
+    checkpoint:
+      file: models/old.safetensors
+      sha256: "%s"
+
+# The end.
+"""
+
+
+def test_pinning_changes_the_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(REGISTRY % SHA)
+    new = "cd" * 32
+    pin_checkpoint(read_registry(file), "second", tmp_path / "models" / "new.safetensors", new)
+    assert file.read_text() == (REGISTRY % new).replace("models/old", "models/new")
+    assert read_registry(file).find("second")[1].checkpoint.sha256 == new
+
+
+def test_pinning_adds_a_checkpoint_and_keeps_every_comment(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(REGISTRY % SHA)
+    before = YAML(typ="safe").load(REGISTRY % SHA)
+    pin_checkpoint(read_registry(file), "first", tmp_path / "a.safetensors", SHA)
+    text = file.read_text()
+    lines = (REGISTRY % SHA).splitlines()
+    added = [line for line in text.splitlines() if line not in lines]
+    assert [line.strip().split(":")[0] for line in added] == ["file"]
+    assert not [line for line in lines if line not in text.splitlines()]
+    # The comment about the second entry still stands right above it.
+    assert "  # About the second.\n  digits/second:\n" in text
+    after = YAML(typ="safe").load(text)
+    assert after["models"]["first"].pop("checkpoint") == {"file": "a.safetensors", "sha256": SHA}
+    assert after == before
+
+
+def test_models_that_are_pinned_at_the_same_time_are_all_pinned(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    names = [f"model-{number}" for number in range(12)]
+    file.write_text("models:\n" + "".join(f"  {name}: {LINE}\n" for name in names))
+    registry = read_registry(file)
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: pin_checkpoint(registry, name, tmp_path / f"{name}.safetensors", SHA), names))
+    pinned = YAML(typ="safe").load(file.read_text())["models"]
+    assert [name for name in names if "checkpoint" not in pinned[name]] == []
+
+
+def test_a_comment_below_an_entry_stays_with_the_next_one(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(
+        f"models:\n  a:\n    architecture: {{name: vgg11}}\n    activation: {{name: relu}}\n\n  # About b.\n  b: {LINE}\n"
+    )
+    pin_checkpoint(read_registry(file), "a", tmp_path / "a.safetensors", SHA)
+    assert "  # About b.\n  b:" in file.read_text()
+
+
+def test_a_comment_below_a_recipe_stays_with_the_next_entry_and_one_beside_its_last_line_stays_there(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    entry = "  a:\n    architecture: {name: vgg11}\n    activation: {name: relu}\n"
+    recipe = "    recipe:\n      epochs: 3\n      learning_rate: 0.1\n      seed: 0  # Beside.\n"
+    below = f"\n  # About b.\n  # More about b.\n  b: {LINE}\n"
+    file.write_text(f"models:\n{entry}{recipe}{below}")
+    pin_checkpoint(read_registry(file), "a", tmp_path / "a.safetensors", SHA)
+    pinned = f'    checkpoint:\n      file: a.safetensors\n      sha256: "{SHA}"\n'
+    assert file.read_text() == f"models:\n{entry}{recipe}{pinned}{below}"
+
+
+def test_a_checkpoint_above_other_keys_is_pinned_where_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    text = (
+        'models:\n  a:\n    checkpoint:\n      file: old.safetensors\n      sha256: "%s"\n    architecture: {name: vgg11}\n'
+        "    activation:\n      name: relu\n\n  # About b.\n" + f"  b: {LINE}\n"
+    )
+    file.write_text(text % SHA)
+    new = "cd" * 32
+    pin_checkpoint(read_registry(file), "a", tmp_path / "old.safetensors", new)
+    assert file.read_text() == text % new
+
+
+def test_a_checkpoint_outside_the_registrys_folder_cannot_be_pinned(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    found = written(tmp_path / "in", f"models:\n  a: {LINE}\n")
+    before = found.path.read_text()
+    with pytest.raises(UsageError, match="must lie below"):
+        pin_checkpoint(found, "a", tmp_path / "a.safetensors", SHA)
+    assert found.path.read_text() == before

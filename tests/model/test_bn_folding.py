@@ -1,0 +1,233 @@
+"""Batch norms folded into convolutions: the same answers, and only of what follows what."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kwbench.model.bn_folding import folded
+from support.small_models import first_images, normed_cnn, trained_cnn, wrapped
+
+
+def _norms(module: nn.Module | None) -> int:
+    assert module is not None
+    return sum(isinstance(each, nn.BatchNorm2d) for each in module.modules())
+
+
+def _normed(channels: int, generator: torch.Generator) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels).eval().requires_grad_(False)
+    assert norm.running_mean is not None
+    norm.running_mean.copy_(torch.randn(channels, generator=generator))
+    norm.weight.copy_(torch.rand(channels, generator=generator) + 0.5)
+    return norm
+
+
+class Branching(nn.Module):
+    """What the convolution says goes to the norm, and past it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = normed_cnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, norm, *rest = self.network.children()
+        inner = convolution(x)
+        y: Tensor = norm(inner) + inner
+        for each in rest:
+            y = each(y)
+        return y
+
+
+class Twice(nn.Module):
+    """One convolution for two norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.network, self.convolution = trained_cnn(), nn.Conv2d(1, 1, 3, padding=1).requires_grad_(False)
+        self.first, self.second = _normed(1, generator), _normed(1, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.first(self.convolution(x)) + self.second(self.convolution(x)))
+        return logits
+
+
+class Before(nn.Module):
+    """The norm comes first, and another after a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        first, relu, *rest = trained_cnn().children()
+        self.network = nn.Sequential(_normed(1, generator), first, relu, _normed(16, generator), *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class Batchwise(nn.Module):
+    """Its norm goes by the batch at hand, also in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, *rest = trained_cnn().children()
+        self.network = nn.Sequential(first, nn.BatchNorm2d(16, track_running_stats=False), *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class Collecting(nn.Module):
+    """Takes features from a hook that writes into this module, whichever copy of it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        *body, self.head = normed_cnn().children()
+        self.body, self.kept = nn.Sequential(*body), dict[str, Tensor]()
+        self.body.register_forward_hook(lambda _, __, answer: self.kept.update(features=answer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.body(x)
+        logits: Tensor = self.head(self.kept["features"])
+        return logits
+
+
+class Hooked(nn.Module):
+    """Has its gradient from a hook on a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = normed_cnn()
+        self.network.get_submodule("1").register_full_backward_hook(lambda _, gradients, __: (gradients[0].flip(1),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class Lofty(Branching):
+    """Logits that are alike but for little."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1000 + 0.05 * super().forward(x)
+
+
+class Elsewhere(nn.Module):
+    """Goes by the norm only where many images pass together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.network = trained_cnn(), Branching()
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, norm, *_ = self.network.network.children()
+        logits: Tensor = self.network(x) if len(x) > 2 else self.plain(norm(convolution(x))[:, :1])
+        return logits
+
+
+class Named(nn.Module):
+    """Its convolution and its norm go by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second, *rest = normed_cnn().children()
+        self.first, self.second = first, second
+        self.network = nn.Sequential(first, second, *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+class Uncopied(nn.Module):
+    """Holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.lines = normed_cnn(), (line for line in ())
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def test_norms_after_convolutions_are_folded_into_them_and_the_module_is_left_alone() -> None:
+    module, x = normed_cnn(), first_images(30).x
+    before = module(x)
+    copy = folded(module, x[:2])
+    assert (_norms(module), _norms(copy)) == (2, 0)
+    assert copy is not None
+    torch.testing.assert_close(copy(x), before, rtol=1e-4, atol=1e-4)
+    assert torch.equal(module(x), before)
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
+    assert not any(weights.requires_grad for weights in copy.parameters())
+    assert copy.get_submodule("7").weight is module.get_submodule("7").weight, "what stays need not be there twice"
+
+
+@pytest.mark.parametrize("module", [trained_cnn, Twice, Before, Batchwise])
+def test_where_no_norm_simply_follows_a_convolution_there_is_nothing_to_fold(module: Callable[[], nn.Module]) -> None:
+    assert folded(module().eval(), first_images(2).x) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "folds"),
+    [
+        (normed_cnn, True),
+        (Named, True),
+        (trained_cnn, False),
+        (Branching, False),
+        (Lofty, False),
+        (Elsewhere, False),
+        (Collecting, False),
+        (Hooked, False),
+        (Uncopied, False),
+        (Before, False),
+    ],
+)
+def test_a_search_computes_folded_only_where_the_answers_are_the_same(module: Callable[[], nn.Module], folds: bool) -> None:
+    images = first_images(48).x
+    model = wrapped(module(), tile=16)
+    model.measure_passes(images)
+    assert (model.arithmetic("folded") == "folded") is folds
+    exact = model(images)
+    with model.searching("folded"):
+        quick = model(images)
+        for rows in (slice(0, 1), slice(3, 10), slice(0, 40)):
+            assert torch.equal(model(images[rows]), quick[rows]), "a row must not depend on its company"
+    assert torch.equal(quick, exact) is not folds
+    torch.testing.assert_close(quick, exact, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model(images), exact)
+
+
+def test_of_random_models_and_before_anything_is_measured_nothing_is_folded() -> None:
+    model = wrapped(normed_cnn(), tile=16)
+    assert model.arithmetic("folded") == "float32"
+    model.measure_passes(first_images(16).x)
+    assert model.arithmetic("folded") == "folded"
+    model.stochastic = True
+    model.measure_passes(first_images(16).x)
+    assert model.arithmetic("folded") == "float32"
+
+
+def test_where_memory_is_short_nobody_takes_it_for_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(normed_cnn(), tile=16)
+    model.measure_passes(first_images(16).x)
+
+    def short(module: nn.Module, images: Tensor) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kwbench.model.model.folded", short)
+        with pytest.raises(MemoryError):
+            model.arithmetic("folded")
+    assert model.arithmetic("folded") == "folded"
+
+
+def test_a_search_that_is_the_first_to_fold_folds_the_bare_module() -> None:
+    model = wrapped(normed_cnn(), tile=16)
+    model.measure_passes(first_images(16).x)
+    with model.running(lambda module, x: (torch.zeros(len(x), 10), 1)):
+        assert model.arithmetic("folded") == "folded"

@@ -1,0 +1,180 @@
+"""Replayed passes, by a stand-in for CUDA graphs: like theirs, its replays overwrite the memory of the one before."""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kwbench.model import Model
+from kwbench.model.cuda_graphs import Recorded, Work, recorder
+from support.small_models import first_images, wrapped
+
+
+class Graphs:
+    """Records as a GPU does, counts replays, and has a clock: what is replayed takes `cost` of the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: float = 0.5) -> None:
+        self.replays, self.now, self.rate, self.cost = 0, 0.0, 1.0, cost
+        monkeypatch.setattr("kwbench.model.model.recorder", lambda _: self.record)
+        monkeypatch.setattr("time.process_time", lambda: self.now)
+
+    def record(self, works: Sequence[Work]) -> list[tuple[Callable[[], None], Tensor]]:
+        return [self._recorded(work) for work in works]
+
+    def _recorded(self, work: Work) -> tuple[Callable[[], None], Tensor]:
+        left = work().clone()
+
+        def replay() -> None:
+            self.replays += 1
+            with torch.set_grad_enabled(gradients), self._quick():
+                left.copy_(work())
+
+        gradients = torch.is_grad_enabled()
+        return replay, left
+
+    @contextmanager
+    def _quick(self) -> Any:
+        self.rate = self.cost
+        yield
+        self.rate = 1.0
+
+
+class Timed(nn.Module):
+    """Takes a second of the clock of those graphs."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.graphs = graphs
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SELU(), nn.Flatten(), nn.Linear(144, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.graphs.now += self.graphs.rate
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def measured_model(module: nn.Module, images: Tensor) -> Model:
+    model = wrapped(module, tile=16)
+    model.measure_passes(images)
+    return model
+
+
+def gradient(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(call(leaf).square().sum(), leaf)[0]
+
+
+def test_a_replay_has_the_bits_of_the_pass_also_where_others_came_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs(monkeypatch)
+    module = Timed(graphs)
+    one, other = first_images(16).x, first_images(32).x[16:]
+    recorded = Recorded(module, one, graphs.record, gradients=True)
+    leaves = [each.clone().requires_grad_() for each in (one, other)]
+    logits = [recorded(leaf) for leaf in leaves]
+    for leaf, found in zip(leaves, logits, strict=True):
+        assert torch.equal(found, module(leaf))
+        expected = gradient(module, leaf.detach())
+        # The first has been overwritten by the second; and each is asked twice.
+        for _ in range(2):
+            assert torch.equal(torch.autograd.grad(found.square().sum(), leaf, retain_graph=True)[0], expected)
+
+
+def test_gradients_right_after_their_pass_cost_no_other_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs(monkeypatch)
+    x = first_images(16).x
+    recorded = Recorded(Timed(graphs), x, graphs.record, gradients=True)
+    gradient(recorded, x)
+    assert graphs.replays == 2
+
+
+def test_without_gradients_logits_outlive_the_next_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs(monkeypatch)
+    module = Timed(graphs)
+    one, other = first_images(16).x, first_images(32).x[16:]
+    with torch.no_grad():
+        recorded = Recorded(module, one, graphs.record, gradients=False)
+        first = recorded(one)
+        recorded(other)
+        assert torch.equal(first, module(one))
+
+
+def test_a_search_that_replays_proposes_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs(monkeypatch)
+    batch = first_images(40)
+    plain, model = (measured_model(Timed(graphs), batch.x) for _ in range(2))
+    plain.keep_to_tiles()
+    for size in (40, 7):
+        x = batch.x[:size]
+        with torch.no_grad():
+            assert torch.equal(model(x), plain(x))
+        assert torch.equal(gradient(model, x), gradient(plain, x))
+    # Two trials of three replays of each kind, and the passes of the two sizes.
+    assert graphs.replays > 12
+
+
+def assert_is_tried_and_no_more(module: Timed) -> None:
+    x = first_images(16).x
+    model = measured_model(module, x)
+    gradient(model, x)
+    tried = module.graphs.replays
+    gradient(model, x)
+    assert tried
+    assert module.graphs.replays == tried
+
+
+@pytest.mark.parametrize("cost", [1.0, 2.0])
+def test_what_is_no_quicker_is_not_replayed(monkeypatch: pytest.MonkeyPatch, cost: float) -> None:
+    assert_is_tried_and_no_more(Timed(Graphs(monkeypatch, cost)))
+
+
+class Remembering(Timed):
+    """Goes by a number that Python counts, which a replay does not."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        super().__init__(graphs)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.graphs.rate == 1.0
+        return super().forward(x) + self.calls
+
+
+def test_what_gives_other_bits_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_is_tried_and_no_more(Remembering(Graphs(monkeypatch)))
+
+
+def test_a_module_that_cannot_be_recorded_passes_as_before_and_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs(monkeypatch)
+    batch = first_images(16)
+    asked = []
+
+    def refuse(works: Sequence[Work]) -> Any:
+        asked.append(len(works))
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("kwbench.model.model.recorder", lambda _: refuse)
+    module = Timed(graphs)
+    model = measured_model(module, batch.x)
+    for _ in range(2):
+        assert torch.equal(gradient(model, batch.x), gradient(module, batch.x))
+    assert asked == [2]
+
+
+def test_where_memory_runs_out_recordings_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs(monkeypatch)
+    batch = first_images(16)
+    model = measured_model(Timed(graphs), batch.x)
+    gradient(model, batch.x)
+    before = graphs.replays
+    assert model.keep_to_tiles()
+    gradient(model, batch.x)
+    assert graphs.replays == before
+    assert not model.keep_to_tiles()
+
+
+def test_a_processor_records_nothing() -> None:
+    assert recorder(torch.device("cpu")) is None

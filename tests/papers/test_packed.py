@@ -1,0 +1,109 @@
+"""A packed record is the record, and none is lost by packing or unpacking."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from packed import pack, unpack
+
+from kwbench.record.store import Store
+from support.records import deterministic
+
+SCRIPT = Path(__file__).resolve().parents[2] / "bench/papers/packed.py"
+
+
+def statuses(path: Path) -> list[str]:
+    """What is on record of PGD."""
+    store = Store.open(str(path))
+    (evaluation,) = store.evaluations()
+    found = [outcome.status.value for outcome in store.outcomes(evaluation.attack_runs["pgd"])]
+    store.close()
+    return found
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    path = tmp_path / "papers.db"
+    store = Store.open(str(path), create=True)
+    deterministic(store, {"clean": "hhhw", "pgd": "hbbw"}, model="m")
+    store.close()
+    return path
+
+
+def test_what_was_packed_and_unpacked_says_the_same(recorded: Path, tmp_path: Path) -> None:
+    pack(recorded, tmp_path / "papers.db.xz")
+    unpack(tmp_path / "papers.db.xz", tmp_path / "again.db")
+    assert statuses(tmp_path / "again.db") == statuses(recorded) == ["held", "broken", "broken", "wrong"]
+    assert (tmp_path / "papers.db.xz").stat().st_size < recorded.stat().st_size / 4
+    assert sorted(os.listdir(tmp_path)) == ["again.db", "papers.db", "papers.db.xz"]
+
+
+def test_commands_keep_their_files_and_forget_the_folders(recorded: Path, tmp_path: Path) -> None:
+    command = "kwbench evaluate cifar10/net --data /home/me/my-data/test.npz --data-dir=/data --set pgd.steps=1/2 --db x/y.db"
+    with closing(sqlite3.connect(recorded)) as connection, connection:
+        connection.execute("UPDATE evaluations SET provenance = ?", (json.dumps({"command": command, "cores": 2}),))
+    pack(recorded, tmp_path / "papers.db.xz")
+    unpack(tmp_path / "papers.db.xz", tmp_path / "again.db")
+    store = Store.open(str(tmp_path / "again.db"))
+    (evaluation,) = store.evaluations()
+    store.close()
+    assert evaluation.spec.provenance == {
+        "command": "kwbench evaluate cifar10/net --data test.npz --data-dir=data --set pgd.steps=1/2 --db x/y.db",
+        "cores": 2,
+    }
+
+
+def test_a_record_is_never_written_over(recorded: Path, tmp_path: Path) -> None:
+    pack(recorded, tmp_path / "papers.db.xz")
+    before = recorded.read_bytes()
+    with pytest.raises(FileExistsError, match=r"papers\.db: is there already"):
+        unpack(tmp_path / "papers.db.xz", recorded)
+    assert recorded.read_bytes() == before
+
+
+def test_a_damaged_record_leaves_no_half_of_one(recorded: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "papers.db.xz"
+    pack(recorded, packed)
+    packed.write_bytes(packed.read_bytes()[:-200])
+    with pytest.raises(EOFError):
+        unpack(packed, tmp_path / "again.db")
+    assert not (tmp_path / "again.db").exists()
+
+
+def test_without_a_record_the_packed_one_stays(recorded: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "papers.db.xz"
+    pack(recorded, packed)
+    before = packed.read_bytes()
+    command = [sys.executable, str(SCRIPT), "pack", str(tmp_path / "missing.db"), str(packed)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    assert packed.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["papers.db", "papers.db.xz"]
+
+
+def test_what_a_packed_record_has_and_the_record_lacks_is_not_written_over(recorded: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "papers.db.xz"
+    pack(recorded, packed)
+    before = packed.read_bytes()
+    with closing(sqlite3.connect(recorded)) as connection, connection:
+        connection.execute('DELETE FROM outcomes WHERE "index" = 3 AND attack_run = (SELECT max(id) FROM attack_runs)')
+    with pytest.raises(FileExistsError, match=r"papers\.db\.xz: has 1 measurements that .*papers\.db lacks; unpack it"):
+        pack(recorded, packed)
+    assert packed.read_bytes() == before
+
+
+def test_a_record_that_has_more_than_the_packed_one_takes_its_place(recorded: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "papers.db.xz"
+    pack(recorded, packed)
+    store = Store.open(str(recorded))
+    deterministic(store, {"clean": "hhhh", "pgd": "hhhh"}, model="another")
+    store.close()
+    pack(recorded, packed)
+    unpack(packed, tmp_path / "again.db")
+    store = Store.open(str(tmp_path / "again.db"))
+    assert [each.spec.model for each in store.evaluations()] == ["m", "another"]
+    store.close()

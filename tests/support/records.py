@@ -1,0 +1,129 @@
+"""Records made up for tests: evaluations with chosen outcomes, in a real database."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kwbench.outcome import Outcome, Status
+from kwbench.record.store import AttackSpec, Evaluation, EvaluationSpec, Store
+from kwbench.threat import ThreatModel
+
+LETTERS = {"w": Status.WRONG, "b": Status.BROKEN, "h": Status.HELD, "i": Status.INVALID, "e": Status.ERROR}
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def sample(index: int) -> str:
+    return digest("sample", index)[:32]
+
+
+def rows(letters: str, *, start: int = 0, **fields: Any) -> list[Outcome]:
+    """One outcome a letter; w, b, h, i, e are the statuses, a dot is a missing row."""
+    return [
+        Outcome(
+            sample=sample(start + at),
+            index=start + at,
+            label=at % 10,
+            status=LETTERS[letter],
+            clean_prediction=at % 10,
+            prediction=at % 10,
+            distance=0.1,
+            **{"forwards": 3, "backwards": 2, "seconds": 0.25} | fields,
+        )
+        for at, letter in enumerate(letters)
+        if letter != "."
+    ]
+
+
+def drawn(selection: Sequence[int], fresh: Sequence[int], draws: int = 100) -> list[Outcome]:
+    """Outcomes of a stochastic model: how many of the draws were right, per sample."""
+    return [
+        Outcome(
+            sample=sample(at),
+            index=at,
+            label=at % 10,
+            status=Status.HELD if 2 * score >= draws else Status.BROKEN,
+            selection_correct=int(chosen),
+            selection_draws=draws,
+            fresh_correct=int(score),
+            fresh_draws=draws,
+            forwards=1,
+        )
+        for at, (chosen, score) in enumerate(zip(selection, fresh, strict=True))
+    ]
+
+
+def specification(
+    model: str = "net",
+    attacks: Mapping[str, Mapping[str, Any]] | Sequence[str] = ("clean", "pgd"),
+    *,
+    n: int = 4,
+    eps: str = "8/255",
+    norm: str = "linf",
+    dataset: str = "digits",
+    suite: str = "papers",
+    stochastic: bool = False,
+    checkpoint: str = "c0",
+    origin: Mapping[str, Any] | None = None,
+    spec: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> EvaluationSpec:
+    parameters = attacks if isinstance(attacks, Mapping) else {label: {} for label in attacks}
+    origin = {
+        "model_sha256": digest(checkpoint),
+        "data_sha256": digest("data"),
+        "prediction": {"kind": "draw", "draws": 1},
+        "seed": 0,
+        "versions": {"torch": "2.13.0", "kwbench": "0.1.0"},
+    } | dict(origin or {})
+    whole = {"origin": origin} | dict(spec or {})
+    key = (model, dataset, suite, norm, eps, n, stochastic, sorted(whole.items(), key=str))
+    return EvaluationSpec(
+        identity=digest(key, sorted(parameters)),
+        model=model,
+        dataset=dataset,
+        suite=suite,
+        threat=ThreatModel.of(norm, eps),
+        n=n,
+        stochastic=stochastic,
+        attacks=tuple(
+            AttackSpec(label, digest(key, label, sorted(values.items())), {"name": label, "parameters": dict(values)})
+            for label, values in parameters.items()
+        ),
+        spec=whole,
+        provenance={"device": "cpu", "platform": "Linux"} | dict(provenance or {}),
+    )
+
+
+def record(store: Store, spec: EvaluationSpec, outcomes: Mapping[str, Sequence[Outcome]]) -> Evaluation:
+    """Register an evaluation and append what each attack found."""
+    evaluation = store.register(spec)
+    for label, found in outcomes.items():
+        store.append(evaluation.attack_runs[label], found)
+    return evaluation
+
+
+def deterministic(store: Store, letters: Mapping[str, str], **options: Any) -> Evaluation:
+    """An evaluation of a deterministic model from one string of letters an attack."""
+    n = options.pop("n", len(next(iter(letters.values()))))
+    parameters = options.pop("attacks", {label: {} for label in letters})
+    return record(
+        store, specification(attacks=parameters, n=n, **options), {name: rows(each) for name, each in letters.items()}
+    )
+
+
+def network(
+    store: Store, model: str, a_std: float, drops: Mapping[str, float], *, n: int = 360, seed: int = 0, **options: Any
+) -> Evaluation:
+    """A plausible deterministic model: harder samples fall first; `drops` gives the accuracy that each attack leaves."""
+    rng = np.random.default_rng(seed)
+    hardness = np.random.default_rng(99).random(n) * 0.8 + rng.random(n) * 0.2
+    order = hardness.argsort().argsort() / n
+    letters = {"clean": "".join("h" if at < a_std else "w" for at in order)}
+    for name, left in drops.items():
+        letters[name] = "".join("w" if at >= a_std else "h" if at < left else "b" for at in order)
+    return deterministic(store, letters, model=model, **options)

@@ -1,0 +1,197 @@
+"""What the record says against itself, on made-up records: fires where it should, and not on sound ones."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kwbench.finding import Finding
+from kwbench.record.store import AttackSpec, Evaluation, Store
+from kwbench.record.summary import standings
+from kwbench.verdict.record_checks import evidence, group_of
+from support.records import deterministic, drawn, record, specification
+
+EXACT: dict[str, Any] = {"gradient": {"kind": "exact"}, "steps": 40, "relative_step_size": 1 / 30}
+RELAXED: dict[str, Any] = {"gradient": {"kind": "relaxed"}, "steps": 40}
+ATTACKS: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "fgsm": {"gradient": {"kind": "exact"}},
+    "pgd": EXACT,
+    "mim": RELAXED,
+    "transfer": {"surrogate": "vgg11", "steps": 40},
+    "square": {"steps": 5000},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(str(tmp_path / "results.db"), create=True)
+    yield opened
+    opened.close()
+
+
+def found(store: Store, evaluation: Evaluation) -> dict[str, Finding]:
+    everything = standings(store)
+    mine = next(each for each in everything if each.evaluation.id == evaluation.id)
+    outcomes = {label: store.outcomes(run) for label, run in evaluation.attack_runs.items()}
+    others = [each for each in everything if each is not mine]
+    return {each.check: each for each in evidence(mine, outcomes, others)}
+
+
+def judged(store: Store, **letters: str) -> dict[str, Finding]:
+    """The findings of 100 samples where attacks that are not given break nothing."""
+    whole = {label: letters.get(label, "h").ljust(100, "h") for label in ATTACKS}
+    return found(store, deterministic(store, whole, attacks=ATTACKS))
+
+
+def test_a_sound_record_raises_nothing(store: Store) -> None:
+    everything = judged(store, fgsm="b" * 20, pgd="b" * 40, mim="b" * 38, square="b" * 41, transfer="b" * 9)
+    assert [each for each in everything.values() if each.fires] == []
+
+
+@pytest.mark.parametrize(("label", "check"), [("square", "gradient-free"), ("mim", "softened"), ("transfer", "transfer")])
+def test_what_breaks_more_than_exact_gradients_masks_them(store: Store, label: str, check: str) -> None:
+    everything = judged(store, pgd="b" * 40, **{label: "b" * 52})
+    assert {name for name, each in everything.items() if each.fires} == {check}
+    assert everything[check].figure == pytest.approx(0.12)
+    assert everything[check].kind == "masking"
+    assert len(everything[check].samples) == 12
+
+
+def test_relaxed_gradients_are_exact_where_there_is_nothing_to_relax(store: Store) -> None:
+    whole = {label: ("b" * 52 if label == "mim" else "b" * 40 if label == "pgd" else "h").ljust(100, "h") for label in ATTACKS}
+    evaluation = deterministic(store, whole, attacks=ATTACKS)
+    outcomes = {label: store.outcomes(run) for label, run in evaluation.attack_runs.items()}
+    checks = {each.check for each in evidence(standings(store)[0], outcomes, relaxes=False)}
+    assert "softened" not in checks
+    assert "gradient-free" in checks
+
+
+def test_two_samples_are_chance_whatever_their_share(store: Store) -> None:
+    attacks = {label: ATTACKS[label] for label in ("clean", "pgd", "square")}
+    few = deterministic(store, {"clean": "h" * 20, "pgd": "h" * 20, "square": "bb" + "h" * 18}, attacks=attacks)
+    assert not found(store, few)["gradient-free"].fires
+
+
+def test_only_samples_that_exact_gradients_met_count_against_them(store: Store) -> None:
+    attacks = {label: ATTACKS[label] for label in ("clean", "square", "pgd")}
+    letters = {"clean": "h" * 100, "square": "b" * 60 + "h" * 40, "pgd": "." * 60 + "h" * 40}
+    cascade = deterministic(store, letters, attacks=attacks, spec={"cascade": True})
+    assert found(store, cascade)["gradient-free"].figure == 0
+
+
+def test_a_single_step_that_beats_forty_is_noticed(store: Store) -> None:
+    everything = judged(store, fgsm="b" * 30, pgd="h" * 10 + "b" * 30)
+    assert everything["single step on record"].fires
+    assert everything["single step on record"].figure == pytest.approx(0.10)
+
+
+def test_errors_and_invalid_rows_are_a_doubt(store: Store) -> None:
+    failures = judged(store, pgd="bbeei")["failures"]
+    assert (failures.fires, failures.kind, len(failures.samples)) == (True, "doubt", 3)
+
+
+def test_a_model_that_says_the_same_of_every_image_is_constant(store: Store) -> None:
+    spec = specification(attacks=("clean", "pgd"), n=20)
+    same = [each.__class__(**{**_fields(each), "clean_prediction": 3}) for each in drawn([50] * 20, [90] * 20)]
+    assert found(store, record(store, spec, {"clean": same, "pgd": same}))["constant"].fires
+    assert not judged(store)["constant"].fires
+
+
+def _fields(outcome: Any) -> dict[str, Any]:
+    return {name: getattr(outcome, name) for name in outcome.__dataclass_fields__}
+
+
+def test_a_last_doubling_that_still_takes_points_is_a_doubt(store: Store) -> None:
+    attacks: dict[str, dict[str, Any]] = {"clean": {}, "pgd": EXACT, "es": {}, "es x2": {}, "es x4": {}}
+    letters = {
+        "clean": "h" * 100,
+        "pgd": "h" * 100,
+        "es": "b" * 20 + "h" * 80,
+        "es x2": "." * 20 + "bbbbb" + "h" * 75,
+    }
+    spec: dict[str, Any] = {"cascade": True}
+    settled = deterministic(store, letters | {"es x4": "." * 25 + "h" * 75}, attacks=attacks, spec=spec, model="settled")
+    going_on = deterministic(store, letters | {"es x4": "." * 25 + "bbbb" + "h" * 71}, attacks=attacks, spec=spec)
+    assert (found(store, settled)["escalation"].fires, found(store, settled)["escalation"].figure) == (False, 0)
+    last = found(store, going_on)["escalation"]
+    assert (last.fires, last.kind, len(last.samples)) == (True, "doubt", 4)
+    assert last.figure == pytest.approx(0.04)
+    assert "es x4" in last.statement
+
+
+def test_without_doublings_on_record_nothing_is_said_of_them(store: Store) -> None:
+    assert "escalation" not in judged(store)
+
+
+def test_stochastic_models_are_held_to_fresh_draws_at_the_chosen_candidate(store: Store) -> None:
+    attacks = {label: ATTACKS[label] for label in ("clean", "pgd", "square")}
+    spec = specification(attacks=attacks, n=50, stochastic=True)
+    clean, held, broken = (drawn([each] * 50, [each] * 50) for each in (95, 80, 20))
+    masked = found(store, record(store, spec, {"clean": clean, "pgd": held, "square": broken}))
+    assert masked["gradient-free"].figure == pytest.approx(0.6)
+    assert masked["gradient-free"].fires
+    # Lower by luck on the selection draws alone: fresh ones tell the truth.
+    lucky = drawn([75] * 50, [80] * 50)
+    spec = specification("lucky", attacks=attacks, n=50, stochastic=True)
+    assert found(store, record(store, spec, {"clean": clean, "pgd": held, "square": lucky}))["gradient-free"].figure == 0
+
+
+def test_steps_that_cannot_cross_the_ball_are_noticed(store: Store) -> None:
+    attacks: dict[str, dict[str, Any]] = {"clean": {}, "pgd": {"steps": 10, "step_size": 0.002}, "mim": EXACT}
+    short = found(store, deterministic(store, {"clean": "hhh", "pgd": "hhh", "mim": "hhh"}, attacks=attacks))["reach"]
+    assert short.fires
+    assert short.figure == pytest.approx(0.02 * 255 / 8, abs=1e-5)
+    assert not judged(store)["reach"].fires
+
+
+def test_accuracy_above_the_best_known_is_a_doubt(store: Store) -> None:
+    for right, fires in ((195, True), (140, False)):
+        letters = {"clean": "h" * 200, "pgd": "h" * right + "b" * (200 - right)}
+        one = deterministic(store, letters, attacks={"clean": {}, "pgd": EXACT}, dataset="cifar10", model=f"net{right}")
+        best = found(store, one)["best known"]
+        assert (best.fires, best.kind, best.threshold) == (fires, "doubt", 0.7371)
+
+
+def test_a_smaller_ball_than_the_table_s_and_an_unknown_data_set_have_no_best_known(store: Store) -> None:
+    letters = {"clean": "hhhh", "pgd": "hhhh"}
+    small = deterministic(store, letters, dataset="cifar10", eps="4/255")
+    assert "best known" not in found(store, small)
+    assert "best known" not in judged(store)
+
+
+def test_a_model_far_above_its_relu_twin_is_a_doubt(store: Store) -> None:
+    for name, right in (("resnet18-relu-at", 60), ("resnet18-kwta0.1-at", 80), ("resnet18-lwta0.2-at", 63)):
+        letters = {"clean": "h" * 100, "pgd": "h" * right + "b" * (100 - right)}
+        deterministic(store, letters, attacks={"clean": {}, "pgd": EXACT}, model=name)
+    by_name = {each.spec.model: each for each in store.evaluations()}
+    assert found(store, by_name["resnet18-kwta0.1-at"])["twin"].fires
+    assert not found(store, by_name["resnet18-lwta0.2-at"])["twin"].fires
+    assert "twin" not in found(store, by_name["resnet18-relu-at"])
+
+
+def test_a_twin_under_another_threat_is_none(store: Store) -> None:
+    for name, eps in (("resnet18-relu-at", "4/255"), ("resnet18-slwta2-at", "8/255")):
+        mine = deterministic(store, {"clean": "hhhh", "pgd": "hhhh"}, model=name, eps=eps)
+    assert "twin" not in found(store, mine)
+
+
+@pytest.mark.parametrize(
+    ("attack", "parameters", "group"),
+    [
+        ("pgd", {"gradient": {"kind": "exact"}}, "exact"),
+        ("apgd", {"gradient": {"kind": "eot", "draws": 20}}, "exact"),
+        ("deepfool", {}, "exact"),
+        ("pgd", {"gradient": {"kind": "relaxed"}}, "softened"),
+        ("pgd", {"gradient": {"kind": "smooth"}}, "softened"),
+        ("apgd", {"gradient": {"kind": "es"}}, "gradient-free"),
+        ("rays", {}, "gradient-free"),
+        ("transfer", {"gradient": {"kind": "exact"}}, "transfer"),
+        ("autoattack", {"version": "standard"}, None),
+        ("autoattack", {"version": "rand"}, "exact"),
+        ("noop", {}, None),
+    ],
+)
+def test_attacks_are_grouped_by_what_they_know(attack: str, parameters: dict[str, Any], group: str | None) -> None:
+    assert group_of(AttackSpec("label", "0", {"attack": attack, "parameters": parameters})) == group
