@@ -9,7 +9,7 @@ from kwbench.config.suite import Suite, read_suite
 from kwbench.evaluation.evaluator import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.record.store import Store
-from kwbench.record.summary import Standing, standings
+from kwbench.record.summary import Summary, summaries
 
 # The attacks of the strong suite on a network that hides no gradient, each on every sample, in float32.
 FULL = """
@@ -22,11 +22,11 @@ attacks:
 """
 
 
-def evaluated(folder: Path, suite: Suite, name: str) -> Standing:
+def evaluated(folder: Path, suite: Suite, name: str) -> Summary:
     store = Store.open(str(folder / f"{name}.db"), create=True)
     try:
         evaluate(Request("resnet18-relu-at", suite=suite, n=96), store)
-        (standing,) = standings(store)
+        (standing,) = summaries(store)
         return standing
     finally:
         store.close()

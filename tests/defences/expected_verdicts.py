@@ -13,7 +13,7 @@ from defences import exact_truth, planted
 from defences.broken_defences import DEFENCES, EPS
 from defences.sound_models import SOUND
 from kwbench.record.store import Store
-from kwbench.record.summary import standings
+from kwbench.record.summary import summaries
 from kwbench.verdict import verdict_on_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def reached(db: str) -> dict[str, str]:
     """The newest verdict on record for each model, by its name there."""
     store = Store.open(db)
     try:
-        found = {each.model: verdict_on_record(each) for each in standings(store) if each.evaluation.spec.suite == "strong"}
+        found = {each.model: verdict_on_record(each) for each in summaries(store) if each.evaluation.spec.suite == "strong"}
     finally:
         store.close()
     return {model: each.word for model, each in found.items() if each is not None}

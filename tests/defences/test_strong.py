@@ -17,7 +17,7 @@ from kwbench.config.suite import Suite, read_suite
 from kwbench.evaluation.evaluator import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.record.store import Store
-from kwbench.record.summary import Standing, standings
+from kwbench.record.summary import Summary, summaries
 from kwbench.verdict import Verdict, verdict_on_record
 from support.small_models import first_images
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.trial, pytest.mark.timeout(7200)]
 SEEN = [way for way in LWTA if way not in HIDDEN]
 
 
-def strong(folder: Path, model: str, **options: Any) -> tuple[Standing, Verdict]:
+def strong(folder: Path, model: str, **options: Any) -> tuple[Summary, Verdict]:
     """What the strong suite makes of a model of one's own, given without any hint."""
     standing = evaluated(folder, model, read_suite("strong"), **options)
     found = verdict_on_record(standing)
@@ -35,22 +35,22 @@ def strong(folder: Path, model: str, **options: Any) -> tuple[Standing, Verdict]
     return standing, found
 
 
-def evaluated(folder: Path, model: str, suite: Suite, **options: Any) -> Standing:
+def evaluated(folder: Path, model: str, suite: Suite, **options: Any) -> Summary:
     store = Store.open(str(folder / "record.db"), create=True)
     try:
         evaluation = evaluate(Request(model, suite=suite, **{"tile": 32} | options), store)
-        (standing,) = (each for each in standings(store) if each.evaluation.id == evaluation.id)
+        (standing,) = (each for each in summaries(store) if each.evaluation.id == evaluation.id)
         return standing
     finally:
         store.close()
 
 
-def undiagnosed(folder: Path, model: str, **options: Any) -> Standing:
+def undiagnosed(folder: Path, model: str, **options: Any) -> Summary:
     """The same without the checks, where only the number is asked for."""
     return evaluated(folder, model, replace(read_suite("strong"), diagnose=False), **options)
 
 
-def a_rob(standing: Standing) -> float:
+def a_rob(standing: Summary) -> float:
     assert standing.a_rob is not None, standing.missing
     return standing.a_rob.value
 

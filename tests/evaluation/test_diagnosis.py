@@ -11,7 +11,7 @@ from kwbench.config.suite import Suite, read_suite
 from kwbench.evaluation.evaluator import LocalEvaluator, Request
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.record.store import Store
-from kwbench.record.summary import standings
+from kwbench.record.summary import summaries
 from kwbench.verdict import Verdict, verdict_on_record
 from support.small_registry import request, write_registry
 
@@ -57,7 +57,7 @@ def suite(tmp_path: Path) -> Suite:
 
 def judged(store: Store, wanted: Request) -> Verdict:
     evaluation = evaluate(wanted, store)
-    (mine,) = standings(store, [evaluation])
+    (mine,) = summaries(store, [evaluation])
     found = verdict_on_record(mine)
     assert found is not None
     return found
@@ -99,7 +99,7 @@ def test_where_the_protocol_leaves_nothing_only_a_thorough_diagnosis_looks_for_w
 ) -> None:
     wanted = request(write_registry(tmp_path), suite=suite, eps="0.5")
     evaluation = evaluate(wanted, store)
-    assert verdict_on_record(standings(store, [evaluation])[0]) is not None
+    assert verdict_on_record(summaries(store, [evaluation])[0]) is not None
     brief = {each.check: each for each in store.findings(evaluation.id)}
     assert {"state", "relaxed operations", "left out"} <= brief.keys()
     assert not {"eps sweep", "shattered gradients"} & brief.keys()
@@ -109,13 +109,13 @@ def test_where_the_protocol_leaves_nothing_only_a_thorough_diagnosis_looks_for_w
     assert {"eps sweep", "shattered gradients", "state"} <= found.keys()
     assert "left out" not in found
     assert seen[-1].samples < len(CHECKS)  # those of the answers were on record
-    assert verdict_on_record(standings(store, [evaluation])[0]).word == "confirmed"  # type: ignore[union-attr]
+    assert verdict_on_record(summaries(store, [evaluation])[0]).word == "confirmed"  # type: ignore[union-attr]
 
 
 def test_a_suite_that_does_not_diagnose_leaves_none(store: Store, suite: Suite, tmp_path: Path) -> None:
     evaluation = evaluate(request(write_registry(tmp_path), suite=replace(suite, diagnose=False)), store)
     assert store.findings(evaluation.id) == []
-    assert verdict_on_record(standings(store, [evaluation])[0]) is None
+    assert verdict_on_record(summaries(store, [evaluation])[0]) is None
 
 
 def test_asked_again_the_model_is_not_examined_again_and_the_verdict_is_the_same(

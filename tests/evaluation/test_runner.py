@@ -24,7 +24,7 @@ from kwbench.evaluation.evaluator import LocalEvaluator, Request, open_evaluator
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.outcome import Outcome, Status
 from kwbench.record.store import Evaluation, Store
-from kwbench.record.summary import standings
+from kwbench.record.summary import summaries
 from kwbench.statistics import accuracy_of_values
 from support.small_registry import count, fast_suite, intact, request, rows, write_registry
 
@@ -356,7 +356,7 @@ class TestRandomModels:
         what = request(registry, "small-random", suite=read_suite("controls"), n=64, tile=64, eps="0.005")
         evaluation = carry_out(what, db)
         store = Store.open(str(db))
-        (found,) = standings(store, [evaluation])
+        (found,) = summaries(store, [evaluation])
         assert found.stochastic
         assert len(found.attacks) == 20
         assert found.complete

@@ -13,7 +13,7 @@ from kwbench.config.suite import suite_of
 from kwbench.errors import UsageError
 from kwbench.evaluation.sweep import Sweep, parse_sweep
 from kwbench.record.store import Store
-from kwbench.record.summary import standings
+from kwbench.record.summary import summaries
 from kwbench.report.curves import Curve, curves_svg, sweep_table
 from kwbench.statistics import Interval
 from support.records import deterministic
@@ -113,6 +113,6 @@ def test_the_terminal_shows_a_model_a_row_and_a_value_a_column(tmp_path: Path) -
     for pgd, eps in (("hhhb", "0.1"), ("hhbb", "0.2")):
         deterministic(store, {"clean": "hhhh", "pgd": pgd}, eps=eps)
     out = io.StringIO()
-    Console(width=120, file=out).print(sweep_table("eps", ["0.1", "0.2"], [standings(store)]))
+    Console(width=120, file=out).print(sweep_table("eps", ["0.1", "0.2"], [summaries(store)]))
     store.close()
     assert re.search(r"net +100\.0 \[.*\] +75\.0 \[.*\] +50\.0 \[", out.getvalue())

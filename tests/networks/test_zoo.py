@@ -16,7 +16,7 @@ from kwbench.evaluation.runner import evaluate
 from kwbench.networks.activations import Kwta, effective_sparsity
 from kwbench.networks.loading import load_entry
 from kwbench.record.store import Store
-from kwbench.record.summary import standings
+from kwbench.record.summary import summaries
 from kwbench.training import accuracy, curve_of, recipe_hash
 
 REGISTRY = Path(__file__).resolve().parents[2] / "registry.yaml"
@@ -135,7 +135,7 @@ def test_pgd_mim_and_autoattack_each_leave_natural_relu_below_5_percent(tmp_path
     attacks = ["pgd", "mim", "transfer", "autoattack"]
     store = Store.open(str(tmp_path / "results.db"), create=True)
     request = Request("resnet18-relu", suite_of(attacks), registry=REGISTRY, n=128, threads=1)
-    (found,) = standings(store, [evaluate(request, store)])
+    (found,) = summaries(store, [evaluate(request, store)])
     accuracy = {attack.name: attack.accuracy.value for attack in found.attacks if attack.accuracy is not None}
     assert found.complete
     assert set(accuracy) == set(attacks)
@@ -155,7 +155,7 @@ def test_frozen_randomness_is_no_more_robust_than_a_draw_and_a_draw_no_more_than
     suite = override(suite_of(["pgd"]), ["pgd.steps=10", "pgd.relative_step_size=0.25"])
     rules = [PredictionRule(), *(PredictionRule(kind="frozen", seed=seed) for seed in range(5))]
     requests = [Request("resnet18-slwta2", suite, REGISTRY, n=32, eps="0.1", threads=1, prediction=rule) for rule in rules]
-    drawn, *frozen = standings(store, [evaluate(request, store) for request in requests])
+    drawn, *frozen = summaries(store, [evaluate(request, store) for request in requests])
     assert drawn.stochastic
     assert not any(each.stochastic for each in frozen)
     assert len({each.evaluation.spec.identity for each in frozen}) == 5

@@ -26,7 +26,7 @@ from kwbench.networks.loading import load_entry
 from kwbench.outcome import Outcome
 from kwbench.randomness import SampleRandom
 from kwbench.record.store import Evaluation, Store
-from kwbench.record.summary import Standing, comparison_key, standings, to_json
+from kwbench.record.summary import Summary, comparison_key, summaries, to_json
 from kwbench.report.leaderboard import boards
 from kwbench.threat import ThreatModel
 from support.records import deterministic, drawn, record, rows, specification
@@ -142,10 +142,10 @@ def carry_out(what: Request, db: Path, **options: Any) -> Evaluation:
         store.close()
 
 
-def found(db: Path, evaluation: Evaluation | None = None) -> Standing:
+def found(db: Path, evaluation: Evaluation | None = None) -> Summary:
     store = Store.open(str(db))
     try:
-        return standings(store, [evaluation] if evaluation is not None else None)[-1]
+        return summaries(store, [evaluation] if evaluation is not None else None)[-1]
     finally:
         store.close()
 
@@ -168,26 +168,26 @@ class TestTheRecordAlone:
             drawn([0, 0, 20], [0, 0, 25])[2],
         ]
         record(store, spec, {"clean": drawn([96, 80, 70, 0], [97, 81, 72, 2]), "noise": noise, "pgd": pgd})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.complete, it.missing
         assert value(it.a_rob) == pytest.approx((0.95 + 0.01 + 0.25 + 0.02) / 4)
         assert it.worst == ("noise", "noise", "pgd", "clean")
         assert [attack.broke for attack in it.attacks] == [2, 1]
-        assert [value(attack.standing) for attack in it.attacks] == pytest.approx([0.425, (0.95 + 0.01 + 0.25 + 0.02) / 4])
+        assert [value(attack.remaining) for attack in it.attacks] == pytest.approx([0.425, (0.95 + 0.01 + 0.25 + 0.02) / 4])
         assert [attack.accuracy for attack in it.attacks] == [None, None]
 
     def test_a_stochastic_cascade_without_the_scores_that_it_needs_has_no_number(self, store: Store) -> None:
         spec = specification(n=1, stochastic=True, spec={"cascade": True})
         row = replace(drawn([20], [0])[0], fresh_draws=0, fresh_correct=0)
         record(store, spec, {"clean": drawn([90], [90]), "pgd": [row]})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.missing == ("pgd: rows without draws",)
         assert it.a_rob is None
 
     def test_a_stochastic_sample_that_still_stands_and_was_not_attacked_leaves_no_number(self, store: Store) -> None:
         spec = specification(n=2, stochastic=True, spec={"cascade": True})
         record(store, spec, {"clean": drawn([90, 80], [88, 81]), "pgd": drawn([20], [25])})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.missing == ("pgd: 1 of 2 samples",)
 
     def test_an_attack_with_nothing_left_to_attack_does_not_run_unless_it_is_the_protocols(self, store: Store) -> None:
@@ -196,10 +196,10 @@ class TestTheRecordAlone:
             {"clean": "wh", "pgd": ".b", "apgd": "..", "fgsm": ".."},
             spec={"cascade": True, "protocol_attacks": ["pgd", "apgd"]},
         )
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.complete
         assert value(it.a_rob) == 0
-        assert [(attack.n, value(attack.standing), attack.broke) for attack in it.attacks] == [(1, 0, 1), (0, 0, 0)]
+        assert [(attack.n, value(attack.remaining), attack.broke) for attack in it.attacks] == [(1, 0, 1), (0, 0, 0)]
         assert it.skipped == {"fgsm": "hardly anything was left to break"}
 
     @pytest.mark.parametrize(("share", "skipped"), [(1, True), (2, False)])
@@ -209,7 +209,7 @@ class TestTheRecordAlone:
         shares = [0] * 19 + [share]
         spec = specification(attacks=("clean", "pgd", "fgsm"), n=20, stochastic=True, spec={"cascade": True})
         record(store, spec, {"clean": drawn([95] * 20, [95] * 20), "pgd": drawn(shares, shares)})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert ("fgsm" in it.skipped) is skipped
         assert it.complete is skipped
 
@@ -221,7 +221,7 @@ class TestTheRecordAlone:
         self, store: Store, fgsm: str, pgd: str, skipped: dict[str, str] | None
     ) -> None:
         deterministic(store, {"clean": "whhh", "fgsm": fgsm, "pgd": pgd}, spec={"after": {"pgd": ["fgsm"]}})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.complete == (skipped is not None)
         if skipped is not None:
             assert it.skipped == skipped
@@ -231,20 +231,20 @@ class TestTheRecordAlone:
     def test_what_was_broken_before_is_no_gain(self, store: Store) -> None:
         letters = {"clean": "whhh", "fgsm": "whbb", "again": "whhb", "pgd": "...."}
         deterministic(store, letters, spec={"after": {"pgd": ["again"]}})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.skipped == {"pgd": "again gained nothing"}
 
     def test_of_several_conditions_one_is_enough_and_what_did_not_run_gained_nothing(self, store: Store) -> None:
         letters = {"clean": "hhhh", "a": "hhhh", "b": "....", "c": "hhhb", "d": "hhbb", "e": "...."}
         after = {"b": ["a"], "d": ["b", "c"], "e": ["a", "b", "not for such models"]}
         deterministic(store, letters, spec={"after": after})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.complete, it.missing
         assert it.skipped == {"b": "a gained nothing", "e": "a, b, not for such models gained nothing"}
 
     def test_while_an_attack_is_unfinished_nothing_that_waits_for_it_is_ruled_out(self, store: Store) -> None:
         deterministic(store, {"clean": "whhh", "fgsm": "whh.", "pgd": "...."}, spec={"after": {"pgd": ["fgsm"]}})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.skipped == {}
         assert set(it.missing) == {"fgsm: 3 of 4 samples", "pgd: 0 of 4 samples"}
 
@@ -255,28 +255,28 @@ class TestTheRecordAlone:
         )
         clean = drawn([90, 90, 90, 90], [90, 90, 90, 90])
         record(store, spec, {"clean": clean, "fgsm": drawn([90 - drop, 99, 95, 90], [90, 90, 90, 90])})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert ("pgd" in it.skipped) != gained
 
     def test_rows_of_a_run_that_was_ruled_out_here_do_not_count_here(self, store: Store) -> None:
         # Another evaluation that shares the attack run may have had it done.
         letters = {"clean": "hhhh", "fgsm": "hhhh", "pgd": "bbbb"}
         deterministic(store, letters, spec={"after": {"pgd": ["fgsm"]}})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert value(it.a_rob) == 1
         assert it.skipped == {"pgd": "fgsm gained nothing"}
 
     def test_what_cannot_be_made_for_a_model_is_skipped_with_the_reason(self, store: Store) -> None:
         spec = {"not_applicable": {"swap": "there is nothing to swap"}}
         deterministic(store, {"clean": "hh", "swap": "..", "pgd": "hb"}, spec=spec)
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.complete
         assert to_json(it)["skipped"] == [{"name": "swap", "reason": "there is nothing to swap"}]
 
     def test_the_protocols_accuracy_is_the_worst_case_of_its_attacks_alone(self, store: Store) -> None:
         letters = {"clean": "whhhh", "pgd": "whbhh", "aa": "whhbh", "square": "wbhhh"}
         deterministic(store, letters, spec={"protocol_attacks": ["pgd", "aa"]})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.protocol_values is not None
         assert it.protocol_values.tolist() == [0, 1, 0, 0, 1]
         assert value(it.a_protocol) == 0.4
@@ -290,7 +290,7 @@ class TestTheRecordAlone:
         )
         scores = {"clean": drawn([90, 80], [91, 81]), "pgd": drawn([50, 70], [51, 71]), "es": drawn([40, 10], [41, 11])}
         record(store, spec, scores)
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert it.protocol_values is not None
         assert it.protocol_values.tolist() == [0.51, 0.71]
         assert it.robust_values is not None
@@ -298,7 +298,7 @@ class TestTheRecordAlone:
 
     def test_a_protocol_that_lacks_rows_has_no_accuracy(self, store: Store) -> None:
         deterministic(store, {"clean": "whh", "pgd": "wh.", "aa": "whh"}, spec={"protocol_attacks": ["pgd"]})
-        assert standings(store)[0].a_protocol is None
+        assert summaries(store)[0].a_protocol is None
 
     def test_budgets_are_summed_over_what_ran(self, store: Store) -> None:
         spec = specification(
@@ -308,7 +308,7 @@ class TestTheRecordAlone:
         )
         es = rows("hh", start=2, forwards=60, backwards=0)
         record(store, spec, {"clean": rows("hhhh"), "pgd": rows("bbhh", forwards=20, backwards=10), "es": es})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert (it.budget, it.used) == (180, (4 * 30 + 2 * 60) / 4)
         assert [(attack.budget, attack.used) for attack in it.attacks] == [(80, 30), (100, 60)]
         assert to_json(it)["passes"] == {"budget": 180, "used": 60}
@@ -327,7 +327,7 @@ class TestTheRecordAlone:
         looked_at = [3, 5, 7, 9]
         es = [replace(rows("h" * 10)[at], status=rows(letter)[0].status) for at, letter in zip(looked_at, seen, strict=True)]
         record(store, spec, {"clean": rows("wwwhhhhhhh"), "es": es})
-        (it,) = standings(store)
+        (it,) = summaries(store)
         assert ("es x2" not in it.skipped) == goes_on
         assert it.complete != goes_on
         if goes_on:
@@ -345,7 +345,7 @@ class TestTheRecordAlone:
             chosen = [0, 133, 266, 399] if screens else range(400)
             every = rows("b" + "h" * 399)
             evaluation = record(store, spec, {"clean": rows("h" * 400), "es": [every[at] for at in chosen]})
-            (it,) = standings(store, [evaluation])
+            (it,) = summaries(store, [evaluation])
             assert ("es x2" not in it.skipped) == goes_on
 
     def test_a_protocol_with_escalations_for_stochastic_models_is_one_protocol(self, store: Store) -> None:
@@ -397,7 +397,7 @@ class TestDeterministicModels:
         it = found(ours)
         assert it.cascade
         assert it.a_rob == found(theirs).a_rob
-        assert [attack.n < 96 and attack.standing is not None for attack in it.attacks] == [
+        assert [attack.n < 96 and attack.remaining is not None for attack in it.attacks] == [
             attack.name not in first for attack in it.attacks
         ]
         (board,) = boards([it])

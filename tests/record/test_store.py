@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
-from kwbench.record.measurement import Measured
+from kwbench.record.measurement import Measurement
 from kwbench.record.store import APPLICATION_ID, SCHEMA_VERSION, Store, pack
 from support.records import deterministic, drawn, record, rows, specification
 
@@ -146,8 +146,8 @@ def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_its_da
     assert _tables(path) == _tables(_new(path.with_name("new.db")))
 
 
-def _measured(identity: str = "i0", **arrays: NDArray[np.float64]) -> Measured:
-    return Measured(identity, "landscape", "net", "digits", {"points": 2}, {"device": "cpu"}, arrays)
+def _measured(identity: str = "i0", **arrays: NDArray[np.float64]) -> Measurement:
+    return Measurement(identity, "landscape", "net", "digits", {"points": 2}, {"device": "cpu"}, arrays)
 
 
 def test_an_experiment_comes_back_as_it_was_and_a_second_recording_changes_nothing_but_the_order(store: Store) -> None:

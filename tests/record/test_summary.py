@@ -9,7 +9,7 @@ import pytest
 
 from kwbench.outcome import Status
 from kwbench.record.store import Store
-from kwbench.record.summary import Standing, comparison_key, standing, standings, to_json
+from kwbench.record.summary import Summary, comparison_key, summaries, summarize, to_json
 from support.records import deterministic, drawn, record, rows, specification
 
 
@@ -20,8 +20,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def only(store: Store) -> Standing:
-    (found,) = standings(store)
+def only(store: Store) -> Summary:
+    (found,) = summaries(store)
     return found
 
 
@@ -147,7 +147,7 @@ def test_a_cascade_counts_what_is_left_after_each_attack(store: Store) -> None:
     assert found.complete
     assert value(found.a_rob) == 0.25
     assert [attack.accuracy for attack in found.attacks] == [None, None]
-    assert [value(attack.standing) for attack in found.attacks] == [0.5, 0.25]
+    assert [value(attack.remaining) for attack in found.attacks] == [0.5, 0.25]
     assert [attack.n for attack in found.attacks] == [3, 2]
 
 
@@ -204,10 +204,10 @@ def test_the_view_of_a_frame_equals_the_view_of_the_database(store: Store) -> No
     second = deterministic(store, {"clean": "whhh", "pgd": ".hbh", "fgsm": ".b.h"}, spec={"cascade": True})
     spec = specification(model="random", n=3, stochastic=True)
     third = record(store, spec, {"clean": drawn([90, 80, 70], [88, 81, 72]), "pgd": drawn([90, 20, 75], [10, 25, 70])})
-    for evaluation, found in zip((first, second, third), standings(store), strict=True):
+    for evaluation, found in zip((first, second, third), summaries(store), strict=True):
         frame = store.frame(list(evaluation.attack_runs.values()))
-        assert standing(evaluation, frame) == found
-        assert to_json(standing(evaluation, frame)) == to_json(found)
+        assert summarize(evaluation, frame) == found
+        assert to_json(summarize(evaluation, frame)) == to_json(found)
 
 
 def test_the_order_of_the_rows_does_not_matter(store: Store) -> None:
@@ -215,7 +215,7 @@ def test_the_order_of_the_rows_does_not_matter(store: Store) -> None:
     record(store, spec, {"clean": rows("whhh")[::-1], "pgd": rows("whbh")[::-1]})
     evaluation = store.evaluations()[0]
     frame = store.frame(list(evaluation.attack_runs.values())).sample(frac=1, random_state=0)
-    assert standing(evaluation, frame) == only(store)
+    assert summarize(evaluation, frame) == only(store)
     assert only(store).robust_values is not None
     assert only(store).robust_values.tolist() == [0, 1, 0, 1]  # type: ignore[union-attr]
 

@@ -17,9 +17,9 @@ from kwbench.evaluation.evaluator import Request
 from kwbench.evaluation.experiment import measure, synthesize
 from kwbench.evaluation.series import record_series
 from kwbench.experiments import build_experiment
-from kwbench.record.measurement import Measured
+from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
-from kwbench.record.summary import standings
+from kwbench.record.summary import summaries
 from kwbench.report import write_report
 from kwbench.report.drawing import Axis, tick_text, viridis
 from kwbench.report.figures import figures, figures_html
@@ -131,8 +131,8 @@ def test_the_same_again_is_not_measured_again(store: Store) -> None:
 def test_the_newest_of_a_network_stands_beside_others_on_equal_terms_only() -> None:
     arrays = {"epoch": np.arange(3.0), "loss": np.ones(3), "accuracy": np.ones(3)}
 
-    def learned(model: str, identity: str, dataset: str = "digits") -> Measured:
-        return Measured(identity, "learning", model, dataset, {"recipe": {}}, {}, arrays)
+    def learned(model: str, identity: str, dataset: str = "digits") -> Measurement:
+        return Measurement(identity, "learning", model, dataset, {"recipe": {}}, {}, arrays)
 
     one, other = figures([learned("a", "1"), learned("b", "2"), learned("a", "3"), learned("a", "4", "mnist")], [], [])
     assert [source.identity for source in one.sources] == ["2", "3"]
@@ -142,7 +142,7 @@ def test_the_newest_of_a_network_stands_beside_others_on_equal_terms_only() -> N
 def test_hostile_names_are_only_text() -> None:
     arrays = {"epoch": np.arange(3.0), "loss": np.ones(3), "accuracy": np.ones(3)}
     name = '<script>alert(1)</script>"\x00\u202e'
-    drawn = figures([Measured("1", "learning", name, "<b>", {"recipe": {}, "note": "</pre><script>"}, {}, arrays)], [], [])
+    drawn = figures([Measurement("1", "learning", name, "<b>", {"recipe": {}, "note": "</pre><script>"}, {}, arrays)], [], [])
     ElementTree.fromstring(drawn[0].svg)
     page = figures_html(drawn)
     assert page.count("<script") == 1
@@ -158,7 +158,7 @@ def test_a_sweep_and_a_series_of_gammas_are_drawn_from_their_evaluations(tmp_pat
     record_series(store, "sweep", evaluations, spec, {"place": np.array([0.1, 0.2])}, model="net")
     arrays = {"gamma": np.array([0.2, 0.1]), "incremental": np.array([0.0, 1.0])}
     record_series(store, "sparsity", evaluations, {"suite": "papers", "values": ["1/5", "1/10"]}, arrays, model="net")
-    known = standings(store)
+    known = summaries(store)
     gammas, sweep = figures(store.experiments(), known, [])
     assert (gammas.section, sweep.section) == ("sparsity", "sweep")
     heights = [float(each.get("cy", "nan")) for each in ElementTree.fromstring(sweep.svg).iter(f"{SVG}circle")]
@@ -267,7 +267,7 @@ def test_transfers_on_record_become_a_matrix_with_independent_copies_on_the_diag
     attacks = {"clean": {}, **{f"from-{name}": {"surrogate": f"cifar10/{name}-copy"} for name in "kr"}}
     for model, k, r in (("cifar10/r", "hhhb", "bbbb"), ("cifar10/k", "hbbb", "hhbb")):
         deterministic(store, {"clean": "hhhh", "from-k": k, "from-r": r}, model=model, dataset="cifar10", attacks=attacks)
-    (figure,) = figures([], standings(store), boards(standings(store)))
+    (figure,) = figures([], summaries(store), boards(summaries(store)))
     store.close()
     shown = words(figure.svg)
     assert [each for each in shown if re.fullmatch(r"\d+\.\d", each)] == ["25.0", "50.0", "75.0", "0.0"]

@@ -19,7 +19,7 @@ from kwbench.finding import Finding
 from kwbench.formatting import count_text, duration_text, latex, markdown, plain, spreadsheet
 from kwbench.outcome import Status
 from kwbench.record.store import Store
-from kwbench.record.summary import standings
+from kwbench.record.summary import summaries
 from kwbench.report import write_report
 from kwbench.report.leaderboard import boards
 from kwbench.report.terminal import text_table
@@ -101,7 +101,7 @@ def test_an_empty_record_gives_a_page_that_says_so(store: Store, tmp_path: Path)
 
 def test_only_comparable_evaluations_share_a_table_and_the_best_comes_first(store: Store) -> None:
     fill(store)
-    found = boards(standings(store))
+    found = boards(summaries(store))
     assert [(board.threat.eps_text, [row.standing.model for row in board.rows]) for board in found] == [
         ("0.1", ["resnet18-relu"]),
         ("0.2", ["resnet18-relu-at", "resnet18-kwta0.1-at", "wrn", "resnet18-relu", "stochastic-at", "unfinished"]),
@@ -114,7 +114,7 @@ def test_only_comparable_evaluations_share_a_table_and_the_best_comes_first(stor
 
 def test_incomplete_evaluations_are_last_unranked_and_say_why(store: Store, tmp_path: Path) -> None:
     fill(store)
-    row = boards(standings(store))[1].rows[-1]
+    row = boards(summaries(store))[1].rows[-1]
     assert (row.standing.model, row.rank, row.standing.a_rob) == ("unfinished", None, None)
     files = report(store, tmp_path)
     for name in ("index.html", "leaderboard.md", "tables.tex"):
@@ -125,7 +125,7 @@ def test_incomplete_evaluations_are_last_unranked_and_say_why(store: Store, tmp_
 
 def test_the_newest_evaluation_of_a_model_stands_in_the_table_and_older_ones_beneath(store: Store) -> None:
     fill(store)
-    board = boards(standings(store))[1]
+    board = boards(summaries(store))[1]
     assert [each.model for each in board.earlier] == ["wrn"]
     assert [row.standing.model for row in board.rows].count("wrn") == 1
 
@@ -185,7 +185,7 @@ def test_what_a_finding_quotes_is_shown_and_never_run(store: Store, tmp_path: Pa
 
 def terminal(store: Store, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(text_table(standings(store)))
+    console.print(text_table(summaries(store)))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
@@ -195,19 +195,19 @@ def test_models_that_cannot_be_told_apart_from_the_best_are_marked(store: Store)
     letters = "h" * 200 + "b" * 160
     for name, shift in (("best", 0), ("close", 2), ("far", 60)):
         deterministic(store, {"clean": "h" * 360, "pgd": "b" * shift + letters[shift:]}, model=name)
-    rows_ = boards(standings(store))[0].rows
+    rows_ = boards(summaries(store))[0].rows
     assert [(row.standing.model, row.tied) for row in rows_] == [("best", True), ("close", True), ("far", False)]
 
 
 def test_equal_models_share_a_rank(store: Store) -> None:
     for name in ("a", "b", "c"):
         deterministic(store, {"clean": "hhhh", "pgd": "hhbb" if name < "c" else "hbbb"}, model=name)
-    assert [row.rank for row in boards(standings(store))[0].rows] == [1, 1, 3]
+    assert [row.rank for row in boards(summaries(store))[0].rows] == [1, 1, 3]
 
 
 def test_a_model_that_stands_alone_is_not_tied_with_itself(store: Store) -> None:
     deterministic(store, {"clean": "hhhh", "pgd": "hhbb"})
-    assert not boards(standings(store))[0].rows[0].tied
+    assert not boards(summaries(store))[0].rows[0].tied
 
 
 def test_every_accuracy_has_its_interval_and_n_and_the_wording_is_honest(store: Store, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_columns_stand_where_the_suite_has_them(store: Store) -> None:
     attacks = ("clean", "pgd", "es", "es x2", "cw")
     spec = specification("random", attacks, n=2, stochastic=True, spec={"protocol": protocol})
     record(store, spec, {label: drawn([9, 9], [9, 9]) for label in attacks})
-    (board,) = boards(standings(store))
+    (board,) = boards(summaries(store))
     assert board.labels == ("pgd", "es", "es x2", "cw")
 
 
@@ -391,7 +391,7 @@ def test_the_terminal_shows_hostile_names_as_text(store: Store) -> None:
     hostile(store)
     deterministic(store, {"clean": "hhhh", "[red]x": "hhbb"}, model="[bold]loud[/bold]")
     console = Console(width=200, record=True, file=io.StringIO(), force_terminal=False)
-    console.print(text_table(standings(store)))
+    console.print(text_table(summaries(store)))
     text = console.export_text()
     assert "[bold]loud[/bold]" in text
     assert "\x1b[31m" not in text
@@ -402,7 +402,7 @@ def test_the_terminal_shows_hostile_names_as_text(store: Store) -> None:
 def test_the_terminals_tables_fit_its_width_and_lose_nothing(store: Store, width: int) -> None:
     fill(store)
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(text_table(standings(store)))
+    console.print(text_table(summaries(store)))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     for name in ("resnet18-kwta0.1-at", "autoattack", "A_rob", "A_std"):

@@ -9,7 +9,7 @@ import pytest
 
 from kwbench.finding import Finding
 from kwbench.record.store import Store
-from kwbench.record.summary import Standing, standings
+from kwbench.record.summary import Summary, summaries
 from kwbench.verdict import CAVEAT, verdict, verdict_json, verdict_on_record
 from support.records import deterministic, drawn, record, specification
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def standing(store: Store, protocol: int, robust: int, right: int = 195, n: int = 200, classes: int = 10) -> Standing:
+def standing(store: Store, protocol: int, robust: int, right: int = 195, n: int = 200, classes: int = 10) -> Summary:
     """Of n samples `right` are right, of which the protocol leaves some and the strong suite fewer."""
     clean = "h" * right + "w" * (n - right)
     letters = {
@@ -41,7 +41,7 @@ def standing(store: Store, protocol: int, robust: int, right: int = 195, n: int 
     evaluation = deterministic(
         store, letters, spec=spec, origin={"classes": classes}, model=f"net{protocol}-{robust}-{right}-{n}-{classes}"
     )
-    return standings(store, [evaluation])[0]
+    return summaries(store, [evaluation])[0]
 
 
 def test_a_protocol_that_leaves_much_more_than_the_strongest_attacks_overestimates(store: Store) -> None:
@@ -166,7 +166,7 @@ def test_the_one_sided_99_percent_end_decides(store: Store) -> None:
 
 def test_an_incomplete_evaluation_is_inconclusive(store: Store) -> None:
     evaluation = deterministic(store, {"clean": "hhhh", "pgd": "hheb"}, origin={"classes": 10})
-    found = verdict(standings(store, [evaluation])[0], [ENOUGH])
+    found = verdict(summaries(store, [evaluation])[0], [ENOUGH])
     assert (found.word, found.overestimate) == ("inconclusive", None)
     assert "1 of 4 rows error" in found.sentence()
 
@@ -184,7 +184,7 @@ def test_a_stochastic_model_is_held_to_its_shares(store: Store) -> None:
     )
     shares = {"clean": 95, "pgd": 78, "es": 30}
     rows = {label: drawn([each] * 60, [each] * 60) for label, each in shares.items()}
-    found = verdict(standings(store, [record(store, spec, rows)])[0], [ENOUGH])
+    found = verdict(summaries(store, [record(store, spec, rows)])[0], [ENOUGH])
     assert found.word == "overestimated"
     assert found.overestimate is not None
     assert found.overestimate.value == pytest.approx(0.48)
@@ -198,7 +198,7 @@ def test_an_evaluation_that_was_not_diagnosed_has_no_verdict(store: Store) -> No
 def test_json_says_what_the_sentence_says_and_that_passing_is_no_proof(store: Store) -> None:
     mine = standing(store, 100, 100)
     store.record_findings(mine.evaluation.id, [MORE])
-    (mine,) = standings(store)
+    (mine,) = summaries(store)
     found = verdict_on_record(mine)
     assert found is not None
     answer = verdict_json(found)

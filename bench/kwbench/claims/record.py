@@ -14,7 +14,7 @@ from kwbench.errors import UsageError
 from kwbench.outcome import Outcome, Status
 from kwbench.record.counting import count
 from kwbench.record.store import Store
-from kwbench.record.summary import Standing, origin_of, standings
+from kwbench.record.summary import Summary, origin_of, summaries
 from kwbench.statistics import Interval, accuracy_of_hits
 from kwbench.threat import ThreatModel
 from kwbench.verdict import verdict_on_record
@@ -31,7 +31,7 @@ class Measurement:
 
     label: str
     accuracy: Interval
-    standing: Standing = field(repr=False)
+    standing: Summary = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def comparisons(
     store: Store | None,
     registry: Registry | None = None,
     *,
-    on_record: Sequence[Standing] | None = None,
+    on_record: Sequence[Summary] | None = None,
 ) -> list[Comparison]:
     """Each claim with what is on record of it; nothing is where there is no store. The registry has our networks.
 
@@ -70,7 +70,7 @@ def comparisons(
     """
     known = (registry or read_registry()).entries
     if on_record is None:
-        on_record = [] if store is None else standings(store)
+        on_record = [] if store is None else summaries(store)
     found = _Record(store, _of_newest_weights(on_record, known))
     remarks: dict[Claim, list[str]] = {}
     for remark in lint(claims):
@@ -79,7 +79,7 @@ def comparisons(
     return [_comparison(each, found, known, tuple(remarks.get(each, ()))) for each in claims]
 
 
-def unclaimed(claims: Sequence[Claim], on_record: Sequence[Standing], registry: Registry | None = None) -> list[Standing]:
+def unclaimed(claims: Sequence[Claim], on_record: Sequence[Summary], registry: Registry | None = None) -> list[Summary]:
     """What is on record of networks of the registry, on the claims' data sets, that stand beside no claim.
 
     Complete evaluations of their newest weights: for each network, suite, data set and radius that on the most images, the
@@ -89,7 +89,7 @@ def unclaimed(claims: Sequence[Claim], on_record: Sequence[Standing], registry: 
     places = [place_of(each) for each in claims]
     claimed = {name for place in places for name in (place.model, place.full_size)}
     others = {name for name in known if name not in claimed and name.partition("/")[0] in DATASETS.values()}
-    kept: dict[tuple[str, str, str, str], Standing] = {}
+    kept: dict[tuple[str, str, str, str], Summary] = {}
     for each in sorted(_of_newest_weights(on_record, known), key=lambda each: (each.n, each.evaluation.asked)):
         if each.complete and each.model in others:
             kept[each.model, each.evaluation.spec.suite, each.dataset, str(each.threat)] = each
@@ -221,9 +221,9 @@ def _sources(claim: Claim, model: str) -> dict[str, str]:
 class _Record:
     """What is on record, by model and suite."""
 
-    def __init__(self, store: Store | None, on_record: Sequence[Standing]) -> None:
+    def __init__(self, store: Store | None, on_record: Sequence[Summary]) -> None:
         self._store = store
-        self._found: dict[tuple[str, str], list[Standing]] = {}
+        self._found: dict[tuple[str, str], list[Summary]] = {}
         for each in on_record:
             self._found.setdefault((each.model, each.evaluation.spec.suite), []).append(each)
 
@@ -245,7 +245,7 @@ class _Record:
             return ()
         return max(candidates, key=lambda pair: (pair[0].n, pair[0].evaluation.asked))[1]
 
-    def strong(self, model: str, threat: ThreatModel | None, beside: Standing) -> Measurement | None:
+    def strong(self, model: str, threat: ThreatModel | None, beside: Summary) -> Measurement | None:
         """A_rob under the strong suite at this radius, on the same images if there is one on them."""
         candidates = [
             each
@@ -258,7 +258,7 @@ class _Record:
         assert best.a_rob is not None
         return Measurement("A_rob", best.a_rob, best)
 
-    def _figures(self, standing: Standing, place: Place) -> tuple[Measurement, ...]:
+    def _figures(self, standing: Summary, place: Place) -> tuple[Measurement, ...]:
         protocol = place.protocol
         assert protocol is not None
         named: list[tuple[str, Interval | None]] = []
@@ -277,7 +277,7 @@ class _Record:
             return ()
         return tuple(Measurement(label, each, standing) for label, each in named if each is not None)
 
-    def _right_after(self, standing: Standing, label: str) -> Interval | None:
+    def _right_after(self, standing: Summary, label: str) -> Interval | None:
         """The share of images that are right under a perturbation, also of those that were wrong before."""
         known = {each.name: each.accuracy for each in standing.attacks}
         if standing.stochastic or known.get(label) is None:
@@ -286,7 +286,7 @@ class _Record:
         rows = self._store.outcomes(standing.evaluation.attack_runs[label])
         return accuracy_of_hits(sum(each.prediction == each.label for each in rows), len(rows))
 
-    def _count(self, standing: Standing, labels: Sequence[str]) -> Interval | None:
+    def _count(self, standing: Summary, labels: Sequence[str]) -> Interval | None:
         """What a tool counts that runs these attacks in turn on what still stands, with one look after each."""
         assert self._store is not None
         runs = standing.evaluation.attack_runs
@@ -299,7 +299,7 @@ class _Record:
         return _union(attacks)
 
 
-def _of_newest_weights(on_record: Sequence[Standing], known: Mapping[str, ModelEntry]) -> list[Standing]:
+def _of_newest_weights(on_record: Sequence[Summary], known: Mapping[str, ModelEntry]) -> list[Summary]:
     """The usual evaluations, for each model only of its newest weights."""
     usual = [each for each in on_record if _usual(each, known)]
     newest = {each.model: each for each in sorted(usual, key=lambda each: each.evaluation.asked)}
@@ -318,7 +318,7 @@ def _union(attacks: Sequence[Sequence[Outcome]]) -> Interval:
     return accuracy_of_hits(len(set.intersection(*held)), len(attacks[0]))
 
 
-def _usual(standing: Standing, known: Mapping[str, ModelEntry]) -> bool:
+def _usual(standing: Summary, known: Mapping[str, ModelEntry]) -> bool:
     """On test images, and predicted as the model's entry says: by a single draw, as papers do, or by the vote of smoothing."""
     entry = known.get(standing.model)
     usual = entry.prediction if entry is not None else PredictionRule()
@@ -327,11 +327,11 @@ def _usual(standing: Standing, known: Mapping[str, ModelEntry]) -> bool:
     return not standing.dataset.endswith(" (validation)") and same
 
 
-def _weights(standing: Standing) -> Any:
+def _weights(standing: Summary) -> Any:
     return origin_of(standing.evaluation).get("model_sha256")
 
 
-def _images(standing: Standing) -> Any:
+def _images(standing: Summary) -> Any:
     return origin_of(standing.evaluation).get("data_sha256")
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from kwbench.config.registry import ModelEntry, Recipe
     from kwbench.config.suite import Suite
     from kwbench.evaluation.evaluator import Request
-    from kwbench.record.measurement import Measured
-    from kwbench.record.summary import Standing
+    from kwbench.record.measurement import Measurement
+    from kwbench.record.summary import Summary
     from kwbench.verdict import Verdict
 
 app = typer.Typer(
@@ -129,7 +129,7 @@ def evaluate(
         from kwbench.config.suite import override, read_suite, suite_of
         from kwbench.evaluation.runner import evaluate as run
         from kwbench.record.store import Store
-        from kwbench.record.summary import standings
+        from kwbench.record.summary import summaries
 
     if attack is not None and suite is not None:
         raise UsageError("--attack and --suite: give one of them; a suite file lists its attacks")
@@ -158,7 +158,7 @@ def evaluate(
     store = Store.open(db, create=True)
     with showing() as show:
         evaluations = [run(request, store, show, command=_command(), time_limit=time_limit) for request in requests]
-    found = standings(store, evaluations)
+    found = summaries(store, evaluations)
     if as_json:
         _print_json(_one_or_all([_standing_json(each) for each in found]))
     else:
@@ -202,7 +202,7 @@ def diagnose(
         from kwbench.config.suite import override, read_suite, suite_names, suite_of
         from kwbench.evaluation.runner import evaluate as run
         from kwbench.record.store import Store
-        from kwbench.record.summary import standings, to_json
+        from kwbench.record.summary import summaries, to_json
         from kwbench.verdict import finding_json, verdict, verdict_json
 
     rival = None
@@ -240,7 +240,7 @@ def diagnose(
         evaluations = [
             run(request, store, show, command=_command(), time_limit=time_limit, thoroughly=True) for request in judged
         ]
-    found, held = standings(store, evaluations), standings(store, rivals)
+    found, held = summaries(store, evaluations), summaries(store, rivals)
     _require_complete(held)
     verdicts = []
     for at, each in enumerate(found):
@@ -304,7 +304,7 @@ def sweep(
         from kwbench.evaluation.sweep import parse_sweep
         from kwbench.files import write_whole
         from kwbench.record.store import Store
-        from kwbench.record.summary import standings
+        from kwbench.record.summary import summaries
         from kwbench.report.curves import Curve, curves_svg
 
     asked = parse_sweep(over)
@@ -339,7 +339,7 @@ def sweep(
         evaluations = [
             run(request, store, show, command=_command(), time_limit=time_limit) for each in requests for request in each
         ]
-    everything = standings(store, evaluations)
+    everything = summaries(store, evaluations)
     # By model, then by value.
     found = [everything[at :: len(models)] for at in range(len(models))]
     for each in found:
@@ -572,7 +572,7 @@ def sparsity(
         from kwbench.evaluation.series import record_series
         from kwbench.evaluation.sparsity import train_series, variants
         from kwbench.record.store import Store
-        from kwbench.record.summary import standings
+        from kwbench.record.summary import summaries
         from kwbench.threat import exact_fraction
         from kwbench.training import Epoch
 
@@ -623,7 +623,7 @@ def sparsity(
     store = Store.open(db, create=True)
     with showing() as show:
         evaluations = [run(request, store, show, command=_command()) for request in requests]
-    found = standings(store, evaluations)
+    found = summaries(store, evaluations)
     record_series(
         store,
         "sparsity",
@@ -898,14 +898,14 @@ def show(
     with importing():
         from kwbench.errors import did_you_mean
         from kwbench.record.store import Store
-        from kwbench.record.summary import standings
+        from kwbench.record.summary import summaries
 
     store = Store.open(db)
     everything = store.evaluations()
     mine = sorted((each for each in everything if each.spec.model == model), key=lambda each: (each.asked, each.id))
     if not mine:
         raise UsageError(f"{db}: nothing on record about {model!r}; {did_you_mean(model, {e.spec.model for e in everything})}")
-    (found,) = standings(store, mine[-1:])
+    (found,) = summaries(store, mine[-1:])
     rows = [
         {"attack": label, "index": row.index, "sample": row.sample, "status": str(row.status), "note": row.note}
         for label, attack_run in mine[-1].attack_runs.items()
@@ -1072,7 +1072,7 @@ def _places(text: str) -> list[int]:
     return places
 
 
-def _print_experiments(found: Sequence["Measured"], output: Path | None, as_json: bool) -> None:
+def _print_experiments(found: Sequence["Measurement"], output: Path | None, as_json: bool) -> None:
     """What was measured, as JSON in full, and where it was drawn."""
     from kwbench.cli.progress import printable
     from kwbench.files import write_whole
@@ -1117,7 +1117,7 @@ def _command() -> str:
     return shlex.join(["kwbench", *sys.argv[1:]])
 
 
-def _standing_json(standing: "Standing") -> dict[str, Any]:
+def _standing_json(standing: "Summary") -> dict[str, Any]:
     from kwbench.record.summary import to_json
     from kwbench.verdict import verdict_json, verdict_on_record
 
@@ -1128,7 +1128,7 @@ def _one_or_all(answers: list[dict[str, Any]]) -> Any:
     return answers[0] if len(answers) == 1 else answers
 
 
-def _require_complete(found: Sequence["Standing"]) -> None:
+def _require_complete(found: Sequence["Summary"]) -> None:
     if not all(each.complete for each in found):
         raise CannotEvaluate("some rows are invalid or errors, so there is no robust accuracy; `kwbench show MODEL` names them")
 
@@ -1155,7 +1155,7 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def _print_tables(found: Sequence["Standing"]) -> None:
+def _print_tables(found: Sequence["Summary"]) -> None:
     from kwbench.report.terminal import text_table
 
     _console().print(text_table(found))
@@ -1168,7 +1168,7 @@ def _console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
-def _print_diagnoses(found: Sequence["Standing"], verdicts: Sequence["Verdict"]) -> None:
+def _print_diagnoses(found: Sequence["Summary"], verdicts: Sequence["Verdict"]) -> None:
     from rich.text import Text
 
     from kwbench.formatting import plain

@@ -11,7 +11,7 @@ from kwbench.evaluation.workers import Workers
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.record.store import Evaluation, Store
-from kwbench.record.summary import Standing, standings
+from kwbench.record.summary import Summary, summaries
 from kwbench.verdict import nothing_is_left
 from kwbench.verdict.record_checks import evidence, twin_of
 
@@ -44,10 +44,10 @@ def diagnose(
     Where the protocol itself leaves nothing there is no robustness that could be false, and unless `thoroughly`, only the
     checks of the model's answers are made. `report` hears how many checks of the model are done, and of how many.
     """
-    (mine,) = standings(store, [evaluation])
+    (mine,) = summaries(store, [evaluation])
     twin = twin_of(mine.model)
     twins = [each for each in store.evaluations() if each.spec.model == twin] if twin is not None else []
-    others = [each for each in standings(store, twins) if each.complete]
+    others = [each for each in summaries(store, twins) if each.complete]
     outcomes = {attack.name: store.outcomes(evaluation.attack_runs[attack.name]) for attack in mine.attacks}
     outcomes[CLEAN] = store.outcomes(evaluation.attack_runs[CLEAN])
     found = list(store.findings(evaluation.id))
@@ -96,14 +96,14 @@ def _look(evaluator: Evaluator, job: str | Survivors, *, question: Question) -> 
     return job, evaluator.examine(job, question) if isinstance(job, str) else evaluator.retry(job)
 
 
-def _question(standing: Standing, right: list[int]) -> Question:
+def _question(standing: Summary, right: list[int]) -> Question:
     """What to examine: the first samples that are right."""
     values = () if standing.robust_values is None else standing.robust_values.tolist()
     robust = dict(zip(standing.index.tolist(), values, strict=True)) if values else {}
     return Question(rows=tuple(right[:EXAMINED]), robust=tuple(robust[row] for row in right[:EXAMINED]) if robust else ())
 
 
-def _survivors(standing: Standing, outcomes: Mapping[str, Sequence[Outcome]]) -> Survivors:
+def _survivors(standing: Summary, outcomes: Mapping[str, Sequence[Outcome]]) -> Survivors:
     """Survivors from all over the slice, and whose budget to double: that of every attack that gained, but for those that the
     suite itself has doubled until they gained no more."""
     values = np.zeros(0) if standing.robust_values is None else standing.robust_values

@@ -8,7 +8,7 @@ from kwbench.errors import UsageError
 from kwbench.evaluation.evaluator import Request, open_evaluator
 from kwbench.evaluation.identity import engine_revisions, library_versions
 from kwbench.experiments import Experiment, Synthetic, configuration
-from kwbench.record.measurement import Array, Measured
+from kwbench.record.measurement import Array, Measurement
 from kwbench.record.provenance import code, digest, machine
 from kwbench.record.store import Store
 
@@ -22,7 +22,7 @@ def measure(
     images: Sequence[int] | None = None,
     command: str = "",
     time_limit: float | None = None,
-) -> Measured:
+) -> Measurement:
     """What an experiment measures on a model, at these positions of the slice; None: on all of it.
 
     Raises UsageError for an image that the slice does not have, else as evaluations do.
@@ -61,7 +61,7 @@ def parameters_in(settings: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def synthesize(name: str, experiment: Synthetic, seed: int, store: Store, *, command: str = "") -> Measured:
+def synthesize(name: str, experiment: Synthetic, seed: int, store: Store, *, command: str = "") -> Measurement:
     """What an experiment measures on a network of its own."""
     spec = {"parameters": configuration(experiment), "revision": type(experiment).revision, "seed": seed}
     return _recorded(store, name, "", "", spec, {**machine(), **code(), "command": command}, lambda: experiment(seed))
@@ -79,7 +79,7 @@ def _recorded(
     spec: Mapping[str, Any],
     provenance: Mapping[str, Any],
     work: Callable[[], dict[str, Array]],
-) -> Measured:
+) -> Measurement:
     whole = {
         "experiment": name,
         "model": model,
@@ -91,5 +91,5 @@ def _recorded(
     identity = digest(whole)
     known = store.experiments(identity)
     arrays = known[0].arrays if known else work()
-    store.record_experiment(Measured(identity, name, model, dataset, whole, provenance, arrays))
+    store.record_experiment(Measurement(identity, name, model, dataset, whole, provenance, arrays))
     return store.experiments(identity)[0]

@@ -7,14 +7,14 @@ import numpy as np
 
 from kwbench.config.registry import Registry, dataset_of
 from kwbench.errors import DamagedData, UsageError
-from kwbench.record.measurement import Measured
+from kwbench.record.measurement import Measurement
 from kwbench.record.provenance import digest
 from kwbench.record.store import Store
 from kwbench.training.checkpoint import recipe_hash
 from kwbench.training.progress import curve_of, curve_path
 
 
-def record_learning(registry: Registry, name: str, store: Store, *, command: str = "") -> Measured:
+def record_learning(registry: Registry, name: str, store: Store, *, command: str = "") -> Measurement:
     """Put the learning curve that `kwbench train` left beside a checkpoint on record: `epoch`, `loss` and `accuracy` (epochs,).
 
     Raises CannotEvaluate if there is none, DamagedData if it cannot be read, UsageError if it belongs to another recipe.
@@ -39,6 +39,6 @@ def record_learning(registry: Registry, name: str, store: Store, *, command: str
         "model_sha256": entry.checkpoint.sha256 if entry.checkpoint else None,
         "curve_sha256": hashlib.sha256(content).hexdigest(),
     }
-    measured = Measured(digest(spec), "learning", found, dataset, spec, {"command": command}, arrays)
+    measured = Measurement(digest(spec), "learning", found, dataset, spec, {"command": command}, arrays)
     store.record_experiment(measured)
     return measured

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kwbench.record.measurement import Array, Measured
+from kwbench.record.measurement import Array, Measurement
 from kwbench.record.provenance import digest, machine
 from kwbench.record.store import Evaluation, Store
 
@@ -17,11 +17,11 @@ def record_series(
     *,
     model: str,
     command: str = "",
-) -> Measured:
+) -> Measurement:
     """Put on record that these evaluations belong together, in this order; their numbers stay where they are."""
     dataset = evaluations[0].spec.dataset
     identities = [each.spec.identity for each in evaluations]
     whole = {"experiment": name, "model": model, "dataset": dataset, **spec, "evaluations": identities}
-    measured = Measured(digest(whole), name, model, dataset, whole, {**machine(), "command": command}, arrays)
+    measured = Measurement(digest(whole), name, model, dataset, whole, {**machine(), "command": command}, arrays)
     store.record_experiment(measured)
     return measured

@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """The result of one experiment.
 
     `experiment` is its name; `model` and `dataset` are empty where it has none. `spec` holds all that identifies it, and

@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
 from kwbench.outcome import Outcome, Status
-from kwbench.record.measurement import Array, Measured
+from kwbench.record.measurement import Array, Measurement
 from kwbench.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -422,7 +422,7 @@ class Store:
                 found.setdefault(evaluation, []).append(Finding(**{**each, "samples": tuple(each["samples"])}))
         return found
 
-    def record_experiment(self, measured: Measured) -> None:
+    def record_experiment(self, measured: Measurement) -> None:
         """Put what an experiment measured on record; what is there already stays, and becomes the newest again.
 
         Raises CannotEvaluate if it cannot be written.
@@ -461,7 +461,7 @@ class Store:
                 ],
             )
 
-    def experiments(self, identity: str | None = None) -> list[Measured]:
+    def experiments(self, identity: str | None = None) -> list[Measurement]:
         """What experiments measured, the newest last; or the one of this identity, if it is there.
 
         Raises DamagedData for bytes that are no such array.
@@ -475,7 +475,7 @@ class Store:
             query = sa.select(_experiments).where(which)
             found = connection.execute(query.order_by(_experiments.c.asked, _experiments.c.id)).all()
         return [
-            Measured(
+            Measurement(
                 identity=row.identity,
                 experiment=row.experiment,
                 model=row.model,

@@ -33,11 +33,11 @@ _AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
-class AttackStanding:
+class AttackSummary:
     """What one attack did.
 
     `n` counts its rows; in a cascade they are fewer than the samples. `accuracy` is None unless every sample has a verdict.
-    `standing` is for cascades: the accuracy that is left after this attack and all before it.
+    `remaining` is for cascades: the accuracy after this attack and all before it.
     `broke` counts the samples whose worst case it is: that it broke and no attack before it (deterministic models), or whose
     chosen candidate is its own (stochastic models).
     `statuses` counts rows; costs are sums over all rows, forwards and backwards in samples, `seconds` of the whole batch's
@@ -50,7 +50,7 @@ class AttackStanding:
     spec: AttackSpec
     n: int
     accuracy: Interval | None
-    standing: Interval | None
+    remaining: Interval | None
     statuses: Mapping[str, int]
     forwards: int
     backwards: int
@@ -68,7 +68,7 @@ class AttackStanding:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Summary:
     """An evaluation and its numbers, fractions of 1 with 95 % intervals; None where there is no truthful number.
 
     `attacks` leaves out the clean images, whose numbers are `clean`, and what did not run, which `skipped` lists by label with
@@ -86,8 +86,8 @@ class Standing:
     a_std: Interval | None
     a_rob: Interval | None
     a_rob_as_in_paper: Interval | None
-    clean: AttackStanding | None
-    attacks: tuple[AttackStanding, ...]
+    clean: AttackSummary | None
+    attacks: tuple[AttackSummary, ...]
     index: NDArray[np.int64] = field(repr=False, compare=False)
     clean_values: NDArray[np.float64] | None = field(repr=False, compare=False)
     robust_values: NDArray[np.float64] | None = field(repr=False, compare=False)
@@ -144,18 +144,18 @@ class Standing:
         return sum(attack.forwards + attack.backwards for attack in self.attacks) / self.n
 
 
-def standing(evaluation: Evaluation, frame: "pd.DataFrame") -> Standing:
+def summarize(evaluation: Evaluation, frame: "pd.DataFrame") -> Summary:
     """The numbers of one evaluation, from the outcomes of (at least) its attack runs, as `Store.frame` gives them."""
-    return _standing(evaluation, pack(frame[frame["attack_run"].isin(evaluation.attack_runs.values())]))
+    return _summarize(evaluation, pack(frame[frame["attack_run"].isin(evaluation.attack_runs.values())]))
 
 
-def standings(store: Store, evaluations: Sequence[Evaluation] | None = None) -> list[Standing]:
+def summaries(store: Store, evaluations: Sequence[Evaluation] | None = None) -> list[Summary]:
     """The numbers of evaluations, by default of all on record, oldest first."""
     chosen = store.evaluations() if evaluations is None else evaluations
     runs = None if evaluations is None else sorted({run for each in chosen for run in each.attack_runs.values()})
     tallies = store.tallies(runs)
     findings = store.findings_by_evaluation()
-    return [replace(_standing(each, tallies), findings=tuple(findings.get(each.id, ()))) for each in chosen]
+    return [replace(_summarize(each, tallies), findings=tuple(findings.get(each.id, ()))) for each in chosen]
 
 
 class Comparison(NamedTuple):
@@ -242,7 +242,7 @@ def origin_of(evaluation: Evaluation) -> Mapping[str, Any]:
     return origin if isinstance(origin, Mapping) else {}
 
 
-def to_json(standing: Standing) -> dict[str, Any]:
+def to_json(standing: Summary) -> dict[str, Any]:
     """The numbers as JSON values: accuracies as fractions of 1, None (null) where there is no truthful number."""
     return {
         "model": standing.model,
@@ -266,7 +266,7 @@ def to_json(standing: Standing) -> dict[str, Any]:
     }
 
 
-def to_frame(standings: Sequence[Standing]) -> "pd.DataFrame":
+def to_frame(standings: Sequence[Summary]) -> "pd.DataFrame":
     """One row for each evaluation and attack, the clean images included (attack `clean`); see `results`."""
     import pandas as pd  # takes its time, and few ask for a frame
 
@@ -300,7 +300,7 @@ def to_frame(standings: Sequence[Standing]) -> "pd.DataFrame":
                 whole
                 | {"attack": attack.name, "rows": attack.n}
                 | _columns("accuracy", attack.accuracy)
-                | _columns("standing", attack.standing)
+                | _columns("standing", attack.remaining)
                 | dict(attack.statuses)
                 | {
                     "broke": attack.broke,
@@ -334,7 +334,7 @@ def results(db: str = "results.db") -> "pd.DataFrame":
     """
     store = Store.open(db)
     try:
-        return to_frame(standings(store))
+        return to_frame(summaries(store))
     finally:
         store.close()
 
@@ -345,7 +345,7 @@ def _columns(name: str, interval: Interval | None) -> dict[str, float | None]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _attack_json(attack: AttackStanding, cascade: bool) -> dict[str, Any]:
+def _attack_json(attack: AttackSummary, cascade: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": attack.name,
         "n": attack.n,
@@ -358,7 +358,7 @@ def _attack_json(attack: AttackStanding, cascade: bool) -> dict[str, Any]:
         "seconds": attack.seconds,
     }
     if cascade:
-        found["standing"] = _interval_json(attack.standing)
+        found["standing"] = _interval_json(attack.remaining)
     if attack.other_accuracy is not None:
         judged = attack.spec.spec.get("parameters", {}).get("judged", "distance")
         found |= {"judged": judged, "other_accuracy": _interval_json(attack.other_accuracy)}
@@ -371,7 +371,7 @@ def _interval_json(interval: Interval | None) -> dict[str, float] | None:
     return None if interval is None else {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
-def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
+def _summarize(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Summary:
     spec = evaluation.spec
     cascade = cascaded(spec)
     rows = [tallies.get(evaluation.attack_runs[each.label]) for each in spec.attacks]
@@ -386,7 +386,7 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
     broke = np.bincount(worst, minlength=len(taken)).tolist()
     # Labels by what they lack.
     lacking: dict[str, list[str]] = {}
-    found: list[AttackStanding] = []
+    found: list[AttackSummary] = []
     for position, (each, row, turn) in enumerate(zip(spec.attacks, rows, taken, strict=True)):
         if turn.skipped is not None:
             continue
@@ -407,7 +407,7 @@ def _standing(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Standing:
     clean_values = _values(first, spec.stochastic) if first is not None and a_std is not None else None
     robust_values = values[-1] if not missing else None
     protocol_values = _protocol_values(spec, rows, index, [label for those in lacking.values() for label in those])
-    return Standing(
+    return Summary(
         evaluation=evaluation,
         complete=not missing,
         missing=tuple(missing),
@@ -489,13 +489,13 @@ def _attack(
     usable: bool,
     left: Interval | None,
     broke: int,
-) -> AttackStanding:
+) -> AttackSummary:
     n, stochastic = spec.n, spec.stochastic
     budget = spec.spec.get("passes", {}).get(attack.label)
     parameters = attack.spec.get("parameters", {})
     surrogate = parameters.get("surrogate") if isinstance(parameters, Mapping) else None
     if row is None:
-        return AttackStanding(
+        return AttackSummary(
             attack.label, attack, 0, None, left, counts, 0, 0, 0.0, surrogate=surrogate, broke=broke, budget=budget
         )
     whole = usable and len(row) == n and not (stochastic and np.isnan(row.fresh).any())
@@ -504,12 +504,12 @@ def _attack(
     accuracy = None
     if whole:
         accuracy = accuracy_of_values(row.fresh) if stochastic else accuracy_of_hits(counts[Status.HELD], n)
-    return AttackStanding(
+    return AttackSummary(
         name=attack.label,
         spec=attack,
         n=len(row),
         accuracy=accuracy,
-        standing=left,
+        remaining=left,
         statuses=counts,
         forwards=row.forwards,
         backwards=row.backwards,
@@ -539,7 +539,7 @@ def _accuracy(values: NDArray[np.float64], stochastic: bool) -> Interval:
     return accuracy_of_values(values) if stochastic else accuracy_of_hits(int(values.sum()), len(values))
 
 
-def _as_in_paper(labels: Sequence[str] | None, attacks: Mapping[str, AttackStanding]) -> Interval | None:
+def _as_in_paper(labels: Sequence[str] | None, attacks: Mapping[str, AttackSummary]) -> Interval | None:
     """The smallest of the accuracies under single attacks: those of the paper's table, otherwise all."""
     wanted = [name for name in attacks if name != CLEAN] if labels is None else labels
     accuracies = [attacks[name].accuracy if name in attacks else None for name in wanted]

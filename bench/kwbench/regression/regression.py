@@ -21,7 +21,7 @@ from kwbench.files import write_whole
 from kwbench.formatting import interval_text, markdown, percent, plain
 from kwbench.outcome import CLEAN
 from kwbench.record.store import Evaluation, Store
-from kwbench.record.summary import Comparison, Standing, attacks_key, comparison_key, standings
+from kwbench.record.summary import Comparison, Summary, attacks_key, comparison_key, summaries
 from kwbench.statistics import Interval, PairedTest, difference_interval, paired_test
 from kwbench.threat import ThreatModel
 
@@ -137,7 +137,7 @@ def check(
     _validate(max_drop, alpha)
     entries = _read(baseline)
     evaluations, checked = store.evaluations(), {entry.model for entry in entries}
-    found = standings(store, [each for each in evaluations if each.spec.model in checked])
+    found = summaries(store, [each for each in evaluations if each.spec.model in checked])
     checks = []
     for entry in entries:
         if models is None or entry.model in models:
@@ -168,7 +168,7 @@ def update(store: Store, baseline: Path, models: Collection[str] | None = None) 
         CannotEvaluate: an evaluation is incomplete, or the file cannot be written.
         DamagedData: the old baseline, which should keep the other models, is damaged.
     """
-    found = standings(store)
+    found = summaries(store)
     known = {each.model for each in found}
     for name in models or ():
         if name not in known:
@@ -204,8 +204,8 @@ class PairedComparison:
     """Two models on the same samples under one protocol: A_std and A_rob of each, the paired differences first - second with
     95 % intervals, and the two-sided tests."""
 
-    first: Standing
-    second: Standing
+    first: Summary
+    second: Summary
     a_std: PairedTest
     a_std_difference: Interval
     a_rob: PairedTest
@@ -224,7 +224,7 @@ def compare(store: Store, first: str, second: str) -> list[PairedComparison]:
     for name in (first, second):
         if name not in known:
             raise UsageError(f"model {name!r} is not on record; {did_you_mean(name, known)}")
-    found = standings(store, [each for each in evaluations if each.spec.model in (first, second)])
+    found = summaries(store, [each for each in evaluations if each.spec.model in (first, second)])
     by_model = {
         name: {comparison_key(each.evaluation): each for each in _newest([each for each in found if each.model == name])}
         for name in (first, second)
@@ -357,7 +357,7 @@ def append_summary(result: CheckResult, path: Path) -> None:
         raise CannotEvaluate(f"{path}: the summary cannot be written ({failure.strerror})") from None
 
 
-def _check_entry(store: Store, entry: _Entry, found: Sequence[Standing], max_drop: float, alpha: float) -> ModelCheck:
+def _check_entry(store: Store, entry: _Entry, found: Sequence[Summary], max_drop: float, alpha: float) -> ModelCheck:
     key = entry.key
     threat = str(ThreatModel.of(key.norm, key.eps))
 
@@ -406,14 +406,14 @@ def _check_entry(store: Store, entry: _Entry, found: Sequence[Standing], max_dro
     )
 
 
-def _newest(found: Sequence[Standing]) -> list[Standing]:
-    newest: dict[tuple[str, Comparison, str], Standing] = {}
+def _newest(found: Sequence[Summary]) -> list[Summary]:
+    newest: dict[tuple[str, Comparison, str], Summary] = {}
     for each in sorted(found, key=_recency):
         newest[each.model, comparison_key(each.evaluation), attacks_key(each.evaluation)] = each
     return list(newest.values())
 
 
-def _recency(standing: Standing) -> tuple[str, int]:
+def _recency(standing: Summary) -> tuple[str, int]:
     return standing.evaluation.asked, standing.evaluation.id
 
 
@@ -481,11 +481,11 @@ def _other_parameters(before: Mapping[str, Mapping[str, Any]], now: Mapping[str,
     return found[:_NAMED] + ([f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else [])
 
 
-def _describe(standing: Standing) -> str:
+def _describe(standing: Summary) -> str:
     return f"{standing.model} ({standing.dataset}, {standing.threat}, {standing.evaluation.spec.suite})"
 
 
-def _by_sample(store: Store, standing: Standing) -> dict[str, float]:
+def _by_sample(store: Store, standing: Summary) -> dict[str, float]:
     """The values behind A_rob, by the sample's hash."""
     assert standing.robust_values is not None
     names = {each.index: each.sample for each in store.outcomes(standing.evaluation.attack_runs[CLEAN])}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.files import write_whole
 from kwbench.record.store import Store
-from kwbench.record.summary import Standing, standings
+from kwbench.record.summary import Summary, summaries
 from kwbench.report.leaderboard import Board, boards
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ class _Record:
         self.store = store
 
     @cached_property
-    def standings(self) -> list[Standing]:
-        return standings(self.store)
+    def standings(self) -> list[Summary]:
+        return summaries(self.store)
 
     @cached_property
     def boards(self) -> list[Board]:
         return boards(self.standings)
 
     @cached_property
-    def claims(self) -> "tuple[list[Comparison], list[Remark], list[Standing]]":
+    def claims(self) -> "tuple[list[Comparison], list[Remark], list[Summary]]":
         from kwbench.claims import comparisons, lint, read_claims, unclaimed
 
         known = read_claims()

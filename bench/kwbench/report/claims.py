@@ -14,7 +14,7 @@ from rich.text import Text
 from kwbench.claims import PAPERS, Comparison, Remark
 from kwbench.claims.record import Measurement
 from kwbench.formatting import interval_text, markdown, plain
-from kwbench.record.summary import Standing
+from kwbench.record.summary import Summary
 from kwbench.report.page import rendered
 from kwbench.verdict import verdict_on_record
 
@@ -71,7 +71,7 @@ class Group:
     recipes: tuple[tuple[str, str, tuple[str, ...]], ...]
 
 
-def claims_markdown(found: Sequence[Comparison], remarks: Sequence[Remark], unclaimed: Sequence[Standing] = ()) -> str:
+def claims_markdown(found: Sequence[Comparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
     """The comparisons as a Markdown page, and what else has been measured of our networks."""
     parts = ["# Claimed and measured\n", f"{LEAD} {CAUTION}\n", _table(_counts(found)) + "\n"]
     parts.append("\n".join(f"- {status}: {meaning}" for status, meaning in STATUSES.items()) + "\n")
@@ -91,7 +91,7 @@ def claims_markdown(found: Sequence[Comparison], remarks: Sequence[Remark], uncl
     return "\n".join(parts)
 
 
-def claims_html(found: Sequence[Comparison], remarks: Sequence[Remark], unclaimed: Sequence[Standing] = ()) -> str:
+def claims_html(found: Sequence[Comparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
     """The same as one self-contained HTML page."""
     papers = [
         (paper, _whole(reference), groups)
@@ -113,12 +113,12 @@ def claims_html(found: Sequence[Comparison], remarks: Sequence[Remark], unclaime
     )
 
 
-def _rows(unclaimed: Sequence[Standing]) -> list[dict[str, str]]:
+def _rows(unclaimed: Sequence[Summary]) -> list[dict[str, str]]:
     """A row for each evaluation, by column."""
     return [dict(zip(_COLUMNS, _words(each), strict=True)) for each in unclaimed]
 
 
-def _words(each: Standing) -> tuple[str, ...]:
+def _words(each: Summary) -> tuple[str, ...]:
     figures = [interval_text(one, each.n) if one is not None else "–" for one in (each.a_std, each.a_rob)]
     found = verdict_on_record(each)
     images = f"{each.dataset}, {each.n}"

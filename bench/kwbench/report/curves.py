@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kwbench.formatting import interval_text, plain
-from kwbench.record.summary import Standing
+from kwbench.record.summary import Summary
 from kwbench.report.drawing import GRID, SOFT, colour_of, document, stroke, text
 from kwbench.statistics import Interval
 
@@ -105,7 +105,7 @@ def _drawn(curve: Curve, across: _Axis, number: int) -> list[str]:
     return parts
 
 
-def sweep_table(what: str, values: Sequence[str], found: Sequence[Sequence[Standing]]) -> Table:
+def sweep_table(what: str, values: Sequence[str], found: Sequence[Sequence[Summary]]) -> Table:
     """A_std and A_rob at each value, a row for each model, for the terminal; percent with 95 % intervals."""
     first = found[0][0]
     title = f"{plain(first.dataset)}, n = {first.n}; A_rob, percent, by {plain(what)}"

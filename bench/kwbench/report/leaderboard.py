@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kwbench.record.cascade import cascaded
-from kwbench.record.summary import AttackStanding, Comparison, Standing, comparison_key, suite_labels
+from kwbench.record.summary import AttackSummary, Comparison, Summary, comparison_key, suite_labels
 from kwbench.statistics import Interval, PairedTest, paired_test
 from kwbench.threat import ThreatModel
 
@@ -17,7 +17,7 @@ class Row:
     """A model's place: `rank` from 1, equal for equal A_rob, None if incomplete. `test` is against the best model's A_rob,
     paired and two-sided; `tied` if it does not tell the two apart."""
 
-    standing: Standing
+    standing: Summary
     rank: int | None
     test: PairedTest | None
     tied: bool
@@ -34,18 +34,18 @@ class Board:
     threat: ThreatModel
     labels: tuple[str, ...]
     rows: tuple[Row, ...]
-    earlier: tuple[Standing, ...]
+    earlier: tuple[Summary, ...]
 
 
-def boards(standings: Sequence[Standing]) -> list[Board]:
+def boards(standings: Sequence[Summary]) -> list[Board]:
     """All boards, in a stable order."""
-    groups: dict[Comparison, list[Standing]] = {}
+    groups: dict[Comparison, list[Summary]] = {}
     for each in standings:
         groups.setdefault(comparison_key(each.evaluation), []).append(each)
     return [_board(key, groups[key]) for key in sorted(groups, key=lambda key: tuple(map(str, key)))]
 
 
-def judging_rule(attack: AttackStanding) -> str:
+def judging_rule(attack: AttackSummary) -> str:
     """`distance` or `clipped`: how the proposals of a minimum-norm attack were judged."""
     return str(attack.spec.spec.get("parameters", {}).get("judged", "distance"))
 
@@ -54,12 +54,12 @@ def shown(row: Row, label: str, cascade: bool) -> Interval | None:
     """The figure of a row under an attack: its accuracy, or in a cascade what is left after it."""
     for attack in row.standing.attacks:
         if attack.name == label:
-            return attack.standing if cascade else attack.accuracy
+            return attack.remaining if cascade else attack.accuracy
     return None
 
 
-def _board(key: Comparison, group: list[Standing]) -> Board:
-    newest: dict[str, Standing] = {}
+def _board(key: Comparison, group: list[Summary]) -> Board:
+    newest: dict[str, Summary] = {}
     earlier = []
     for each in sorted(group, key=lambda each: (each.evaluation.asked, each.evaluation.id)):
         if each.model in newest:
@@ -93,15 +93,15 @@ def _board(key: Comparison, group: list[Standing]) -> Board:
     )
 
 
-def _order(standing: Standing) -> tuple[float, float, str]:
+def _order(standing: Summary) -> tuple[float, float, str]:
     return -_value(standing), -(standing.a_std.value if standing.a_std else 0.0), standing.model
 
 
-def _value(standing: Standing) -> float:
+def _value(standing: Summary) -> float:
     return standing.a_rob.value if standing.a_rob is not None else float("nan")
 
 
-def _test(best: Standing, other: Standing) -> PairedTest | None:
+def _test(best: Summary, other: Summary) -> PairedTest | None:
     if best.robust_values is None or other.robust_values is None or best.index.tolist() != other.index.tolist():
         return None
     return paired_test(best.robust_values, other.robust_values, one_sided=False)

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from kwbench.formatting import count_text, duration_text, interval_text, percent, plain
 from kwbench.outcome import CLEAN
 from kwbench.record.cascade import cascaded
-from kwbench.record.summary import AttackStanding, Standing
+from kwbench.record.summary import AttackSummary, Summary
 from kwbench.report.leaderboard import LEVEL, Board, Row, judging_rule, shown
 from kwbench.statistics import Interval
 from kwbench.verdict import CAVEAT, verdict_on_record
@@ -148,7 +148,7 @@ def _row_view(row: Row, board: Board, n: int) -> SimpleNamespace:
     )
 
 
-def _verdict_view(standing: Standing) -> dict[str, Any] | None:
+def _verdict_view(standing: Summary) -> dict[str, Any] | None:
     """The verdict, and every finding behind it: those that fire first, doubts before the rest."""
     found = verdict_on_record(standing)
     if found is None:
@@ -174,7 +174,7 @@ def _verdict_view(standing: Standing) -> dict[str, Any] | None:
     }
 
 
-def _attack_view(attack: AttackStanding, standing: Standing) -> tuple[Markup, _Figure | None, Markup]:
+def _attack_view(attack: AttackSummary, standing: Summary) -> tuple[Markup, _Figure | None, Markup]:
     """What stands before and after the figure in an attack's line. A record has tens of thousands of these lines, which
     take a template several times as long."""
     n = standing.n
@@ -194,12 +194,12 @@ def _attack_view(attack: AttackStanding, standing: Standing) -> tuple[Markup, _F
     ]
     return (
         Markup(f'<tr><th scope="row"><bdi>{escape(plain(attack.name))}</bdi></th><td class="num">{attack.n}</td>'),
-        _figure(attack.standing if left else attack.accuracy, n, _beneath(attack, n)),
+        _figure(attack.remaining if left else attack.accuracy, n, _beneath(attack, n)),
         Markup("".join(f'<td class="num{cell}</td>' for cell in cells) + "</tr>"),
     )
 
 
-def _beneath(attack: AttackStanding | None, n: int) -> tuple[str, ...]:
+def _beneath(attack: AttackSummary | None, n: int) -> tuple[str, ...]:
     """Small print beneath a figure: the other judging rule where it differs, the surrogate's own accuracy."""
     if attack is None:
         return ()
@@ -230,7 +230,7 @@ def _figure(interval: Interval | None, n: int, notes: tuple[str, ...] = ()) -> _
     return _Figure(percent(interval.value, n), span, round(interval.value, 6), round(10 * interval.value), notes)
 
 
-def _drawing(standing: Standing, n: int) -> _Drawing:
+def _drawing(standing: Summary, n: int) -> _Drawing:
     def places(interval: Interval | None) -> tuple[str, str, str] | None:
         if interval is None:
             return None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from kwbench.formatting import count_text, duration_text, interval_text, latex, markdown, percent, spreadsheet
-from kwbench.record.summary import Standing, to_frame
+from kwbench.record.summary import Summary, to_frame
 from kwbench.report.leaderboard import Board, Row, shown
 from kwbench.report.terminal import notes, verdicts
 from kwbench.statistics import Interval
@@ -50,7 +50,7 @@ def markdown_page(tables: Sequence[Board]) -> str:
     return "\n".join(parts)
 
 
-def csv_table(found: Sequence[Standing]) -> str:
+def csv_table(found: Sequence[Summary]) -> str:
     """One row for each evaluation and attack; numbers as numbers, and no text that a spreadsheet would run as a formula."""
     frame = to_frame(found)
     words = {each.evaluation.spec.identity: one.word for each in found if (one := verdict_on_record(each))}

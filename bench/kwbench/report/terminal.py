@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kwbench.finding import Finding
 from kwbench.formatting import count_text, interval_text, percent, plain
-from kwbench.record.summary import Standing
+from kwbench.record.summary import Summary
 from kwbench.report.leaderboard import Board, boards, judging_rule, shown
 from kwbench.statistics import Interval
 from kwbench.verdict import CAVEAT, Verdict, verdict_on_record
@@ -23,7 +23,7 @@ _SENTENCE = 1000
 _KINDS = {"doubt": "red", "masking": "yellow", "note": "dim"}
 
 
-def text_table(standings: Sequence[Standing]) -> ConsoleRenderable:
+def text_table(standings: Sequence[Summary]) -> ConsoleRenderable:
     """The papers' tables, one for each set of comparable evaluations: A_std, one figure for each attack, A_rob, in percent
     with 95 % intervals and n. Models are rows; where the attacks are too many for the console's width, models are columns, in
     as many tables as it takes. Print it with a rich console."""
@@ -72,7 +72,7 @@ def notes(board: Board) -> list[str]:
     return found
 
 
-def _course(standing: Standing) -> list[str]:
+def _course(standing: Summary) -> list[str]:
     """How a cascade went: what each attack broke, what was ruled out, what it took; and what the usual protocol came to."""
     name, found = plain(standing.model), []
     if standing.cascade and (broke := [attack for attack in standing.attacks if attack.broke]):

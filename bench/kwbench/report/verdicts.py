@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kwbench.formatting import interval_text, markdown
-from kwbench.record.summary import Standing
+from kwbench.record.summary import Summary
 from kwbench.report.leaderboard import Board
 from kwbench.verdict import CAVEAT, Verdict, verdict_on_record
 
@@ -47,7 +47,7 @@ def verdicts_page(tables: Sequence[Board]) -> str:
     return "\n".join(parts)
 
 
-def _cells(standing: Standing, verdict: Verdict) -> list[str]:
+def _cells(standing: Summary, verdict: Verdict) -> list[str]:
     n, each = standing.n, verdict.overestimate
     return [
         markdown(standing.model) + (" (stochastic)" if standing.stochastic else ""),
@@ -63,7 +63,7 @@ def _cells(standing: Standing, verdict: Verdict) -> list[str]:
     ]
 
 
-def _evidence(standing: Standing) -> list[str]:
+def _evidence(standing: Summary) -> list[str]:
     lines = ["| Check | Figure | Threshold | Fires | What was found |", "| :-- | --: | --: | :-- | :-- |"]
     for each in standing.findings:
         figure = "–" if each.figure is None else f"{each.figure:.3g}"

@@ -15,7 +15,7 @@ import numpy as np
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.record.store import AttackSpec
-from kwbench.record.summary import Standing, comparison_key
+from kwbench.record.summary import Summary, comparison_key
 from kwbench.statistics import difference_interval
 
 # On sound models other means break what strong gradients did not in up to 1 % of the samples: they start elsewhere.
@@ -41,9 +41,9 @@ _ACTIVATION = re.compile(r"(?:kwta|slwta|lwta)[0-9.]*")
 
 
 def evidence(
-    standing: Standing,
+    standing: Summary,
     outcomes: Mapping[str, Sequence[Outcome]],
-    others: Sequence[Standing] = (),
+    others: Sequence[Summary] = (),
     *,
     relaxes: bool = True,
 ) -> list[Finding]:
@@ -105,7 +105,7 @@ def twin_of(model: str) -> str | None:
 _Rows = Mapping[str, Mapping[str, Outcome]]
 
 
-def _failures(standing: Standing, rows: _Rows) -> Finding:
+def _failures(standing: Summary, rows: _Rows) -> Finding:
     bad = [each.sample for found in rows.values() for each in found.values() if each.status in (Status.INVALID, Status.ERROR)]
     share = len(bad) / max(1, sum(len(found) for found in rows.values()))
     statement = f"{len(bad)} rows are invalid or errors: attacks that failed for a technical reason"
@@ -123,7 +123,7 @@ def _constant(rows: _Rows) -> list[Finding]:
 
 
 def _gap(
-    standing: Standing, rows: _Rows, check: str, labels: Sequence[str], first: Sequence[str], words: str, than: str
+    standing: Summary, rows: _Rows, check: str, labels: Sequence[str], first: Sequence[str], words: str, than: str
 ) -> Finding:
     drops = _drops(rows, [CLEAN, *first], labels, seen_by=first, stochastic=standing.stochastic)
     total = sum(drops.values())
@@ -133,7 +133,7 @@ def _gap(
     return Finding(check, round(share, 6), GAP, share > GAP and total >= FEWEST, statement, concerned, "masking")
 
 
-def _escalations(standing: Standing, rows: _Rows) -> list[Finding]:
+def _escalations(standing: Summary, rows: _Rows) -> list[Finding]:
     """The gain of the last run of every attack whose budget was doubled."""
     labels = [attack.name for attack in standing.attacks]
     last: dict[str, str] = {}
@@ -180,7 +180,7 @@ def _value(candidates: Sequence[Outcome], stochastic: bool) -> float | None:
     return chosen.fresh_correct / chosen.fresh_draws
 
 
-def _reach(standing: Standing) -> list[Finding]:
+def _reach(standing: Summary) -> list[Finding]:
     """Can the attacks of the protocol, or else all, cross the ball: steps times step_size against eps?"""
     reaches = {}
     for attack in standing.attacks:
@@ -200,7 +200,7 @@ def _reach(standing: Standing) -> list[Finding]:
     return [Finding("reach", round(reach, 6), 1.0, reach < 1, statement, (), "masking")]
 
 
-def _best_known(standing: Standing) -> list[Finding]:
+def _best_known(standing: Summary) -> list[Finding]:
     if standing.a_rob is None:
         return []
     for (dataset, norm, eps), best in BEST_KNOWN.items():
@@ -216,7 +216,7 @@ def _best_known(standing: Standing) -> list[Finding]:
     return []
 
 
-def _twin(standing: Standing, others: Sequence[Standing]) -> list[Finding]:
+def _twin(standing: Summary, others: Sequence[Summary]) -> list[Finding]:
     """How far the model stands above the one of the same name with ReLU, on the same samples under the same suite."""
     name = twin_of(standing.model)
     mine = standing.robust_values
@@ -241,7 +241,7 @@ def _twin(standing: Standing, others: Sequence[Standing]) -> list[Finding]:
     return [Finding("twin", round(lead.value, 6), TWIN, lead.low > TWIN, statement, (), "doubt")]
 
 
-def _spec(standing: Standing, label: str) -> AttackSpec:
+def _spec(standing: Summary, label: str) -> AttackSpec:
     return next(attack.spec for attack in standing.attacks if attack.name == label)
 
 

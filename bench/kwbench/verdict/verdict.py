@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kwbench.finding import Finding
-from kwbench.record.summary import Standing, origin_of
+from kwbench.record.summary import Summary, origin_of
 from kwbench.statistics import Interval, accuracy_of_values, difference_interval
 
 Word = Literal["degenerate", "overestimated", "confirmed", "inconclusive"]
@@ -81,7 +81,7 @@ class Verdict:
         return f"Inconclusive: {'; '.join(each.statement for each in self.reasons)}. What would settle it: {self.would_settle}."
 
 
-def verdict(standing: Standing, findings: Sequence[Finding], protocol: tuple[str, ArrayLike] | None = None) -> Verdict:
+def verdict(standing: Summary, findings: Sequence[Finding], protocol: tuple[str, ArrayLike] | None = None) -> Verdict:
     """The verdict from the numbers of a strong evaluation and what the checks found.
 
     A constant model, or one at chance, is degenerate. One that too few images tell from chance is not confirmed, but its
@@ -127,13 +127,13 @@ def verdict(standing: Standing, findings: Sequence[Finding], protocol: tuple[str
     return Verdict("confirmed", name, overestimate, (*shown, _no_doubt(findings)))
 
 
-def nothing_is_left(standing: Standing) -> bool:
+def nothing_is_left(standing: Summary) -> bool:
     """Whether the suite's own protocol leaves next to nothing, and so do all attacks together."""
     values = standing.protocol_values
     return standing.a_rob is not None and values is not None and max(standing.a_rob.value, float(values.mean())) <= NOTHING
 
 
-def verdict_on_record(standing: Standing) -> Verdict | None:
+def verdict_on_record(standing: Summary) -> Verdict | None:
     """The verdict on an evaluation that has been diagnosed; None if it has not."""
     return verdict(standing, standing.findings) if standing.findings else None
 
@@ -167,7 +167,7 @@ def verdict_json(verdict: Verdict | None) -> dict[str, Any] | None:
     }
 
 
-def _degenerate(standing: Standing, findings: Sequence[Finding]) -> Finding | None:
+def _degenerate(standing: Summary, findings: Sequence[Finding]) -> Finding | None:
     for each in findings:
         if each.check == "constant" and each.fires:
             return each
@@ -195,7 +195,7 @@ def _hidden(masked: Sequence[Finding], robust: float, overestimate: Interval | N
     return Finding("hidden gradients", round(robust, 6), OVERESTIMATE, True, statement, (), "doubt")
 
 
-def _perhaps_at_chance(standing: Standing) -> Finding | None:
+def _perhaps_at_chance(standing: Summary) -> Finding | None:
     """For models that are not degenerate: that the images are too few to say so."""
     chance = _chance(standing)
     if standing.a_std is None or chance is None or standing.a_std.low > chance:
@@ -207,7 +207,7 @@ def _perhaps_at_chance(standing: Standing) -> Finding | None:
     return Finding("chance", round(standing.a_std.value, 6), chance, True, statement, (), "doubt")
 
 
-def _chance(standing: Standing) -> float | None:
+def _chance(standing: Summary) -> float | None:
     """The share of right guesses, where the record says how many classes there are."""
     classes = origin_of(standing.evaluation).get("classes")
     return 1 / classes if isinstance(classes, int) else None

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from markupsafe import Markup, escape
 
 from kwbench.formatting import plain
-from kwbench.record.measurement import Measured
-from kwbench.record.summary import Standing
+from kwbench.record.measurement import Measurement
+from kwbench.record.summary import Summary
 from kwbench.report.figures.attacks import answers, landscapes, logits
 from kwbench.report.figures.figure import Figure
 from kwbench.report.figures.networks import fits, layers, learning, patterns, weights
@@ -33,7 +33,7 @@ _SECTIONS = {
     "answers": "True-class probabilities and examples",
 }
 
-_DRAWN: dict[str, Callable[[Sequence[Measured]], list[Figure]]] = {
+_DRAWN: dict[str, Callable[[Sequence[Measurement]], list[Figure]]] = {
     "fit": fits,
     "logits": logits,
     "learning": learning,
@@ -43,13 +43,13 @@ _DRAWN: dict[str, Callable[[Sequence[Measured]], list[Figure]]] = {
     "landscape": landscapes,
     "answers": answers,
 }
-_SERIES: dict[str, Callable[[Sequence[Measured], Mapping[str, Standing]], list[Figure]]] = {
+_SERIES: dict[str, Callable[[Sequence[Measurement], Mapping[str, Summary]], list[Figure]]] = {
     "sweep": sweeps,
     "sparsity": sparsities,
 }
 
 
-def figures(measured: Sequence[Measured], standings: Sequence[Standing], boards: Sequence[Board]) -> list[Figure]:
+def figures(measured: Sequence[Measurement], standings: Sequence[Summary], boards: Sequence[Board]) -> list[Figure]:
     """Every figure that the record can give, in the order of the page; experiments of one kind on equal terms share one."""
     known = {each.evaluation.spec.identity: each for each in standings}
     drawn = transfers(boards)
@@ -104,20 +104,20 @@ def _whole(words: str) -> Markup:
     return escape(plain(words, 2000))
 
 
-def _groups(measured: Sequence[Measured]) -> list[list[Measured]]:
+def _groups(measured: Sequence[Measurement]) -> list[list[Measurement]]:
     """The newest of each experiment, those on equal terms together, in the order of the record."""
-    newest: dict[tuple[str, str], Measured] = {}
+    newest: dict[tuple[str, str], Measurement] = {}
     for each in measured:
         key = (_terms(each), each.model)
         newest.pop(key, None)
         newest[key] = each
-    groups: dict[str, list[Measured]] = {}
+    groups: dict[str, list[Measurement]] = {}
     for (terms, _), each in newest.items():
         groups.setdefault(terms, []).append(each)
     return list(groups.values())
 
 
-def _terms(each: Measured) -> str:
+def _terms(each: Measurement) -> str:
     """What experiments must have in common to stand in one figure: all but the network and the versions."""
     spec, origin = each.spec, each.spec.get("origin", {})
     shared = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kwbench.record.measurement import Measured
+from kwbench.record.measurement import Measurement
 from kwbench.report.figures.figure import Figure, described, figure_of, short
 from kwbench.report.pixels import Example, Strip, gallery_svg
 from kwbench.report.plot import Line, Panel, plot_svg
@@ -15,7 +15,7 @@ from kwbench.threat import ThreatModel
 _BLACK = 6
 
 
-def landscapes(group: Sequence[Measured]) -> list[Figure]:
+def landscapes(group: Sequence[Measurement]) -> list[Figure]:
     first, parameters = group[0], group[0].spec["parameters"]
     drawn = []
     for row, place in enumerate(first.spec["images"]):
@@ -44,7 +44,7 @@ def landscapes(group: Sequence[Measured]) -> list[Figure]:
     return drawn
 
 
-def logits(group: Sequence[Measured]) -> list[Figure]:
+def logits(group: Sequence[Measurement]) -> list[Figure]:
     first = group[0]
     drawn = []
     for row, place in enumerate(first.spec["images"]):
@@ -73,7 +73,7 @@ def logits(group: Sequence[Measured]) -> list[Figure]:
     return drawn
 
 
-def answers(group: Sequence[Measured]) -> list[Figure]:
+def answers(group: Sequence[Measurement]) -> list[Figure]:
     drawn = []
     edges = np.linspace(0, 1, 21)
     for each in group:
@@ -108,7 +108,7 @@ def answers(group: Sequence[Measured]) -> list[Figure]:
     return drawn
 
 
-def _strips(each: Measured, number: int, label: str) -> list[Strip]:
+def _strips(each: Measurement, number: int, label: str) -> list[Strip]:
     found = each.arrays
     strips = []
     for kind, words in enumerate(("fooled", "not fooled")):
@@ -122,6 +122,6 @@ def _strips(each: Measured, number: int, label: str) -> list[Strip]:
     return strips
 
 
-def _terms_in_words(each: Measured) -> str:
+def _terms_in_words(each: Measurement) -> str:
     origin = each.spec["origin"]
     return f"{each.dataset}, {ThreatModel.of(origin['norm'], origin['eps'])}"

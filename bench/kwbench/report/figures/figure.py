@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kwbench.record.measurement import Measured
+from kwbench.record.measurement import Measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ class Figure:
 # In the order of the page, with what each is about.
 
 
-def source_of(each: Measured) -> Source:
+def source_of(each: Measurement) -> Source:
     return Source(each.model, each.identity, {**each.spec, "provenance": each.provenance})
 
 
-def described(group: Iterable[Measured]) -> str:
+def described(group: Iterable[Measurement]) -> str:
     return "kwbench; " + "; ".join(f"{each.experiment} {each.model} run {each.identity}" for each in group)
 
 
-def figure_of(group: Sequence[Measured], suffix: str, title: str, caption: str, svg: str) -> Figure:
+def figure_of(group: Sequence[Measurement], suffix: str, title: str, caption: str, svg: str) -> Figure:
     first = group[0]
     name = "-".join(part for part in (first.experiment, suffix, first.dataset) if part).replace("/", "-")
     return Figure(name, first.experiment, title, caption, svg, tuple(source_of(each) for each in group))

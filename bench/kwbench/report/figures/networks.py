@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kwbench.record.measurement import Array, Measured
+from kwbench.record.measurement import Array, Measurement
 from kwbench.report.figures.figure import Figure, described, figure_of, short
 from kwbench.report.plot import Line, Panel, plot_svg
 
@@ -14,7 +14,7 @@ _BLACK = 6
 _CURVES = 8
 
 
-def fits(group: Sequence[Measured]) -> list[Figure]:
+def fits(group: Sequence[Measurement]) -> list[Figure]:
     drawn = []
     for each in group:
         found, parameters = each.arrays, each.spec["parameters"]
@@ -35,7 +35,7 @@ def fits(group: Sequence[Measured]) -> list[Figure]:
     return drawn
 
 
-def learning(group: Sequence[Measured]) -> list[Figure]:
+def learning(group: Sequence[Measurement]) -> list[Figure]:
     drawn = []
     for start in range(0, len(group), _CURVES):
         some = group[start : start + _CURVES]
@@ -61,7 +61,7 @@ def learning(group: Sequence[Measured]) -> list[Figure]:
     return drawn
 
 
-def weights(group: Sequence[Measured]) -> list[Figure]:
+def weights(group: Sequence[Measurement]) -> list[Figure]:
     """The mean loss along each line, and that of one image, for every network."""
     panels, rough = [], []
     for each in group:
@@ -88,7 +88,7 @@ def _roughness(values: Array) -> float:
     return float(np.abs(np.diff(values)).sum() / max(float(values.max() - values.min()), 1e-12))
 
 
-def layers(group: Sequence[Measured]) -> list[Figure]:
+def layers(group: Sequence[Measurement]) -> list[Figure]:
     each = group[0]
     width, gamma, parameters = each.arrays["width"], each.arrays["gamma"], each.spec["parameters"]
 
@@ -134,7 +134,7 @@ def _quartiles(name: str, x: Array, values: Array, number: int) -> Line:
     return Line(name, x, middle, number, low, high, kind="both")
 
 
-def patterns(group: Sequence[Measured]) -> list[Figure]:
+def patterns(group: Sequence[Measurement]) -> list[Figure]:
     panels = []
     for name, title, across in (
         ("distance", "How far to the next pattern", "distance / length of the image"),

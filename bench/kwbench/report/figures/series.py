@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kwbench.record.measurement import Array, Measured
-from kwbench.record.summary import Standing
+from kwbench.record.measurement import Array, Measurement
+from kwbench.record.summary import Summary
 from kwbench.report.curves import Curve, curves_svg
 from kwbench.report.figures.figure import Figure, Source, described, figure_of, short
 from kwbench.report.leaderboard import Board
@@ -14,7 +14,7 @@ from kwbench.report.plot import Line, Panel, plot_svg
 from kwbench.statistics import Interval
 
 
-def sweeps(group: Sequence[Measured], known: Mapping[str, Standing]) -> list[Figure]:
+def sweeps(group: Sequence[Measurement], known: Mapping[str, Summary]) -> list[Figure]:
     first = group[0]
     of_eps = first.spec["over"] == "eps"
     curves = []
@@ -29,7 +29,7 @@ def sweeps(group: Sequence[Measured], known: Mapping[str, Standing]) -> list[Fig
     return [figure_of(group, str(first.spec["over"]), title, caption, svg)]
 
 
-def sparsities(group: Sequence[Measured], known: Mapping[str, Standing]) -> list[Figure]:
+def sparsities(group: Sequence[Measurement], known: Mapping[str, Summary]) -> list[Figure]:
     drawn = []
     for each in group:
         found = [known[identity] for identity in each.spec["evaluations"]]
@@ -54,11 +54,11 @@ def sparsities(group: Sequence[Measured], known: Mapping[str, Standing]) -> list
     return drawn
 
 
-def _a_std(standing: Standing) -> Interval | None:
+def _a_std(standing: Summary) -> Interval | None:
     return standing.a_std
 
 
-def _a_rob(standing: Standing) -> Interval | None:
+def _a_rob(standing: Summary) -> Interval | None:
     return standing.a_rob
 
 
@@ -75,7 +75,7 @@ def transfers(boards: Sequence[Board]) -> list[Figure]:
     for board in boards:
         cells: dict[tuple[str, str], Cell] = {}
         sources: dict[str, None] = {}
-        used: list[Standing] = []
+        used: list[Summary] = []
         for row in sorted(board.rows, key=lambda row: row.standing.model):
             standing = row.standing
             origin = standing.evaluation.spec.spec.get("origin", {})
