@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.errors import CannotEvaluate
 from kwbench.finding import Finding
 from kwbench.formatting import count_text, duration_text, latex, markdown, plain, spreadsheet
 from kwbench.outcome import Status
@@ -431,11 +431,6 @@ def test_a_folder_that_cannot_be_written_is_named(store: Store, tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(CannotEvaluate, match="cannot be written"):
         write_report(store, tmp_path / "file" / "reports", {"html"})
-
-
-def test_an_unknown_format_is_refused(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="did you mean 'html'"):
-        write_report(store, tmp_path, {"htlm"})
 
 
 def test_a_failed_write_leaves_the_old_report(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,45 @@
+"""What reports show: the record in the forms that formats render."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from kwbench.record.store import Store
+from kwbench.record.summary import Summary, summaries
+from kwbench.report.leaderboard import Board, boards
+
+if TYPE_CHECKING:
+    from kwbench.claims import Comparison, Remark
+    from kwbench.report.figures import Figure
+
+
+class ReportData:
+    """The contents of a record, each form computed on first use and then kept, as several formats share it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        """All evaluations with their numbers, oldest first."""
+        return summaries(self.store)
+
+    @cached_property
+    def boards(self) -> list[Board]:
+        """The leaderboards."""
+        return boards(self.summaries)
+
+    @cached_property
+    def claims(self) -> "tuple[list[Comparison], list[Remark], list[Summary]]":
+        """Every claim beside its measurement, the remarks of the lint, and the evaluations that no claim is about."""
+        from kwbench.claims import comparisons, lint, read_claims, unclaimed
+
+        claims = read_claims()
+        compared = comparisons(claims, self.store, on_record=self.summaries)
+        return compared, lint(claims), unclaimed(claims, self.summaries)
+
+    @cached_property
+    def figures(self) -> "list[Figure]":
+        """Every figure that the record can give."""
+        from kwbench.report.figures import figures
+
+        return figures(self.store.experiments(), self.summaries, self.boards)
