@@ -70,7 +70,7 @@ def reached(db: str) -> dict[str, str]:
         found = {each.model: verdict_on_record(each) for each in summaries(store) if each.evaluation.spec.suite == "strong"}
     finally:
         store.close()
-    return {model: each.word for model, each in found.items() if each is not None}
+    return {model: each.conclusion for model, each in found.items() if each is not None}
 
 
 def main(db: str) -> None:

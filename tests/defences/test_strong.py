@@ -59,7 +59,7 @@ def a_rob(standing: Summary) -> float:
 def test_a_broken_defence_falls_and_the_verdict_is_the_expected_one(defence: Defence, tmp_path: Path) -> None:
     standing, verdict = strong(tmp_path, defence.model, n=64, eps=EPS)
     assert a_rob(standing) < max(0.05, defence.truth + 0.05)
-    assert verdict.word == defence.verdict, verdict.sentence()
+    assert verdict.conclusion == defence.verdict, verdict.sentence()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_where_function_values_are_blind_too_what_hides_is_seen_through_or_not_b
     assert standing.a_std is not None
     assert standing.a_std.value == 1
     assert abs(a_rob(standing) - left) <= 0.05
-    assert verdict.word == word, verdict.sentence()
+    assert verdict.conclusion == word, verdict.sentence()
 
 
 @pytest.mark.parametrize("sound", SOUND, ids=lambda sound: sound.name)
@@ -91,7 +91,7 @@ def test_a_sound_model_keeps_what_is_proved_and_is_confirmed(sound: Sound, tmp_p
     # The noise of 100 fresh draws a sample, three standard errors of their mean at most.
     noise = 0.02 if standing.stochastic else 0.0
     assert certified - noise <= a_rob(standing) <= certified + (noise if sound.exact else 0.12)
-    assert verdict.word == sound.verdict, verdict.sentence()
+    assert verdict.conclusion == sound.verdict, verdict.sentence()
 
 
 def overlooked(folder: Path, kind: str) -> int:
@@ -143,7 +143,7 @@ def test_the_published_network_in_a_spelling_that_cannot_be_seen_is_never_confir
         pytest.skip("the published checkpoint is not at hand")
     data = SHARED / "data" / "cifar10-exact-subset.npz"
     standing, verdict = strong(tmp_path, f"{FILE}:published_{way}", data=data, n=64, eps=eps, norm=norm)
-    assert verdict.word != "confirmed", verdict.sentence()
+    assert verdict.conclusion != "confirmed", verdict.sentence()
     assert any(finding.check == "unseen" and finding.fires for finding in standing.findings)
     assert a_rob(standing) < 0.5
 
@@ -155,7 +155,7 @@ def test_stochastic_lwta_in_a_spelling_that_cannot_be_seen_is_never_confirmed(wa
     suite = tmp_path / "autoattack-rand.yaml"
     suite.write_text("attacks:\n  autoattack: {version: rand}\n", encoding="utf-8")
     assert a_rob(standing) <= a_rob(evaluated(tmp_path, model, read_suite(str(suite)), n=64, eps="0.2"))
-    assert verdict.word != "confirmed", verdict.sentence()
+    assert verdict.conclusion != "confirmed", verdict.sentence()
     assert any(finding.check == "unseen" and finding.fires for finding in standing.findings)
 
 

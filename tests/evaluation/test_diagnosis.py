@@ -109,7 +109,7 @@ def test_where_the_protocol_leaves_nothing_only_a_thorough_diagnosis_looks_for_w
     assert {"eps sweep", "shattered gradients", "state"} <= found.keys()
     assert "left out" not in found
     assert seen[-1].samples < len(CHECKS)  # those of the answers were on record
-    assert verdict_on_record(summaries(store, [evaluation])[0]).word == "confirmed"  # type: ignore[union-attr]
+    assert verdict_on_record(summaries(store, [evaluation])[0]).conclusion == "confirmed"  # type: ignore[union-attr]
 
 
 def test_a_suite_that_does_not_diagnose_leaves_none(store: Store, suite: Suite, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_asked_again_the_model_is_not_examined_again_and_the_verdict_is_the_same
 def test_a_sound_network_is_confirmed(store: Store, suite: Suite, tmp_path: Path) -> None:
     # At a small radius something is left, so that twice the budget has to be tried.
     found = judged(store, request(write_registry(tmp_path), suite=suite, eps="0.03"))
-    assert found.word == "confirmed", found.sentence()
+    assert found.conclusion == "confirmed", found.sentence()
     assert found.reasons[0].check == "twice the budget"
     assert "samples that stood" in found.reasons[0].statement
 
@@ -151,7 +151,7 @@ def test_what_is_found_does_not_depend_on_the_number_of_workers(model: str, suit
 
 def test_a_stochastic_network_gets_a_verdict_too(store: Store, suite: Suite, tmp_path: Path) -> None:
     found = judged(store, request(write_registry(tmp_path), "small-random", suite=suite, n=32))
-    assert found.word in ("confirmed", "overestimated", "inconclusive")
+    assert found.conclusion in ("confirmed", "overestimated", "inconclusive")
     (evaluation,) = store.evaluations()
     checks = {each.check for each in store.findings(evaluation.id)}
     assert {"randomness", "gradient noise", "frozen randomness"} <= checks
@@ -165,7 +165,7 @@ def test_a_user_s_file_is_examined_in_its_own_process_and_what_hides_is_named(
     (tmp_path / "defence.py").write_text(NUMPY)
     wanted = Request(f"{tmp_path / 'defence.py'}:factory", suite=suite, dataset="digits", n=64, eps="0.2")
     found = judged(store, wanted)
-    assert found.word == "overestimated", found.sentence()
+    assert found.conclusion == "overestimated", found.sentence()
     findings = {each.check: each for each in store.findings(store.evaluations()[0].id)}
     assert findings["unseen"].fires
     assert findings["zero gradients"].fires

@@ -9,7 +9,7 @@ import pytest
 from kwbench.finding import Finding
 from kwbench.record.store import AttackSpec, Evaluation, Store
 from kwbench.record.summary import summaries
-from kwbench.verdict.record_checks import evidence, group_of
+from kwbench.verdict.record_checks import examine_record, group_of
 from support.records import deterministic, drawn, record, specification
 
 EXACT: dict[str, Any] = {"gradient": {"kind": "exact"}, "steps": 40, "relative_step_size": 1 / 30}
@@ -36,7 +36,7 @@ def found(store: Store, evaluation: Evaluation) -> dict[str, Finding]:
     mine = next(each for each in everything if each.evaluation.id == evaluation.id)
     outcomes = {label: store.outcomes(run) for label, run in evaluation.attack_runs.items()}
     others = [each for each in everything if each is not mine]
-    return {each.check: each for each in evidence(mine, outcomes, others)}
+    return {each.check: each for each in examine_record(mine, outcomes, others)}
 
 
 def judged(store: Store, **letters: str) -> dict[str, Finding]:
@@ -63,7 +63,7 @@ def test_relaxed_gradients_are_exact_where_there_is_nothing_to_relax(store: Stor
     whole = {label: ("b" * 52 if label == "mim" else "b" * 40 if label == "pgd" else "h").ljust(100, "h") for label in ATTACKS}
     evaluation = deterministic(store, whole, attacks=ATTACKS)
     outcomes = {label: store.outcomes(run) for label, run in evaluation.attack_runs.items()}
-    checks = {each.check for each in evidence(summaries(store)[0], outcomes, relaxes=False)}
+    checks = {each.check for each in examine_record(summaries(store)[0], outcomes, relaxes=False)}
     assert "softened" not in checks
     assert "gradient-free" in checks
 

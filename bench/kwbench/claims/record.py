@@ -120,7 +120,7 @@ def _comparison(claim: Claim, record: "_Record", known: Mapping[str, ModelEntry]
         differs=() if model == place.full_size else _differs(place, known[model]),
         measured=measured,
         strong=strong,
-        verdict="" if found is None else found.word,
+        verdict="" if found is None else found.conclusion,
         commands=_commands(
             claim,
             place,

@@ -12,8 +12,8 @@ from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.record.store import Evaluation, Store
 from kwbench.record.summary import Summary, summaries
-from kwbench.verdict import nothing_is_left
-from kwbench.verdict.record_checks import evidence, twin_of
+from kwbench.verdict import robustness_is_negligible
+from kwbench.verdict.record_checks import examine_record, twin_of
 
 # Samples examined at once, on which the checks cost about 190 forward and backward passes each.
 EXAMINED = 64
@@ -55,7 +55,7 @@ def diagnose(
     if not found or (thoroughly and skipped):
         right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
         question = _question(mine, right or mine.index.tolist())
-        brief = not thoroughly and nothing_is_left(mine)
+        brief = not thoroughly and robustness_is_negligible(mine)
         survivors = _survivors(mine, outcomes)
         # The last ones are the longest, so they go first.
         wanted: list[str | Survivors] = [] if brief else [*survivors.parts()]
@@ -76,7 +76,7 @@ def diagnose(
             again = {job: outcome for job, outcome in done if isinstance(outcome, Retried)}
             found += [budget_is_enough([again[part] for part in survivors.parts()], survivors.standing)]
     relaxes = not any(each.check == "relaxed operations" and each.figure == 0 for each in found)
-    fresh = evidence(mine, outcomes, others, relaxes=relaxes)
+    fresh = examine_record(mine, outcomes, others, relaxes=relaxes)
     renewed = {each.check for each in fresh}
     kept = [each for each in found if each.check not in renewed]
     store.record_findings(evaluation.id, [*fresh, *kept], instead_of=[_LEFT_OUT.check])

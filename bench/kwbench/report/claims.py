@@ -122,7 +122,14 @@ def _words(each: Summary) -> tuple[str, ...]:
     figures = [interval_text(one, each.n) if one is not None else "–" for one in (each.a_std, each.a_rob)]
     found = verdict_on_record(each)
     images = f"{each.dataset}, {each.n}"
-    return (each.model, each.evaluation.spec.suite, str(each.threat), images, *figures, "–" if found is None else found.word)
+    return (
+        each.model,
+        each.evaluation.spec.suite,
+        str(each.threat),
+        images,
+        *figures,
+        "–" if found is None else found.conclusion,
+    )
 
 
 def _whole(text: str) -> Markup:

@@ -156,7 +156,7 @@ def _verdict_view(standing: Summary) -> dict[str, Any] | None:
     order = {"doubt": 0, "masking": 1, "note": 2}
     findings = sorted(standing.findings, key=lambda each: (not each.fires, each.figure is not None, order[each.kind]))
     return {
-        "word": found.word,
+        "word": found.conclusion,
         # Longer than any name: it may hold several statements.
         "sentence": Markup(escape(plain(found.sentence(), 2000))),
         "findings": [

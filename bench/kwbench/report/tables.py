@@ -53,7 +53,7 @@ def markdown_page(tables: Sequence[Board]) -> str:
 def csv_table(found: Sequence[Summary]) -> str:
     """One row for each evaluation and attack; numbers as numbers, and no text that a spreadsheet would run as a formula."""
     frame = to_frame(found)
-    words = {each.evaluation.spec.identity: one.word for each in found if (one := verdict_on_record(each))}
+    words = {each.evaluation.spec.identity: one.conclusion for each in found if (one := verdict_on_record(each))}
     if words:
         frame["verdict"] = frame["run"].map(words).fillna("")
     for name in frame.columns:
@@ -102,7 +102,7 @@ def _frame(
         found = [model if each.complete else f"{model} (incomplete)", figure(each.a_std, n)]
         found += [figure(shown(row, label, board.key.cascade), n) for label in board.labels]
         found.append(figure(each.a_rob, n))
-        found += ["–" if one is None else one.word for one in judged[at : at + 1]]
+        found += ["–" if one is None else one.conclusion for one in judged[at : at + 1]]
         if costs:
             found.append(count_text(sum(attack.forwards for attack in each.attacks)))
             found.append(count_text(sum(attack.backwards for attack in each.attacks)))

@@ -155,7 +155,7 @@ def _across_width(board: Board) -> int:
 def _word(verdict: Verdict | None) -> Text:
     if verdict is None:
         return Text("–", "dim")
-    return Text(verdict.word, _COLOURS[verdict.word])
+    return Text(verdict.conclusion, _COLOURS[verdict.conclusion])
 
 
 def _cell(interval: Interval | None, n: int, style: str = "") -> Text:

@@ -58,7 +58,7 @@ def _cells(standing: Summary, verdict: Verdict) -> list[str]:
         interval_text(standing.a_protocol, n),
         interval_text(standing.a_rob, n),
         "–" if each is None else f"{100 * each.value:.1f} [{100 * each.low:.1f}, {100 * each.high:.1f}]",
-        verdict.word,
+        verdict.conclusion,
         markdown(", ".join(finding.check for finding in standing.findings if finding.fires), _STATEMENT) or "–",
     ]
 

@@ -40,7 +40,7 @@ _GROUPS = {"exact": "exact", "eot": "exact", "smooth": "softened", "relaxed": "s
 _ACTIVATION = re.compile(r"(?:kwta|slwta|lwta)[0-9.]*")
 
 
-def evidence(
+def examine_record(
     standing: Summary,
     outcomes: Mapping[str, Sequence[Outcome]],
     others: Sequence[Summary] = (),

@@ -14,7 +14,7 @@ from kwbench.finding import Finding
 from kwbench.record.summary import Summary, origin_of
 from kwbench.statistics import Interval, accuracy_of_values, difference_interval
 
-Word = Literal["degenerate", "overestimated", "confirmed", "inconclusive"]
+Conclusion = Literal["degenerate", "overestimated", "confirmed", "inconclusive"]
 
 CAVEAT = "Passing the checks is evidence, never proof."
 
@@ -23,7 +23,7 @@ OVERESTIMATE = 0.01
 # One-sided 99 %: an interval whose lower end is passed by chance once in a hundred.
 LEVEL = 0.98
 # Below this nothing can be much too high.
-NOTHING = 0.005
+NEGLIGIBLE = 0.005
 
 # A model is at chance if what it may have beyond it is less than this share of all that there is beyond it.
 NEAR_CHANCE = 0.1
@@ -52,14 +52,14 @@ _REMEDIES = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`word` is about the pair of the model and the protocol of that name.
+    """`conclusion` is about the pair of the model and the protocol of that name.
 
     `overestimate` is the accuracy that the protocol leaves less the robust accuracy, on the same samples, with its 98 %
     interval; None where there is no protocol. `reasons` are the findings that led to the verdict; `would_settle` says what
     would make an inconclusive one conclusive, and is empty otherwise.
     """
 
-    word: Word
+    conclusion: Conclusion
     protocol: str
     overestimate: Interval | None
     reasons: tuple[Finding, ...]
@@ -67,16 +67,16 @@ class Verdict:
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
-        if self.word == "overestimated":
+        if self.conclusion == "overestimated":
             assert self.overestimate is not None
             each = self.overestimate
             return (
                 f"Overestimated: {self.protocol} leaves {100 * each.value:.1f} points more than the strongest attacks "
                 f"[{100 * each.low:.1f}, {100 * each.high:.1f}]."
             )
-        if self.word == "confirmed":
+        if self.conclusion == "confirmed":
             return f"Confirmed: {'; '.join(each.statement for each in self.reasons)}."
-        if self.word == "degenerate":
+        if self.conclusion == "degenerate":
             return f"Degenerate: {'; '.join(each.statement for each in self.reasons)}."
         return f"Inconclusive: {'; '.join(each.statement for each in self.reasons)}. What would settle it: {self.would_settle}."
 
@@ -112,11 +112,11 @@ def verdict(standing: Summary, findings: Sequence[Finding], protocol: tuple[str,
         return Verdict("overestimated", name, overestimate, (*masked, *doubts))
     # Where operations could not be seen, how nothing came to be left is not understood, unless the protocol says so too.
     unseen = any(each.check == "unseen" and each.fires for each in findings)
-    unexplained = unseen and (values is None or np.asarray(values, dtype=float).mean() > NOTHING)
-    if standing.a_rob.value <= NOTHING and uncertain is None and not unexplained:
+    unexplained = unseen and (values is None or np.asarray(values, dtype=float).mean() > NEGLIGIBLE)
+    if standing.a_rob.value <= NEGLIGIBLE and uncertain is None and not unexplained:
         left = f"{100 * standing.a_rob.value:.1f} % are left, which cannot be much too high"
         return Verdict(
-            "confirmed", name, overestimate, (Finding("robust accuracy", standing.a_rob.value, NOTHING, False, left),)
+            "confirmed", name, overestimate, (Finding("robust accuracy", standing.a_rob.value, NEGLIGIBLE, False, left),)
         )
     if (hidden := _hidden(masked, standing.a_rob.value, overestimate)) is not None:
         doubts = (*doubts, hidden)
@@ -127,10 +127,10 @@ def verdict(standing: Summary, findings: Sequence[Finding], protocol: tuple[str,
     return Verdict("confirmed", name, overestimate, (*shown, _no_doubt(findings)))
 
 
-def nothing_is_left(standing: Summary) -> bool:
+def robustness_is_negligible(standing: Summary) -> bool:
     """Whether the suite's own protocol leaves next to nothing, and so do all attacks together."""
     values = standing.protocol_values
-    return standing.a_rob is not None and values is not None and max(standing.a_rob.value, float(values.mean())) <= NOTHING
+    return standing.a_rob is not None and values is not None and max(standing.a_rob.value, float(values.mean())) <= NEGLIGIBLE
 
 
 def verdict_on_record(standing: Summary) -> Verdict | None:
@@ -157,7 +157,7 @@ def verdict_json(verdict: Verdict | None) -> dict[str, Any] | None:
         return None
     each = verdict.overestimate
     return {
-        "verdict": verdict.word,
+        "verdict": verdict.conclusion,
         "sentence": verdict.sentence(),
         "protocol": verdict.protocol,
         "overestimate": None if each is None else {"value": each.value, "low": each.low, "high": each.high},
