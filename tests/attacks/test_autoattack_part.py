@@ -14,7 +14,7 @@ from kwbench.errors import CannotEvaluate
 from kwbench.judge import judge, judge_clean
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom, seeded_globally
-from kwbench.record.counting import count
+from kwbench.record.single_draw_protocol import single_draw_accuracy
 from kwbench.threat import ThreatModel
 from support.small_models import Linear, Noisy, cnn, first_images, sharp, trained_cnn, wrapped
 
@@ -66,8 +66,8 @@ def test_the_count_from_the_parts_is_the_packages_own_on_average() -> None:
     assert model.measure_randomness(few.x)
     clean = judge_clean(model, few, 0)
     attacks = {part: build_attack("autoattack-part", {"part": part}) for part in ("apgd-ce", "apgd-t")}
-    found = count(clean, [judge(model, attack, part, few, threat, 0, clean) for part, attack in attacks.items()])
-    assert found.looks == 3
+    found = single_draw_accuracy(clean, [judge(model, attack, part, few, threat, 0, clean) for part, attack in attacks.items()])
+    assert found.checks == 3
     counts = []
     for seed in range(4):
         direct = package(model, threat, "standard", list(attacks), seed)
@@ -76,9 +76,9 @@ def test_the_count_from_the_parts_is_the_packages_own_on_average() -> None:
             _, answers = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
         counts.append(float((answers == few.y).double().mean()))
     # Four runs over 48 images: a standard error of at most 3.6 points, and the proposals differ from run to run.
-    assert found.counted.value == pytest.approx(np.mean(counts), abs=0.1)
-    assert found.counted.value < found.noop.value < 1
-    assert found.corrected > found.counted.value
+    assert found.expected.value == pytest.approx(np.mean(counts), abs=0.1)
+    assert found.expected.value < found.expected_noop.value < 1
+    assert found.corrected > found.expected.value
 
 
 def test_a_part_that_needs_more_classes_is_refused() -> None:

@@ -23,7 +23,7 @@ class AutoAttackPart:
     Every sample is attacked, and what the part found is proposed as it is. The package itself looks once at the clean image
     and once at each proposal, attacks only what was right so far, and goes back to the clean image where the look at the
     proposal was right: of a stochastic model its count can be had from the parts' proposals and fresh draws
-    (`kwbench.record.counting`), without that chance. The seed is the suite's, and one tile is one batch.
+    (`kwbench.record.single_draw_protocol`), without that chance. The seed is the suite's, and one tile is one batch.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = strict

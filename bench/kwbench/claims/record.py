@@ -12,7 +12,7 @@ from kwbench.claims.mapping import DATASETS, PUBLISHED, Place, Protocol, place_o
 from kwbench.config.registry import ModelEntry, PredictionRule, Recipe, Registry, read_registry
 from kwbench.errors import UsageError
 from kwbench.outcome import Outcome, Status
-from kwbench.record.counting import count
+from kwbench.record.single_draw_protocol import single_draw_accuracy
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, origin_of, summaries
 from kwbench.statistics import Interval, accuracy_of_hits
@@ -295,7 +295,7 @@ class _Record:
             return None
         clean, *attacks = (self._store.outcomes(runs[label]) for label in (standing.clean.name, *labels))
         if standing.stochastic:
-            return count(clean, attacks).counted
+            return single_draw_accuracy(clean, attacks).expected
         return _union(attacks)
 
 

@@ -17,7 +17,7 @@ from kwbench.evaluation.evaluator import Evaluator, Facts, Request
 from kwbench.evaluation.workers import Workers
 from kwbench.judge import SELECTION_DRAWS
 from kwbench.outcome import CLEAN, Outcome, Status
-from kwbench.record.cascade import Turn, turns
+from kwbench.record.cascade import Stage, stages
 from kwbench.record.provenance import code, digest, machine
 from kwbench.record.store import AttackSpec, Evaluation, EvaluationSpec, Store
 
@@ -175,24 +175,24 @@ def _carry_out(
         seen = 0
         # Whether a screened attack goes on depends on what came of its first portion.
         for portion in range(2 if label in facts.screens else 1):
-            turn = turns(evaluation.spec, [tallies.get(run) for run in runs[: position + 1]])[position]
-            if turn.skipped is not None or portion == len(turn.portions):
+            stage = stages(evaluation.spec, [tallies.get(run) for run in runs[: position + 1]])[position]
+            if stage.skipped is not None or portion == len(stage.phases):
                 break
-            rows = np.flatnonzero(turn.portions[portion]).tolist() if position else list(range(len(facts.samples)))
+            rows = np.flatnonzero(stage.phases[portion]).tolist() if position else list(range(len(facts.samples)))
             seen += len(rows)
             done_in_all += len(rows)
             progress = Progress(facts.model, label, seen, seen, done_in_all, done_in_all + seen * (len(runs) - 1 - position))
-            if turn.finished and len(turn.best) == len(facts.samples) and not request.keep_adversarials:
-                if portion == len(turn.portions) - 1:
+            if stage.finished and len(stage.best) == len(facts.samples) and not request.keep_adversarials:
+                if portion == len(stage.phases) - 1:
                     report(progress)
                 continue
             recorded = _by_sample(store.outcomes(attack_run))
             if position and not clean:
                 clean = _by_sample(store.outcomes(runs[0]))
-            task = _task(facts, label, rows, turn if position else None, recorded, clean)
+            task = _task(facts, label, rows, stage if position else None, recorded, clean)
             if request.keep_adversarials and position:
                 task = replace(task, imageless=_successes(task, recorded, facts.samples) - store.with_adversarials(attack_run))
-            if not (task.missing or task.imageless) and portion < len(turn.portions) - 1:
+            if not (task.missing or task.imageless) and portion < len(stage.phases) - 1:
                 continue
             left = len(task.missing)
             report(replace(progress, done=seen - left, done_in_all=done_in_all - left))
@@ -221,12 +221,17 @@ def _by_sample(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
 
 
 def _task(
-    facts: Facts, label: str, rows: list[int], turn: Turn | None, recorded: Mapping[str, Outcome], clean: Mapping[str, Outcome]
+    facts: Facts,
+    label: str,
+    rows: list[int],
+    stage: Stage | None,
+    recorded: Mapping[str, Outcome],
+    clean: Mapping[str, Outcome],
 ) -> _Task:
-    """What an attack has to do about some rows in its turn; None stands for the clean images."""
+    """What an attack has to do about some rows at its stage; None stands for the clean images."""
     shares = None
-    if turn is not None and facts.stochastic:
-        shares = dict(zip(facts.samples, turn.best.tolist(), strict=True))
+    if stage is not None and facts.stochastic:
+        shares = dict(zip(facts.samples, stage.best.tolist(), strict=True))
     missing = frozenset(facts.samples[row] for row in rows) - recorded.keys()
     whole = facts.stochastic or label in facts.whole_tiles
     looks = sum(each.forwards for each in clean.values())

@@ -1,6 +1,7 @@
-"""How an evaluation goes on: which attacks run and which samples each is to see, from the record alone.
+"""The course of an evaluation: which attacks run and which samples each one sees, derived from the record alone.
 
-The runner asks it what comes next, and `standing` what the record comes to, so that reruns, interruptions and reports agree.
+The runner uses it to decide what to run next, and `summarize` to derive the numbers, so that reruns, interruptions and reports
+agree.
 """
 
 from collections.abc import Sequence
@@ -12,14 +13,14 @@ from numpy.typing import NDArray
 from kwbench.outcome import CLEAN, Status
 from kwbench.record.store import EvaluationSpec, Tally
 
-# An attack gained if it lowered the mean over the samples by at least this much: of the best selection shares of a stochastic
-# model, whose noise alone may do so at the cost of passes and of no truth, or else of who stands.
+# An attack gained if it lowered the mean over the samples by at least this much: the mean of the lowest shares of right
+# selection draws for a stochastic model, which noise alone lowers a little, otherwise the robust accuracy.
 GAIN = 0.005
 
-# What may be left of the mean over the samples for an attack not to be worth its passes: a fifth of a gain.
-LEFT = 0.001
+# Below this mean, a fifth of a gain, the remaining attacks are not worth their passes and are skipped.
+NEGLIGIBLE = 0.001
 
-# The value of a deterministic model's sample by the first letter of its status: right or not, NaN where there is no answer.
+# Value of a deterministic model's sample by the first letter of its status: 1 right, 0 wrong, NaN without an answer.
 _VALUES = np.full(256, np.nan)
 _VALUES[[ord(status[0]) for status in (Status.BROKEN, Status.WRONG)]] = 0.0
 _VALUES[ord(Status.HELD[0])] = 1.0
@@ -29,120 +30,131 @@ REVISION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One attack of an evaluation in its turn; arrays have one entry a sample, in the order of the clean images' rows.
+class Stage:
+    """One attack in the course of an evaluation. Arrays have one entry per sample, in the order of the clean images' rows.
 
-    `skipped` says why it does not run, None where it does or where this cannot be told yet. It is to attack the samples that
-    it `sees`, one of its `portions` after the other: with a screen some of those that stand, and once it gained there the
-    others. `best` is the least value of each sample before it: the share of right selection draws of a stochastic model, else 1
-    or 0, right or not. `lowered`: where it found a better candidate than all before it. `finished`: it has a row for
-    every sample that it sees. `gained`: what it found is worth going on in its direction.
+    Attributes:
+        label: label of the attack in the suite.
+        skipped: why the attack does not run; None if it runs, or if this cannot be decided yet.
+        phases: masks of the samples to attack, one phase after the other. An attack with a screen attacks a subset of the
+            samples first, and the others only if it gained on the subset.
+        best: lowest value of each sample before this stage: the share of right selection draws of a stochastic model,
+            otherwise 1 (right) or 0 (wrong).
+        lowered: samples for which the attack found a better candidate than everything before it.
+        finished: whether every sample in `phases` has a row.
+        gained: whether the attack lowered the mean over the samples by at least `GAIN`.
     """
 
     label: str
     skipped: str | None
-    portions: tuple[NDArray[np.bool_], ...]
+    phases: tuple[NDArray[np.bool_], ...]
     best: NDArray[np.float64]
     lowered: NDArray[np.bool_]
     finished: bool
     gained: bool
 
     @property
-    def sees(self) -> NDArray[np.bool_]:
-        """All portions together."""
-        together = self.portions[0]
-        for more in self.portions[1:]:
-            together = together | more
-        return together
+    def targets(self) -> NDArray[np.bool_]:
+        """Mask of the samples to attack, over all phases."""
+        union = self.phases[0]
+        for phase in self.phases[1:]:
+            union = union | phase
+        return union
 
 
-def turns(spec: EvaluationSpec, rows: Sequence[Tally | None]) -> list[Turn]:
-    """The turns of the attacks of an evaluation, as far as `rows` go: the outcomes of its first attack runs, None if empty."""
+def stages(spec: EvaluationSpec, tallies: Sequence[Tally | None]) -> list[Stage]:
+    """Return the stages of an evaluation's first attacks, one for each tally.
+
+    Args:
+        spec: the evaluation.
+        tallies: the outcomes of its first attack runs, in order; None for a run without rows.
+    """
     after = spec.spec.get("after", {})
     not_applicable = spec.spec.get("not_applicable", {})
     screens = spec.spec.get("screens", {})
-    # A protocol meets all samples.
+    # The attacks of the protocol see all samples.
     necessary = {CLEAN, *(spec.spec.get("protocol_attacks") or ())}
-    cascade = cascaded(spec)
-    clean = next((row for each, row in zip(spec.attacks, rows, strict=False) if each.label == CLEAN), None)
+    cascade = cascaded_attacks(spec)
+    clean = next((tally for attack, tally in zip(spec.attacks, tallies, strict=False) if attack.label == CLEAN), None)
     index = clean.index if clean is not None else np.empty(0, dtype=np.int64)
     best = np.ones(len(index))
-    found: dict[str, Turn] = {}
-    for each, recorded in zip(spec.attacks, rows, strict=False):
-        sees = best > 0 if each.label in cascade else np.ones(len(index), dtype=bool)
-        standing = int(sees.sum())
-        skipped = not_applicable.get(each.label) or _ruled_out(after.get(each.label, ()), found)
-        if skipped is None and each.label in cascade - necessary and len(index) == spec.n and best.sum() < LEFT * spec.n:
-            skipped = "hardly anything was left to break"
-        # What ran for another evaluation is no part of this one.
-        row = recorded if skipped is None else None
-        values = onto(index, row, _values(row, spec.stochastic))
+    by_label: dict[str, Stage] = {}
+    for attack, recorded in zip(spec.attacks, tallies, strict=False):
+        label = attack.label
+        targets = best > 0 if label in cascade else np.ones(len(index), dtype=bool)
+        robust = int(targets.sum())
+        skipped = not_applicable.get(label) or _ruled_out(after.get(label, ()), by_label)
+        if skipped is None and label in cascade - necessary and len(index) == spec.n and best.sum() < NEGLIGIBLE * spec.n:
+            skipped = f"robust accuracy was already below {100 * NEGLIGIBLE:g} %"
+        # The rows of a skipped attack belong to other evaluations, which share its run.
+        tally = recorded if skipped is None else None
+        values = align(index, tally, _values(tally, spec.stochastic))
         lowered = values < best
         gain = np.where(lowered, best - values, 0.0)
-        portions: tuple[NDArray[np.bool_], ...] = (sees,)
-        if standing > screens.get(each.label, standing):
-            some = _some(sees, screens[each.label])
-            goes_on = _covers(row, index, some) and _worth_it(gain, some, standing, spec.n)
-            portions = (some, sees & ~some) if goes_on else (some,)
-            sees = sees if goes_on else some
-        gained = _worth_it(gain, sees, standing, spec.n)
-        found[each.label] = Turn(each.label, skipped, portions, best, lowered, _covers(row, index, sees), gained)
+        phases: tuple[NDArray[np.bool_], ...] = (targets,)
+        if robust > screens.get(label, robust):
+            screen = _spread_subset(targets, screens[label])
+            goes_on = _covers(tally, index, screen) and _has_gained(gain, screen, robust, spec.n)
+            phases = (screen, targets & ~screen) if goes_on else (screen,)
+            targets = targets if goes_on else screen
+        gained = _has_gained(gain, targets, robust, spec.n)
+        by_label[label] = Stage(label, skipped, phases, best, lowered, _covers(tally, index, targets), gained)
         best = np.where(lowered, values, best)
-    return list(found.values())
+    return list(by_label.values())
 
 
-def _some(sees: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
-    """So many of the samples, from all over them."""
-    standing = np.flatnonzero(sees)
-    chosen = standing[np.linspace(0, len(standing) - 1, count).round().astype(int)]
-    return np.isin(np.arange(len(sees)), chosen)
-
-
-def _worth_it(gain: NDArray[np.float64], seen: NDArray[np.bool_], standing: int, n: int) -> bool:
-    """Whether an attack gained; of some samples, what it would have gained of all that stood."""
-    return bool(gain[seen].sum() * standing >= GAIN * n * max(1, int(seen.sum())))
-
-
-def cascaded(spec: EvaluationSpec) -> frozenset[str]:
-    """The attacks that see only the samples that still stand: all, none, or those that the record names."""
+def cascaded_attacks(spec: EvaluationSpec) -> frozenset[str]:
+    """Return the labels of the attacks that see only samples that no attack before them broke: all, none, or some by name."""
     cascade = spec.spec.get("cascade", False)
     if isinstance(cascade, bool):
-        return frozenset(each.label for each in spec.attacks if cascade and each.label != CLEAN)
+        return frozenset(attack.label for attack in spec.attacks if cascade and attack.label != CLEAN)
     return frozenset(cascade)
 
 
-def onto(index: NDArray[np.int64], row: Tally | None, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values of an attack's rows, one for each sample of `index`; NaN where there is no row."""
-    if row is None:
+def align(index: NDArray[np.int64], tally: Tally | None, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the values of an attack's rows in the order of the positions in `index`; NaN where there is no row."""
+    if tally is None:
         return np.full(len(index), np.nan)
-    if row.index is index:
+    if tally.index is index:
         return values
     aligned = np.full(len(index), np.nan)
-    known = np.isin(row.index, index, assume_unique=True)
-    aligned[np.searchsorted(index, row.index[known])] = values[known]
+    known = np.isin(tally.index, index, assume_unique=True)
+    aligned[np.searchsorted(index, tally.index[known])] = values[known]
     return aligned
 
 
-def _covers(row: Tally | None, index: NDArray[np.int64], sees: NDArray[np.bool_]) -> bool:
-    """Whether there is a row for every sample that an attack sees."""
-    if row is None or row.index is not index:
-        present = onto(index, row, np.ones(0 if row is None else len(row))) > 0
-        return bool(present[sees].all())
+def _spread_subset(mask: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """Return a mask of `count` of the samples in `mask`, spread evenly over them."""
+    samples = np.flatnonzero(mask)
+    chosen = samples[np.linspace(0, len(samples) - 1, count).round().astype(int)]
+    return np.isin(np.arange(len(mask)), chosen)
+
+
+def _has_gained(gain: NDArray[np.float64], seen: NDArray[np.bool_], robust: int, n: int) -> bool:
+    """Return whether the gain on the samples seen, scaled up to all `robust` ones, lowers the mean over n by `GAIN`."""
+    return bool(gain[seen].sum() * robust >= GAIN * n * max(1, int(seen.sum())))
+
+
+def _covers(tally: Tally | None, index: NDArray[np.int64], targets: NDArray[np.bool_]) -> bool:
+    """Return whether there is a row for every sample in `targets`."""
+    if tally is None or tally.index is not index:
+        present = align(index, tally, np.ones(0 if tally is None else len(tally))) > 0
+        return bool(present[targets].all())
     return True
 
 
-def _values(row: Tally | None, stochastic: bool) -> NDArray[np.float64]:
-    if row is None:
+def _values(tally: Tally | None, stochastic: bool) -> NDArray[np.float64]:
+    if tally is None:
         return np.empty(0)
     if stochastic:
-        return row.selection if len(row.selection) else np.full(len(row), np.nan)
-    values: NDArray[np.float64] = _VALUES[row.status.view(np.uint8)]
+        return tally.selection if len(tally.selection) else np.full(len(tally), np.nan)
+    values: NDArray[np.float64] = _VALUES[tally.status.view(np.uint8)]
     return values
 
 
-def _ruled_out(after: Sequence[str], before: dict[str, Turn]) -> str | None:
-    """Why an attack does not run that runs only after gains of others; None if it does, or they are not finished."""
+def _ruled_out(after: Sequence[str], before: dict[str, Stage]) -> str | None:
+    """Return why an attack is skipped that runs only if one of `after` gained; None if it runs or they are not finished."""
     conditions = [before[label] for label in after if label in before]
-    if not after or any(turn.gained or not (turn.finished or turn.skipped) for turn in conditions):
+    if not after or any(stage.gained or not (stage.finished or stage.skipped) for stage in conditions):
         return None
     return f"{', '.join(after)} gained nothing"

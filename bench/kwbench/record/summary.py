@@ -4,7 +4,7 @@ Deterministic models: A_std is the share of samples that are right on the clean 
 that it did not break, A_rob the share that no attack broke. Stochastic models: let p be the probability that a prediction is
 right; A_std and the accuracy under an attack are means of p as measured on fresh draws, and A_rob is the mean of the fresh p
 at ONE candidate for each sample, chosen by the selection draws. The minimum over fresh draws would be the winner's curse: ten
-attacks that do nothing turn p = 0.87 into 0.79.
+attacks that do nothing stage p = 0.87 into 0.79.
 """
 
 import json
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Status, escalated
-from kwbench.record.cascade import Turn, cascaded, onto, turns
+from kwbench.record.cascade import Stage, align, cascaded_attacks, stages
 from kwbench.record.store import AttackSpec, Evaluation, EvaluationSpec, Store, Tally, pack
 from kwbench.statistics import Interval, accuracy_of_hits, accuracy_of_values
 from kwbench.threat import ThreatModel
@@ -125,7 +125,7 @@ class Summary:
     @property
     def cascade(self) -> bool:
         """Whether attacks saw only the samples that still stood: each, or those after the suite's own."""
-        return bool(cascaded(self.evaluation.spec))
+        return bool(cascaded_attacks(self.evaluation.spec))
 
     @property
     def protocol(self) -> tuple[str, ...]:
@@ -261,7 +261,7 @@ def to_json(standing: Summary) -> dict[str, Any]:
         "protocol": list(standing.protocol),
         "a_protocol": _interval_json(standing.a_protocol),
         "passes": {"budget": standing.budget, "used": round(standing.used, 3)},
-        "attacks": [_attack_json(each, each.name in cascaded(standing.evaluation.spec)) for each in standing.attacks],
+        "attacks": [_attack_json(each, each.name in cascaded_attacks(standing.evaluation.spec)) for each in standing.attacks],
         "skipped": [{"name": label, "reason": reason} for label, reason in standing.skipped.items()],
     }
 
@@ -373,25 +373,25 @@ def _interval_json(interval: Interval | None) -> dict[str, float] | None:
 
 def _summarize(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Summary:
     spec = evaluation.spec
-    cascade = cascaded(spec)
+    cascade = cascaded_attacks(spec)
     rows = [tallies.get(evaluation.attack_runs[each.label]) for each in spec.attacks]
-    taken = turns(spec, rows)
+    taken = stages(spec, rows)
     # The samples of the evaluation: those of the clean images, by which all else is aligned.
     first = next((row for each, row in zip(spec.attacks, rows, strict=True) if each.label == CLEAN), None)
     index = first.index if first is not None else np.empty(0, dtype=np.int64)
     values = _worst_cases(taken, rows, index, spec.stochastic)
     worst = np.zeros(len(index), dtype=np.intp)
-    for position, turn in enumerate(taken):
-        worst[turn.lowered] = position
+    for position, stage in enumerate(taken):
+        worst[stage.lowered] = position
     broke = np.bincount(worst, minlength=len(taken)).tolist()
     # Labels by what they lack.
     lacking: dict[str, list[str]] = {}
     found: list[AttackSummary] = []
-    for position, (each, row, turn) in enumerate(zip(spec.attacks, rows, taken, strict=True)):
-        if turn.skipped is not None:
+    for position, (each, row, stage) in enumerate(zip(spec.attacks, rows, taken, strict=True)):
+        if stage.skipped is not None:
             continue
         counts = _counts(row)
-        lacks = _lacks(row, counts, turn, index, spec, cascade=each.label in cascade)
+        lacks = _lacks(row, counts, stage, index, spec, cascade=each.label in cascade)
         if lacks:
             lacking.setdefault(lacks, []).append(each.label)
         left = _accuracy(values[position], spec.stochastic) if each.label in cascade and not lacking else None
@@ -419,7 +419,7 @@ def _summarize(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Summary:
         index=index,
         clean_values=clean_values,
         robust_values=robust_values,
-        skipped={turn.label: turn.skipped for turn in taken if turn.skipped is not None},
+        skipped={stage.label: stage.skipped for stage in taken if stage.skipped is not None},
         a_protocol=None if protocol_values is None else _accuracy(protocol_values, spec.stochastic),
         protocol_values=protocol_values,
         worst=tuple([spec.attacks[position].label for position in worst.tolist()]) if robust_values is not None else (),
@@ -427,15 +427,15 @@ def _summarize(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Summary:
 
 
 def _worst_cases(
-    taken: Sequence[Turn], rows: Sequence[Tally | None], index: NDArray[np.int64], stochastic: bool
+    taken: Sequence[Stage], rows: Sequence[Tally | None], index: NDArray[np.int64], stochastic: bool
 ) -> list[NDArray[np.float64]]:
     """The value of each sample after each attack: the score of the candidate that the selection has chosen by then."""
     values = np.ones(len(index))
     found = []
-    for turn, row in zip(taken, rows, strict=True):
-        scores = np.full(len(index), np.nan) if row is None else onto(index, row, _values(row, stochastic))
+    for stage, row in zip(taken, rows, strict=True):
+        scores = np.full(len(index), np.nan) if row is None else align(index, row, _values(row, stochastic))
         # The clean images are the first candidate, whatever their selection draws say.
-        values = scores if turn.label == CLEAN else np.where(turn.lowered, scores, values)
+        values = scores if stage.label == CLEAN else np.where(stage.lowered, scores, values)
         found.append(values)
     return found
 
@@ -449,16 +449,16 @@ def _protocol_values(
     if len(members) < 2 or any(each.label in lacking for each, _ in members):
         return None
     theirs = [row for _, row in members]
-    taken = turns(replace(spec, attacks=tuple(each for each, _ in members), spec={}), theirs)
+    taken = stages(replace(spec, attacks=tuple(each for each, _ in members), spec={}), theirs)
     return _worst_cases(taken, theirs, index, spec.stochastic)[-1]
 
 
 def _lacks(  # noqa: PLR0911 - one reason after the other
-    row: Tally | None, counts: Mapping[str, int], turn: Turn, index: NDArray[np.int64], spec: EvaluationSpec, *, cascade: bool
+    row: Tally | None, counts: Mapping[str, int], stage: Stage, index: NDArray[np.int64], spec: EvaluationSpec, *, cascade: bool
 ) -> str | None:
     """Why an attack has no verdict on every sample that it is to see, or None."""
     n = spec.n
-    expected = int(turn.sees.sum()) if cascade and len(index) == n else n
+    expected = int(stage.targets.sum()) if cascade and len(index) == n else n
     if row is None:
         return f"0 of {expected} samples" if expected else None
     for status in (Status.ERROR, Status.INVALID):
@@ -469,13 +469,13 @@ def _lacks(  # noqa: PLR0911 - one reason after the other
     # One array stands for all attack runs on the same samples; comparing it with itself would take most of the time.
     if row.index is not index and not np.isin(row.index, index, assume_unique=True).all():
         return "rows of other samples than the clean images"
-    if not turn.finished:
-        return f"{int(np.isin(index[turn.sees], row.index, assume_unique=True).sum())} of {expected} samples"
+    if not stage.finished:
+        return f"{int(np.isin(index[stage.targets], row.index, assume_unique=True).sum())} of {expected} samples"
     if spec.stochastic:
         # In a cascade only what lowered the selection need be scored.
-        needed = turn.lowered if cascade else np.ones(n, dtype=bool)
+        needed = stage.lowered if cascade else np.ones(n, dtype=bool)
         drawn = len(row.selection) == len(row) and not np.isnan(row.selection).any()
-        if not drawn or np.isnan(onto(index, row, row.fresh)[needed]).any():
+        if not drawn or np.isnan(align(index, row, row.fresh)[needed]).any():
             return "rows without draws"
     return None
 

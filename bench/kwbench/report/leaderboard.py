@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kwbench.record.cascade import cascaded
+from kwbench.record.cascade import cascaded_attacks
 from kwbench.record.summary import AttackSummary, Comparison, Summary, comparison_key, suite_labels
 from kwbench.statistics import Interval, PairedTest, paired_test
 from kwbench.threat import ThreatModel
@@ -81,7 +81,7 @@ def _board(key: Comparison, group: list[Summary]) -> Board:
     labels: dict[str, None] = {}
     for each in (*ranked, *waiting):
         # What a cascade adds to plain attacks shows in A_rob, and attack by attack in the details.
-        hidden = frozenset() if key.cascade else cascaded(each.evaluation.spec)
+        hidden = frozenset() if key.cascade else cascaded_attacks(each.evaluation.spec)
         labels |= dict.fromkeys(attack.name for attack in each.attacks if attack.name not in hidden)
     earlier.sort(key=lambda each: (each.model, each.evaluation.id))
     return Board(

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from kwbench.formatting import count_text, duration_text, interval_text, percent, plain
 from kwbench.outcome import CLEAN
-from kwbench.record.cascade import cascaded
+from kwbench.record.cascade import cascaded_attacks
 from kwbench.record.summary import AttackSummary, Summary
 from kwbench.report.leaderboard import LEVEL, Board, Row, judging_rule, shown
 from kwbench.statistics import Interval
@@ -178,7 +178,7 @@ def _attack_view(attack: AttackSummary, standing: Summary) -> tuple[Markup, _Fig
     """What stands before and after the figure in an attack's line. A record has tens of thousands of these lines, which
     take a template several times as long."""
     n = standing.n
-    left = attack.name in cascaded(standing.evaluation.spec)
+    left = attack.name in cascaded_attacks(standing.evaluation.spec)
     counts = {
         status: f'{" bad" if status in ("invalid", "error") and count else ""}">{count}'
         for status, count in attack.statuses.items()
