@@ -60,7 +60,7 @@ def build_attack(name: str, parameters: Mapping[str, Any], surrogate: Callable[[
     """
     kind_name, _, rival = name.partition(":")
     if kind_name not in ATTACKS or (rival and kind_name != "foolbox"):
-        raise UsageError(f"attack {name!r} is unknown; {did_you_mean(name, ATTACKS)}")
+        raise UsageError(f"attack {name!r} is unknown; {did_you_mean(name, ATTACKS, listed_by='kwbench attacks')}")
     kind = ATTACKS[kind_name]
     known = [field.name for field in fields(kind) if field.metadata.get("parameter", True)]
     if rival:

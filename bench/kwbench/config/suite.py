@@ -147,7 +147,9 @@ def read_suite(name: str) -> Suite:
     """A suite by name, or from a YAML file. Raises UsageError for unknown names and malformed files."""
     path = _FOLDER / f"{name}.yaml" if name in suite_names() else Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"suite {name!r} is unknown; {did_you_mean(name, suite_names())}; or name a .yaml file")
+        raise UsageError(
+            f"suite {name!r} is unknown; {did_you_mean(name, suite_names(), listed_by='kwbench suites')}; or name a .yaml file"
+        )
     data = read_yaml(path)
     file = validate(_File, data, str(path))
     for key in file.datasets:
