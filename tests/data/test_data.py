@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from kwbench.data import DEFAULT_THREATS, Batch, DataSet, Split, dataset_names, load_dataset, sample_hash, slice_hash
+from kwbench.data import DATA_SETS, Batch, DataSet, Split, dataset_names, load_dataset, sample_hash, slice_hash
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.threat import ThreatModel
 from kwbench.torchvision_schemas import import_torchvision
@@ -86,7 +86,7 @@ def test_the_first_digits_are_a_mixture_of_classes_and_the_same_on_each_load() -
 
 
 def test_the_digits_are_the_same_by_way_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kwbench.data.dataset.find_spec", lambda _: None)
+    monkeypatch.setattr("kwbench.data.digits.find_spec", lambda _: None)
     test = load_dataset("digits").test
     assert (len(test), slice_hash(whole(test).samples)) == DIGITS["test"]
 
@@ -135,7 +135,7 @@ def test_slices_are_known_by_their_samples_and_their_order() -> None:
 def test_unknown_data_sets_come_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="'cifar' is unknown; did you mean 'cifar10'"):
         load_dataset("cifar")
-    assert set(dataset_names()) == set(DEFAULT_THREATS) == {"digits", "mnist", "cifar10", "cifar10-jpeg", "svhn"}
+    assert set(dataset_names()) == {"digits", "mnist", "cifar10", "cifar10-jpeg", "svhn"}
 
 
 # npz files
@@ -423,7 +423,7 @@ def test_cifar10_is_read_from_its_own_format(small_cifar: Path) -> None:
     found = load_dataset("cifar10", data_dir=small_cifar)
     assert (found.shape, found.threat, len(found.train), len(found.validation)) == (
         (3, 32, 32),
-        DEFAULT_THREATS["cifar10"],
+        DATA_SETS["cifar10"].threat,
         18,
         2,
     )
@@ -453,7 +453,7 @@ def small_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_svhn_is_read_from_its_own_format(small_svhn: Path) -> None:
     found = load_dataset("svhn", data_dir=small_svhn)
-    assert (found.shape, found.threat, len(found.train)) == ((3, 32, 32), DEFAULT_THREATS["svhn"], 18)
+    assert (found.shape, found.threat, len(found.train)) == ((3, 32, 32), DATA_SETS["svhn"].threat, 18)
     batch = whole(found.test)
     expected = torch.from_numpy(images(20, (32, 32, 3), seed=1)).permute(0, 3, 1, 2).float() / 255
     assert torch.equal(batch.x, expected)

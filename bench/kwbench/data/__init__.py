@@ -1,27 +1,84 @@
-"""Data sets: embedded digits, torchvision's sets, and users' npz files and folders."""
+"""Data sets, by the name that users type, or from users' own files, folders and arrays.
 
+A new data set is a file in this folder that defines a `Reader`, and a line in DATA_SETS.
+"""
+
+from pathlib import Path
+
+from kwbench.data.arrays import dataset_from_arrays
+from kwbench.data.cifar10_jpeg import read_cifar10_jpeg
 from kwbench.data.dataset import (
-    DEFAULT_THREATS,
-    IMAGE_SHAPES,
+    DEFAULT_THREAT,
     Array,
     Batch,
     DataSet,
+    DataSetSpec,
+    Reader,
     Split,
-    dataset_names,
-    load_dataset,
+    Splits,
     sample_hash,
     slice_hash,
 )
+from kwbench.data.digits import read_digits
+from kwbench.data.folders import read_folder
+from kwbench.data.npz import read_npz
+from kwbench.data.torchvision_sets import read_cifar10, read_mnist, read_svhn
+from kwbench.errors import UsageError, did_you_mean
+from kwbench.threat import ThreatModel
 
 __all__ = [
-    "DEFAULT_THREATS",
-    "IMAGE_SHAPES",
+    "DATA_SETS",
+    "DEFAULT_THREAT",
     "Array",
     "Batch",
     "DataSet",
+    "DataSetSpec",
+    "Reader",
     "Split",
+    "Splits",
+    "dataset_from_arrays",
     "dataset_names",
     "load_dataset",
     "sample_hash",
     "slice_hash",
 ]
+
+DATA_SETS: dict[str, DataSetSpec] = {
+    spec.name: spec
+    for spec in (
+        # The radius was chosen on the validation split; README, "The digits eps", says how.
+        DataSetSpec("digits", read_digits, (1, 8, 8), 10, ThreatModel.of("linf", "0.2")),
+        # The radius of xiao2020 D.4.
+        DataSetSpec("mnist", read_mnist, (1, 28, 28), 10, ThreatModel.of("linf", "0.3")),
+        DataSetSpec("cifar10", read_cifar10, (3, 32, 32), 10, ThreatModel.of("linf", "8/255")),
+        DataSetSpec("cifar10-jpeg", read_cifar10_jpeg, (3, 32, 32), 10, ThreatModel.of("linf", "8/255")),
+        # The radius of xiao2020 4.1.
+        DataSetSpec("svhn", read_svhn, (3, 32, 32), 10, ThreatModel.of("linf", "0.047")),
+    )
+}
+
+
+def dataset_names() -> list[str]:
+    """Return the names of the data sets."""
+    return list(DATA_SETS)
+
+
+def load_dataset(name: str, *, data: Path | None = None, data_dir: Path | None = None, download: bool = False) -> DataSet:
+    """Load a data set by name, or from `data`, an npz file or a folder of images.
+
+    Args:
+        name: With `data`, only the default threat model is that of the data set of this name.
+        data_dir: Where the files of named data sets lie; `data` in the working folder by default.
+        download: Download missing files of a named data set.
+
+    Raises UsageError for an unknown name, CannotEvaluate for missing files, DamagedData for files of another content.
+    """
+    if data is not None:
+        splits, classes = read_folder(data) if data.is_dir() else read_npz(data)
+        threat = DATA_SETS[name].threat if name in DATA_SETS else DEFAULT_THREAT
+        return DataSet(data.stem, classes, *splits, threat=threat, fixed_classes=False)
+    if name not in DATA_SETS:
+        raise UsageError(f"data set {name!r} is unknown; {did_you_mean(name, DATA_SETS)}; --data reads your own files")
+    spec = DATA_SETS[name]
+    splits = spec.read(data_dir if data_dir is not None else Path("data"), download)
+    return DataSet(spec.name, spec.classes, *splits, threat=spec.threat, reader_revision=spec.revision)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.config.registry import ModelEntry, Registry, dataset_of
-from kwbench.data import IMAGE_SHAPES, DataSet
+from kwbench.data import DATA_SETS, DataSet
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.networks.activations import activation_factory
 from kwbench.networks.architectures import Normalised, Smoothed, build_network
@@ -95,12 +95,16 @@ def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSe
 
 def _require_like(dataset: DataSet, name: str) -> None:
     """Refuse a user's own images for a model whose name says that it knows others, by size or number of classes."""
-    shape = IMAGE_SHAPES.get(dataset_of(name), dataset.shape)
-    if dataset.shape != shape:
-        found, known = (" x ".join(map(str, each)) for each in (dataset.shape, shape))
-        raise UsageError(f"{dataset.name}: images are {found}, those of {dataset_of(name)}, which {name!r} takes, are {known}")
-    if dataset_of(name) in IMAGE_SHAPES and dataset.classes > 10:
-        raise UsageError(f"{dataset.name}: holds the label {dataset.classes - 1}, {name!r} knows the 10 of {dataset_of(name)}")
+    known = DATA_SETS.get(dataset_of(name))
+    if known is None:
+        return
+    if dataset.shape != known.shape:
+        found, expected = (" x ".join(map(str, shape)) for shape in (dataset.shape, known.shape))
+        raise UsageError(f"{dataset.name}: images are {found}, those of {known.name}, which {name!r} takes, are {expected}")
+    if dataset.classes > known.classes:
+        raise UsageError(
+            f"{dataset.name}: holds the label {dataset.classes - 1}, {name!r} knows the {known.classes} of {known.name}"
+        )
 
 
 def load_weights(module: nn.Module, content: bytes, name: str) -> None:

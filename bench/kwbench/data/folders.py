@@ -1,0 +1,56 @@
+"""Users' own images from a folder with one folder of image files a class."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kwbench.data.dataset import Array, Split, Splits, as_float, sample_hash
+from kwbench.data.images import read_image
+from kwbench.errors import CannotEvaluate, DamagedData
+from kwbench.torchvision_schemas import import_torchvision
+
+
+def read_folder(path: Path) -> tuple[Splits, int]:
+    """Return the splits and the number of classes, which count in alphabetical order; the validation split is empty.
+
+    A folder that holds test/, and perhaps train/, has these splits; any other folder is the test split itself.
+
+    Raises CannotEvaluate for a folder without classes, DamagedData for unreadable images, images of different sizes, and
+    classes that differ between test and train.
+    """
+    parts = {part: path / part for part in ("test", "train") if (path / part).is_dir()}
+    if "test" not in parts:
+        parts = {"test": path}
+    test, classes = _read_classes(parts["test"])
+    train, train_classes = _read_classes(parts["train"]) if "train" in parts else (test.empty(), classes)
+    if train_classes != classes:
+        unmatched = ", ".join(sorted(set(classes) ^ set(train_classes)))
+        raise DamagedData(f"{path}: test and train must have the same classes; only one of them has {unmatched}")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DamagedData(f"{path}: images are {train.images.shape[1:]} in train and {test.images.shape[1:]} in test")
+    return (test, train, test.empty()), len(classes)
+
+
+def _read_classes(root: Path) -> tuple[Split, list[str]]:
+    """Return the images and the names of the classes. The images are sorted by hash, so that the first n mix the classes."""
+    try:
+        folder = import_torchvision().datasets.ImageFolder(str(root))
+    except (OSError, RuntimeError) as failure:
+        raise CannotEvaluate(f"{root}: {failure}; it must hold one folder of images for each class") from None
+    # ImageFolder searches a class recursively. A "class" that holds only folders is probably a split.
+    for name in folder.classes:
+        if not any(entry.is_file() for entry in (root / name).iterdir()):
+            raise DamagedData(
+                f"{root / name}: holds folders and no images, so it is no class; name the folder that holds one folder of "
+                "images for each class, or call the splits test and train"
+            )
+    images: list[Array] = []
+    for file, _ in folder.samples:
+        image = read_image(Path(file), file)
+        if images and image.shape != images[0].shape:
+            raise DamagedData(f"{file}: has shape {image.shape}, the images before it {images[0].shape}; all must be equal")
+        images.append(image)
+    hashes = [sample_hash(as_float(image), label) for image, label in zip(images, folder.targets, strict=True)]
+    order = sorted(range(len(images)), key=lambda index: (hashes[index], index))
+    split = Split(np.stack([images[index] for index in order]), np.asarray(folder.targets, dtype=np.int64)[order])
+    return split, list(folder.classes)

@@ -1,0 +1,53 @@
+"""Users' own images from an npz file with x_test and y_test, and perhaps x_train and y_train."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kwbench.data.arrays import checked_split, infer_classes
+from kwbench.data.dataset import Array, Split, Splits
+from kwbench.errors import CannotEvaluate, DamagedData, UsageError
+
+
+def read_npz(path: Path) -> tuple[Splits, int]:
+    """Return the splits and the number of classes; the validation split is empty.
+
+    Raises CannotEvaluate if the file cannot be opened, DamagedData if its arrays are not images and labels.
+    """
+    arrays = _read_arrays(path)
+    for key in ("x_test", "y_test"):
+        if key not in arrays:
+            raise DamagedData(f"{path}: key {key!r} is missing; the file must hold x_test and y_test")
+    test = _checked(path, "test", arrays)
+    if ("x_train" in arrays) != ("y_train" in arrays):
+        raise DamagedData(f"{path}: x_train and y_train come together, one of them is missing")
+    train = _checked(path, "train", arrays) if "x_train" in arrays else test.empty()
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DamagedData(f"{path}: images are {train.images.shape[1:]} in x_train and {test.images.shape[1:]} in x_test")
+    return (test, train, test.empty()), infer_classes(test, train)
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    try:
+        content = path.open("rb")
+    except OSError as failure:
+        reason = "no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read ({failure.strerror})"
+        raise CannotEvaluate(
+            f"{path}: {reason}; --data takes an npz file with x_test and y_test, or a folder of images"
+        ) from None
+    try:
+        with content:
+            archive = np.load(content, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise TypeError("it holds one array without a name")
+            return {key: archive[key] for key in ("x_test", "y_test", "x_train", "y_train") if key in archive}
+    except Exception as failure:  # noqa: BLE001 - numpy and zipfile raise nearly anything on damaged files
+        raise DamagedData(f"{path}: not a readable npz file of plain arrays ({failure})") from None
+
+
+def _checked(path: Path, part: str, arrays: dict[str, Array]) -> Split:
+    x, y = f"x_{part}", f"y_{part}"
+    try:
+        return checked_split(arrays[x], arrays[y], x=x, y=y)
+    except UsageError as failure:
+        raise DamagedData(f"{path}: {failure}") from None
