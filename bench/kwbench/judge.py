@@ -116,25 +116,15 @@ class _Case:
     keep: bool
 
     @property
-    def source(self) -> Model | None:
-        """The surrogate of a transfer attack."""
-        source: Model | None = getattr(self.attack, "source", None)
-        return source
-
-    @property
-    def natural(self) -> bool:
-        """Whether nobody searches: what a model says of such an image is worth knowing also where it was wrong before."""
-        return bool(getattr(self.attack, "natural", False))
-
-    @property
     def searchers(self) -> list[Model]:
         """The models whose work is the attack's."""
-        return [self.model] if self.source is None or self.source is self.model else [self.model, self.source]
+        source = self.attack.source
+        return [self.model] if source is None or source is self.model else [self.model, source]
 
 
 def _judge_group(case: _Case, batch: Batch, clean: list[Outcome]) -> list[Outcome]:
     right = [outcome.status is not Status.WRONG for outcome in clean]
-    rows = [row for row in range(len(batch)) if right[row] or case.model.stochastic or case.natural]
+    rows = [row for row in range(len(batch)) if right[row] or case.model.stochastic or case.attack.natural]
     outcomes = [
         Outcome(
             sample=batch.samples[row],
@@ -212,7 +202,7 @@ def _verdicts(case: _Case, batch: Batch, proposal: Tensor, drafts: list[Outcome]
 
     at_distance = torch.where((valid & inside).view(-1, 1, 1, 1), safe, x)
     by_rule = {"distance": at_distance, "clipped": project(safe, x, threat) if attack.minimum_norm else at_distance}
-    rule: str = getattr(attack, "judged", "distance") if attack.minimum_norm else "distance"
+    rule = attack.judged if attack.minimum_norm else "distance"
     final = _score(model, batch, by_rule[rule], case.seed, case.label, case.to_beat)
     other, found = None, [True] * len(drafts)
     if attack.minimum_norm:
@@ -222,9 +212,9 @@ def _verdicts(case: _Case, batch: Batch, proposal: Tensor, drafts: list[Outcome]
             # The distance of a point that fools nobody is the distance of nothing.
             found = _score(model, batch, safe, case.seed, case.label).broken
     surrogate = None
-    if case.source is not None:
-        case.source.reseed(case.seed, case.label, "surrogate", *batch.samples)
-        surrogate = case.source.predict(by_rule[rule])[0].tolist()
+    if attack.source is not None:
+        attack.source.reseed(case.seed, case.label, "surrogate", *batch.samples)
+        surrogate = attack.source.predict(by_rule[rule])[0].tolist()
 
     outcomes = []
     are_valid, are_finite, are_in_range, lengths = (each.tolist() for each in (valid, finite, in_range, far))

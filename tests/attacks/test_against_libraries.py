@@ -14,8 +14,8 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from kwbench.attacks import build_attack
-from kwbench.attacks.as_module import AsModule
 from kwbench.attacks.foolbox import foolbox_attacks
+from kwbench.attacks.model_module import ModelModule
 from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate
 from kwbench.geometry import distance
@@ -48,13 +48,13 @@ def _global_seed() -> Iterator[None]:
 
 
 def _foolbox(kind: str, batch: Batch, threat: ThreatModel, **parameters: Any) -> Tensor:
-    victim = foolbox.PyTorchModel(AsModule(cnn()), bounds=(0, 1), device="cpu")
+    victim = foolbox.PyTorchModel(ModelModule(cnn()), bounds=(0, 1), device="cpu")
     attack = getattr(foolbox.attacks, kind)(**parameters)
     return attack(victim, batch.x, foolbox.criteria.Misclassification(batch.y), epsilons=threat.radius)[2]
 
 
 def _foolbox_distances(kind: str, batch: Batch, norm: str, **parameters: Any) -> Tensor:
-    victim = foolbox.PyTorchModel(AsModule(cnn()), bounds=(0, 1), device="cpu")
+    victim = foolbox.PyTorchModel(ModelModule(cnn()), bounds=(0, 1), device="cpu")
     attack = getattr(foolbox.attacks, kind)(**parameters)
     found, _, success = attack(victim, batch.x, foolbox.criteria.Misclassification(batch.y), epsilons=None)
     assert bool(success.all())
@@ -206,7 +206,7 @@ class _WholeImage(SquareAttack):
 
 def _square(kind: Callable[..., Any], batch: Batch, threat: ThreatModel, seed: int) -> Tensor:
     attack = kind(
-        AsModule(cnn()),
+        ModelModule(cnn()),
         norm=PREFIX[threat.norm],
         n_queries=150,
         eps=threat.radius,
@@ -229,7 +229,7 @@ def test_square_agrees_with_pyautoattack_once_that_reaches_the_whole_image(batch
 
 
 def test_pyautoattack_square_never_places_a_square_at_the_end() -> None:
-    attack = SquareAttack(AsModule(cnn()), eps=0.1, device="cpu")
+    attack = SquareAttack(ModelModule(cnn()), eps=0.1, device="cpu")
     assert max(int(attack.random_int(0, 8 - 1)) for _ in range(500)) == 6
 
 
@@ -239,7 +239,7 @@ def test_autoattack_equals_pyautoattack_sample_by_sample(batch: Batch, version: 
     attack = build_attack("autoattack", {"version": version})
     rng = SampleRandom(7, "autoattack", few.samples)
     ours = attack(model, few.x, few.y, threat, rng)
-    direct = pyautoattack.AutoAttack(AsModule(model), eps=threat.radius, norm="Linf", seed=7, version=version, device="cpu")
+    direct = pyautoattack.AutoAttack(ModelModule(model), eps=threat.radius, norm="Linf", seed=7, version=version, device="cpu")
     direct.logger.disabled = True
     theirs, _ = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
     direct.logger.disabled = False

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from attacks.search.test_ascent import misled
 from kwbench.attacks import ATTACKS, build_attack
 from kwbench.attacks.apgd import Apgd, _checkpoints
-from kwbench.attacks.as_module import AsModule
-from kwbench.attacks.attack import Budgeted, Doubling
 from kwbench.attacks.local_search import LocalSearch
+from kwbench.attacks.model_module import ModelModule
 from kwbench.attacks.pgd import Pgd
 from kwbench.attacks.rays import Rays
 from kwbench.attacks.search.lookahead import looks
@@ -44,7 +43,7 @@ def test_it_leaves_no_more_than_the_authors_own_at_equal_budget(
     ours = broken(run("apgd", {"steps": 25, **parameters}, batch, threat))
     with seeded_globally(0):
         adversary = pyautoattack.AutoAttack(
-            AsModule(cnn()),
+            ModelModule(cnn()),
             norm=threat.norm.capitalize(),
             eps=threat.radius,
             seed=0,
@@ -357,11 +356,12 @@ def test_no_attack_of_ours_costs_more_than_it_says() -> None:
                 cases += [({"steps": 7, "restarts": 2, "selection_draws": 4, "early_exit": False}, True)]
             for chosen, exact in cases:
                 attack = build_attack(name, chosen, lambda _: cnn(tile=3))
-                assert isinstance(attack, Budgeted), name
+                budget = attack.passes(stochastic)
+                assert budget is not None, name
                 outcomes = run(name, chosen, batch, ThreatModel.of("linf", "0.02"), model=model)
                 spent = max(outcome.forwards + outcome.backwards for outcome in outcomes)
-                assert spent <= attack.passes(stochastic), name
-                assert spent == attack.passes(stochastic) or not exact, name
+                assert spent <= budget, name
+                assert spent == budget or not exact, name
 
 
 @pytest.mark.parametrize("precision", ["folded", "bfloat16", "auto"])
@@ -380,9 +380,10 @@ def test_a_quicker_search_costs_no_more_than_it_says(stochastic: bool, precision
         if name == "pgd" and precision == "auto":
             continue
         attack = build_attack(name, parameters | {"precision": precision})
-        assert isinstance(attack, Budgeted)
+        budget = attack.passes(stochastic)
+        assert budget is not None
         outcomes = run(name, parameters | {"precision": precision}, batch, ThreatModel.of("linf", "0.1"), model=model)
-        assert all(outcome.forwards + outcome.backwards <= attack.passes(stochastic) for outcome in outcomes), name
+        assert all(outcome.forwards + outcome.backwards <= budget for outcome in outcomes), name
 
 
 def test_a_doubled_attack_spends_twice_as_much_where_it_helps() -> None:
@@ -395,11 +396,12 @@ def test_a_doubled_attack_spends_twice_as_much_where_it_helps() -> None:
     assert Square(restarts=3).doubled(1).restarts == 6
     for name in ("apgd", "pgd", "square", "rays", "local-search"):
         attack = build_attack(name, {})
-        assert isinstance(attack, Doubling)
-        assert isinstance(attack, Budgeted)
-        again = attack.doubled(1)
-        assert isinstance(again, Budgeted)
-        assert 1.9 < again.passes(False) / attack.passes(False) < 2.1
+        twice = attack.doubled(1)
+        assert twice is not None
+        budgets = twice.passes(False), attack.passes(False)
+        assert budgets[0] is not None
+        assert budgets[1] is not None
+        assert 1.9 < budgets[0] / budgets[1] < 2.1
 
 
 def test_the_other_half_of_twice_the_budget_is_the_attack_itself_where_restarts_are_alike() -> None:

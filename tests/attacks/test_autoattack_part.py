@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kwbench.attacks import build_attack
-from kwbench.attacks.as_module import AsModule
+from kwbench.attacks.model_module import ModelModule
 from kwbench.errors import CannotEvaluate
 from kwbench.judge import judge, judge_clean
 from kwbench.model import Model
@@ -39,7 +39,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def package(model: Model, threat: ThreatModel, version: str, parts: list[str], seed: int) -> pyautoattack.AutoAttack:
     """The package with the settings of a version, but only these parts."""
-    adversary = Short(AsModule(model), eps=threat.radius, norm="Linf", seed=seed, version=version, device="cpu")
+    adversary = Short(ModelModule(model), eps=threat.radius, norm="Linf", seed=seed, version=version, device="cpu")
     adversary.attacks_to_run = parts
     return adversary
 

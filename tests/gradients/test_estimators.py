@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from kwbench.attacks import build_attack
 from kwbench.attacks.search.losses import LOSSES, margin
 from kwbench.geometry import distance
-from kwbench.gradients import EXACT, Eot, Es, Exact, Gradient, Relaxed, Smooth, passes, with_more_draws, within
+from kwbench.gradients import EXACT, Eot, Es, Exact, Gradient, Relaxed, Smooth
 from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -238,17 +238,17 @@ def test_no_estimate_costs_more_than_it_says(gradient: Gradient, stochastic: boo
     with model.metering(4):
         gradient(model, batch.x, _two, _rng(batch.samples))
         forwards, backwards = model.work()
-    most = passes(gradient, values=2)
+    most = gradient.passes(values=2)
     assert max(forwards) + max(backwards) <= most
     if getattr(gradient, "draws", 1) != "auto":
         assert max(forwards) + max(backwards) == most
 
 
 def test_doubled_draws_are_those_that_were_chosen() -> None:
-    assert with_more_draws(Es(sigma=0.1, draws=5), 2) == Es(sigma=0.1, draws=20)
-    assert with_more_draws(Relaxed(draws=2), 1) == Relaxed(draws=4)
+    assert Es(sigma=0.1, draws=5).doubled(2) == Es(sigma=0.1, draws=20)
+    assert Relaxed(draws=2).doubled(1) == Relaxed(draws=4)
     for settled in (EXACT, Eot(draws="auto"), Smooth(sigma=0.1, draws="auto"), Relaxed()):
-        assert with_more_draws(settled, 1) is None
+        assert settled.doubled(1) is None
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -300,11 +300,11 @@ def test_an_attack_refuses_an_unknown_estimator() -> None:
 
 def test_noise_in_units_of_eps_is_as_long_as_the_ball_is_wide() -> None:
     estimator = Es(relative_sigma=0.25)
-    linf = within(estimator, ThreatModel.of("linf", "0.2"), (1, 8, 8))
-    l2 = within(estimator, ThreatModel.of("l2", "2"), (1, 8, 8))
+    linf = estimator.within(ThreatModel.of("linf", "0.2"), (1, 8, 8))
+    l2 = estimator.within(ThreatModel.of("l2", "2"), (1, 8, 8))
     assert linf == Es(sigma=0.25 * 0.2)
     assert l2 == Es(sigma=0.25 * 2 / 8)
-    assert within(EXACT, ThreatModel.of("linf", "0.2"), (1, 8, 8)) is EXACT
+    assert EXACT.within(ThreatModel.of("linf", "0.2"), (1, 8, 8)) is EXACT
 
 
 @pytest.mark.parametrize("sigmas", [{}, {"sigma": 0.1, "relative_sigma": 0.1}, {"relative_sigma": 0.0}])

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks import ATTACKS
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import Attack
 from kwbench.config.registry import read_registry
 from kwbench.config.suite import Suite, SuiteAttack
 from kwbench.errors import CannotEvaluate, NotApplicable, UsageError
@@ -36,13 +36,11 @@ from support.small_registry import rows as recorded
 
 
 @dataclass(frozen=True)
-class Corners:
+class Corners(Attack):
     """Tries random corners of the ball; the last that fools, else the last."""
 
-    __pydantic_config__: ClassVar = strict
-    norms: ClassVar[frozenset[str]] = frozenset({"linf"})
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = frozenset({"linf"})
+    needs = "labels"
     tries: int = 1
 
     def doubled(self, times: int) -> "Corners":

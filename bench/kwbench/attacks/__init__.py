@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from kwbench import relaxation
 from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.attack import Attack
 from kwbench.attacks.autoattack import AutoAttack
@@ -25,10 +24,9 @@ from kwbench.attacks.rays import Rays
 from kwbench.attacks.square import Square
 from kwbench.attacks.transfer import Transfer
 from kwbench.errors import UsageError, did_you_mean
-from kwbench.gradients import Relaxed
 from kwbench.model import Model
 
-ATTACKS: dict[str, type[Any]] = {
+ATTACKS: dict[str, type[Attack]] = {
     "fgsm": Fgsm,
     "pgd": Pgd,
     "apgd": Apgd,
@@ -72,14 +70,14 @@ def build_attack(name: str, parameters: Mapping[str, Any], surrogate: Callable[[
             raise UsageError(f"attack {name!r} has no parameter {parameter!r}; {did_you_mean(parameter, known)}")
     try:
         # As JSON: strict validation then builds the nested estimator from a mapping, and still refuses "3" for 3.
-        attack: Any = TypeAdapter(kind).validate_json(json.dumps(dict(parameters)))
+        attack: Attack = TypeAdapter(kind).validate_json(json.dumps(dict(parameters)))
     except ValidationError as invalid:
         raise UsageError(_in_words(name, invalid)) from None
-    if "source" in {field.name for field in fields(kind)}:
-        if surrogate is None:
-            raise UsageError(f"attack {name!r} needs a surrogate model, and none can be loaded here")
-        attack = replace(attack, source=surrogate(attack.surrogate))
-    return attack  # type: ignore[no-any-return]
+    if attack.surrogate is None:
+        return attack
+    if surrogate is None:
+        raise UsageError(f"attack {name!r} needs a surrogate model, and none can be loaded here")
+    return replace(attack, source=surrogate(attack.surrogate))
 
 
 def _in_words(name: str, invalid: ValidationError) -> str:
@@ -97,22 +95,6 @@ def parameters_of(attack: Attack) -> dict[str, Any]:
     hidden = {field.name for field in fields(attack) if not field.metadata.get("parameter", True)}
     shallow = {field.name: getattr(attack, field.name) for field in fields(attack) if field.name not in hidden}
     return {name: _plain(value) for name, value in shallow.items()}
-
-
-def revisions_of(attack: Attack) -> dict[str, int]:
-    """Return the revisions of an attack's parts: its own, its gradient estimator's, and the relaxation's where it is used."""
-    revisions = {"attack": type(attack).revision}
-    gradient = getattr(attack, "gradient", None)
-    if gradient is not None:
-        revisions["gradient"] = gradient.revision
-        if isinstance(gradient, Relaxed):
-            revisions["relaxation"] = relaxation.REVISION
-    return revisions
-
-
-def libraries_of(attack: Attack) -> tuple[str, ...]:
-    """Return the distribution names of the libraries that an attack wraps."""
-    return type(attack).libraries
 
 
 def default_parameters(name: str) -> dict[str, Any]:

@@ -1,21 +1,26 @@
-"""What an attack is: a frozen configuration that proposes images. It never judges, stores or seeds globally."""
+"""The base class of attacks. An attack proposes images; it never judges them, stores anything or seeds global generators."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import Field, replace
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-import torch
 from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.search.losses import fooled
-from kwbench.gradients import Gradient, with_more_draws
+from kwbench.gradients import EvidenceGroup, Gradient
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel, exact_fraction
 
-# Every attack's fields are checked by this: unknown names and wrong types are refused.
+# Configuration of every attack's fields: unknown names and wrong types are refused.
 strict = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+# What an attack asks of the model under attack.
+Needs = Literal["gradients", "scores", "labels", "nothing"]
+
+# How the proposals of a minimum-norm attack are judged: by their distance, or clipped into the ball and predicted again.
+JudgingRule = Literal["distance", "clipped"]
 
 
 def _from_fraction(value: Any) -> Any:
@@ -26,112 +31,146 @@ def _from_fraction(value: Any) -> Any:
 Length = Annotated[float, BeforeValidator(_from_fraction)]
 
 
-class Attack(Protocol):
-    """A frozen dataclass whose fields are its whole configuration.
+class ModelFacts(Protocol):
+    """What an attack may know of an evaluation before it starts. Facts that must be measured are measured on first use."""
 
-    `norms`: the norms in which it can search. `minimum_norm`: it looks for the nearest adversarial example and ignores eps;
-    such attacks have a field `judged`. `whole_tiles`: it draws from global generators, so its proposals depend on the
-    company of a sample, and it must always be given the same tiles. Read them from an attack, not from its class: an adapter
-    knows them only once it knows what it adapts.
+    @property
+    def threat(self) -> ThreatModel:
+        """The ball of the evaluation."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """The shape (c, h, w) of an image."""
+
+    @property
+    def hides_gradients(self) -> bool:
+        """Whether an operation of the model hides its gradient, or may hide it where the relaxation cannot see it."""
+
+    @property
+    def search_precision(self) -> Precision:
+        """The fastest precision for a search whose steps follow exact gradients."""
+
+    @property
+    def unrounded_precision(self) -> Precision:
+        """The fastest precision for a search that bfloat16 would mislead."""
+
+
+class Attack(ABC):
+    """Proposes an image for every sample of a batch, and declares what it needs and what it costs.
+
+    Subclasses are frozen dataclasses whose fields are their parameters and thus part of a run's identity; class attributes are
+    not. Read the attributes from an instance: an adapter such as `foolbox` knows them only once its parameters are known. A new
+    attack is a file in this folder and a line in `kwbench.attacks.ATTACKS`.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-    revision: ClassVar[int]
-    libraries: ClassVar[tuple[str, ...]]
+    __pydantic_config__: ClassVar[ConfigDict] = strict
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
-    @property
-    def norms(self) -> frozenset[str]: ...
+    # Raised with every change that can change a proposal or its cost; part of a run's identity.
+    revision: ClassVar[int] = 1
+    # Distribution names of the libraries that the attack wraps; their versions are part of a run's identity.
+    libraries: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def minimum_norm(self) -> bool: ...
+    # The norms in which it can search.
+    norms: frozenset[str]
+    # What it asks of the model under attack; an adapter of a library, the most that any of its attacks asks.
+    needs: Needs
+    # Whether it looks for the nearest adversarial example and ignores eps.
+    minimum_norm: bool = False
+    # How its proposals are judged; a parameter of minimum-norm attacks.
+    judged: JudgingRule = "distance"
+    # Whether its proposals for a sample depend on the other samples of the batch, so that it must always get the same whole
+    # tiles: it draws from global generators.
+    whole_tiles: bool = False
+    # Whether it is a random natural perturbation without a search. The judge then also asks for predictions of samples that
+    # were wrong before.
+    natural: bool = False
+    # How many steps it takes, if it takes any; a parameter of most attacks.
+    steps: int | None = None
+    # Its gradient estimator, if it has one; a parameter.
+    gradient: Gradient | None = None
+    # The name of its surrogate model, if it has one, and the model once loaded. Its passes count as the attack's.
+    surrogate: str | None = None
+    source: Model | None = None
 
-    @property
-    def whole_tiles(self) -> bool: ...
-
+    @abstractmethod
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose one image for each x (b, c, h, w) in [0, 1] with labels y (b,); the shape of x, detached."""
-        ...
+
+    @property
+    def evidence_group(self) -> EvidenceGroup | None:
+        """What kind of search its success is evidence for; None if it does not search, mixes several kinds, or cannot tell."""
+        if self.surrogate is not None:
+            return "transfer"
+        if self.gradient is not None:
+            return self.gradient.evidence_group
+        return None if self.natural or self.needs == "gradients" else "gradient-free"
+
+    def passes(self, stochastic: bool) -> int | None:
+        """Return the largest number of forward and backward passes that it may spend on a sample of such a model; None if it is
+        unknown."""
+        return None
+
+    def doubled(self, times: int) -> "Attack | None":
+        """Return the attack with its budget doubled `times` times; None if it has no budget to double."""
+        return None
+
+    def other_half(self) -> "Attack | None":
+        """Return what makes up twice the budget once the attack has run, with other random numbers: itself if its restarts are
+        alike, otherwise the doubled attack; None if it has no budget to double."""
+        return self.doubled(1)
+
+    def resolved(self, facts: ModelFacts) -> Self:
+        """Return the attack with `auto` and every other parameter that depends on the model or the threat made definite."""
+        return self if self.gradient is None else replace(self, gradient=self.gradient.within(facts.threat, facts.shape))
+
+    def redundant(self, facts: ModelFacts) -> str | None:
+        """Return why the attack adds nothing to attacks on exact gradients of this model; None if it may add something."""
+        if self.gradient is not None and self.gradient.relaxes and not facts.hides_gradients:
+            return "no operation of the model hides its gradient: relaxed ones are exact"
+        return None
+
+    def revisions(self) -> dict[str, int]:
+        """Return the revisions of the parts of kwbench that its proposals depend on."""
+        estimator = {} if self.gradient is None else self.gradient.revisions()
+        return {"attack": self.revision, **estimator}
+
+    def declared(self) -> dict[str, Any]:
+        """Return the facts that the checks of a record read, as plain data. They follow from the attack and its parameters, and
+        take no part in a run's identity."""
+        return {
+            "needs": self.needs,
+            "natural": self.natural,
+            "minimum_norm": self.minimum_norm,
+            "surrogate": self.surrogate,
+            "steps": self.steps,
+            "evidence_group": self.evidence_group,
+            "relaxes": self.gradient is not None and self.gradient.relaxes,
+        }
 
 
-@runtime_checkable
-class Doubling(Attack, Protocol):
-    """An attack that knows how to spend more: a suite may escalate it."""
+class RestartedAttack(Attack):
+    """An attack that climbs a loss from one or more starts.
 
-    def doubled(self, times: int) -> Attack:
-        """The attack with its budget doubled so many times."""
-        ...
-
-    def other_half(self) -> Attack:
-        """What makes up twice the budget where the attack was made once, with other random numbers: itself where restarts are
-        alike, else all of it."""
-        ...
-
-
-@runtime_checkable
-class Budgeted(Attack, Protocol):
-    """An attack that knows what it may cost."""
-
-    def passes(self, stochastic: bool) -> int:
-        """The largest number of forwards and backwards that it may spend on a sample of such a model."""
-        ...
-
-
-def misclassified(model: Model, z: Tensor, logits: Tensor, labels: Tensor, rows: Tensor, precision: Precision) -> Tensor:
-    """Which z (b, c, h, w) the judge would call broken (b,).
-
-    `logits` (b, k) are a search's; where its precision is not float32, float32 is asked of those that they call broken. `rows`
-    are the samples' places in the metered batch.
+    A doubled budget goes to the draws of its estimator if they have a number, otherwise to restarts, or to steps if it has no
+    random start.
     """
-    seen = fooled(logits, labels)
-    if bool(seen.any()) and model.arithmetic(precision) != "float32":
-        with torch.no_grad():
-            seen[seen.clone()] = fooled(model(z[seen], rows[seen]), labels[seen])
-    return seen
 
+    steps: int
+    restarts: int
+    random_start: bool
+    gradient: Gradient
 
-def means_under_same_draws(
-    model: Model, images: Sequence[Tensor], value: Callable[[Tensor], Tensor], rows: Tensor, draws: int
-) -> list[Tensor]:
-    """The mean of `value` (b,) of a stochastic model's logits on each of the batches of images, which meet the same randomness.
+    def doubled(self, times: int) -> Self:
+        """See Attack."""
+        gradient = self.gradient.doubled(times)
+        if gradient is not None:
+            return replace(self, gradient=gradient)
+        if self.random_start:
+            return replace(self, restarts=self.restarts * 2**times)
+        return replace(self, steps=self.steps * 2**times)
 
-    Not a number counts as infinity: an answer that is not a number is what the judge calls wrong.
-    """
-    totals = [torch.zeros(len(z), device=z.device) for z in images]
-    for _ in range(draws):
-        with model.same_draws():
-            for total, z in zip(totals, images, strict=True):
-                total.add_(value(model(z, rows)).nan_to_num(nan=torch.inf))
-    return [total / draws for total in totals]
-
-
-class _Climb(Attack, Protocol):
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def restarts(self) -> int: ...
-
-    @property
-    def random_start(self) -> bool: ...
-
-    @property
-    def gradient(self) -> Gradient: ...
-
-
-_C = TypeVar("_C", bound=_Climb)
-
-
-def doubled_climb(attack: _C, times: int) -> _C:
-    """More draws of an estimator that has draws, else more restarts, or steps where all starts are one."""
-    gradient = with_more_draws(attack.gradient, times)
-    if gradient is not None:
-        return replace(attack, gradient=gradient)
-    if attack.random_start:
-        return replace(attack, restarts=attack.restarts * 2**times)
-    return replace(attack, steps=attack.steps * 2**times)
-
-
-def other_half_of_climb(attack: _C) -> _C:
-    """The climb itself where twice its budget is more restarts."""
-    twice = doubled_climb(attack, 1)
-    return attack if twice.restarts != attack.restarts else twice
+    def other_half(self) -> Self:
+        """See Attack."""
+        twice = self.doubled(1)
+        return self if twice.restarts != self.restarts else twice

@@ -5,15 +5,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.as_module import AsModule
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import Attack
+from kwbench.attacks.model_module import ModelModule
 from kwbench.errors import CannotEvaluate
 from kwbench.geometry import settle
+from kwbench.gradients import EvidenceGroup
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom, seeded_globally
 from kwbench.threat import ThreatModel
@@ -27,7 +27,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 @dataclass(frozen=True)
-class AutoAttack:
+class AutoAttack(Attack):
     """APGD, targeted APGD, targeted FAB and Square, each on what the ones before it left (`standard`); APGD with two losses
     and 20 draws a gradient for stochastic models (`rand`); all six with more restarts (`plus`); or `attacks` in their order
     (`custom`). Every other parameter is the package's.
@@ -39,12 +39,10 @@ class AutoAttack:
     out of `standard` and `plus`, and so is APGD-DLR with 2.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("pyautoattack",)
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = True
+    norms = frozenset({"linf", "l2", "l1"})
+    needs = "gradients"
+    libraries = ("pyautoattack",)
+    whole_tiles = True
 
     version: Literal["standard", "rand", "plus", "custom"] = "standard"
     attacks: tuple[Part, ...] = ()
@@ -59,7 +57,7 @@ class AutoAttack:
 
         with seeded_globally(rng.batch_seed()), silence():
             adversary = pyautoattack.AutoAttack(
-                AsModule(model),
+                ModelModule(model),
                 attacks=list(self.attacks) or None,
                 device=x.device,
                 eps=threat.radius,
@@ -73,6 +71,11 @@ class AutoAttack:
             adversary.attacks_to_run = self._possible(adversary.attacks_to_run, model)
             proposal, _ = adversary.run_standard_evaluation(x, y, batch_size=len(x))
         return settle(proposal.detach(), x, threat)
+
+    @property
+    def evidence_group(self) -> EvidenceGroup | None:
+        """See Attack; `standard` and `plus` contain Square."""
+        return "exact" if self.version == "rand" else None
 
     def _possible(self, parts: list[str], model: Model) -> list[str]:
         possible = [part for part in parts if model.classes >= CLASSES_NEEDED.get(part, 2)]

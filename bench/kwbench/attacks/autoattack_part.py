@@ -1,14 +1,13 @@
 """The parts of AutoAttack (Croce and Hein 2020, arXiv:2003.01690), each by itself, through the package pyautoattack."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.as_module import AsModule
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import Attack
 from kwbench.attacks.autoattack import CLASSES_NEEDED, NORMS, Part, silence
+from kwbench.attacks.model_module import ModelModule
 from kwbench.errors import CannotEvaluate
 from kwbench.geometry import settle
 from kwbench.model import Model
@@ -17,7 +16,7 @@ from kwbench.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class AutoAttackPart:
+class AutoAttackPart(Attack):
     """One part with the settings that `version` gives it: `standard`, or `rand` with 20 draws a gradient.
 
     Every sample is attacked, and what the part found is proposed as it is. The package itself looks once at the clean image
@@ -26,12 +25,10 @@ class AutoAttackPart:
     (`kwbench.record.single_draw_protocol`), without that chance. The seed is the suite's, and one tile is one batch.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("pyautoattack",)
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = True
+    norms = frozenset(NORMS)
+    needs = "gradients"
+    libraries = ("pyautoattack",)
+    whole_tiles = True
 
     part: Part = "apgd-ce"
     version: Literal["standard", "rand"] = "standard"
@@ -45,7 +42,7 @@ class AutoAttackPart:
             raise CannotEvaluate(f"autoattack-part: {self.part} needs {needed} classes, there are {model.classes}")
         with seeded_globally(rng.batch_seed()), silence():
             package = pyautoattack.AutoAttack(
-                AsModule(model),
+                ModelModule(model),
                 device=x.device,
                 eps=threat.radius,
                 norm=NORMS[threat.norm],

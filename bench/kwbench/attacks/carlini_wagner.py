@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import Attack, JudgingRule
 from kwbench.attacks.search.losses import margin, not_finite
 from kwbench.geometry import norms, total
-from kwbench.gradients import EXACT, Gradient, passes
+from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
@@ -21,7 +20,7 @@ _LEAST_TAU = 1 / 256
 
 
 @dataclass(frozen=True)
-class CarliniWagner:
+class CarliniWagner(Attack):
     """Adam on `const` * max(0, confidence - margin) + penalty.
 
     l2 (section VI.A): the penalty is the squared distance, pixels are (tanh(w) + 1) / 2, and `const` is searched in
@@ -42,12 +41,9 @@ class CarliniWagner:
     On a stochastic model no round ends early.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = True
-    whole_tiles: ClassVar[bool] = False
+    norms = frozenset({"linf", "l2"})
+    needs = "gradients"
+    minimum_norm = True
 
     binary_search_steps: int = 5
     steps: int = 200
@@ -60,7 +56,7 @@ class CarliniWagner:
     const_factor: float = 4.0
     largest_const: float = 20.0
     gradient: Gradient = EXACT
-    judged: Literal["distance", "clipped"] = "distance"
+    judged: JudgingRule = "distance"
 
     def __post_init__(self) -> None:
         if self.binary_search_steps < 1 or self.steps < 1:
@@ -129,12 +125,12 @@ class CarliniWagner:
         return best
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
+        """See Attack."""
         failures = math.ceil(math.log(max(self.largest_const / self.initial_const, 1), self.const_factor)) + 1
         successes = math.ceil(math.log(_LEAST_TAU, self.tau_factor)) + 1
         rounds = {"l2": self.binary_search_steps, "linf": failures + successes}
         most = rounds[self.norm] if self.norm is not None else max(rounds.values())
-        return most * self.steps * passes(self.gradient)
+        return most * self.steps * self.gradient.passes()
 
 
 class _BinarySearch:

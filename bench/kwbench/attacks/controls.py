@@ -2,13 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import Attack
 from kwbench.attacks.search.losses import fooled, margin
 from kwbench.geometry import project
 from kwbench.model import Model
@@ -19,35 +17,32 @@ _ALL_NORMS = frozenset({"linf", "l2", "l1"})
 
 
 @dataclass(frozen=True)
-class NoOp:
-    """The images as they are."""
+class NoOp(Attack):
+    """Return the images unchanged."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = _ALL_NORMS
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = _ALL_NORMS
+    needs = "nothing"
+
+    @property
+    def evidence_group(self) -> None:
+        """See Attack; there is no search."""
+        return
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """A copy of x (b, c, h, w)."""
         return x.clone()
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
+        """See Attack."""
         return 0
 
 
 @dataclass(frozen=True)
-class RandomSign:
+class RandomSign(Attack):
     """One corner of the cube inside the ball, drawn blindly: every pixel moves by the same amount, up or down."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = _ALL_NORMS
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = _ALL_NORMS
+    needs = "nothing"
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w); neither the model nor y is asked."""
@@ -55,24 +50,20 @@ class RandomSign:
         return project(x + signs * threat.radius / _length_of_ones(x, threat), x, threat)
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
+        """See Attack."""
         return 0
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(Attack):
     """Gaussian noise of half the size that fits, projected into the ball; the worst of `steps` draws.
 
     A pixel's standard deviation is eps / 2 in linf, eps / (2 sqrt(d)) in l2 and eps / (2 d) in l1, of d pixels. On a
     stochastic model one draw is made: choosing among several by the model's answers would pick its own luck.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = _ALL_NORMS
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = _ALL_NORMS
+    needs = "scores"
 
     steps: int = 100
 
@@ -101,7 +92,7 @@ class GaussianNoise:
         return best
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
+        """See Attack."""
         return 0 if stochastic else self.steps
 
 

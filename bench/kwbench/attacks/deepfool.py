@@ -1,16 +1,14 @@
 """DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import Attack, JudgingRule
 from kwbench.attacks.search.losses import fooled, other_logits
 from kwbench.geometry import norms, steepest
-from kwbench.gradients import EXACT, Gradient, passes
+from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
@@ -22,7 +20,7 @@ _DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2"}
 
 
 @dataclass(frozen=True)
-class DeepFool:
+class DeepFool(Attack):
     """Walks to the nearest boundary of the model's linear approximation, again and again, until the class changes.
 
     The defaults are Foolbox's and the authors' code's: at most 50 steps, the 10 most likely classes (`candidates`; None for
@@ -32,18 +30,15 @@ class DeepFool:
     On a stochastic model a sample waits where an answer is wrong, and goes on when a later one is right.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = True
-    whole_tiles: ClassVar[bool] = False
+    norms = frozenset({"linf", "l2"})
+    needs = "gradients"
+    minimum_norm = True
 
     steps: int = 50
     candidates: int | None = 10
     overshoot: float = 0.02
     gradient: Gradient = EXACT
-    judged: Literal["distance", "clipped"] = "distance"
+    judged: JudgingRule = "distance"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -84,9 +79,9 @@ class DeepFool:
         return final
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
+        """See Attack."""
         rivals = (self.candidates or _MOST_CLASSES) - 1
-        return 1 + self.steps * (1 + passes(self.gradient, rivals))
+        return 1 + self.steps * (1 + self.gradient.passes(rivals))
 
     def _others(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """The classes (b, m) whose boundaries are looked at: all but the true one, or the likeliest of them."""

@@ -3,13 +3,12 @@
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.as_module import AsModule
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import Attack, JudgingRule
+from kwbench.attacks.model_module import ModelModule
 from kwbench.errors import did_you_mean
 from kwbench.geometry import settle
 from kwbench.model import Model
@@ -21,7 +20,7 @@ _NOT_UNTARGETED = {"GenAttack", "DatasetAttack"}
 
 
 @dataclass(frozen=True)
-class Foolbox:
+class Foolbox(Attack):
     """The Foolbox attack `attack` with its `parameters`, and Foolbox's defaults for the rest.
 
     Fixed-budget attacks get eps and are clipped to it, as Foolbox does. Minimum-norm attacks run without eps, and their
@@ -29,17 +28,15 @@ class Foolbox:
     parameters beside it.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
     # What any of them can do; an attack's own answers stand in the instance.
-    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("foolbox",)
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = True
+    norms = frozenset(NORMS)
+    needs = "gradients"
+    libraries = ("foolbox",)
+    whole_tiles = True
 
     attack: str
     parameters: dict[str, Any] = field(default_factory=dict)
-    judged: Literal["distance", "clipped"] = "distance"
+    judged: JudgingRule = "distance"
 
     def __post_init__(self) -> None:
         if self.attack not in foolbox_attacks():
@@ -72,7 +69,7 @@ class Foolbox:
             parameters["distance"] = getattr(foolbox.distances, threat.norm)
         with seeded_globally(rng.batch_seed()):
             adversary = self._kind(**parameters)
-            victim = foolbox.models.pytorch.PyTorchModel(AsModule(model), bounds=(0, 1), device=x.device)
+            victim = foolbox.models.pytorch.PyTorchModel(ModelModule(model), bounds=(0, 1), device=x.device)
             criterion = foolbox.criteria.Misclassification(y)
             found, clipped, _ = adversary(victim, x, criterion, epsilons=None if self.minimum_norm else threat.radius)
         return found.detach() if self.minimum_norm else settle(clipped.detach(), x, threat)

@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import means_under_same_draws, strict
+from kwbench.attacks.attack import Attack
 from kwbench.attacks.search.losses import TARGETED, LossName, fooled, other_logits, targeted_margin
+from kwbench.attacks.search.trials import means_under_same_draws
 from kwbench.geometry import project, steepest
-from kwbench.gradients import Relaxed, passes
+from kwbench.gradients import EvidenceGroup, Relaxed
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -25,7 +24,7 @@ _CHUNK = 2**15
 
 
 @dataclass(frozen=True)
-class LocalSearch:
+class LocalSearch(Attack):
     """For each of the likeliest other classes a climb along relaxed gradients; then the best `finalists` go on by flips.
 
     The margin of such a network is largest at an edge between its linear pieces, where ascent on one piece alone overshoots:
@@ -37,12 +36,8 @@ class LocalSearch:
     it would replace are compared on the means of `draws` passes each, in which both meet the same randomness.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = frozenset({"linf", "l2"})
+    needs = "gradients"
 
     steps: int = 40
     flips: int = 300
@@ -86,18 +81,23 @@ class LocalSearch:
                 break
         return best
 
+    @property
+    def evidence_group(self) -> EvidenceGroup:
+        """See Attack; the climbs follow relaxed gradients, the flips none."""
+        return "softened"
+
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
-        climb = self.steps * passes(Relaxed()) + 1
+        """See Attack."""
+        climb = self.steps * Relaxed().passes() + 1
         flips = self.flips * (2 * self.draws if stochastic else 1)
         return 1 + self.restarts * (self.targets * climb + min(self.finalists, self.targets) * flips)
 
     def doubled(self, times: int) -> "LocalSearch":
-        """See Doubling: more restarts."""
+        """See Attack: more restarts."""
         return replace(self, restarts=self.restarts * 2**times)
 
     def other_half(self) -> "LocalSearch":
-        """See Doubling; restarts are alike after a round of every softness with every loss."""
+        """See Attack; restarts are alike after a round of every softness with every loss."""
         rounds = self.restarts % math.lcm(len(self.softness), len(self.losses)) == 0
         return self if rounds else self.doubled(1)
 

@@ -1,14 +1,12 @@
 """The momentum iterative method (Dong et al. 2018, arXiv:1710.06081)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import Length, strict
-from kwbench.attacks.search.ascent import Descent
+from kwbench.attacks.attack import Attack, Length
+from kwbench.attacks.search.ascent import Ascent
 from kwbench.attacks.search.losses import LossName
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model, Precision
@@ -17,7 +15,7 @@ from kwbench.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class Mim:
+class Mim(Attack):
     """Steps along the steepest direction of a decaying sum of gradients, each divided by its l1 norm; no random start.
 
     The defaults are the paper's: 10 steps of eps / 10, decay 1.0. `step_size` is in the norm's unit; None stands for
@@ -27,12 +25,8 @@ class Mim:
     misclassified too.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = frozenset({"linf", "l2"})
+    needs = "gradients"
 
     steps: int = 10
     step_size: Length | None = None
@@ -57,10 +51,10 @@ class Mim:
         return descend(model, x, y, threat, rng, start=x, rows=torch.arange(len(x), device=x.device))[0]
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
+        """See Attack."""
         return self._descent(1.0).passes(stochastic)
 
-    def _descent(self, radius: float) -> Descent:
+    def _descent(self, radius: float) -> Ascent:
         relative = self.relative_step_size if self.relative_step_size is not None else 1 / self.steps
         step_size = self.step_size if self.step_size is not None else relative * radius
-        return Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, self.decay, self.precision)
+        return Ascent(self.steps, step_size, self.loss, self.gradient, self.early_exit, self.decay, self.precision)

@@ -7,35 +7,35 @@ Hendrycks and Dietterich 2019 (arXiv:1903.12261); with the parameters of xiao202
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import Attack
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
-
-_LINF = frozenset({"linf"})
 
 # Luma of ITU-R BT.601.
 _GREY = (0.299, 0.587, 0.114)
 
 
-@dataclass(frozen=True)
-class GaussianBlind:
-    """Gaussian noise of standard deviation `std` on every pixel, cut to [0, 1]."""
+class _NaturalPerturbation(Attack):
+    """A random perturbation that asks the model nothing."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = _LINF
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
-    natural: ClassVar[bool] = True
+    norms = frozenset({"linf"})
+    needs = "nothing"
+    natural = True
+
+    def passes(self, stochastic: bool) -> int:
+        """See Attack."""
+        return 0
+
+
+@dataclass(frozen=True)
+class GaussianBlind(_NaturalPerturbation):
+    """Gaussian noise of standard deviation `std` on every pixel, cut to [0, 1]."""
 
     std: float = 0.1
 
@@ -47,22 +47,10 @@ class GaussianBlind:
         """One draw near each x (b, c, h, w); neither the model nor y is asked."""
         return (x + self.std * rng.normal("noise", x.shape[1:]).to(x.device)).clamp(0, 1)
 
-    def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
-        return 0
-
 
 @dataclass(frozen=True)
-class Translation:
+class Translation(_NaturalPerturbation):
     """The image moved by a whole number of up to `pixels` each way; what enters is black."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = _LINF
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
-    natural: ClassVar[bool] = True
 
     pixels: int = 5
 
@@ -79,22 +67,10 @@ class Translation:
             [image[:, top : top + height, left : left + width] for image, (top, left) in zip(wide, corners, strict=True)]
         )
 
-    def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
-        return 0
-
 
 @dataclass(frozen=True)
-class Rotation:
+class Rotation(_NaturalPerturbation):
     """The image turned about its centre by up to `degrees` each way; each pixel is its nearest one, or black."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = _LINF
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
-    natural: ClassVar[bool] = True
 
     degrees: float = 10.0
 
@@ -119,25 +95,13 @@ class Rotation:
         turned = x.flatten(2).gather(2, place.expand(-1, x.shape[1], -1)).view_as(x)
         return turned * inside[:, None]
 
-    def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
-        return 0
-
 
 @dataclass(frozen=True)
-class ColourJitter:
+class ColourJitter(_NaturalPerturbation):
     """Brightness, contrast and saturation, in random order, each times a factor within `strength` of 1, as torchvision does.
 
     Contrast is towards the mean grey of the image, saturation towards the grey of each pixel; grey images have none.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = _LINF
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
-    natural: ClassVar[bool] = True
 
     strength: float = 0.4
 
@@ -157,10 +121,6 @@ class ColourJitter:
             towards = torch.where(kind == 0, 0.0, torch.where(kind == 1, grey.mean(dim=(1, 2, 3), keepdim=True), grey))
             z = (factor * z + (1 - factor) * towards).clamp(0, 1)
         return z
-
-    def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
-        return 0
 
 
 def _grey(x: Tensor) -> Tensor:

@@ -1,14 +1,12 @@
 """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import Length, doubled_climb, other_half_of_climb, strict
-from kwbench.attacks.search.ascent import Descent
+from kwbench.attacks.attack import Length, RestartedAttack
+from kwbench.attacks.search.ascent import Ascent
 from kwbench.attacks.search.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
 from kwbench.gradients import EXACT, Gradient
@@ -18,7 +16,7 @@ from kwbench.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class Pgd:
+class Pgd(RestartedAttack):
     """Steps along the steepest direction of the loss, each followed by projection into the ball and the pixel range.
 
     `step_size` is in the norm's unit; None stands for `relative_step_size` * eps. The defaults are Foolbox's LinfPGD:
@@ -31,12 +29,8 @@ class Pgd:
     `restart_draws` draws is proposed.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = frozenset({"linf", "l2", "l1"})
+    needs = "gradients"
 
     steps: int = 40
     step_size: Length | None = None
@@ -83,21 +77,13 @@ class Pgd:
         return best
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
+        """See Attack."""
         choosing = 0 if self.restarts == 1 else self.restart_draws if stochastic else 1
         return self.restarts * (self._descent(1.0).passes(stochastic) + choosing)
 
-    def doubled(self, times: int) -> "Pgd":
-        """See Doubling."""
-        return doubled_climb(self, times)
-
-    def other_half(self) -> "Pgd":
-        """See Doubling."""
-        return other_half_of_climb(self)
-
-    def _descent(self, radius: float) -> Descent:
+    def _descent(self, radius: float) -> Ascent:
         step_size = self.step_size if self.step_size is not None else self.relative_step_size * radius
-        return Descent(self.steps, step_size, self.loss, self.gradient, self.early_exit, precision=self.precision)
+        return Ascent(self.steps, step_size, self.loss, self.gradient, self.early_exit, precision=self.precision)
 
     def _mean_loss(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with torch.no_grad():

@@ -1,13 +1,11 @@
 """RayS (Chen and Gu 2020, arXiv:2006.12792): a search on labels alone."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import strict
+from kwbench.attacks.attack import Attack
 from kwbench.attacks.search.losses import fooled
 from kwbench.geometry import TOLERANCE, distance, norms, project, steepest
 from kwbench.model import Model
@@ -16,7 +14,7 @@ from kwbench.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class Rays:
+class Rays(Attack):
     """Looks for the direction, one sign a pixel, in which the class changes soonest, by turning blocks of signs over.
 
     Blocks are halved from the whole image down to single values (algorithm 3). A turned direction is kept where the class has
@@ -28,12 +26,8 @@ class Rays:
     A stochastic model's label is `y` unless most of `draws` answers are others.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = frozenset({"linf", "l2"})
+    needs = "labels"
 
     queries: int = 10_000
     draws: int = 10
@@ -59,16 +53,12 @@ class Rays:
         return final
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
+        """See Attack."""
         return self.queries * (self.draws if stochastic else 1)
 
     def doubled(self, times: int) -> "Rays":
-        """See Doubling: more queries."""
+        """See Attack: more queries."""
         return replace(self, queries=self.queries * 2**times)
-
-    def other_half(self) -> "Rays":
-        """See Doubling."""
-        return self.doubled(1)
 
     def _changed(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         if not model.stochastic:

@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from kwbench.attacks.attack import means_under_same_draws, misclassified, strict
+from kwbench.attacks.attack import Attack, ModelFacts
 from kwbench.attacks.search.losses import margin
+from kwbench.attacks.search.trials import means_under_same_draws, misclassified
 from kwbench.geometry import norms, project, total
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
@@ -20,7 +20,7 @@ _CHUNK = 100
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(Attack):
     """Squares of extreme colour at random places, kept where they raise the margin loss.
 
     The defaults are AutoAttack's: 5000 steps, p_init 0.8, one restart, the paper's schedule for 10,000 steps whatever
@@ -32,12 +32,8 @@ class Square:
     passes each, in which both meet the same randomness.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2"})
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = frozenset({"linf", "l2"})
+    needs = "scores"
 
     steps: int = 5000
     p_init: float = 0.8
@@ -68,7 +64,7 @@ class Square:
         return best
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted."""
+        """See Attack."""
         if stochastic:
             return self.restarts * (1 + 2 * self.steps) * self.draws
         return self.restarts * (1 + self.steps) * (1 if self.arithmetic == "float32" else 2)
@@ -78,12 +74,16 @@ class Square:
         """What it searches in: of `auto`, which nobody has made definite, float32."""
         return "float32" if self.precision == "auto" else self.precision
 
+    def resolved(self, facts: ModelFacts) -> Self:
+        """See Attack."""
+        return replace(self, precision=facts.unrounded_precision) if self.precision == "auto" else self
+
     def doubled(self, times: int) -> "Square":
-        """See Doubling: more restarts."""
+        """See Attack: more restarts."""
         return replace(self, restarts=self.restarts * 2**times)
 
     def other_half(self) -> "Square":
-        """See Doubling."""
+        """See Attack."""
         return self
 
     def _search(

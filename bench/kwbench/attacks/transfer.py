@@ -1,13 +1,12 @@
 """Transfer: adversarial examples for another model (Papernot et al. 2017, arXiv:1602.02697)."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pydantic import ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.apgd import Apgd
-from kwbench.attacks.attack import Length, strict
+from kwbench.attacks.attack import Attack, Length
 from kwbench.attacks.pgd import Pgd
 from kwbench.attacks.search.losses import LossName
 from kwbench.gradients import EXACT, Gradient
@@ -17,7 +16,7 @@ from kwbench.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Attack):
     """PGD on a surrogate, to its last step, or Auto-PGD, to its highest loss; the model under test is not asked.
 
     `surrogate` names a model of the registry, or is `swap:relu`, `swap:identity`, `swap:mean-field` or `swap:argmax`: the
@@ -26,12 +25,8 @@ class Transfer:
     It sees what hidden gradients hide: where it breaks more than the model's own gradients do, those are at fault.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = strict
-    norms: ClassVar[frozenset[str]] = Apgd.norms
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ()
-    minimum_norm: ClassVar[bool] = False
-    whole_tiles: ClassVar[bool] = False
+    norms = Apgd.norms
+    needs = "nothing"
 
     surrogate: str = "vgg11"
     search: Literal["pgd", "apgd"] = "pgd"
@@ -53,7 +48,7 @@ class Transfer:
         return self._descent()(self.source, x, y, threat, rng)
 
     def passes(self, stochastic: bool) -> int:
-        """See Budgeted; they are the surrogate's."""
+        """See Attack; they are the surrogate's."""
         return self._descent().passes(stochastic)
 
     def _descent(self) -> Pgd | Apgd:

@@ -10,7 +10,7 @@ from kwbench.attacks.fgsm import Fgsm
 from kwbench.attacks.pgd import Pgd
 from kwbench.checks.case import Case, percent
 from kwbench.finding import Finding
-from kwbench.gradients import EXACT, Es, Exact, Gradient, Relaxed, Smooth
+from kwbench.gradients import EXACT, Es, Gradient, Relaxed, Smooth
 from kwbench.model import Model, Precision
 from kwbench.randomness import derived_seed, seeded_globally
 from kwbench.threat import ThreatModel
@@ -171,7 +171,7 @@ def half_range(threat: ThreatModel, pixels: int) -> Fraction:
 
 def _left(case: Case, radius: Fraction, gradient: Gradient, name: str) -> Tensor:
     """The accuracies (b,) that PGD leaves within a radius."""
-    precision: Precision = case.precision if isinstance(gradient, Exact) else "float32"
+    precision: Precision = case.precision if gradient.tolerates_rounding else "float32"
     attack = Pgd(steps=STEPS, relative_step_size=1 / 8, loss="margin", gradient=gradient, precision=precision)
     return _propose(case, attack, ThreatModel(case.threat.norm, radius), name)
 

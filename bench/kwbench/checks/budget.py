@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from kwbench.attacks.attack import Attack, Doubling
+from kwbench.attacks.attack import Attack
 from kwbench.data import Batch
 from kwbench.finding import Finding
 from kwbench.judge import FRESH_DRAWS, judge, judge_clean
@@ -135,9 +135,10 @@ def _doubled(attacks: Mapping[str, Attack], survivors: Survivors) -> dict[str, A
     """The attacks that are asked for, as they make up twice their budget; without those that have none to double."""
 
     def doubled(labels: Sequence[str]) -> dict[str, Attack]:
-        doubling = {label: attack for label in labels if isinstance(attack := attacks.get(label), Doubling)}
-        return {
-            label: attack.other_half() if label in survivors.tried else attack.doubled(1) for label, attack in doubling.items()
+        known = {label: attacks[label] for label in labels if label in attacks}
+        doubled = {
+            label: attack.other_half() if label in survivors.tried else attack.doubled(1) for label, attack in known.items()
         }
+        return {label: attack for label, attack in doubled.items() if attack is not None}
 
     return doubled(survivors.doubled) or dict(list(doubled(survivors.otherwise).items())[:2])

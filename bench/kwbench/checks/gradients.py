@@ -11,7 +11,7 @@ from kwbench.attacks.search.losses import margin, other_logits
 from kwbench.checks.case import Case, percent
 from kwbench.finding import Finding
 from kwbench.geometry import project, random_start, steepest, total
-from kwbench.gradients import EXACT, Eot, Es, Objective, Smooth, cosines_of, within
+from kwbench.gradients import EXACT, Eot, Es, Objective, Smooth, cosines_of
 
 # Float32 networks have no flat places: a ReLU network needs all units of a layer dead.
 ZERO_SHARE = 0.01
@@ -101,7 +101,7 @@ def gradient_leads(case: Case) -> list[Finding]:
     rng, x = few.random(name), few.batch.x
     rival = _lead_of_rival(few, x)
     rises = []
-    for gradient in (EXACT, within(Es(relative_sigma=0.25, draws=_GUESSES), case.threat, x.shape[1:])):
+    for gradient in (EXACT, Es(relative_sigma=0.25, draws=_GUESSES).within(case.threat, x.shape[1:])):
         few.same_draws(name)
         direction = steepest(few.slope(x, rival, rng, gradient).gradients[0].nan_to_num(), case.threat.norm)
         ends = [(x + sign * case.threat.radius / 2 * direction).clamp(0, 1) for sign in (1, -1)]

@@ -7,9 +7,8 @@ import math
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -17,22 +16,19 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 
 from kwbench.attacks import build_attack
-from kwbench.attacks.apgd import Apgd
-from kwbench.attacks.attack import Attack, Budgeted, Doubling
-from kwbench.attacks.square import Square
+from kwbench.attacks.attack import Attack
 from kwbench.checks import Case, Question, Retried, Survivors, examine, retried
-from kwbench.checks.answers import surveyed
 from kwbench.config.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
 from kwbench.config.suite import Suite
 from kwbench.data import dataset_names, load_dataset, slice_hash
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError
 from kwbench.evaluation.identity import attack_identity, engine_revisions, library_versions, network_revisions
+from kwbench.evaluation.model_facts import MeasuredFacts
 from kwbench.evaluation.processes import serving
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
-from kwbench.gradients import Exact, Gradient, Relaxed, within
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
-from kwbench.model import Model, Precision, Prediction, find_device, keep_freed_memory, require_exact_float32, tile_of
+from kwbench.model import Model, Prediction, find_device, keep_freed_memory, require_exact_float32, tile_of
 from kwbench.networks.activations import effective_sparsity
 from kwbench.networks.activations.swap import swapped
 from kwbench.networks.loading import Loaded, is_file_model, load_entry, load_file_model
@@ -89,7 +85,7 @@ class Facts:
     device: str
     # Everything about the model and the data that can change an outcome.
     identity: dict[str, Any]
-    # By label: the attack's name, every parameter, and whether it must see tiles whole.
+    # By label: what identifies the attack, and beside it, as `declared`, what the checks of the record read.
     attacks: dict[str, dict[str, Any]]
     # The labels after which each is to run, if one of them gains; why an attack cannot be made for this model; the largest
     # number of passes, forwards and backwards, that it may spend on a sample.
@@ -173,7 +169,7 @@ class LocalEvaluator:
         self._model.measure_passes(near)
         self._surrogates: dict[str, str] = {}
         self._not_applicable: dict[str, str] = {}
-        self._probes = (probe, near)
+        self._model_facts = MeasuredFacts(self._model, self._threat, self._dataset.shape, (probe, near))
         self._attacks = self._build_attacks(stochastic)
         shares = effective_sparsity(loaded.module, tile_of(self._batch.x, request.tile))
         self.facts = Facts(
@@ -206,6 +202,7 @@ class LocalEvaluator:
             attacks={
                 label: {
                     **attack_identity(attack_name, attack),
+                    "declared": attack.declared(),
                     **({"surrogate_sha256": self._surrogates[label]} if label in self._surrogates else {}),
                 }
                 for label, (attack_name, attack) in self._attacks.items()
@@ -215,7 +212,9 @@ class LocalEvaluator:
             cascade=frozenset(stage.label for stage in request.suite.stages(stochastic) if stage.cascade),
             screens={stage.label: stage.screen for stage in request.suite.stages(stochastic) if stage.screen},
             passes={
-                label: attack.passes(stochastic) for label, (_, attack) in self._attacks.items() if isinstance(attack, Budgeted)
+                label: passes
+                for label, (_, attack) in self._attacks.items()
+                if (passes := attack.passes(stochastic)) is not None
             },
             whole_tiles=frozenset(label for label, (_, attack) in self._attacks.items() if attack.whole_tiles),
             workers=workers,
@@ -247,7 +246,7 @@ class LocalEvaluator:
     def examine(self, check: str, question: Question) -> list[Finding]:
         """See Evaluator."""
         batch = self._batch.take(question.rows)
-        case = Case(self._model, batch, self._threat, self._request.seed, question.robust, self._precision)
+        case = Case(self._model, batch, self._threat, self._request.seed, question.robust, self._model_facts.search_precision)
         return self._sparing(lambda: examine(check, case))
 
     def retry(self, survivors: Survivors) -> Retried:
@@ -346,49 +345,17 @@ class LocalEvaluator:
                     f"attack {each.label!r} works in {', '.join(sorted(attack.norms))}, not in {self._threat.norm}"
                 )
             if stage.doubled:
-                if not isinstance(attack, Doubling):
+                doubled = attack.doubled(stage.doubled)
+                if doubled is None:
                     raise UsageError(f"attack {each.label!r} cannot escalate: {each.attack} does not say what to double")
-                attack = attack.doubled(stage.doubled)
-            gradient: Gradient | None = getattr(attack, "gradient", None)
-            if gradient is not None:
-                attack = replace(attack, gradient=within(gradient, self._threat, self._dataset.shape))
-                if isinstance(gradient, Relaxed) and stage.cascade and not self._hides:
-                    self._not_applicable[stage.label] = "no operation of the model hides its gradient: relaxed ones are exact"
-            built[stage.label] = (each.attack, self._adapted(attack))
+                attack = doubled
+            if stage.cascade and (redundancy := attack.redundant(self._model_facts)) is not None:
+                self._not_applicable[stage.label] = redundancy
+            built[stage.label] = (each.attack, attack.resolved(self._model_facts))
         if not built.keys() - self._not_applicable.keys():
             kind = "stochastic" if stochastic else "deterministic"
             raise UsageError(f"suite {suite.name!r} has no attack for a {kind} model such as {self._model.name}")
         return built
-
-    def _adapted(self, attack: Attack) -> Attack:
-        """What depends on the model made definite."""
-        if isinstance(attack, Apgd | Square) and attack.precision == "auto":
-            exact = isinstance(attack, Apgd) and isinstance(attack.gradient, Exact)
-            attack = replace(attack, precision=self._precision if exact else self._unrounded)
-        if isinstance(attack, Apgd) and attack.focus == "auto":
-            attack = replace(attack, focus=None if self._hides else _FOCUS)
-        return attack
-
-    @cached_property
-    def _hides(self) -> bool:
-        """Whether the relaxation finds anything to soften, or anything that it cannot see."""
-        with self._model.raising_by_name():
-            surveys = [surveyed(self._model, images) for images in self._probes]
-        return any(each.relaxed or each.unseen for each in surveys)
-
-    @cached_property
-    def _precision(self) -> Precision:
-        """Of a search on exact gradients. In l2 steps go by more than signs, and where an operation hides its gradient the last
-        bits may decide: rounding leads astray there."""
-        if self._hides:
-            return "float32"
-        rounds = self._threat.norm == "linf" and self._model.bears_rounding(self._probes[1])
-        return "bfloat16" if rounds else self._unrounded
-
-    @property
-    def _unrounded(self) -> Precision:
-        """Of a search for which bfloat16 is too rough."""
-        return "float32" if self._hides else self._model.arithmetic("folded")
 
     def _surrogate_loader(self, label: str) -> Callable[[str], Model]:
         def load(name: str) -> Model:
@@ -430,10 +397,6 @@ class LocalEvaluator:
         surrogate.measure_passes(self._batch.x[: self._request.tile])
         return surrogate
 
-
-# What of Auto-PGD's targets is close, where gradients tell: all of 42 samples that fell to targets on two networks were after a
-# third of the steps, and most of those that stood were not.
-_FOCUS = 0.1
 
 # As many as torch would take, before anybody told it otherwise.
 _CORES = torch.get_num_threads()

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from kwbench import geometry, judge, model, randomness
-from kwbench.attacks import libraries_of, parameters_of, revisions_of
+from kwbench.attacks import parameters_of
 from kwbench.attacks.attack import Attack
 from kwbench.record import cascade
 
@@ -54,9 +54,8 @@ def attack_identity(name: str, attack: Attack) -> Mapping[str, Any]:
     identity: dict[str, Any] = {
         "attack": name,
         "parameters": parameters_of(attack),
-        "revisions": revisions_of(attack),
+        "revisions": attack.revisions(),
     }
-    libraries = libraries_of(attack)
-    if libraries:
-        identity["libraries"] = {library: library_versions([library])[library] for library in libraries}
+    if attack.libraries:
+        identity["libraries"] = {library: library_versions([library])[library] for library in attack.libraries}
     return identity

@@ -85,7 +85,9 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
     for label, attack in {CLEAN: clean, **facts.attacks}.items():
         # The images themselves are the same at every radius, and looked at once.
         its = {key: value for key, value in origin.items() if label != CLEAN or key not in ("norm", "eps")}
-        identity = {"origin": its, "label": label, **attack}
+        # What an attack declares follows from what identifies it.
+        own = {key: value for key, value in attack.items() if key != "declared"}
+        identity = {"origin": its, "label": label, **own}
         if label in facts.cascade:
             # Which samples it sees depends on all that came before, and on whether that ran.
             earlier = [[each.identity, facts.after.get(each.label, [])] for each in attacks]

@@ -7,7 +7,7 @@ import torch
 from pydantic import ConfigDict
 
 from kwbench.attacks.attack import Length, strict
-from kwbench.attacks.search.ascent import Descent
+from kwbench.attacks.search.ascent import Ascent
 from kwbench.experiments.experiment import Subject, numbers
 from kwbench.geometry import distance
 from kwbench.gradients import EXACT
@@ -43,7 +43,7 @@ class Logits:
         rng = SampleRandom(subject.seed, "logits", batch.samples)
         model.reseed(subject.seed, "logits", *batch.samples)
         size = self.step_size if self.step_size is not None else threat.radius / self.steps
-        step = Descent(1, size, "cross_entropy", EXACT, early_exit=False)
+        step = Ascent(1, size, "cross_entropy", EXACT, early_exit=False)
         rows = torch.arange(len(batch), device=batch.x.device)
         z, logits, distances = batch.x.clone(), [], []
         for number in range(self.steps + 1):

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import misclassified
 from kwbench.attacks.search.lookahead import looks, margin_ahead, margin_here, to_look_at
 from kwbench.attacks.search.losses import LOSSES, LossName, not_finite
+from kwbench.attacks.search.trials import misclassified
 from kwbench.geometry import norms, project, steepest, total
-from kwbench.gradients import Exact, Gradient, passes
+from kwbench.gradients import Gradient
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
 
 @dataclass(frozen=True, slots=True)
-class Descent:
+class Ascent:
     """Steps along the steepest direction of a loss, each followed by projection into the ball and the pixel range.
 
     `step_size` is in the norm's unit. With `decay` the direction is that of a running sum, old sum times `decay` plus the
@@ -36,11 +36,11 @@ class Descent:
         """The largest number of forwards and backwards that it may spend on a sample of such a model."""
         looking = looks(self.steps - 1) if self._looks(stochastic) else 0
         confirming = self.steps + looking if self.precision != "float32" else 0
-        return self.steps * passes(self.gradient) + looking + confirming
+        return self.steps * self.gradient.passes() + looking + confirming
 
     def _looks(self, stochastic: bool) -> bool:
         # Other estimators' samples go together, in step.
-        return self.early_exit and not stochastic and isinstance(self.gradient, Exact)
+        return self.early_exit and not stochastic and not self.gradient.in_step
 
     def __call__(
         self,
@@ -63,7 +63,7 @@ class Descent:
         loss = LOSSES[self.loss]
         # As many samples as one pass takes at a time, and whoever is done makes room for the next. Estimators that draw noise
         # address it by the step, so theirs go all together.
-        together = model.stochastic or not isinstance(self.gradient, Exact)
+        together = model.stochastic or self.gradient.in_step
         with model.searching(self.precision):
             room = len(x) if together else model.sizes(gradients=True)[0]
         looking = self._looks(model.stochastic)

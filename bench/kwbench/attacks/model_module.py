@@ -1,12 +1,12 @@
-"""Our Model as attack libraries want it: a torch module."""
+"""A torch module around a Model, for attack libraries."""
 
 from torch import Tensor, nn
 
 from kwbench.model import Model
 
 
-class AsModule(nn.Module):
-    """Calls the model, which counts and tiles; its weights stay out of reach of the library."""
+class ModelModule(nn.Module):
+    """Calls a Model, which counts passes and pads tiles; hides its weights from the library."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -14,5 +14,5 @@ class AsModule(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (b, k) of x (b, c, h, w)."""
+        """Return logits (b, k) of x (b, c, h, w)."""
         return self.model(x)

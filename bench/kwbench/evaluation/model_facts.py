@@ -1,0 +1,48 @@
+"""What attacks may know of the model before they start, measured on first use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from kwbench.checks.answers import surveyed
+from kwbench.model import Model, Precision
+from kwbench.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class MeasuredFacts:
+    """The facts of a loaded model; see `kwbench.attacks.attack.ModelFacts`.
+
+    `probes` are the batches that the model is measured on: some images (b, c, h, w), and images near them within the ball.
+    """
+
+    model: Model
+    threat: ThreatModel
+    shape: Sequence[int]
+    probes: tuple[Tensor, Tensor]
+
+    @cached_property
+    def hides_gradients(self) -> bool:
+        """Whether the relaxation finds an operation to soften, or one that it cannot see into."""
+        with self.model.raising_by_name():
+            surveys = [surveyed(self.model, images) for images in self.probes]
+        return any(survey.relaxed or survey.unseen for survey in surveys)
+
+    @cached_property
+    def search_precision(self) -> Precision:
+        """The fastest precision for a search whose steps follow exact gradients.
+
+        Never bfloat16 in l2, whose steps use more than signs, nor if an operation hides its gradient: the last bits may then
+        decide, and rounding misleads the search.
+        """
+        if self.hides_gradients:
+            return "float32"
+        rounds = self.threat.norm == "linf" and self.model.bears_rounding(self.probes[1])
+        return "bfloat16" if rounds else self.unrounded_precision
+
+    @property
+    def unrounded_precision(self) -> Precision:
+        """The fastest precision for a search that bfloat16 would mislead."""
+        return "float32" if self.hides_gradients else self.model.arithmetic("folded")
