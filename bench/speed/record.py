@@ -25,8 +25,9 @@ import numpy as np
 from measure import machine_line, markdown_table, spread
 
 from kwbench.outcome import CLEAN, Outcome, Status
+from kwbench.record.evaluation import AttackSpec, EvaluationSpec
 from kwbench.record.provenance import machine, versions
-from kwbench.record.store import AttackSpec, EvaluationSpec, Store
+from kwbench.record.store import Store
 from kwbench.threat import ThreatModel
 
 T = TypeVar("T")

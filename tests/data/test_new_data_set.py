@@ -10,7 +10,8 @@ from kwbench.data import DATA_SETS, DataSetSpec, Split, Splits, dataset_names, l
 from kwbench.data.digits import read_digits
 from kwbench.errors import UsageError
 from kwbench.evaluation.runner import evaluate
-from kwbench.record.store import Evaluation, Store
+from kwbench.record.evaluation import Evaluation
+from kwbench.record.store import Store
 from kwbench.threat import ThreatModel
 from support.small_models import digits
 from support.small_registry import request, rows, write_registry

@@ -23,7 +23,8 @@ from kwbench.evaluation import runner
 from kwbench.evaluation.evaluator import LocalEvaluator, Request, open_evaluator
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.outcome import Outcome, Status
-from kwbench.record.store import Evaluation, Store
+from kwbench.record.evaluation import Evaluation
+from kwbench.record.store import Store
 from kwbench.record.summary import summaries
 from kwbench.statistics import accuracy_of_values
 from support.small_registry import count, fast_suite, intact, request, rows, write_registry

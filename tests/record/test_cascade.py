@@ -25,7 +25,8 @@ from kwbench.model import Model
 from kwbench.networks.loading import load_entry
 from kwbench.outcome import Outcome
 from kwbench.randomness import SampleRandom
-from kwbench.record.store import Evaluation, Store
+from kwbench.record.evaluation import Evaluation
+from kwbench.record.store import Store
 from kwbench.record.summary import Summary, comparison_key, summaries, to_json
 from kwbench.report.leaderboard import boards
 from kwbench.threat import ThreatModel

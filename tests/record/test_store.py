@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
+from kwbench.record.database.schema import SCHEMA_VERSION
+from kwbench.record.database.sqlite_file import APPLICATION_ID
 from kwbench.record.measurement import Measurement
-from kwbench.record.store import APPLICATION_ID, SCHEMA_VERSION, Store, pack
+from kwbench.record.store import Store
+from kwbench.record.tally import pack
 from support.records import deterministic, drawn, record, rows, specification
 
 
@@ -258,7 +261,7 @@ def test_other_files_are_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE cookies (name)")
         connection.commit()
-    with pytest.raises(DamagedData, match="some other program"):
+    with pytest.raises(DamagedData, match="another program"):
         Store.open(str(path), create=True)
 
 
@@ -267,7 +270,7 @@ def test_a_database_of_ours_without_its_tables_is_refused(path: Path) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("CREATE TABLE other (name)")
         connection.commit()
-    with pytest.raises(DamagedData, match="tables are not there"):
+    with pytest.raises(DamagedData, match="its tables are missing"):
         Store.open(str(path), create=True)
 
 
@@ -391,7 +394,7 @@ def test_attack_runs_are_the_same_read_side_by_side(store: Store, monkeypatch: p
     found = {"clean": rows("h" * 40), **{f"attack-{at}": rows(letters[at:] + letters[:at]) for at in range(9)}}
     evaluation = record(store, specification(attacks=list(found), n=40), found)
     whole = store.tallies()
-    monkeypatch.setattr("kwbench.record.store._PART", 2)
+    monkeypatch.setattr("kwbench.record.database.statements.IDS_PER_QUERY", 2)
     parts = store.tallies()
     assert whole.keys() == parts.keys() == set(evaluation.attack_runs.values())
     for label, run in evaluation.attack_runs.items():

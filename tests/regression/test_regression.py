@@ -14,7 +14,8 @@ import pytest
 from scipy import stats
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
-from kwbench.record.store import Evaluation, Store
+from kwbench.record.evaluation import Evaluation
+from kwbench.record.store import Store
 from kwbench.record.summary import attacks_key, comparison_key
 from kwbench.regression.regression import (
     MEASURED,

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from kwbench.outcome import Outcome, Status
-from kwbench.record.store import AttackSpec, Evaluation, EvaluationSpec, Store
+from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
+from kwbench.record.store import Store
 from kwbench.threat import ThreatModel
 
 LETTERS = {"w": Status.WRONG, "b": Status.BROKEN, "h": Status.HELD, "i": Status.INVALID, "e": Status.ERROR}

@@ -13,7 +13,8 @@ from kwbench.config.registry import ModelEntry
 from kwbench.config.strict_yaml import validate
 from kwbench.config.suite import Suite, override, suite_of
 from kwbench.evaluation.evaluator import Request
-from kwbench.record.store import Evaluation, Store
+from kwbench.record.evaluation import Evaluation
+from kwbench.record.store import Store
 from kwbench.training import save_checkpoint, train
 from support.small_models import digits
 

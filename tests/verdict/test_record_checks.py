@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from kwbench.finding import Finding
-from kwbench.record.store import AttackSpec, Evaluation, Store
+from kwbench.record.evaluation import AttackSpec, Evaluation
+from kwbench.record.store import Store
 from kwbench.record.summary import summaries
 from kwbench.verdict.record_checks import examine_record, group_of
 from support.records import deterministic, drawn, record, specification

@@ -10,7 +10,8 @@ from kwbench.evaluation.evaluator import Evaluator
 from kwbench.evaluation.workers import Workers
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
-from kwbench.record.store import Evaluation, Store
+from kwbench.record.evaluation import Evaluation
+from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
 from kwbench.verdict import robustness_is_negligible
 from kwbench.verdict.record_checks import examine_record, twin_of

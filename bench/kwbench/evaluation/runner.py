@@ -18,8 +18,9 @@ from kwbench.evaluation.workers import Workers
 from kwbench.judge import SELECTION_DRAWS
 from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.record.cascade import Stage, stages
+from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
 from kwbench.record.provenance import code, digest, machine
-from kwbench.record.store import AttackSpec, Evaluation, EvaluationSpec, Store
+from kwbench.record.store import Store
 
 
 @dataclass(frozen=True, slots=True)

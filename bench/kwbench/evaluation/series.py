@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kwbench.record.evaluation import Evaluation
 from kwbench.record.measurement import Array, Measurement
 from kwbench.record.provenance import digest, machine
-from kwbench.record.store import Evaluation, Store
+from kwbench.record.store import Store
 
 
 def record_series(

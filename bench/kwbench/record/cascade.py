@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwbench.outcome import CLEAN, Status
-from kwbench.record.store import EvaluationSpec, Tally
+from kwbench.record.evaluation import EvaluationSpec
+from kwbench.record.tally import Tally
 
 # An attack gained if it lowered the mean over the samples by at least this much: the mean of the lowest shares of right
 # selection draws for a stochastic model, which noise alone lowers a little, otherwise the robust accuracy.

@@ -1,4 +1,4 @@
-"""What an experiment measured: arrays of numbers, and all that could have changed them."""
+"""The result of an experiment: arrays of numbers, and everything that could have changed them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +14,14 @@ Array = NDArray[np.float64]
 class Measurement:
     """The result of one experiment.
 
-    `experiment` is its name; `model` and `dataset` are empty where it has none. `spec` holds all that identifies it, and
-    `identity` is its digest; `provenance` what is worth knowing besides (device, command). `arrays` by name; NaN stands for
-    what could not be measured.
+    Attributes:
+        identity: digest of `spec`.
+        experiment: name of the experiment.
+        model: name of the model; empty if it has none.
+        dataset: name of the data set; empty if it has none.
+        spec: everything that identifies the measurement; JSON values.
+        provenance: device, command: stored, but not part of the identity; JSON values.
+        arrays: what was measured, by name; NaN stands for what could not be measured.
     """
 
     identity: str

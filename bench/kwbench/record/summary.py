@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Status, escalated
 from kwbench.record.cascade import Stage, align, cascaded_attacks, stages
-from kwbench.record.store import AttackSpec, Evaluation, EvaluationSpec, Store, Tally, pack
+from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
+from kwbench.record.store import Store
+from kwbench.record.tally import Tally, pack
 from kwbench.statistics import Interval, accuracy_of_hits, accuracy_of_values
 from kwbench.threat import ThreatModel
 

@@ -20,7 +20,8 @@ from kwbench.errors import CannotEvaluate, DamagedData, UsageError, did_you_mean
 from kwbench.files import write_whole
 from kwbench.formatting import interval_text, markdown, percent, plain
 from kwbench.outcome import CLEAN
-from kwbench.record.store import Evaluation, Store
+from kwbench.record.evaluation import Evaluation
+from kwbench.record.store import Store
 from kwbench.record.summary import Comparison, Summary, attacks_key, comparison_key, summaries
 from kwbench.statistics import Interval, PairedTest, difference_interval, paired_test
 from kwbench.threat import ThreatModel

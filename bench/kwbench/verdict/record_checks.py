@@ -14,7 +14,7 @@ import numpy as np
 
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status
-from kwbench.record.store import AttackSpec
+from kwbench.record.evaluation import AttackSpec
 from kwbench.record.summary import Summary, comparison_key
 from kwbench.statistics import difference_interval
 

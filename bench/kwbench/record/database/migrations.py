@@ -1,0 +1,45 @@
+"""Creating the tables, and bringing databases of earlier schema versions up to date."""
+
+import sqlalchemy as sa
+
+from kwbench.errors import DamagedData
+from kwbench.record.database import schema
+from kwbench.record.database.statements import insert
+
+# Tables that version 2 or version 3 added; version 1 has all others.
+_ADDED = [schema.findings, schema.adversarials, schema.experiments, schema.arrays]
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Create the tables that are missing, and note the schema version."""
+    schema.metadata.create_all(connection)
+    insert(connection, schema.schema_version, [{"version": schema.SCHEMA_VERSION}])
+
+
+def upgrade(engine: sa.Engine) -> None:
+    """Bring the database to the current schema version; no row changes.
+
+    Raises DamagedData if it has no kwbench tables, or a version that this kwbench does not know.
+    """
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table(schema.schema_version.name):
+            raise DamagedData("not a kwbench database, its tables are missing")
+        version = connection.execute(sa.select(schema.schema_version.c.version)).scalar()
+    if version in (1, 2):
+        with engine.begin() as connection:
+            version = _add_tables(connection)
+    if version != schema.SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > schema.SCHEMA_VERSION
+        remedy = "update kwbench" if newer else "use another file with --db"
+        raise DamagedData(f"schema version {version}, this kwbench reads {schema.SCHEMA_VERSION}; {remedy}")
+
+
+def _add_tables(connection: sa.Connection) -> int:
+    """Add to a database of version 1 or 2 the tables that it lacks, and return its new version."""
+    versions = schema.schema_version
+    # The update comes first because it takes the write lock: of two processes, one waits here and then has nothing to do.
+    earlier = versions.c.version.in_([1, 2])
+    updated = connection.execute(sa.update(versions).where(earlier).values(version=schema.SCHEMA_VERSION))
+    if updated.rowcount:
+        schema.metadata.create_all(connection, _ADDED)
+    return int(connection.execute(sa.select(versions.c.version)).scalar_one())

@@ -1,0 +1,101 @@
+"""SQLite files: creating one atomically, recognising ours, and configuring connections."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from kwbench.errors import CannotEvaluate, DamagedData
+
+# "kwbn" in SQLite's header distinguishes our databases from those of other programs.
+APPLICATION_ID = 0x6B77626E
+
+
+def create_file(path: Path, create_tables: Callable[[sa.Connection], None]) -> None:
+    """Create a database under its name whole or not at all, so that a kill cannot leave an empty file there.
+
+    Raises CannotEvaluate if it cannot be written.
+    """
+    if not path.parent.is_dir():
+        raise CannotEvaluate(f"{path}: the folder {path.parent} does not exist")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    engine = sa.create_engine(f"sqlite:///{draft}", poolclass=sa.NullPool)
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+            create_tables(connection)
+        _publish(draft, path)
+    except (OSError, sa.exc.OperationalError) as failure:
+        reason = failure.orig if isinstance(failure, sa.exc.OperationalError) else failure
+        raise CannotEvaluate(f"{path}: the database cannot be written ({reason})") from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+
+
+def check_file(path: Path) -> None:
+    """Check that a file is a kwbench database of full length.
+
+    Raises:
+        CannotEvaluate: it does not exist, or is a folder.
+        DamagedData: it is not a SQLite database, belongs to another program, or was cut short.
+    """
+    if not path.exists():
+        raise CannotEvaluate(f"{path}: no such database; `kwbench evaluate` creates one")
+    if path.is_dir():
+        raise CannotEvaluate(f"{path}: a folder, not a database file")
+    with path.open("rb") as file:
+        header = file.read(100)
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        # An empty file is a valid empty SQLite database; accepting it would hide that the record was lost.
+        size = path.stat().st_size
+        raise DamagedData(f"{path}: not a kwbench database ({size} bytes); move it away or name another with --db")
+    if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+        raise DamagedData(f"{path}: a SQLite database of another program; name another with --db")
+    _check_length(path, header)
+
+
+def configure(engine: sa.Engine) -> None:
+    """Make every connection of an engine use explicit transactions, foreign keys and the safe rollback journal."""
+    sa.event.listen(engine, "connect", _set_pragmas)
+    sa.event.listen(engine, "begin", _begin)
+
+
+def _publish(draft: Path, path: Path) -> None:
+    """Give the draft its name, unless another process was faster; its file serves as well."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            draft.replace(path)
+
+
+def _check_length(path: Path, header: bytes) -> None:
+    """Refuse a file that was cut short. SQLite notices only when it reads a missing page; until then its counts are wrong."""
+    journal = Path(f"{path}-journal")
+    page = int.from_bytes(header[16:18], "big") or 1
+    expected = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
+    # The header gives the length unless an old SQLite wrote last. A journal means that a transaction is under way.
+    if header[24:28] == header[92:96] and not journal.exists() and path.stat().st_size < expected and not journal.exists():
+        raise DamagedData(
+            f"{path}: cut short, {path.stat().st_size} of {expected} bytes; restore it from a backup or name another with --db"
+        )
+
+
+def _set_pragmas(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # SQLAlchemy begins the transactions
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 60000")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.execute("PRAGMA journal_mode = DELETE")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")

@@ -1,0 +1,70 @@
+"""An evaluation as it stands on record: what was asked for, and the attack runs that hold its outcomes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kwbench.threat import ThreatModel
+
+
+@dataclass(frozen=True, slots=True)
+class AttackSpec:
+    """One attack of an evaluation.
+
+    Attributes:
+        label: its label in the suite.
+        identity: digest of everything that can change its outcomes.
+        spec: the same in readable form; JSON values.
+    """
+
+    label: str
+    identity: str
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSpec:
+    """What to evaluate.
+
+    Attributes:
+        identity: digest of everything that identifies the evaluation.
+        model: name of the model.
+        dataset: name of the data set.
+        suite: name of the suite.
+        threat: norm and radius.
+        n: number of samples.
+        stochastic: whether the model's predictions are random.
+        attacks: the attacks in order; the first is the clean images, with the label `clean`.
+        spec: what `identity` is the digest of; JSON values.
+        provenance: versions, device, command: stored, but not part of the identity; JSON values.
+    """
+
+    identity: str
+    model: str
+    dataset: str
+    suite: str
+    threat: ThreatModel
+    n: int
+    stochastic: bool
+    attacks: tuple[AttackSpec, ...]
+    spec: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """An evaluation on record.
+
+    Attributes:
+        id: its row in the database.
+        created: when it was registered first; UTC, ISO 8601.
+        asked: when it was last asked for; UTC, ISO 8601. The newest evaluation is the one asked for last.
+        spec: what it evaluates.
+        attack_runs: id of each attack run, by label.
+    """
+
+    id: int
+    created: str
+    asked: str
+    spec: EvaluationSpec
+    attack_runs: Mapping[str, int]

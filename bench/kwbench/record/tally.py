@@ -1,0 +1,79 @@
+"""The outcomes of an attack run as arrays: all that a summary needs, in a form that millions of rows fit into."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kwbench.outcome import Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The outcomes of one attack run. Arrays have one entry per sample, ordered by `index`.
+
+    Attributes:
+        index: position of each sample in the split.
+        status: first letter of each status.
+        selection: share of right selection draws, NaN where a row has no draws; empty for deterministic models.
+        fresh: share of right fresh draws, likewise.
+        forwards: forward passes, summed over the samples.
+        backwards: backward passes, summed over the samples.
+        seconds: time, summed over the samples.
+        other_rows: rows with a status under the judging rule that was not chosen.
+        other_held: how many of these held under that rule.
+        surrogate_rows: rows with a prediction of the surrogate.
+        surrogate_right: how many of these predictions are right.
+    """
+
+    index: NDArray[np.int64]
+    status: NDArray[np.bytes_]
+    selection: NDArray[np.float64]
+    fresh: NDArray[np.float64]
+    forwards: int
+    backwards: int
+    seconds: float
+    other_rows: int
+    other_held: int
+    surrogate_rows: int
+    surrogate_right: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def pack(frame: "pd.DataFrame") -> dict[int, Tally]:
+    """Return the tally of each attack run in a data frame of `Store.frame`; equal to `Store.tallies`."""
+    tallies = {}
+    for attack_run, group in frame.groupby("attack_run", sort=False):
+        rows = group.sort_values("index")
+        stochastic = bool((rows["selection_draws"] + rows["fresh_draws"] > 0).any())
+        other, surrogate = rows["other_status"].notna(), rows["surrogate_prediction"].notna()
+        tallies[int(str(attack_run))] = Tally(
+            index=rows["index"].to_numpy(dtype=np.int64),
+            status=rows["status"].astype(str).str[:1].to_numpy(dtype="S1"),
+            selection=_column_shares(rows, "selection") if stochastic else np.empty(0),
+            fresh=_column_shares(rows, "fresh") if stochastic else np.empty(0),
+            forwards=int(rows["forwards"].sum()),
+            backwards=int(rows["backwards"].sum()),
+            seconds=float(rows["seconds"].sum()),
+            other_rows=int(other.sum()),
+            other_held=int((rows["other_status"] == Status.HELD).sum()),
+            surrogate_rows=int(surrogate.sum()),
+            surrogate_right=int((surrogate & (rows["surrogate_prediction"] == rows["label"])).sum()),
+        )
+    return tallies
+
+
+def shares(correct: NDArray[Any], draws: NDArray[Any]) -> NDArray[np.float64]:
+    """Return correct / draws, NaN where there are no draws."""
+    quotients: NDArray[np.float64] = np.divide(correct, draws, out=np.full(correct.shape, np.nan), where=draws > 0)
+    return quotients
+
+
+def _column_shares(rows: "pd.DataFrame", kind: str) -> NDArray[np.float64]:
+    return shares(rows[f"{kind}_correct"].to_numpy(dtype=float), rows[f"{kind}_draws"].to_numpy(dtype=float))
