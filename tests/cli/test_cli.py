@@ -144,7 +144,7 @@ class TestEvaluate:
 
     def test_the_second_time_the_same_is_said(self, kwb: Kwbench, tmp_path: Path) -> None:
         first = kwb("evaluate", "small", *FAST, "--json")
-        again = kwb("evaluate", "digits/small", *FAST, "--json", "--batch-size", "16", "--device", "cpu")
+        again = kwb("evaluate", "digits/small", *FAST, "--json", "--device", "cpu")
         assert again.json == first.json
         assert count(tmp_path / "results.db", "evaluations") == 1
 
@@ -281,7 +281,7 @@ class TestRefusals:
             (["small", "--data", "none.npz"], 3, ["none.npz"]),
             (["small", "--n", "1000"], 2, ["--n 1000", "360"]),
             (["small", "--n", "few"], 2, ["Usage: kwbench evaluate", "--n"]),
-            (["small", "--batch-size", "0"], 2, ["--batch-size 0"]),
+            (["small", "--batch-size", "16"], 2, ["--batch-size"]),
             (["small", "--time-limit", "0"], 2, ["--time-limit 0"]),
             (["small", "--device", "abacus"], 2, ["--device abacus"]),
             (["small", "--no-such-option"], 2, ["--no-such-option"]),
@@ -370,14 +370,13 @@ class TestRefusals:
 class TestCheck:
     WORDS = ("--attack", "pgd", "--set", "pgd.steps=10", "--n", "128", "--eps", "0.05", "--tile", "64")
 
-    def test_no_change_and_another_batch_size_are_fine_and_a_weaker_model_is_not(self, kwb: Kwbench, tmp_path: Path) -> None:
+    def test_no_change_and_a_new_record_are_fine_and_a_weaker_model_is_not(self, kwb: Kwbench, tmp_path: Path) -> None:
         strong = kwb("evaluate", "small", *self.WORDS, "--json").json["a_rob"]["value"]
         assert kwb("check", "--baseline", "baseline.json", "--update").code == 0
         assert kwb("check", "--baseline", "baseline.json").code == 0
-        # In a new record, with other shards.
-        for db, size in (("64.db", 64), ("128.db", 128)):
-            assert kwb("evaluate", "small", *self.WORDS, "--batch-size", size, "--db", db).code == 0
-            assert kwb("check", "--baseline", "baseline.json", "--db", db).code == 0
+        # In a new record.
+        assert kwb("evaluate", "small", *self.WORDS, "--db", "new.db").code == 0
+        assert kwb("check", "--baseline", "baseline.json", "--db", "new.db").code == 0
         # Trained for one epoch instead of six.
         write_registry(tmp_path, epochs=1)
         weak = kwb("evaluate", "small", *self.WORDS, "--json").json["a_rob"]["value"]
@@ -546,8 +545,8 @@ class TestTheRealCommand:
 
     def test_ctrl_c_ends_with_130_and_a_hint_and_the_same_command_continues(self, tmp_path: Path) -> None:
         registry = write_registry(tmp_path)
-        words = ["evaluate", "small", "--registry", str(registry), "--attack", "pgd", "--set", "pgd.steps=3000"]
-        words += ["--eps", "0.001", "--n", "32", "--tile", "16", "--batch-size", "16"]
+        words = ["evaluate", "small", "--registry", str(registry), "--attack", "noop,pgd", "--set", "pgd.steps=30000"]
+        words += ["--eps", "0.001", "--n", "32", "--tile", "16"]
         # A shell's background job ignores Ctrl-C, and its children inherit that.
         code = (
             "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from kwbench.cli.main import main; main()"
@@ -561,7 +560,7 @@ class TestTheRealCommand:
             env=ENVIRONMENT,
         )
         deadline = time.monotonic() + 60
-        while not ((tmp_path / "results.db").exists() and count(tmp_path / "results.db") >= 48):
+        while not ((tmp_path / "results.db").exists() and count(tmp_path / "results.db") >= 64):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
@@ -570,7 +569,7 @@ class TestTheRealCommand:
         assert out == ""
         assert "Traceback" not in err
         assert err.splitlines()[-1] == "kwbench: interrupted; the same command continues"
-        assert count(tmp_path / "results.db") == 48
+        assert count(tmp_path / "results.db") == 64
 
 
 def test_the_rule_of_prediction_can_be_chosen_and_is_on_record(kwb: Kwbench) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from kwbench.cli import doctor
-from kwbench.cli.doctor import Finding, examine
+from kwbench.cli.doctor import Diagnosis, examine
 from kwbench.config import registry as registries
 from kwbench.record.store import Store
 
 ENTRY = "{architecture: {name: resnet18}, activation: {name: relu}, checkpoint: {file: FILE, sha256: SHA}}"
 
 
-def found(folder: Path) -> dict[str, Finding]:
+def found(folder: Path) -> dict[str, Diagnosis]:
     return {finding.subject: finding for finding in examine(str(folder / "results.db"))}
 
 

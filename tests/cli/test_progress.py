@@ -5,7 +5,8 @@ import io
 import pytest
 
 from kwbench.cli import progress as module
-from kwbench.cli.progress import printable, showing
+from kwbench.cli.output import printable
+from kwbench.cli.progress import showing
 from kwbench.evaluation.runner import Progress
 
 

@@ -155,7 +155,7 @@ def test_direct_training_lasts_as_long_as_incremental_training() -> None:
 
 def test_gammas_of_what_has_none_are_refused() -> None:
     relu = validate(ModelEntry, KWTA | {"activation": {"name": "relu"}}, "registry.yaml")
-    with pytest.raises(UsageError, match="gamma is of k-WTA networks"):
+    with pytest.raises(UsageError, match="not a k-WTA network with a recipe"):
         variants("net", relu, [Fraction("0.1")])
     with pytest.raises(UsageError, match=r"must lie in \(0, 1\]"):
         variants("net", validate(ModelEntry, KWTA, "registry.yaml"), [Fraction(2)])

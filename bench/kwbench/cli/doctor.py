@@ -19,7 +19,7 @@ Level = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One line of the doctor's: what was looked at, what was found, and how to mend it if that is needed."""
 
     subject: str
@@ -28,9 +28,9 @@ class Finding:
     remedy: str = ""
 
 
-def examine(database: str) -> list[Finding]:
+def examine(database: str) -> list[Diagnosis]:
     """Look at everything, and at the record at this path or URL; never raises."""
-    looks: dict[str, Callable[[], list[Finding]]] = {
+    looks: dict[str, Callable[[], list[Diagnosis]]] = {
         "python": _python,
         "packages": _packages,
         "torch": _torch,
@@ -44,43 +44,43 @@ def examine(database: str) -> list[Finding]:
     return [finding for subject, look in looks.items() for finding in _safely(subject, look)]
 
 
-def _safely(subject: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+def _safely(subject: str, look: Callable[[], list[Diagnosis]]) -> list[Diagnosis]:
     try:
         return look()
     except Exception as failure:  # noqa: BLE001 - a broken installation may raise anything
-        return [Finding(subject, "problem", f"{type(failure).__name__}: {failure}")]
+        return [Diagnosis(subject, "problem", f"{type(failure).__name__}: {failure}")]
 
 
-def _python() -> list[Finding]:
-    return [Finding("python", "ok", sys.version.split()[0])]
+def _python() -> list[Diagnosis]:
+    return [Diagnosis("python", "ok", sys.version.split()[0])]
 
 
-def _packages() -> list[Finding]:
+def _packages() -> list[Diagnosis]:
     findings = []
     for package in ("pyautoattack", "foolbox", "pandas", "sqlalchemy", "jinja2", "safetensors", "scikit-learn", "scipy"):
         try:
-            findings.append(Finding(package, "ok", version(package)))
+            findings.append(Diagnosis(package, "ok", version(package)))
         except PackageNotFoundError:
-            findings.append(Finding(package, "problem", "not installed", f"pip install {package}"))
+            findings.append(Diagnosis(package, "problem", "not installed", f"pip install {package}"))
     return findings
 
 
-def _torch() -> list[Finding]:
+def _torch() -> list[Diagnosis]:
     import torch
 
     threads = torch.get_num_threads()
-    return [Finding("torch", "ok", f"{torch.__version__}, {threads} threads")]
+    return [Diagnosis("torch", "ok", f"{torch.__version__}, {threads} threads")]
 
 
-def _torchvision() -> list[Finding]:
+def _torchvision() -> list[Diagnosis]:
     from kwbench.torchvision_schemas import import_torchvision
 
     torchvision = import_torchvision()
-    findings = [Finding("torchvision", "ok", torchvision.__version__)]
+    findings = [Diagnosis("torchvision", "ok", torchvision.__version__)]
     extension = importlib.import_module("torchvision.extension")
     if not extension._has_ops():
         findings.append(
-            Finding(
+            Diagnosis(
                 "torchvision's extension",
                 "note",
                 "not loaded: it was built for another torch; models, transforms and data sets work without it",
@@ -90,48 +90,48 @@ def _torchvision() -> list[Finding]:
     return findings
 
 
-def _device() -> list[Finding]:
+def _device() -> list[Diagnosis]:
     import torch
 
     if torch.cuda.is_available():
-        return [Finding("device", "ok", torch.cuda.get_device_name())]
-    return [Finding("device", "note", "no GPU that torch can use; evaluations run on the processor")]
+        return [Diagnosis("device", "ok", torch.cuda.get_device_name())]
+    return [Diagnosis("device", "note", "no GPU that torch can use; evaluations run on the processor")]
 
 
-def _sqlite() -> list[Finding]:
-    return [Finding("sqlite", "ok", f"{sqlite3.sqlite_version}, rollback journal")]
+def _sqlite() -> list[Diagnosis]:
+    return [Diagnosis("sqlite", "ok", f"{sqlite3.sqlite_version}, rollback journal")]
 
 
-def _record(database: str) -> list[Finding]:
+def _record(database: str) -> list[Diagnosis]:
     from kwbench.record.store import Store
 
     # A password stands before it.
     name = database.rpartition("@")[2]
     file = record_file(database)
     if file is not None and not file.exists():
-        return [Finding("record", "ok", f"{name}: none yet; kwbench evaluate makes it")]
+        return [Diagnosis("record", "ok", f"{name}: none yet; kwbench evaluate makes it")]
     try:
         Store.open(database).close()
     except KwbenchError as failure:
-        return [Finding("record", "problem", str(failure), "restore it from a copy, or name another with --db")]
-    return [Finding("record", "ok", name)]
+        return [Diagnosis("record", "problem", str(failure), "restore it from a copy, or name another with --db")]
+    return [Diagnosis("record", "ok", name)]
 
 
-def _disk(database: Path) -> list[Finding]:
+def _disk(database: Path) -> list[Diagnosis]:
     # Where the folder is yet to be made, what holds it counts.
     folder = next(each for each in database.resolve().parents if each.is_dir())
     free = shutil.disk_usage(folder).free
     if free < 200_000_000:
         remedy = "make room, or name another file with --db"
-        return [Finding("disk", "problem", f"{free / 1e6:.0f} MB free in {folder}", remedy)]
-    return [Finding("disk", "ok", f"{free / 1e9:.1f} GB free in {folder}")]
+        return [Diagnosis("disk", "problem", f"{free / 1e6:.0f} MB free in {folder}", remedy)]
+    return [Diagnosis("disk", "ok", f"{free / 1e9:.1f} GB free in {folder}")]
 
 
-def _registry() -> list[Finding]:
+def _registry() -> list[Diagnosis]:
     try:
         registry = read_registry()
     except KwbenchError as failure:
-        return [Finding("registry", "problem", str(failure), "mend the file, or name another with --registry")]
+        return [Diagnosis("registry", "problem", str(failure), "mend the file, or name another with --registry")]
     missing: dict[Path, list[str]] = {}
     damaged: dict[Path, list[str]] = {}
     for name, entry in registry.entries.items():
@@ -143,7 +143,7 @@ def _registry() -> list[Finding]:
         elif entry.checkpoint is not None and hashlib.sha256(path.read_bytes()).hexdigest() != entry.checkpoint.sha256:
             damaged.setdefault(home, []).append(name)
     findings = [
-        Finding(
+        Diagnosis(
             "checkpoints",
             "problem",
             f"{home}: the checkpoint is not the pinned one for {', '.join(names)}",
@@ -152,7 +152,7 @@ def _registry() -> list[Finding]:
         for home, names in damaged.items()
     ]
     findings += [
-        Finding(
+        Diagnosis(
             "checkpoints",
             "note",
             f"{home}: no checkpoint for {', '.join(names)}",
@@ -160,4 +160,4 @@ def _registry() -> list[Finding]:
         )
         for home, names in missing.items()
     ]
-    return findings or [Finding("registry", "ok", f"{registry.path}: {len(registry.entries)} models")]
+    return findings or [Diagnosis("registry", "ok", f"{registry.path}: {len(registry.entries)} models")]

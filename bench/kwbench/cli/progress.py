@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from kwbench.cli.output import printable
+
 if TYPE_CHECKING:
     from kwbench.evaluation.runner import Progress
 
@@ -76,8 +78,3 @@ def _plain_lines(stream: TextIO) -> "Callable[[Progress], None]":
         )
 
     return show
-
-
-def printable(text: str) -> str:
-    """Text without the control characters that could take over a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -7,21 +7,36 @@ from io import StringIO
 from math import ceil
 from pathlib import Path
 
+import numpy as np
 from ruamel.yaml import YAML
 
-from kwbench.config.registry import Activation, Incremental, ModelEntry, Recipe, dataset_of, pin_checkpoint, read_registry
+from kwbench.config.registry import (
+    Activation,
+    Incremental,
+    ModelEntry,
+    Recipe,
+    Registry,
+    dataset_of,
+    pin_checkpoint,
+    read_registry,
+)
 from kwbench.data import DataSet
 from kwbench.errors import UsageError
+from kwbench.evaluation.evaluator import Request
+from kwbench.evaluation.runner import Progress, evaluate
+from kwbench.evaluation.series import record_series
 from kwbench.files import write_whole
+from kwbench.record.store import Store
+from kwbench.record.summary import Summary, summaries
 from kwbench.training import Epoch, progress_path, recipe_hash, save_checkpoint, train, write_curve
 
-# xiao2020 D.1; the learning rate while gamma falls is not said there, a tenth is ours.
+# xiao2020 D.1. It does not give the learning rate while gamma decreases; a tenth of the recipe's is our choice.
 _START, _STEP, _EPOCHS, _SLOWER = Fraction("0.2"), Fraction("0.005"), 2, 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A network of the series: its name in the series' registry, its gamma, and whether it was trained incrementally."""
+    """A network of the series: its name in the series' registry, its gamma, and whether training is incremental."""
 
     name: str
     gamma: Fraction
@@ -30,18 +45,19 @@ class Variant:
 
 
 def variants(name: str, entry: ModelEntry, gammas: Iterable[Fraction]) -> list[Variant]:
-    """The entry at each gamma, falling: trained directly, and below the start of incremental training in both ways.
+    """Return the entry at each gamma in descending order: trained directly, and incrementally too where gamma is small enough.
 
-    What is trained directly learns for as many epochs as its incrementally trained sibling, so that the epochs are not what
-    tells them apart. Raises UsageError for an entry without k-WTA or without a recipe, and for gammas outside (0, 1].
+    Incremental training is for gammas below its start. Direct training lasts as many epochs as the incremental training of the
+    same gamma, so that the number of epochs does not explain a difference. Raises UsageError for an entry without k-WTA or
+    without a recipe, and for gammas outside (0, 1].
     """
     if entry.activation.name != "kwta" or entry.recipe is None:
-        raise UsageError(f"{name}: gamma is of k-WTA networks that have a recipe; this entry is not such a one")
+        raise UsageError(f"{name}: not a k-WTA network with a recipe; only such an entry can be trained at several gammas")
     recipe = entry.recipe
     lowering = recipe.incremental or Incremental(
         start=_START, step=_STEP, epochs=_EPOCHS, learning_rate=_SLOWER * recipe.learning_rate
     )
-    found = []
+    series = []
     for gamma in sorted(set(gammas), reverse=True):
         if not 0 < gamma <= 1:
             raise UsageError(f"gamma {gamma}: must lie in (0, 1]")
@@ -58,8 +74,8 @@ def variants(name: str, entry: ModelEntry, gammas: Iterable[Fraction]) -> list[V
                 "description": f"gamma {float(gamma):g}, {way}",
             }
             title = f"{name}-gamma{float(gamma):g}-{way}"
-            found.append(Variant(title, gamma, way == "incremental", entry.model_copy(update=update)))
-    return found
+            series.append(Variant(title, gamma, way == "incremental", entry.model_copy(update=update)))
+    return series
 
 
 def train_series(
@@ -69,35 +85,72 @@ def train_series(
     report: Callable[[str, Epoch], None] = lambda _, __: None,
     device: str = "cpu",
 ) -> Path:
-    """Train what `folder` does not hold yet, and return the registry there, in which every checkpoint is pinned.
+    """Train the networks that `folder` does not hold yet, and return its registry, in which every checkpoint is pinned.
 
-    Stopped, it goes on where it was. Raises UsageError if the folder's registry has other networks under these names.
+    `dataset` loads a data set by name; `report` receives a network's name and each epoch. An interrupted call continues where
+    it stopped. Raises UsageError if the folder's registry has other recipes under these names.
     """
     path = folder / "registry.yaml"
     known = dict(read_registry(path).own) if path.exists() else {}
-    for each in series:
-        if each.name in known and recipe_hash(known[each.name]) != recipe_hash(each.entry):
-            raise UsageError(f"{path}: models.{each.name}: another recipe than the one asked for; give another folder")
-    _write(path, {each.name: each.entry for each in series} | known)
+    for variant in series:
+        if variant.name in known and recipe_hash(known[variant.name]) != recipe_hash(variant.entry):
+            raise UsageError(f"{path}: models.{variant.name}: another recipe than the one asked for; give another folder")
+    _write(path, {variant.name: variant.entry for variant in series} | known)
     registry = read_registry(path)
-    for each in series:
-        where, recipe = registry.checkpoint_path(each.name), each.entry.recipe
-        if (registry.own[each.name].checkpoint is not None and where.exists()) or recipe is None:
-            continue
-        progress, title = progress_path(where), each.name
-        module = train(
-            each.entry,
-            dataset(recipe.dataset or dataset_of(each.name)),
-            lambda epoch, title=title: report(title, epoch),  # type: ignore[misc]
-            device,
-            progress=progress,
-            curve=lambda epochs, where=where, entry=each.entry: write_curve(where, recipe_hash(entry), epochs),  # type: ignore[misc]
-        )
-        pin_checkpoint(
-            registry, each.name, where, save_checkpoint(module, where, recipe.storage, {"recipe": recipe_hash(each.entry)})
-        )
-        progress.unlink(missing_ok=True)
+    for variant in series:
+        pinned = registry.own[variant.name].checkpoint is not None
+        if not (pinned and registry.checkpoint_path(variant.name).exists()):
+            _train_variant(registry, variant, dataset, report, device)
     return path
+
+
+def _train_variant(
+    registry: Registry,
+    variant: Variant,
+    dataset: Callable[[str], DataSet],
+    report: Callable[[str, Epoch], None],
+    device: str,
+) -> None:
+    """Train a network, save its checkpoint and pin it in the registry."""
+    recipe, file = variant.entry.recipe, registry.checkpoint_path(variant.name)
+    assert recipe is not None  # `variants` requires one
+    digest, progress = recipe_hash(variant.entry), progress_path(file)
+    module = train(
+        variant.entry,
+        dataset(recipe.dataset or dataset_of(variant.name)),
+        lambda epoch: report(variant.name, epoch),
+        device,
+        progress=progress,
+        curve=lambda epochs: write_curve(file, digest, epochs),
+    )
+    pin_checkpoint(registry, variant.name, file, save_checkpoint(module, file, recipe.storage, {"recipe": digest}))
+    progress.unlink(missing_ok=True)
+
+
+def evaluate_series(
+    name: str,
+    series: Sequence[Variant],
+    requests: Sequence[Request],
+    store: Store,
+    report: Callable[[Progress], None] = lambda _: None,
+    *,
+    command: str = "",
+) -> list[Summary]:
+    """Evaluate the trained networks, one request each, and put them on record as a series of the model `name`."""
+    evaluations = [evaluate(request, store, report, command=command) for request in requests]
+    record_series(
+        store,
+        "sparsity",
+        evaluations,
+        {"suite": requests[0].suite.name, "values": [str(variant.gamma) for variant in series]},
+        {
+            "gamma": np.array([float(variant.gamma) for variant in series]),
+            "incremental": np.array([float(variant.incremental) for variant in series]),
+        },
+        model=name,
+        command=command,
+    )
+    return summaries(store, evaluations)
 
 
 def _write(path: Path, entries: dict[str, ModelEntry]) -> None:

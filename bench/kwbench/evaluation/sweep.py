@@ -1,9 +1,18 @@
-"""The same evaluation at several values of one thing: the radius, or a parameter of an attack."""
+"""Sweeps: the same evaluation at several radii, or at several values of an attack's parameter."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from kwbench.config.suite import Suite, override
 from kwbench.errors import UsageError
+from kwbench.evaluation.evaluator import Request
+from kwbench.evaluation.runner import Progress, evaluate
+from kwbench.evaluation.series import record_series
+from kwbench.record.store import Store
+from kwbench.record.summary import Summary, summaries
+from kwbench.report.curves import Curve, curves_svg
 from kwbench.threat import exact_fraction
 
 EPS = "eps"
@@ -11,7 +20,7 @@ EPS = "eps"
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What changes, `eps` or LABEL.PARAMETER, and its values in rising order, as written."""
+    """The varied quantity, `eps` or LABEL.PARAMETER, and its values in ascending order, as written."""
 
     what: str
     values: tuple[str, ...]
@@ -19,15 +28,15 @@ class Sweep:
     @property
     def places(self) -> tuple[float, ...]:
         """The values as numbers."""
-        return tuple(float(exact_fraction(each)) for each in self.values)
+        return tuple(float(exact_fraction(value)) for value in self.values)
 
     @property
     def of_eps(self) -> bool:
-        """Whether the radius changes."""
+        """Whether the radius is varied."""
         return self.what == EPS
 
     def suite(self, suite: Suite, value: str) -> Suite:
-        """The suite at one of the values."""
+        """Return the suite with the parameter set to one of the values; unchanged if the radius is varied."""
         if self.of_eps:
             return suite
         try:
@@ -37,18 +46,64 @@ class Sweep:
 
 
 def parse_sweep(text: str) -> Sweep:
-    """What `--over` says: eps=1/255,2/255,8/255 or pgd.steps=1,10,100.
+    """Parse the argument of `--over`: eps=1/255,2/255,8/255 or pgd.steps=1,10,100.
 
     Raises UsageError unless it names at least two different positive numbers.
     """
     what, separator, rest = text.partition("=")
-    values = [each.strip() for each in rest.split(",")]
+    values = [value.strip() for value in rest.split(",")]
     if not separator or not what or not (what == EPS or "." in what) or "" in values:
         raise UsageError(f"--over {text}: write eps=VALUE,VALUE,... or LABEL.PARAMETER=VALUE,VALUE,...")
     try:
-        numbers = {each: exact_fraction(each) for each in values}
+        numbers = {value: exact_fraction(value) for value in values}
     except ValueError as failure:
         raise UsageError(f"--over {text}: {failure}") from None
     if len(set(numbers.values())) < max(2, len(values)) or min(numbers.values()) <= 0:
         raise UsageError(f"--over {text}: give at least two values, all positive and different")
     return Sweep(what, tuple(sorted(values, key=numbers.__getitem__)))
+
+
+def run_sweep(
+    sweep: Sweep,
+    requests: Sequence[Sequence[Request]],
+    suite: str,
+    store: Store,
+    report: Callable[[Progress], None] = lambda _: None,
+    *,
+    command: str = "",
+    time_limit: float | None = None,
+) -> list[list[Summary]]:
+    """Evaluate models at each value, and put each model's curve on record as a series; return results by model, then by value.
+
+    `requests` holds, for each value of the sweep, one request for each model. `suite` names the suite before any parameter is
+    changed. Raises as `runner.evaluate` does.
+    """
+    evaluations = [
+        evaluate(request, store, report, command=command, time_limit=time_limit)
+        for at_value in requests
+        for request in at_value
+    ]
+    results, models = summaries(store, evaluations), len(requests[0])
+    curves = [results[model::models] for model in range(models)]
+    for curve in curves:
+        record_series(
+            store,
+            "sweep",
+            [point.evaluation for point in curve],
+            {"over": sweep.what, "values": list(sweep.values), "suite": suite},
+            {"place": np.array(sweep.places)},
+            model=curve[0].model,
+            command=command,
+        )
+    return curves
+
+
+def sweep_svg(sweep: Sweep, curves: Sequence[Sequence[Summary]], suite: str) -> str:
+    """Draw robust accuracy against the varied quantity, a curve for each model; at radius 0 it is the clean accuracy."""
+    first = curves[0][0]
+    where = f"{first.dataset}, {first.threat.norm if sweep.of_eps else first.threat}, n = {first.n}"
+    drawn = []
+    for curve in curves:
+        points = list(zip(sweep.places, (point.a_rob for point in curve), strict=True))
+        drawn.append(Curve(curve[0].model, ((0.0, curve[0].a_std), *points) if sweep.of_eps else tuple(points)))
+    return curves_svg(drawn, f"{suite}: {where}", sweep.what)

@@ -1,0 +1,228 @@
+"""Commands that measure robust accuracy: evaluate, diagnose and sweep."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kwbench.cli.completion import complete_suites
+from kwbench.cli.options import (
+    ATTACK,
+    OUTPUT,
+    AttackNames,
+    EvaluationOptions,
+    Json,
+    Models,
+    Settings,
+    SuiteName,
+    chosen_suite,
+    evaluation_options,
+    names_in,
+)
+from kwbench.cli.output import (
+    command_line,
+    console,
+    print_diagnoses,
+    print_json,
+    print_summaries,
+    require_complete,
+    summary_json,
+)
+from kwbench.errors import UsageError
+from kwbench.imports import importing
+
+if TYPE_CHECKING:
+    from kwbench.config.suite import Suite
+    from kwbench.evaluation.evaluator import Request
+    from kwbench.evaluation.runner import Progress
+    from kwbench.evaluation.sweep import Sweep
+    from kwbench.record.store import Store
+    from kwbench.record.summary import Summary
+    from kwbench.verdict import Verdict
+
+app = typer.Typer()
+PANEL = "Measure"
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench evaluate resnet18-kwta0.1 --attack pgd,square --n 100")
+@evaluation_options()
+def evaluate(
+    models: Models,
+    options: EvaluationOptions,
+    attack: AttackNames = None,
+    suite: SuiteName = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Attack models and report their robust accuracy."""
+    options.prepare()
+    with importing():
+        from kwbench.cli.progress import showing
+        from kwbench.record.store import Store
+
+    requests = options.requests(models, chosen_suite(attack, suite, settings))
+    store = Store.open(options.db, create=True)
+    with showing() as show:
+        results = _evaluated(requests, store, show, options.time_limit)
+    print_summaries(results, as_json)
+    require_complete(results)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench diagnose resnet18-kwta0.1 --protocol pgd")
+@evaluation_options(without=("keep_adversarials",))
+def diagnose(
+    models: Models,
+    options: EvaluationOptions,
+    suite: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="The suite whose robust accuracy is judged.",
+            autocompletion=complete_suites,
+            rich_help_panel=ATTACK,
+        ),
+    ] = "strong",
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUITE|ATTACKS",
+            help="The protocol to compare it with; default: the suite's own.",
+            autocompletion=complete_suites,
+            rich_help_panel=ATTACK,
+        ),
+    ] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Judge whether a robust accuracy can be believed: evaluate, check the model and the record, and reach a verdict."""
+    options.prepare()
+    with importing():
+        from kwbench.cli.progress import showing
+        from kwbench.record.store import Store
+
+    rival = [] if protocol is None else options.requests(models, _protocol_suite(protocol))
+    judged = options.requests(models, replace(chosen_suite(None, suite, settings), diagnose=True))
+    store = Store.open(options.db, create=True)
+    with showing() as show:
+        rivals = _evaluated(rival, store, show, options.time_limit)
+        results = _evaluated(judged, store, show, options.time_limit, thoroughly=True)
+    require_complete(rivals)
+    print_diagnoses(results, _verdicts(results, rivals, protocol, suite), as_json)
+    require_complete(results)
+
+
+def _evaluated(
+    requests: "Sequence[Request]",
+    store: "Store",
+    show: "Callable[[Progress], None]",
+    time_limit: float | None,
+    *,
+    thoroughly: bool = False,
+) -> "list[Summary]":
+    """Evaluate each request, and return the results in the same order."""
+    from kwbench.evaluation.runner import evaluate as run
+    from kwbench.record.summary import summaries
+
+    command = command_line()
+    return summaries(
+        store,
+        [run(request, store, show, command=command, time_limit=time_limit, thoroughly=thoroughly) for request in requests],
+    )
+
+
+def _protocol_suite(protocol: str) -> "Suite":
+    """Return the suite that --protocol names, or the one of the attacks that it lists."""
+    from kwbench.config.suite import read_suite, suite_names, suite_of
+
+    named = protocol in suite_names() or protocol.endswith((".yaml", ".yml"))
+    return read_suite(protocol) if named else suite_of(names_in(protocol))
+
+
+def _verdicts(results: Sequence["Summary"], rivals: Sequence["Summary"], protocol: str | None, suite: str) -> "list[Verdict]":
+    """Return a verdict for each result, against the rival protocol's result on the same samples if there is one.
+
+    Raises UsageError if the two differ in threat model or samples.
+    """
+    from kwbench.verdict import verdict
+
+    verdicts = []
+    for position, result in enumerate(results):
+        rival = rivals[position] if rivals else None
+        if rival is not None and (rival.threat, rival.index.tolist()) != (result.threat, result.index.tolist()):
+            raise UsageError(
+                f"--protocol {protocol}: attacks at {rival.threat}, {suite} at {result.threat}; give --norm and --eps"
+            )
+        values = None if rival is None else rival.robust_values
+        verdicts.append(verdict(result, result.findings, (str(protocol), values) if values is not None else None))
+    return verdicts
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench sweep resnet18-relu-at --over eps=2/255,4/255,8/255 --svg eps.svg")
+@evaluation_options(without=("checkpoint", "keep_adversarials"))
+def sweep(
+    models: Models,
+    options: EvaluationOptions,
+    over: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="What to vary: eps=1/255,4/255,8/255 or pgd.steps=1,10,100.",
+            rich_help_panel=ATTACK,
+        ),
+    ],
+    attack: AttackNames = None,
+    suite: SuiteName = None,
+    settings: Settings = None,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the curves into an SVG file.", rich_help_panel=OUTPUT)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure robust accuracy against the radius, or against a parameter of an attack such as its steps; default: of pgd."""
+    options.prepare()
+    with importing():
+        from kwbench.cli.progress import showing
+        from kwbench.evaluation.sweep import parse_sweep, run_sweep, sweep_svg
+        from kwbench.files import write_whole
+        from kwbench.record.store import Store
+
+    plan = parse_sweep(over)
+    if plan.of_eps and options.eps is not None:
+        raise UsageError("--eps: --over changes it")
+    chosen = chosen_suite(attack, suite, settings, default="pgd")
+    requests = [
+        (replace(options, eps=value) if plan.of_eps else options).requests(models, plan.suite(chosen, value))
+        for value in plan.values
+    ]
+    store = Store.open(options.db, create=True)
+    with showing() as show:
+        curves = run_sweep(plan, requests, chosen.name, store, show, command=command_line(), time_limit=options.time_limit)
+    if svg is not None:
+        write_whole(svg, sweep_svg(plan, curves, chosen.name))
+    _print_sweep(plan, curves, svg, as_json)
+    require_complete([point for curve in curves for point in curve])
+
+
+def _print_sweep(plan: "Sweep", curves: "Sequence[Sequence[Summary]]", svg: Path | None, as_json: bool) -> None:
+    if not as_json:
+        from kwbench.report.curves import sweep_table
+
+        console().print(sweep_table(plan.what, plan.values, curves))
+        return
+    print_json(
+        {
+            "over": plan.what,
+            "svg": None if svg is None else str(svg),
+            "curves": [
+                {
+                    "model": curve[0].model,
+                    "points": [
+                        {"value": value, **summary_json(point)} for value, point in zip(plan.values, curve, strict=True)
+                    ],
+                }
+                for curve in curves
+            ],
+        }
+    )

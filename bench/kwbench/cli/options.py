@@ -1,0 +1,281 @@
+"""The options that several commands share, each defined once, and what they mean together."""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from kwbench.cli.completion import complete_attacks, complete_datasets, complete_models, complete_suites
+from kwbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from kwbench.config.suite import Suite
+    from kwbench.evaluation.evaluator import Request
+
+# The groups of options in a command's help, in the order in which they are printed.
+ATTACK, MODEL, DATA, THREAT, RUN, OUTPUT = (
+    "What to attack with",
+    "Model",
+    "Data",
+    "Threat model",
+    "How to run",
+    "Output",
+)
+_PANELS = (None, ATTACK, MODEL, DATA, THREAT, RUN, OUTPUT)
+
+
+class NormName(StrEnum):
+    """The norms that --norm accepts."""
+
+    LINF = "linf"
+    L2 = "l2"
+    L1 = "l1"
+
+
+class Split(StrEnum):
+    """The splits that --split accepts."""
+
+    TEST = "test"
+    VALIDATION = "validation"
+
+
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL",
+        help="Names in the registry, or path/to/file.py:factory for a model of your own.",
+        autocompletion=complete_models,
+    ),
+]
+AttackNames = Annotated[
+    str | None,
+    typer.Option(
+        "--attack",
+        metavar="NAMES|all",
+        help="Attacks by name, separated by commas, or all.",
+        autocompletion=complete_attacks,
+        rich_help_panel=ATTACK,
+    ),
+]
+SuiteName = Annotated[
+    str | None,
+    typer.Option(
+        "--suite",
+        metavar="NAME|FILE",
+        help="A suite of attacks instead, by name or as a YAML file.",
+        autocompletion=complete_suites,
+        rich_help_panel=ATTACK,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="LABEL.PARAMETER=VALUE",
+        help="Set a parameter of an attack, such as pgd.steps=100. May be repeated.",
+        rich_help_panel=ATTACK,
+    ),
+]
+RegistryFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--registry",
+        metavar="FILE",
+        help="Registry of models; default: ./registry.yaml if it exists, and the models that come with kwbench.",
+        rich_help_panel=MODEL,
+    ),
+]
+DataFile = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE|FOLDER", help="Your own images: an npz file or a folder.", rich_help_panel=DATA),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", metavar="FOLDER", help="Folder of torchvision's data sets; default: data.", rich_help_panel=DATA
+    ),
+]
+Download = Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.", rich_help_panel=DATA)]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="cpu, cuda, cuda:1, or auto: a GPU if there is one.", rich_help_panel=RUN),
+]
+Database = Annotated[
+    str, typer.Option("--db", metavar="URL", help="Database: a SQLite file or a SQLAlchemy URL.", rich_help_panel=OUTPUT)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.", rich_help_panel=OUTPUT)]
+FigureFolder = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="FOLDER", help="Also draw figures into this folder, as SVG.", rich_help_panel=OUTPUT),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The options of every command that evaluates models; `evaluation_options` adds them to a command."""
+
+    registry: RegistryFile = None
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Read the checkpoint from this file; its hash must still match.", rich_help_panel=MODEL
+        ),
+    ] = None
+    prediction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="How a stochastic model predicts: draw, mean_logits:10, vote:10 or frozen:0; default: as its entry states.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Data set; default: the model's own.",
+            autocompletion=complete_datasets,
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    data: DataFile = None
+    data_dir: DataDir = None
+    download: Download = False
+    n: Annotated[int | None, typer.Option("--n", help="Use only the first N images.", rich_help_panel=DATA)] = None
+    split: Annotated[Split, typer.Option(help="test, or validation to choose settings on.", rich_help_panel=DATA)] = Split.TEST
+    norm: Annotated[NormName | None, typer.Option(help="Norm of the perturbation.", rich_help_panel=THREAT)] = None
+    eps: Annotated[
+        str | None, typer.Option(metavar="RADIUS", help="Largest perturbation, such as 8/255 or 0.2.", rich_help_panel=THREAT)
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.", rich_help_panel=RUN)] = 0
+    tile: Annotated[
+        int,
+        typer.Option(
+            help="Samples in a forward pass, or in one of another size that gives the same bits. Part of a run's identity.",
+            rich_help_panel=RUN,
+        ),
+    ] = 64
+    device: Device = "auto"
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of torch; default: one for small images, else torch's choice.", rich_help_panel=RUN),
+    ] = None
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="For a model of your own: stop its process if a batch takes longer.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    keep_adversarials: Annotated[
+        bool,
+        typer.Option("--keep-adversarials", help="Also store the adversarial examples that succeeded.", rich_help_panel=OUTPUT),
+    ] = False
+    db: Database = "results.db"
+
+    def requests(self, models: Sequence[str], suite: "Suite") -> "list[Request]":
+        """Return one request for each model, with the suite as it is on the model's data set.
+
+        Raises UsageError for an unknown model or rule, and for one checkpoint with several models.
+        """
+        from kwbench.config.registry import prediction_rule, read_registry
+        from kwbench.evaluation.evaluator import Request
+        from kwbench.networks.loading import is_file_model
+
+        if self.checkpoint is not None and len(models) > 1:
+            raise UsageError("--checkpoint: one file cannot serve several models")
+        if registered := [model for model in models if not is_file_model(model)]:
+            registry = read_registry(self.registry)
+            for model in registered:
+                registry.find(model)  # an unknown last model must fail before hours are spent on the first
+        rule = prediction_rule(self.prediction) if self.prediction is not None else None
+        requests = [
+            Request(
+                model=model,
+                suite=suite,
+                registry=self.registry,
+                checkpoint=self.checkpoint,
+                dataset=self.dataset,
+                data=self.data,
+                data_dir=self.data_dir,
+                download=self.download,
+                split="validation" if self.split is Split.VALIDATION else "test",
+                n=self.n,
+                norm=self.norm.value if self.norm is not None else None,
+                eps=self.eps,
+                seed=self.seed,
+                tile=self.tile,
+                device=self.device,
+                threads=self.threads,
+                prediction=rule,
+                keep_adversarials=self.keep_adversarials,
+            )
+            for model in models
+        ]
+        return [replace(request, suite=suite.on(request.dataset_name)) for request in requests]
+
+    def prepare(self) -> None:
+        """Start a second process that imports torch while this one does, unless the database may already hold all results."""
+        from kwbench.evaluation.processes import prepare
+        from kwbench.files import record_file
+
+        file = record_file(self.db)
+        if self.threads != 1 and file is not None and not file.exists():
+            prepare("kwbench.evaluation.evaluator")
+
+
+def evaluation_options(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of EvaluationOptions, except those named in `without`, which keep their defaults.
+
+    The command receives them as one object, its parameter `options`. Options appear in the help panel by panel.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [each for each in inspect.signature(command).parameters.values() if each.name != "options"]
+        hints = get_type_hints(EvaluationOptions, include_extras=True)
+        shared = [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+            for field in fields(EvaluationOptions)
+            if field.name not in without
+        ]
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + shared
+        parameters.sort(key=_panel_rank)
+
+        @functools.wraps(command)
+        def with_one_object(**words: Any) -> None:
+            options = EvaluationOptions(**{each.name: words.pop(each.name) for each in shared})
+            command(options=options, **words)
+
+        with_one_object.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_one_object.__annotations__ = {each.name: each.annotation for each in parameters}
+        return with_one_object
+
+    return decorate
+
+
+def _panel_rank(parameter: inspect.Parameter) -> int:
+    (declared,) = (each for each in parameter.annotation.__metadata__ if isinstance(each, typer.models.ParameterInfo))
+    return _PANELS.index(declared.rich_help_panel)
+
+
+def chosen_suite(
+    attack: str | None, suite: str | None, settings: Sequence[str] | None = None, *, default: str = "all"
+) -> "Suite":
+    """Return the suite that --attack or --suite names, with the parameters of --set; attacks `default` if neither is given."""
+    from kwbench.config.suite import override, read_suite, suite_of
+
+    if attack is not None and suite is not None:
+        raise UsageError("--attack and --suite: give one of them; a suite file lists its attacks")
+    chosen = read_suite(suite) if suite is not None else suite_of(names_in(default if attack is None else attack))
+    return override(chosen, settings or [])
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names in a list separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,179 @@
+"""What commands print to stdout: JSON, and tables that are plain text when piped."""
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kwbench.errors import CannotEvaluate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kwbench.record.measurement import Measurement
+    from kwbench.record.summary import Summary
+    from kwbench.verdict import Verdict
+
+# Piped output has no width of its own, and a table folded to 80 columns would be unreadable.
+_PIPED_WIDTH = 160
+
+
+def printable(text: str) -> str:
+    """Return the text with each control character, which could take over a terminal, as a question mark."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def command_line() -> str:
+    """Return the command as it was typed, for the record."""
+    return shlex.join(["kwbench", *sys.argv[1:]])
+
+
+def progress_line(text: str) -> None:
+    """Print a line to stderr at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; NaN and infinity raise ValueError."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_lines(lines: Sequence[object]) -> None:
+    """Print each on a line of its own."""
+    for line in lines:
+        print(line)
+
+
+def console() -> "Console":
+    """Return a rich console on stdout, as wide as the terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], *, headings: Mapping[str, str] | None = None) -> None:
+    """Print rows with the same keys as a table; the keys are its headings unless `headings` has other words for them."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for key in rows[0]:
+        table.add_column(Text((headings or {}).get(key, key)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable("" if value is None else str(value))) for value in row.values()))
+    console().print(table)
+
+
+def summary_json(summary: "Summary") -> dict[str, Any]:
+    """Return an evaluation with its verdict as plain data."""
+    from kwbench.record.summary import to_json
+    from kwbench.verdict import verdict_json, verdict_on_record
+
+    return {**to_json(summary), "verdict": verdict_json(verdict_on_record(summary))}
+
+
+def print_summaries(summaries: Sequence["Summary"], as_json: bool) -> None:
+    """Print evaluations: as JSON, one object for a single evaluation and else a list, or as tables."""
+    if as_json:
+        print_one_or_all([summary_json(summary) for summary in summaries])
+    else:
+        print_summary_tables(summaries)
+
+
+def print_one_or_all(answers: Sequence[dict[str, Any]]) -> None:
+    """Print a single answer as a JSON object, and several as a list."""
+    print_json(answers[0] if len(answers) == 1 else answers)
+
+
+def print_summary_tables(summaries: Sequence["Summary"]) -> None:
+    """Print evaluations as the tables of A_std, each attack and A_rob."""
+    from kwbench.report.terminal import text_table
+
+    console().print(text_table(summaries))
+
+
+def print_diagnoses(summaries: Sequence["Summary"], verdicts: Sequence["Verdict"], as_json: bool) -> None:
+    """Print evaluations with the findings of their checks and their verdicts."""
+    from rich.text import Text
+
+    from kwbench.formatting import plain
+    from kwbench.record.summary import to_json
+    from kwbench.report.terminal import findings_table
+    from kwbench.verdict import CAVEAT, finding_json, verdict_json
+
+    pairs = list(zip(summaries, verdicts, strict=True))
+    if as_json:
+        print_one_or_all(
+            [
+                {
+                    **to_json(summary),
+                    "verdict": verdict_json(verdict),
+                    "findings": [finding_json(finding) for finding in summary.findings],
+                }
+                for summary, verdict in pairs
+            ]
+        )
+        return
+    print_summary_tables(summaries)
+    terminal = console()
+    for summary, verdict in pairs:
+        terminal.print(Text(plain(summary.model), "bold"))
+        terminal.print(findings_table(summary.findings))
+        terminal.print(Text(f"{plain(summary.model)}: {plain(verdict.sentence(), 2000)} {CAVEAT}\n"))
+
+
+def require_complete(summaries: Sequence["Summary"]) -> None:
+    """Raise CannotEvaluate unless every evaluation has a robust accuracy."""
+    if not all(summary.complete for summary in summaries):
+        raise CannotEvaluate("some rows are invalid or errors, so there is no robust accuracy; `kwbench show MODEL` lists them")
+
+
+def print_measurements(measurements: Sequence["Measurement"], folder: Path | None, as_json: bool) -> None:
+    """Print what experiments measured, as JSON with every number; draw it into the folder if one is given."""
+    files = draw_measurements(measurements, folder) if folder is not None else []
+    if as_json:
+        results = [
+            {
+                "experiment": measured.experiment,
+                "model": measured.model,
+                "dataset": measured.dataset,
+                "run": measured.identity,
+                "spec": measured.spec,
+                "arrays": {name: finite(array.tolist()) for name, array in measured.arrays.items()},
+            }
+            for measured in measurements
+        ]
+        print_json({"files": [str(path) for path in files], "results": results})
+        return
+    for measured in measurements:
+        print(
+            " ".join(["experiment", measured.experiment, printable(measured.model)]).strip() + f": run {measured.identity[:12]}"
+        )
+    print_lines(files)
+    if not files:
+        progress_line("`kwbench report --figures` draws it")
+
+
+def draw_measurements(measurements: Sequence["Measurement"], folder: Path) -> list[Path]:
+    """Draw what experiments measured into SVG files in the folder, and return the files."""
+    from kwbench.files import write_whole
+    from kwbench.report.figures import figure_files, figures
+
+    files = []
+    for name, svg in figure_files(figures(measurements, [], [])).items():
+        files.append(folder / Path(name).name)
+        write_whole(files[-1], svg)
+    return files
+
+
+def finite(value: Any) -> Any:
+    """Return nested lists of numbers with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, list):
+        return [finite(element) for element in value]
+    return value if math.isfinite(value) else None

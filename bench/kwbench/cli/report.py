@@ -1,0 +1,281 @@
+"""Commands that read the record: report, show, compare, check and claims."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kwbench.cli.completion import complete_models
+from kwbench.cli.options import OUTPUT, Database, Json
+from kwbench.cli.output import (
+    console,
+    print_json,
+    print_lines,
+    print_summary_tables,
+    print_table,
+    printable,
+    summary_json,
+)
+from kwbench.errors import UsageError
+from kwbench.imports import importing
+
+if TYPE_CHECKING:
+    from kwbench.claims import Claim
+    from kwbench.record.evaluation import Evaluation
+    from kwbench.record.store import Store
+    from kwbench.regression.regression import PairedComparison
+
+app = typer.Typer()
+PANEL = "Results on record"
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench report --html --csv --output reports")
+def report(
+    html: Annotated[bool, typer.Option("--html", help="One self-contained page, index.html.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="leaderboard.md")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="results.csv")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="tables.tex")] = False,
+    verdicts: Annotated[bool, typer.Option("--verdicts", help="verdicts.md: the verdicts with their evidence.")] = False,
+    claims: Annotated[
+        bool, typer.Option("--claims", help="claims.md and claims.html: the papers' claims beside our results.")
+    ] = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="figures.html, and every figure as an SVG file in figures/.")
+    ] = False,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.", rich_help_panel=OUTPUT)] = Path(
+        "reports"
+    ),
+    db: Database = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Write the results on record as tables and figures."""
+    with importing():
+        from kwbench.record.store import Store
+        from kwbench.report import write_report
+
+    formats = {"html": html, "markdown": markdown, "csv": csv, "latex": latex, "verdicts": verdicts, "claims": claims}
+    formats |= {"figures": figures}
+    wanted = {name for name, chosen in formats.items() if chosen}
+    files = write_report(Store.open(db), output, wanted or {"html"})
+    if as_json:
+        print_json({"files": [str(path) for path in files]})
+    else:
+        print_lines(files)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench show resnet18-kwta0.1 --failures")
+def show(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model's name as in the tables.", autocompletion=complete_models)
+    ],
+    failures: Annotated[
+        bool, typer.Option("--failures", help="Only the samples whose outcome is invalid or an error.", rich_help_panel=OUTPUT)
+    ] = False,
+    db: Database = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Show a model's newest evaluation, and the samples that have no valid outcome or a note."""
+    with importing():
+        from kwbench.record.store import Store
+        from kwbench.record.summary import summaries
+
+    store = Store.open(db)
+    newest = _newest(store, model, db)
+    (summary,) = summaries(store, [newest])
+    rows = [
+        {"attack": label, "index": outcome.index, "sample": outcome.sample, "status": str(outcome.status), "note": outcome.note}
+        for label, attack_run in newest.attack_runs.items()
+        for outcome in store.outcomes(attack_run)
+        if str(outcome.status) in ("invalid", "error") or outcome.note
+    ]
+    if as_json:
+        print_json({**summary_json(summary), "created": newest.created, "spec": newest.spec.spec, "rows": rows})
+        return
+    if not failures:
+        print_summary_tables([summary])
+    print_table(rows)
+
+
+def _newest(store: "Store", model: str, db: str) -> "Evaluation":
+    """Return the evaluation of a model that was asked for last. Raises UsageError if there is none."""
+    from kwbench.errors import did_you_mean
+
+    evaluations = store.evaluations()
+    own = [evaluation for evaluation in evaluations if evaluation.spec.model == model]
+    if not own:
+        known = {evaluation.spec.model for evaluation in evaluations}
+        raise UsageError(f"{db}: nothing on record about {model!r}; {did_you_mean(model, known)}")
+    return max(own, key=lambda evaluation: (evaluation.asked, evaluation.id))
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench check --baseline baseline.json --junit junit.xml")
+def check(
+    baseline: Annotated[
+        Path, typer.Option(metavar="FILE", help="The accepted results; --update writes them.", rich_help_panel="Comparison")
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL", help="Only these models; default: all in the baseline.", autocompletion=complete_models
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="Allowed loss of robust accuracy, in percentage points.", rich_help_panel="Comparison")
+    ] = 1.0,
+    alpha: Annotated[float, typer.Option(help="Significance level of the paired test.", rich_help_panel="Comparison")] = 0.01,
+    update: Annotated[
+        bool, typer.Option("--update", help="Write the newest results into the baseline.", rich_help_panel="Comparison")
+    ] = False,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.", rich_help_panel=OUTPUT)] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also append Markdown, as for GITHUB_STEP_SUMMARY.", rich_help_panel=OUTPUT),
+    ] = None,
+    db: Database = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Compare the newest results with a baseline. Exit code 0: as robust; 1: less robust; 3: cannot tell."""
+    with importing():
+        from kwbench.record.store import Store
+        from kwbench.regression.regression import append_summary, check_json, markdown_summary, write_junit
+        from kwbench.regression.regression import check as run
+        from kwbench.regression.regression import update as write_baseline
+
+    store = Store.open(db)
+    if update:
+        written = write_baseline(store, baseline, models)
+        if as_json:
+            print_json({"baseline": str(baseline), "models": written})
+        else:
+            print(f"{baseline}: {', '.join(written)}")
+        return
+    result = run(store, baseline, max_drop=max_drop, alpha=alpha, models=models)
+    if junit is not None:
+        write_junit(result, junit)
+    if summary is not None:
+        append_summary(result, summary)
+    if as_json:
+        print_json(check_json(result))
+    else:
+        print(markdown_summary(result))
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench compare resnet18-relu-at resnet18-kwta0.1-at")
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A model on record.", autocompletion=complete_models)],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one.", autocompletion=complete_models)],
+    db: Database = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Compare two models on the same samples, with a paired test."""
+    with importing():
+        from kwbench.record.store import Store
+        from kwbench.regression.regression import compare as run
+        from kwbench.regression.regression import comparison_json
+
+    comparisons = run(Store.open(db), first, second)
+    if as_json:
+        print_json(comparison_json(comparisons))
+        return
+    for comparison in comparisons:
+        print_lines(_comparison_lines(comparison))
+
+
+def _comparison_lines(comparison: "PairedComparison") -> list[str]:
+    """Return what was compared, and a line for each accuracy: difference, 95 % interval and p-value."""
+    spec = comparison.first.evaluation.spec
+    names = f"{printable(spec.model)} - {printable(comparison.second.model)}"
+    lines = [f"{names}: {printable(spec.dataset)}, {printable(spec.suite)}, {spec.threat}, n = {spec.n}"]
+    for name, difference, test in (
+        ("A_std", comparison.a_std_difference, comparison.a_std),
+        ("A_rob", comparison.a_rob_difference, comparison.a_rob),
+    ):
+        lines.append(
+            f"  {name}: {100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}], "
+            f"p = {test.p:.3g} ({test.method}, n = {test.n})"
+        )
+    return lines
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench claims --paper xiao2020")
+def claims(
+    paper: Annotated[str | None, typer.Option(metavar="NAME", help="Only the claims of this paper.")] = None,
+    lint: Annotated[
+        bool, typer.Option("--lint", help="Only claims that cannot be true, and protocols that could not have worked.")
+    ] = False,
+    registry: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the papers' networks at full size into a registry to train from.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    db: Database = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Compare the papers' claims with the results on record, or report what is wrong with the claims themselves."""
+    with importing():
+        from kwbench.claims import claims_json, comparisons, read_claims
+        from kwbench.record.store import Store
+
+    if registry is not None:
+        _write_papers_registry(registry)
+        return
+    _require_paper(paper)
+    wanted = [claim for claim in read_claims() if paper in (None, claim.paper)]
+    if lint:
+        _print_remarks(wanted, as_json)
+        return
+    # Without a database the claims can still be listed.
+    store = Store.open(db) if "://" in db or Path(db).exists() else None
+    compared = comparisons(wanted, store)
+    if as_json:
+        print_json(claims_json(compared))
+        return
+    from kwbench.report.claims import claims_table
+
+    console().print(claims_table(compared))
+
+
+def _write_papers_registry(path: Path) -> None:
+    """Write the papers' networks as a registry. An existing file stays as it is; UsageError if it lacks some of them."""
+    from kwbench.claims import full_size_entries, full_size_registry
+    from kwbench.config.registry import read_registry
+    from kwbench.files import write_whole
+
+    if not path.exists():
+        write_whole(path, full_size_registry())
+    elif not read_registry(path).entries.keys() >= full_size_entries().keys():
+        raise UsageError(f"{path}: exists and lacks networks of the papers; nothing is overwritten")
+    print(path)
+
+
+def _require_paper(paper: str | None) -> None:
+    from kwbench.claims import PAPERS
+    from kwbench.errors import did_you_mean
+
+    if paper is not None and paper not in PAPERS:
+        raise UsageError(f"--paper {paper}: unknown; {did_you_mean(paper, PAPERS)}")
+
+
+def _print_remarks(claims: "list[Claim]", as_json: bool) -> None:
+    """Print what is wrong with claims."""
+    from kwbench.claims import lint
+
+    remarks = lint(claims)
+    rows: list[dict[str, Any]] = [
+        {
+            "rule": remark.rule,
+            "kind": remark.kind,
+            "statement": remark.statement,
+            "cells": [claim.name for claim in remark.claims],
+        }
+        for remark in remarks
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table([{**row, "cells": len(row["cells"])} for row in rows])

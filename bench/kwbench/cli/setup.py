@@ -1,0 +1,52 @@
+"""Commands for a new project and its installation: init and doctor."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kwbench.cli.options import Database, Json
+from kwbench.cli.output import print_json
+from kwbench.errors import UsageError
+
+app = typer.Typer()
+PANEL = "Set up"
+
+_MARKS = {"ok": "ok  ", "note": "note", "problem": "BAD "}
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench init my-project")
+def init(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; default: here.")] = Path()) -> None:
+    """Write a registry, a suite and a CI workflow to start from; existing files are not overwritten."""
+    from importlib.resources import files
+
+    source = files("kwbench") / "config" / "project"
+    templates = {
+        folder / "registry.yaml": source / "registry.yaml",
+        folder / "suite.yaml": source / "suite.yaml",
+        folder / ".github/workflows/robustness.yml": source / "github-actions.yml",
+    }
+    for path in templates:
+        if path.exists():
+            raise UsageError(f"{path}: exists; kwbench init overwrites nothing")
+    for path, template in templates.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+        print(path)
+
+
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench doctor")
+def doctor(db: Database = "results.db", as_json: Json = False) -> None:
+    """Report what is installed, what is wrong, and how to fix it. Exit code 3 if there is a problem."""
+    from kwbench.cli.doctor import examine
+
+    diagnoses = examine(db)
+    if as_json:
+        print_json([asdict(diagnosis) for diagnosis in diagnoses])
+    else:
+        for diagnosis in diagnoses:
+            remedy = f"\n     -> {diagnosis.remedy}" if diagnosis.remedy else ""
+            print(f"{_MARKS[diagnosis.level]} {diagnosis.subject}: {diagnosis.found}{remedy}")
+    if any(diagnosis.level == "problem" for diagnosis in diagnoses):
+        raise typer.Exit(3)
