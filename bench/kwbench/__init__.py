@@ -16,6 +16,6 @@ def results(db: str = "results.db") -> "pd.DataFrame":
 
     `db` is a SQLite file or a SQLAlchemy URL. Raises CannotEvaluate if it is missing, DamagedData if it is not a record.
     """
-    from kwbench.record.summary import results as read  # pandas takes its time, and `import kwbench` must not
+    from kwbench.record.results import results as read  # pandas takes its time, and `import kwbench` must not
 
     return read(db)

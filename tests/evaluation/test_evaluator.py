@@ -22,9 +22,9 @@ from kwbench.evaluation import evaluator as evaluator_module
 from kwbench.evaluation import processes, runner
 from kwbench.evaluation.evaluator import LocalEvaluator, Request, open_evaluator
 from kwbench.evaluation.runner import evaluate
+from kwbench.record.comparability import attacks_key, comparison_key
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
-from kwbench.record.summary import attacks_key, comparison_key
 from support.small_models import digits, first_images, run, trained_cnn, wrapped
 from support.small_registry import count, fast_suite, request, rows, write_registry
 

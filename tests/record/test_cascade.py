@@ -25,9 +25,11 @@ from kwbench.model import Model
 from kwbench.networks.loading import load_entry
 from kwbench.outcome import Outcome
 from kwbench.randomness import SampleRandom
+from kwbench.record.comparability import comparison_key
 from kwbench.record.evaluation import Evaluation
+from kwbench.record.results import to_json
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, comparison_key, summaries, to_json
+from kwbench.record.summary import Summary, summaries
 from kwbench.report.leaderboard import boards
 from kwbench.threat import ThreatModel
 from support.records import deterministic, drawn, record, rows, specification

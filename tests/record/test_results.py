@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kwbench.errors import CannotEvaluate
+from kwbench.record.results import results
 from kwbench.record.store import Store
-from kwbench.record.summary import results
 from support.records import deterministic, drawn, record, specification
 
 

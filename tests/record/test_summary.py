@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from kwbench.outcome import Status
+from kwbench.record.comparability import comparison_key
+from kwbench.record.results import to_json
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, comparison_key, summaries, summarize, to_json
+from kwbench.record.summary import Summary, summaries, summarize
 from support.records import deterministic, drawn, record, rows, specification
 
 

@@ -14,9 +14,9 @@ import pytest
 from scipy import stats
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
+from kwbench.record.comparability import attacks_key, comparison_key
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
-from kwbench.record.summary import attacks_key, comparison_key
 from kwbench.regression.regression import (
     MEASURED,
     Verdict,

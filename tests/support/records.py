@@ -79,6 +79,7 @@ def specification(
         "data_sha256": digest("data"),
         "prediction": {"kind": "draw", "draws": 1},
         "seed": 0,
+        "engine": {"judge": 1},
         "versions": {"torch": "2.13.0", "kwbench": "0.1.0"},
     } | dict(origin or {})
     whole = {"origin": origin} | dict(spec or {})

@@ -14,7 +14,7 @@ from kwbench.errors import UsageError
 from kwbench.outcome import Outcome, Status
 from kwbench.record.single_draw_protocol import single_draw_accuracy
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, origin_of, summaries
+from kwbench.record.summary import Summary, summaries
 from kwbench.statistics import Interval, accuracy_of_hits
 from kwbench.threat import ThreatModel
 from kwbench.verdict import verdict_on_record
@@ -322,17 +322,17 @@ def _usual(standing: Summary, known: Mapping[str, ModelEntry]) -> bool:
     """On test images, and predicted as the model's entry says: by a single draw, as papers do, or by the vote of smoothing."""
     entry = known.get(standing.model)
     usual = entry.prediction if entry is not None else PredictionRule()
-    rule = origin_of(standing.evaluation).get("prediction", {})
+    rule = standing.evaluation.origin.get("prediction", {})
     same = (rule.get("kind", "draw"), rule.get("draws", 1)) == (usual.kind, usual.draws)
     return not standing.dataset.endswith(" (validation)") and same
 
 
 def _weights(standing: Summary) -> Any:
-    return origin_of(standing.evaluation).get("model_sha256")
+    return standing.evaluation.origin.get("model_sha256")
 
 
 def _images(standing: Summary) -> Any:
-    return origin_of(standing.evaluation).get("data_sha256")
+    return standing.evaluation.origin.get("data_sha256")
 
 
 def claims_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:

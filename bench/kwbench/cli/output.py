@@ -72,7 +72,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], *, headings: Mapping[str, str
 
 def summary_json(summary: "Summary") -> dict[str, Any]:
     """Return an evaluation with its verdict as plain data."""
-    from kwbench.record.summary import to_json
+    from kwbench.record.results import to_json
     from kwbench.verdict import verdict_json, verdict_on_record
 
     return {**to_json(summary), "verdict": verdict_json(verdict_on_record(summary))}
@@ -103,7 +103,7 @@ def print_diagnoses(summaries: Sequence["Summary"], verdicts: Sequence["Verdict"
     from rich.text import Text
 
     from kwbench.formatting import plain
-    from kwbench.record.summary import to_json
+    from kwbench.record.results import to_json
     from kwbench.report.terminal import findings_table
     from kwbench.verdict import CAVEAT, finding_json, verdict_json
 

@@ -68,3 +68,17 @@ class Evaluation:
     asked: str
     spec: EvaluationSpec
     attack_runs: Mapping[str, int]
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """What identifies model, data and code: hashes, seed, revisions, versions. Empty where the record has none."""
+        origin = self.spec.spec.get("origin")
+        return origin if isinstance(origin, Mapping) else {}
+
+    @property
+    def earlier_version(self) -> bool:
+        """Whether a version of kwbench made it that identified runs by a digest of its code, not by revisions of its parts.
+
+        Such evaluations stay readable. Their attack runs are never reused, since the identities differ.
+        """
+        return "engine" not in self.origin

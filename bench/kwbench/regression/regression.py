@@ -20,9 +20,10 @@ from kwbench.errors import CannotEvaluate, DamagedData, UsageError, did_you_mean
 from kwbench.files import write_whole
 from kwbench.formatting import interval_text, markdown, percent, plain
 from kwbench.outcome import CLEAN
+from kwbench.record.comparability import ComparisonKey, attacks_key, comparison_key
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
-from kwbench.record.summary import Comparison, Summary, attacks_key, comparison_key, summaries
+from kwbench.record.summary import Summary, summaries
 from kwbench.statistics import Interval, PairedTest, difference_interval, paired_test
 from kwbench.threat import ThreatModel
 
@@ -103,7 +104,7 @@ class _Entry:
     """One model in a baseline: what it may be compared with, and its value on each sample, by the sample's hash."""
 
     model: str
-    key: Comparison
+    key: ComparisonKey
     attacks: str
     a_rob: float
     run: str
@@ -408,7 +409,7 @@ def _check_entry(store: Store, entry: _Entry, found: Sequence[Summary], max_drop
 
 
 def _newest(found: Sequence[Summary]) -> list[Summary]:
-    newest: dict[tuple[str, Comparison, str], Summary] = {}
+    newest: dict[tuple[str, ComparisonKey, str], Summary] = {}
     for each in sorted(found, key=_recency):
         newest[each.model, comparison_key(each.evaluation), attacks_key(each.evaluation)] = each
     return list(newest.values())
@@ -447,7 +448,7 @@ def _differences(entry: _Entry, evaluation: Evaluation) -> str:
 _NAMED = 3
 
 
-def _parameters(key: Comparison) -> dict[str, dict[str, Any]]:
+def _parameters(key: ComparisonKey) -> dict[str, dict[str, Any]]:
     """By label what the suite says of an attack, and its parameters, nested ones as gradient.kind."""
     definition, attacks = json.loads(key.protocol)
     found = {
@@ -546,7 +547,7 @@ def _entry(row: Mapping[str, Any]) -> _Entry:
     values = {str(name): float(value) for name, value in row["values"].items()}
     if not values or not all(0 <= value <= 1 for value in values.values()):
         raise ValueError("values out of range")
-    return _Entry(row["model"], Comparison(**row["key"]), row["attacks"], float(row["a_rob"]), row["run"], values)
+    return _Entry(row["model"], ComparisonKey(**row["key"]), row["attacks"], float(row["a_rob"]), row["run"], values)
 
 
 def _hash(text: str) -> str:

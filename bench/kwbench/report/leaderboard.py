@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kwbench.record.cascade import cascaded_attacks
-from kwbench.record.summary import AttackSummary, Comparison, Summary, comparison_key, suite_labels
+from kwbench.record.comparability import ComparisonKey, comparison_key, suite_labels
+from kwbench.record.summary import AttackSummary, Summary
 from kwbench.statistics import Interval, PairedTest, paired_test
 from kwbench.threat import ThreatModel
 
@@ -30,7 +31,7 @@ class Board:
     `labels` are the attacks in suite order. `earlier` are evaluations that a newer one of the same model has replaced.
     """
 
-    key: Comparison
+    key: ComparisonKey
     threat: ThreatModel
     labels: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -39,7 +40,7 @@ class Board:
 
 def boards(standings: Sequence[Summary]) -> list[Board]:
     """All boards, in a stable order."""
-    groups: dict[Comparison, list[Summary]] = {}
+    groups: dict[ComparisonKey, list[Summary]] = {}
     for each in standings:
         groups.setdefault(comparison_key(each.evaluation), []).append(each)
     return [_board(key, groups[key]) for key in sorted(groups, key=lambda key: tuple(map(str, key)))]
@@ -58,7 +59,7 @@ def shown(row: Row, label: str, cascade: bool) -> Interval | None:
     return None
 
 
-def _board(key: Comparison, group: list[Summary]) -> Board:
+def _board(key: ComparisonKey, group: list[Summary]) -> Board:
     newest: dict[str, Summary] = {}
     earlier = []
     for each in sorted(group, key=lambda each: (each.evaluation.asked, each.evaluation.id)):

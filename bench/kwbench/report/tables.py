@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from kwbench.formatting import count_text, duration_text, interval_text, latex, markdown, percent, spreadsheet
-from kwbench.record.summary import Summary, to_frame
+from kwbench.record.results import to_frame
+from kwbench.record.summary import Summary
 from kwbench.report.leaderboard import Board, Row, shown
 from kwbench.report.terminal import notes, verdicts
 from kwbench.statistics import Interval

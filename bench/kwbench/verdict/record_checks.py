@@ -14,8 +14,9 @@ import numpy as np
 
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status
+from kwbench.record.comparability import comparison_key
 from kwbench.record.evaluation import AttackSpec
-from kwbench.record.summary import Summary, comparison_key
+from kwbench.record.summary import Summary
 from kwbench.statistics import difference_interval
 
 # On sound models other means break what strong gradients did not in up to 1 % of the samples: they start elsewhere.

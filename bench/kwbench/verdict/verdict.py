@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kwbench.finding import Finding
-from kwbench.record.summary import Summary, origin_of
+from kwbench.record.summary import Summary
 from kwbench.statistics import Interval, accuracy_of_values, difference_interval
 
 Conclusion = Literal["degenerate", "overestimated", "confirmed", "inconclusive"]
@@ -209,7 +209,7 @@ def _perhaps_at_chance(standing: Summary) -> Finding | None:
 
 def _chance(standing: Summary) -> float | None:
     """The share of right guesses, where the record says how many classes there are."""
-    classes = origin_of(standing.evaluation).get("classes")
+    classes = standing.evaluation.origin.get("classes")
     return 1 / classes if isinstance(classes, int) else None
 
 
