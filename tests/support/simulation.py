@@ -2,21 +2,21 @@
 
 import numpy as np
 
-from kwbench.regression.regression import Verdict, decide
+from kwbench.regression.gate import Decision, decide
 
 DROPS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1)
 DETERMINISTIC = (0.0, 0.02, 0.05)
 STOCHASTIC = (0.0, 0.1, 0.3)
 
 
-def rates(kind: str, churn: float, drop: float, runs: int, *, n: int = 360, seed: int = 0) -> dict[Verdict, float]:
+def rates(kind: str, churn: float, drop: float, runs: int, *, n: int = 360, seed: int = 0) -> dict[Decision, float]:
     """The share of each verdict at max_drop 1 point, alpha 0.01; the old A_rob is about 0.6, the new lower by `drop`.
 
     Deterministic: samples are lost with probability churn + drop and gained with probability churn. Stochastic: a sample's
     p moves by up to `churn` either way, 100 draws each.
     """
     rng = np.random.default_rng(seed)
-    counts = dict.fromkeys(Verdict, 0)
+    counts = dict.fromkeys(Decision, 0)
     for _ in range(runs):
         if kind == "deterministic":
             before = (rng.random(n) < 0.6).astype(float)
@@ -43,7 +43,7 @@ def table(runs_deterministic: int, runs_stochastic: int) -> str:
             cells = []
             for drop in DROPS:
                 found = rates(kind, churn, drop, runs)
-                cells.append(f"{100 * found[Verdict.REGRESSION]:.1f} / {100 * found[Verdict.UNSURE]:.1f}")
+                cells.append(f"{100 * found[Decision.REGRESSION]:.1f} / {100 * found[Decision.UNDECIDED]:.1f}")
             lines.append(f"| {kind} | {100 * churn:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

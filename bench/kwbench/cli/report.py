@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kwbench.claims import Claim
     from kwbench.record.evaluation import Evaluation
     from kwbench.record.store import Store
-    from kwbench.regression.regression import PairedComparison
+    from kwbench.regression.comparison import PairedComparison
 
 app = typer.Typer()
 PANEL = "Results on record"
@@ -137,13 +137,15 @@ def check(
     """Compare the newest results with a baseline. Exit code 0: as robust; 1: less robust; 3: cannot tell."""
     with importing():
         from kwbench.record.store import Store
-        from kwbench.regression.regression import append_summary, check_json, markdown_summary, write_junit
-        from kwbench.regression.regression import check as run
-        from kwbench.regression.regression import update as write_baseline
+        from kwbench.regression.baseline import update_baseline
+        from kwbench.regression.gate import check as run
+        from kwbench.regression.gate import check_json
+        from kwbench.regression.job_summary import append_summary, markdown_summary
+        from kwbench.regression.junit import write_junit
 
     store = Store.open(db)
     if update:
-        written = write_baseline(store, baseline, models)
+        written = update_baseline(store, baseline, models)
         if as_json:
             print_json({"baseline": str(baseline), "models": written})
         else:
@@ -172,8 +174,8 @@ def compare(
     """Compare two models on the same samples, with a paired test."""
     with importing():
         from kwbench.record.store import Store
-        from kwbench.regression.regression import compare as run
-        from kwbench.regression.regression import comparison_json
+        from kwbench.regression.comparison import compare as run
+        from kwbench.regression.comparison import comparison_json
 
     comparisons = run(Store.open(db), first, second)
     if as_json:

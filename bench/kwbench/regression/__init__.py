@@ -1,1 +1,1 @@
-"""The CI gate: compare robust accuracies on record with a baseline."""
+"""Whether a model became less robust: paired tests on the same samples, against a baseline file or between two models."""
