@@ -1,23 +1,13 @@
-"""The registry: which entries are refused, how names are found, and that pinning a hash leaves the file alone otherwise."""
+"""The registry: how entries are found by name, and which entries are refused."""
 
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from kwbench.config import registry as module
-from kwbench.config.registry import (
-    ModelEntry,
-    PredictionRule,
-    Registry,
-    dataset_of,
-    pin_checkpoint,
-    prediction_rule,
-    read_registry,
-)
+from kwbench.config.registry import ModelEntry, Registry, dataset_of, read_registry
 from kwbench.config.strict_yaml import validate
 from kwbench.errors import CannotEvaluate, UsageError
 
@@ -40,7 +30,7 @@ def written(folder: Path, text: str) -> Registry:
 
 @pytest.fixture(autouse=True)
 def _own_starter(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry that comes with kwbench, for these tests."""
+    """Replace the registry that comes with kwbench by one with a single entry."""
     starter = tmp_path_factory.mktemp("starter") / "registry.yaml"
     starter.write_text("models:\n  shipped: {architecture: {name: vgg11}, activation: {name: relu}}\n")
     monkeypatch.setattr(module, "_starter_path", lambda: starter)
@@ -202,128 +192,3 @@ def test_numbers_that_matter_are_kept_exactly() -> None:
     assert recipe.incremental is not None
     assert (recipe.adversarial.eps, recipe.adversarial.step_size) == (Fraction(8, 255), Fraction(1, 10))
     assert (recipe.incremental.start, recipe.incremental.step) == (Fraction(1, 2), Fraction(1, 10))
-
-
-def test_a_model_answers_by_one_draw_unless_its_entry_says_otherwise() -> None:
-    assert entry().prediction == PredictionRule(kind="draw", draws=1)
-    assert entry(prediction={"kind": "mean_logits", "draws": 8}).prediction.draws == 8
-
-
-def test_a_rule_of_prediction_may_be_written_in_a_word() -> None:
-    assert prediction_rule("draw") == PredictionRule()
-    assert prediction_rule("mean_logits:10") == PredictionRule(kind="mean_logits", draws=10)
-    assert prediction_rule("vote:3") == PredictionRule(kind="vote", draws=3)
-    assert prediction_rule("frozen:0") == PredictionRule(kind="frozen")
-    assert prediction_rule("frozen:7") == PredictionRule(kind="frozen", seed=7)
-    for text in ("", "vote", "vote:", "vote:x", "vote:0", "vote:-1", "vote:1.5", "vote:²", "draw:1", "frozen", "mean:3", ":3"):
-        with pytest.raises(UsageError, match="--prediction"):
-            prediction_rule(text)
-
-
-REGISTRY = """\
-# The models.
-#
-# Two of them.
-models:
-  first:  # the first
-    description: A model whose description is quite long, so long that a writer with a narrow page would fold it into two lines.
-    architecture: {name: resnet18, width: 8}
-    activation: {name: kwta, gamma: 0.1}  # one tenth
-    recipe:
-      epochs: 3
-      learning_rate: 1.0e-1
-      seed: 0
-      # A comment inside.
-      adversarial: {eps: "8/255", steps: 3, step_size: 0.05}
-
-  # About the second.
-  digits/second:
-    architecture: {name: vgg11}
-    activation: {name: 'relu'}
-    normalise:
-      mean: [0.5]
-      std: [0.25]
-    checkpoint:
-      file: models/old.safetensors
-      sha256: "%s"
-
-# The end.
-"""
-
-
-def test_pinning_changes_the_checkpoint_and_nothing_else(tmp_path: Path) -> None:
-    file = tmp_path / "registry.yaml"
-    file.write_text(REGISTRY % SHA)
-    new = "cd" * 32
-    pin_checkpoint(read_registry(file), "second", tmp_path / "models" / "new.safetensors", new)
-    assert file.read_text() == (REGISTRY % new).replace("models/old", "models/new")
-    assert read_registry(file).find("second")[1].checkpoint.sha256 == new
-
-
-def test_pinning_adds_a_checkpoint_and_keeps_every_comment(tmp_path: Path) -> None:
-    file = tmp_path / "registry.yaml"
-    file.write_text(REGISTRY % SHA)
-    before = YAML(typ="safe").load(REGISTRY % SHA)
-    pin_checkpoint(read_registry(file), "first", tmp_path / "a.safetensors", SHA)
-    text = file.read_text()
-    lines = (REGISTRY % SHA).splitlines()
-    added = [line for line in text.splitlines() if line not in lines]
-    assert [line.strip().split(":")[0] for line in added] == ["file"]
-    assert not [line for line in lines if line not in text.splitlines()]
-    # The comment about the second entry still stands right above it.
-    assert "  # About the second.\n  digits/second:\n" in text
-    after = YAML(typ="safe").load(text)
-    assert after["models"]["first"].pop("checkpoint") == {"file": "a.safetensors", "sha256": SHA}
-    assert after == before
-
-
-def test_models_that_are_pinned_at_the_same_time_are_all_pinned(tmp_path: Path) -> None:
-    file = tmp_path / "registry.yaml"
-    names = [f"model-{number}" for number in range(12)]
-    file.write_text("models:\n" + "".join(f"  {name}: {LINE}\n" for name in names))
-    registry = read_registry(file)
-    with ThreadPoolExecutor(len(names)) as pool:
-        list(pool.map(lambda name: pin_checkpoint(registry, name, tmp_path / f"{name}.safetensors", SHA), names))
-    pinned = YAML(typ="safe").load(file.read_text())["models"]
-    assert [name for name in names if "checkpoint" not in pinned[name]] == []
-
-
-def test_a_comment_below_an_entry_stays_with_the_next_one(tmp_path: Path) -> None:
-    file = tmp_path / "registry.yaml"
-    file.write_text(
-        f"models:\n  a:\n    architecture: {{name: vgg11}}\n    activation: {{name: relu}}\n\n  # About b.\n  b: {LINE}\n"
-    )
-    pin_checkpoint(read_registry(file), "a", tmp_path / "a.safetensors", SHA)
-    assert "  # About b.\n  b:" in file.read_text()
-
-
-def test_a_comment_below_a_recipe_stays_with_the_next_entry_and_one_beside_its_last_line_stays_there(tmp_path: Path) -> None:
-    file = tmp_path / "registry.yaml"
-    entry = "  a:\n    architecture: {name: vgg11}\n    activation: {name: relu}\n"
-    recipe = "    recipe:\n      epochs: 3\n      learning_rate: 0.1\n      seed: 0  # Beside.\n"
-    below = f"\n  # About b.\n  # More about b.\n  b: {LINE}\n"
-    file.write_text(f"models:\n{entry}{recipe}{below}")
-    pin_checkpoint(read_registry(file), "a", tmp_path / "a.safetensors", SHA)
-    pinned = f'    checkpoint:\n      file: a.safetensors\n      sha256: "{SHA}"\n'
-    assert file.read_text() == f"models:\n{entry}{recipe}{pinned}{below}"
-
-
-def test_a_checkpoint_above_other_keys_is_pinned_where_it_stands(tmp_path: Path) -> None:
-    file = tmp_path / "registry.yaml"
-    text = (
-        'models:\n  a:\n    checkpoint:\n      file: old.safetensors\n      sha256: "%s"\n    architecture: {name: vgg11}\n'
-        "    activation:\n      name: relu\n\n  # About b.\n" + f"  b: {LINE}\n"
-    )
-    file.write_text(text % SHA)
-    new = "cd" * 32
-    pin_checkpoint(read_registry(file), "a", tmp_path / "old.safetensors", new)
-    assert file.read_text() == text % new
-
-
-def test_a_checkpoint_outside_the_registrys_folder_cannot_be_pinned(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    found = written(tmp_path / "in", f"models:\n  a: {LINE}\n")
-    before = found.path.read_text()
-    with pytest.raises(UsageError, match="must lie below"):
-        pin_checkpoint(found, "a", tmp_path / "a.safetensors", SHA)
-    assert found.path.read_text() == before

@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 
 from conftest import SHARED
-from kwbench.config.registry import PredictionRule, Registry, read_registry
+from kwbench.config.prediction import PredictionRule
+from kwbench.config.registry import Registry, read_registry
 from kwbench.config.suite import override, suite_of
 from kwbench.data import DataSet, Split, load_dataset
 from kwbench.evaluation.evaluator import Request

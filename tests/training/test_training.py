@@ -15,7 +15,8 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from kwbench.config.registry import Fast, Mixture, ModelEntry, Normalise, Recipe, Trades, TrainingAttack, read_registry
+from kwbench.config.recipe import Fast, Mixture, Recipe, Trades, TrainingAttack
+from kwbench.config.registry import ModelEntry, Normalise, read_registry
 from kwbench.config.strict_yaml import validate
 from kwbench.data import DataSet, Split, load_dataset
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError

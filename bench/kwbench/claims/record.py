@@ -9,7 +9,9 @@ from kwbench.claims.claim import Claim
 from kwbench.claims.full_size import full_size_entries
 from kwbench.claims.lint import lint
 from kwbench.claims.mapping import DATASETS, PUBLISHED, Place, Protocol, place_of
-from kwbench.config.registry import ModelEntry, PredictionRule, Recipe, Registry, read_registry
+from kwbench.config.prediction import PredictionRule
+from kwbench.config.recipe import Recipe
+from kwbench.config.registry import ModelEntry, Registry, read_registry
 from kwbench.errors import UsageError
 from kwbench.outcome import Outcome, Status
 from kwbench.record.single_draw_protocol import single_draw_accuracy

@@ -137,7 +137,7 @@ def _registry() -> list[Diagnosis]:
     for name, entry in registry.entries.items():
         if entry.checkpoint is None and entry.recipe is None:
             continue
-        path, home = registry.checkpoint_path(name), registry.holding(name).path
+        path, home = registry.checkpoint_path(name), registry.owner_of(name).path
         if not path.is_file():
             missing.setdefault(home, []).append(name)
         elif entry.checkpoint is not None and hashlib.sha256(path.read_bytes()).hexdigest() != entry.checkpoint.sha256:

@@ -217,7 +217,7 @@ def _trained(
     registry: "Registry | None",
 ) -> "tuple[nn.Module, str]":
     """Train a network and save its checkpoint, pinned in the registry if one is given; return the network and the hash."""
-    from kwbench.config.registry import pin_checkpoint
+    from kwbench.config.pinning import pin_checkpoint
     from kwbench.training import progress_path, recipe_hash, save_checkpoint, write_curve
     from kwbench.training import train as run
 

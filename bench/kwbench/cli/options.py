@@ -184,7 +184,8 @@ class EvaluationOptions:
 
         Raises UsageError for an unknown model or rule, and for one checkpoint with several models.
         """
-        from kwbench.config.registry import prediction_rule, read_registry
+        from kwbench.config.prediction import parse_prediction_rule
+        from kwbench.config.registry import read_registry
         from kwbench.evaluation.evaluator import Request
         from kwbench.networks.loading import is_file_model
 
@@ -194,7 +195,7 @@ class EvaluationOptions:
             registry = read_registry(self.registry)
             for model in registered:
                 registry.find(model)  # an unknown last model must fail before hours are spent on the first
-        rule = prediction_rule(self.prediction) if self.prediction is not None else None
+        rule = parse_prediction_rule(self.prediction) if self.prediction is not None else None
         requests = [
             Request(
                 model=model,

@@ -18,7 +18,8 @@ import torch
 from kwbench.attacks import build_attack
 from kwbench.attacks.attack import Attack
 from kwbench.checks import Case, Question, Retried, Survivors, examine, retried
-from kwbench.config.registry import DEFAULT_DATASET, PredictionRule, Registry, dataset_of, read_registry
+from kwbench.config.prediction import PredictionRule
+from kwbench.config.registry import DEFAULT_DATASET, Registry, dataset_of, read_registry
 from kwbench.config.suite import Suite
 from kwbench.data import dataset_names, load_dataset, slice_hash
 from kwbench.errors import CannotEvaluate, KwbenchError, NotApplicable, UsageError

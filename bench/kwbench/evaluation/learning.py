@@ -24,7 +24,7 @@ def record_learning(registry: Registry, name: str, store: Store, *, command: str
     epochs = curve_of(registry.checkpoint_path(found))
     content = path.read_bytes()
     if json.loads(content).get("recipe") != recipe_hash(entry):
-        raise UsageError(f"{path}: the curve of another recipe than the one in {registry.holding(found).path}; train anew")
+        raise UsageError(f"{path}: the curve of another recipe than the one in {registry.owner_of(found).path}; train anew")
     try:
         arrays = {key: np.array([epoch[key] for epoch in epochs]) for key in ("epoch", "loss", "accuracy")}
     except KeyError as missing:

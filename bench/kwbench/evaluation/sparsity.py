@@ -10,16 +10,9 @@ from pathlib import Path
 import numpy as np
 from ruamel.yaml import YAML
 
-from kwbench.config.registry import (
-    Activation,
-    Incremental,
-    ModelEntry,
-    Recipe,
-    Registry,
-    dataset_of,
-    pin_checkpoint,
-    read_registry,
-)
+from kwbench.config.pinning import pin_checkpoint
+from kwbench.config.recipe import Incremental, Recipe
+from kwbench.config.registry import Activation, ModelEntry, Registry, dataset_of, read_registry
 from kwbench.data import DataSet
 from kwbench.errors import UsageError
 from kwbench.evaluation.evaluator import Request

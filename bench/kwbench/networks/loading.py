@@ -80,7 +80,7 @@ def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSe
     digest = hashlib.sha256(content).hexdigest()
     if digest != entry.checkpoint.sha256:
         raise DamagedData(
-            f"{path}: {describe_content(content)} with sha256 {digest}, but {registry.holding(name).path} pins "
+            f"{path}: {describe_content(content)} with sha256 {digest}, but {registry.owner_of(name).path} pins "
             f"{entry.checkpoint.sha256} for {name!r}; restore the file, or pin the new hash if the change is meant"
         )
     module = build_module(entry, dataset.shape, dataset.classes)

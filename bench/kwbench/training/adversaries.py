@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kwbench.config.registry import Fast, Free, Mixture, Trades, TrainingAttack
+from kwbench.config.recipe import Fast, Free, Mixture, Trades, TrainingAttack
 from kwbench.geometry import project
 from kwbench.threat import ThreatModel
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwbench.config.registry import ModelEntry, Recipe
+from kwbench.config.recipe import Recipe
+from kwbench.config.registry import ModelEntry
 from kwbench.data import DataSet
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.model import require_exact_float32

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from kwbench.config.registry import Incremental, Recipe
+from kwbench.config.recipe import Incremental, Recipe
 from kwbench.errors import UsageError
 from kwbench.networks.activations import Kwta
 
