@@ -157,8 +157,8 @@ def test_a_quicker_search_ends_at_nothing_that_float32_does_not_confirm(
 @pytest.mark.parametrize("targets", [{}, {"targets": 3, "finalists": 1, "restarts": 2, "loss": "probability_margin"}])
 def test_a_quicker_search_breaks_as_many_where_steps_go_by_signs(targets: dict[str, Any]) -> None:
     batch, model = first_images(200), wrapped(normed_cnn())
-    model.measure_passes(batch.x[:64])
-    assert model.arithmetic("folded") == "folded"
+    model.plan_passes(batch.x[:64])
+    assert model.effective_precision("folded") == "folded"
     plain, *quicker = (
         run("apgd", {"steps": 20, "precision": each, **targets}, batch, THREATS[0], model=model)
         for each in ("float32", "folded", "bfloat16")
@@ -370,7 +370,7 @@ def test_a_quicker_search_costs_no_more_than_it_says(stochastic: bool, precision
     batch = first_images(8)
     model = wrapped(Noisy(normed_cnn(), 0.1) if stochastic else normed_cnn(), tile=8)
     model.stochastic = stochastic
-    model.measure_passes(batch.x)
+    model.plan_passes(batch.x)
     for name, parameters in (
         ("apgd", {"steps": 6, "selection_draws": 4, "early_exit": False}),
         ("apgd", {"steps": 6, "selection_draws": 4, "targets": 2, "restarts": 2}),

@@ -61,8 +61,8 @@ def test_a_quicker_search_stops_at_nothing_that_float32_does_not_confirm() -> No
 
 def test_a_quicker_search_breaks_as_many() -> None:
     batch, model = first_images(100), wrapped(normed_cnn())
-    model.measure_passes(batch.x[:64])
-    assert model.arithmetic("folded") == "folded"
+    model.plan_passes(batch.x[:64])
+    assert model.effective_precision("folded") == "folded"
     plain, quicker = (
         run("square", {"steps": 100, "precision": each}, batch, ThreatModel.of("linf", "0.12"), model=model)
         for each in ("float32", "folded")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_of
 from kwbench.errors import CannotEvaluate, UsageError
@@ -364,21 +363,21 @@ theirs.LocalEvaluator.judge = small
     assert found == evaluated(own(defence(tmp_path), n=48), tmp_path / "plain.db")
 
 
-def test_where_memory_holds_a_tile_but_no_more_the_rows_are_the_same(registry: Path) -> None:
+def test_where_memory_holds_a_tile_but_no_more_the_rows_are_the_same(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     what = request(registry, "resnet18-relu", suite=fast_suite("pgd"), n=64, tile=16, threads=1)
     local, rows = LocalEvaluator(what), range(64)
     clean = local.judge_clean(rows)
     expected = local.judge("pgd", rows, clean, None)
     network, most = local._model.module, list[int]()
+    forward = network.forward
 
-    class Small(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            most.append(len(x))
-            if len(x) > 16:
-                raise torch.OutOfMemoryError("full")
-            return torch.as_tensor(network(x))
+    def small_forward(x: torch.Tensor) -> torch.Tensor:
+        most.append(len(x))
+        if len(x) > 16:
+            raise torch.OutOfMemoryError("full")
+        return torch.as_tensor(forward(x))
 
-    local._model.module = Small()
+    monkeypatch.setattr(network, "forward", small_forward)
     found = local.judge("pgd", rows, clean, None)
     assert max(most) > 16, "on this machine no larger batch is quicker: the test says nothing"
     assert [(each.sample, each.status, each.prediction) for each in found] == [
@@ -524,7 +523,7 @@ def test_a_suite_s_automatic_precision_is_a_quicker_one_where_nothing_is_lost_by
     suite = read_suite(str(path))
 
     def precisions(model: str, has: bool, **options: Any) -> list[str]:
-        monkeypatch.setattr("kwbench.model.model.has_bfloat16", lambda device: has)
+        monkeypatch.setattr("kwbench.model.search_precision.has_bfloat16", lambda device: has)
         facts = open_evaluator(
             Request(model, suite, **{"registry": registry, "n": 32, "eps": "0.1", "tile": 16} | options)
         ).facts
@@ -545,7 +544,7 @@ def test_a_suite_s_automatic_precision_is_a_quicker_one_where_nothing_is_lost_by
 def test_models_that_one_suite_treats_each_in_its_way_are_comparable(
     registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kwbench.model.model.has_bfloat16", lambda device: True)
+    monkeypatch.setattr("kwbench.model.search_precision.has_bfloat16", lambda device: True)
     path, store = tmp_path / "auto.yaml", Store.open(str(tmp_path / "results.db"), create=True)
     path.write_text("attacks:\n  apgd: {steps: 1, precision: auto, focus: auto, escalate: 1}\n")
     suite = read_suite(str(path))

@@ -147,7 +147,7 @@ def _attack_outcomes(name: str) -> Mapping[str, Any]:
     if hasattr(_built(name, first), "precision"):
         attack = _built(name, {**first, "precision": "folded"})
         victim = model(normed_network())
-        victim.measure_passes(batch().x)
+        victim.plan_passes(batch().x)
         outcomes["folded linf"] = attacked(victim, attack, name, "linf")
     return outcomes
 

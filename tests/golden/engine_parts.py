@@ -114,14 +114,14 @@ def _passes() -> Mapping[str, Any]:
             "backwards": backwards,
         }
     victim = model(normed_network(), tile=4)
-    victim.measure_passes(images.x)
+    victim.plan_passes(images.x)
     for precision in ("float32", "folded"):
-        with victim.searching(precision), torch.enable_grad():
+        with victim.computing_in(precision), torch.enable_grad():
             leaf = images.x.clone().requires_grad_()
             logits = victim(leaf)
             (gradient,) = torch.autograd.grad(F.cross_entropy(logits, images.y), leaf)
         outcomes[precision] = {
-            "arithmetic": victim.arithmetic(precision),
+            "arithmetic": victim.effective_precision(precision),
             "logits": logits.flatten().tolist(),
             "gradient": (gradient * numbers(*gradient.shape, seed=23)).flatten(1).sum(dim=1).tolist(),
         }

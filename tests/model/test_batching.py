@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kwbench.model.batching import cheapest, measured, tiles_only
+from kwbench.model.batching import cheapest_splits, measure_batching, tiles_only
 from support.small_models import first_images
 
 TILE = first_images(16).x
@@ -22,17 +22,17 @@ def looking(answer: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[list
 
 def test_larger_batches_are_doublings_up_to_four_tiles_and_only_if_wanted() -> None:
     look = looking(lambda x: x.flatten(1) * 2)
-    assert measured(look, TILE, larger=True).sizes == [64, 32, 16, 8, 4, 2, 1]
-    assert measured(look, TILE, larger=False).sizes == [16, 8, 4, 2, 1]
+    assert measure_batching(look, TILE, larger=True).sizes == [64, 32, 16, 8, 4, 2, 1]
+    assert measure_batching(look, TILE, larger=False).sizes == [16, 8, 4, 2, 1]
 
 
 def test_what_depends_on_its_company_keeps_to_its_tile() -> None:
     """A mean is the same over a tile and over copies of it."""
     assert torch.equal(TILE.mean(dim=0), torch.cat([TILE, TILE]).mean(dim=0))
     for company in (lambda x: x - x.mean(dim=0), lambda x: x / x.amax()):
-        assert max(measured(looking(company), TILE, larger=True).sizes) == 16
+        assert max(measure_batching(looking(company), TILE, larger=True).sizes) == 16
     alone = first_images(1).x
-    assert measured(looking(lambda x: x - x.mean(dim=0)), alone, larger=True) == tiles_only(1)
+    assert measure_batching(looking(lambda x: x - x.mean(dim=0)), alone, larger=True) == tiles_only(1)
 
 
 def test_larger_batches_that_cannot_be_had_leave_the_smaller_ones() -> None:
@@ -41,14 +41,14 @@ def test_larger_batches_that_cannot_be_had_leave_the_smaller_ones() -> None:
             raise torch.OutOfMemoryError("full")
         return images.flatten(1)
 
-    assert measured(looking(few), TILE, larger=True).sizes == [16, 8, 4, 2, 1]
+    assert measure_batching(looking(few), TILE, larger=True).sizes == [16, 8, 4, 2, 1]
 
 
 def test_rows_that_take_as_long_apart_are_not_put_together() -> None:
     def look(images: Tensor) -> tuple[list[Tensor], float]:
         return [images], len(images) / 1000
 
-    assert measured(look, TILE, larger=True).sizes[0] == 16
+    assert measure_batching(look, TILE, larger=True).sizes[0] == 16
 
 
 def preparing(seconds: Callable[[int], float], first: Callable[[int], float]) -> Callable[[Tensor], tuple[list[Tensor], float]]:
@@ -65,30 +65,34 @@ def preparing(seconds: Callable[[int], float], first: Callable[[int], float]) ->
 
 def test_a_first_pass_which_also_prepares_says_nothing_of_what_others_take() -> None:
     alike = preparing(lambda _: 0.02, lambda _: 1.0)
-    assert measured(alike, TILE, larger=False).plans[9] == [16]
+    assert measure_batching(alike, TILE, larger=False).splits[9] == [16]
     apart = preparing(lambda rows: rows / 1000, lambda _: 1.0)
-    assert measured(apart, TILE, larger=False).plans[9] == [8, 1]
+    assert measure_batching(apart, TILE, larger=False).splits[9] == [8, 1]
 
 
 def test_larger_batches_are_chosen_by_what_they_take_once_prepared() -> None:
     took = {16: 0.010, 32: 0.011, 64: 0.034}
-    assert measured(preparing(lambda rows: took.get(rows, 0.01), lambda _: 1.0), TILE, larger=True).sizes[0] == 32
-    # A first pass that is quick enough is still not what others are measured by.
+    assert measure_batching(preparing(lambda rows: took.get(rows, 0.01), lambda _: 1.0), TILE, larger=True).sizes[0] == 32
+    # A first pass that is quick enough is still not what others are measure_batching by.
     first = took | {32: 0.0185}
-    assert measured(preparing(lambda n: took.get(n, 0.01), lambda n: first.get(n, 0.01)), TILE, larger=True).sizes[0] == 32
+    assert (
+        measure_batching(preparing(lambda n: took.get(n, 0.01), lambda n: first.get(n, 0.01)), TILE, larger=True).sizes[0] == 32
+    )
 
 
 def test_rows_go_in_the_batches_that_take_least() -> None:
-    dear = cheapest([64, 32, 16, 8, 4], quick=4.0, slow=5.0)  # a pass costs nearly what a tile costs
-    assert [dear[rows] for rows in (0, 1, 5, 33, 64)] == [[], [4], [8], [64], [64]]
-    cheap = cheapest([64, 32, 16, 8, 4], quick=1.0, slow=16.0)  # a row costs the same everywhere
-    assert all(sum(cheap[rows]) == -(-rows // 4) * 4 for rows in range(65))
+    # Every pass costs nearly as much as a tile.
+    fixed_cost = cheapest_splits([64, 32, 16, 8, 4], smallest_seconds=4.0, largest_seconds=5.0)
+    assert [fixed_cost[rows] for rows in (0, 1, 5, 33, 64)] == [[], [4], [8], [64], [64]]
+    # Every row costs the same.
+    cost_by_row = cheapest_splits([64, 32, 16, 8, 4], smallest_seconds=1.0, largest_seconds=16.0)
+    assert all(sum(cost_by_row[rows]) == -(-rows // 4) * 4 for rows in range(65))
 
 
 def test_full_batches_come_first_and_the_rest_is_planned() -> None:
-    batching = measured(looking(lambda x: x.flatten(1)), TILE, larger=True)
-    assert batching.of(0) == []
-    assert batching.of(130)[:2] == [64, 64]
+    batching = measure_batching(looking(lambda x: x.flatten(1)), TILE, larger=True)
+    assert batching.split(0) == []
+    assert batching.split(130)[:2] == [64, 64]
     for rows in range(200):
-        assert rows <= sum(batching.of(rows)) < rows + 64
-    assert tiles_only(16).of(33) == [16, 16, 16]
+        assert rows <= sum(batching.split(rows)) < rows + 64
+    assert tiles_only(16).split(33) == [16, 16, 16]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kwbench.model.bn_folding import folded
+from kwbench.model.bn_folding import fold_batch_norms
 from support.small_models import first_images, normed_cnn, trained_cnn, wrapped
 
 
@@ -157,7 +157,7 @@ class Uncopied(nn.Module):
 def test_norms_after_convolutions_are_folded_into_them_and_the_module_is_left_alone() -> None:
     module, x = normed_cnn(), first_images(30).x
     before = module(x)
-    copy = folded(module, x[:2])
+    copy = fold_batch_norms(module, x[:2])
     assert (_norms(module), _norms(copy)) == (2, 0)
     assert copy is not None
     torch.testing.assert_close(copy(x), before, rtol=1e-4, atol=1e-4)
@@ -169,7 +169,7 @@ def test_norms_after_convolutions_are_folded_into_them_and_the_module_is_left_al
 
 @pytest.mark.parametrize("module", [trained_cnn, Twice, Before, Batchwise])
 def test_where_no_norm_simply_follows_a_convolution_there_is_nothing_to_fold(module: Callable[[], nn.Module]) -> None:
-    assert folded(module().eval(), first_images(2).x) is None
+    assert fold_batch_norms(module().eval(), first_images(2).x) is None
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_where_no_norm_simply_follows_a_convolution_there_is_nothing_to_fold(mod
 def test_a_search_computes_folded_only_where_the_answers_are_the_same(module: Callable[[], nn.Module], folds: bool) -> None:
     images = first_images(48).x
     model = wrapped(module(), tile=16)
-    model.measure_passes(images)
-    assert (model.arithmetic("folded") == "folded") is folds
+    model.plan_passes(images)
+    assert (model.effective_precision("folded") == "folded") is folds
     exact = model(images)
-    with model.searching("folded"):
+    with model.computing_in("folded"):
         quick = model(images)
         for rows in (slice(0, 1), slice(3, 10), slice(0, 40)):
             assert torch.equal(model(images[rows]), quick[rows]), "a row must not depend on its company"
@@ -204,30 +204,30 @@ def test_a_search_computes_folded_only_where_the_answers_are_the_same(module: Ca
 
 def test_of_random_models_and_before_anything_is_measured_nothing_is_folded() -> None:
     model = wrapped(normed_cnn(), tile=16)
-    assert model.arithmetic("folded") == "float32"
-    model.measure_passes(first_images(16).x)
-    assert model.arithmetic("folded") == "folded"
+    assert model.effective_precision("folded") == "float32"
+    model.plan_passes(first_images(16).x)
+    assert model.effective_precision("folded") == "folded"
     model.stochastic = True
-    model.measure_passes(first_images(16).x)
-    assert model.arithmetic("folded") == "float32"
+    model.plan_passes(first_images(16).x)
+    assert model.effective_precision("folded") == "float32"
 
 
 def test_where_memory_is_short_nobody_takes_it_for_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped(normed_cnn(), tile=16)
-    model.measure_passes(first_images(16).x)
+    model.plan_passes(first_images(16).x)
 
     def short(module: nn.Module, images: Tensor) -> None:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
     with monkeypatch.context() as patched:
-        patched.setattr("kwbench.model.model.folded", short)
+        patched.setattr("kwbench.model.search_precision.fold_batch_norms", short)
         with pytest.raises(MemoryError):
-            model.arithmetic("folded")
-    assert model.arithmetic("folded") == "folded"
+            model.effective_precision("folded")
+    assert model.effective_precision("folded") == "folded"
 
 
 def test_a_search_that_is_the_first_to_fold_folds_the_bare_module() -> None:
     model = wrapped(normed_cnn(), tile=16)
-    model.measure_passes(first_images(16).x)
-    with model.running(lambda module, x: (torch.zeros(len(x), 10), 1)):
-        assert model.arithmetic("folded") == "folded"
+    model.plan_passes(first_images(16).x)
+    with model.replacing_forward(lambda module, x: (torch.zeros(len(x), 10), 1)):
+        assert model.effective_precision("folded") == "folded"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.model import Model
-from kwbench.model.cuda_graphs import Recorded, Work, recorder
+from kwbench.model.cuda_graphs import Computation, RecordedPass, find_recorder
 from support.small_models import first_images, wrapped
 
 
@@ -18,13 +18,13 @@ class Graphs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: float = 0.5) -> None:
         self.replays, self.now, self.rate, self.cost = 0, 0.0, 1.0, cost
-        monkeypatch.setattr("kwbench.model.model.recorder", lambda _: self.record)
+        monkeypatch.setattr("kwbench.model.pass_plan.find_recorder", lambda _: self.record)
         monkeypatch.setattr("time.process_time", lambda: self.now)
 
-    def record(self, works: Sequence[Work]) -> list[tuple[Callable[[], None], Tensor]]:
+    def record(self, works: Sequence[Computation]) -> list[tuple[Callable[[], None], Tensor]]:
         return [self._recorded(work) for work in works]
 
-    def _recorded(self, work: Work) -> tuple[Callable[[], None], Tensor]:
+    def _recorded(self, work: Computation) -> tuple[Callable[[], None], Tensor]:
         left = work().clone()
 
         def replay() -> None:
@@ -59,7 +59,7 @@ class Timed(nn.Module):
 
 def measured_model(module: nn.Module, images: Tensor) -> Model:
     model = wrapped(module, tile=16)
-    model.measure_passes(images)
+    model.plan_passes(images)
     return model
 
 
@@ -72,7 +72,7 @@ def test_a_replay_has_the_bits_of_the_pass_also_where_others_came_between(monkey
     graphs = Graphs(monkeypatch)
     module = Timed(graphs)
     one, other = first_images(16).x, first_images(32).x[16:]
-    recorded = Recorded(module, one, graphs.record, gradients=True)
+    recorded = RecordedPass(module, one, graphs.record, gradients=True)
     leaves = [each.clone().requires_grad_() for each in (one, other)]
     logits = [recorded(leaf) for leaf in leaves]
     for leaf, found in zip(leaves, logits, strict=True):
@@ -86,7 +86,7 @@ def test_a_replay_has_the_bits_of_the_pass_also_where_others_came_between(monkey
 def test_gradients_right_after_their_pass_cost_no_other_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = Graphs(monkeypatch)
     x = first_images(16).x
-    recorded = Recorded(Timed(graphs), x, graphs.record, gradients=True)
+    recorded = RecordedPass(Timed(graphs), x, graphs.record, gradients=True)
     gradient(recorded, x)
     assert graphs.replays == 2
 
@@ -96,7 +96,7 @@ def test_without_gradients_logits_outlive_the_next_replay(monkeypatch: pytest.Mo
     module = Timed(graphs)
     one, other = first_images(16).x, first_images(32).x[16:]
     with torch.no_grad():
-        recorded = Recorded(module, one, graphs.record, gradients=False)
+        recorded = RecordedPass(module, one, graphs.record, gradients=False)
         first = recorded(one)
         recorded(other)
         assert torch.equal(first, module(one))
@@ -106,7 +106,7 @@ def test_a_search_that_replays_proposes_the_same_images(monkeypatch: pytest.Monk
     graphs = Graphs(monkeypatch)
     batch = first_images(40)
     plain, model = (measured_model(Timed(graphs), batch.x) for _ in range(2))
-    plain.keep_to_tiles()
+    plain.limit_to_tiles()
     for size in (40, 7):
         x = batch.x[:size]
         with torch.no_grad():
@@ -152,11 +152,11 @@ def test_a_module_that_cannot_be_recorded_passes_as_before_and_is_tried_once(mon
     batch = first_images(16)
     asked = []
 
-    def refuse(works: Sequence[Work]) -> Any:
+    def refuse(works: Sequence[Computation]) -> Any:
         asked.append(len(works))
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("kwbench.model.model.recorder", lambda _: refuse)
+    monkeypatch.setattr("kwbench.model.pass_plan.find_recorder", lambda _: refuse)
     module = Timed(graphs)
     model = measured_model(module, batch.x)
     for _ in range(2):
@@ -170,11 +170,11 @@ def test_where_memory_runs_out_recordings_go(monkeypatch: pytest.MonkeyPatch) ->
     model = measured_model(Timed(graphs), batch.x)
     gradient(model, batch.x)
     before = graphs.replays
-    assert model.keep_to_tiles()
+    assert model.limit_to_tiles()
     gradient(model, batch.x)
     assert graphs.replays == before
-    assert not model.keep_to_tiles()
+    assert not model.limit_to_tiles()
 
 
 def test_a_processor_records_nothing() -> None:
-    assert recorder(torch.device("cpu")) is None
+    assert find_recorder(torch.device("cpu")) is None

@@ -77,9 +77,9 @@ def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
     logits, gradient = whole(x), _gradient(whole, x)
     module = Watched(Deep())
     model = wrapped(module, tile=32)
-    model.measure_passes(x[:20])
+    model.plan_passes(x[:20])
     assert not module.sizes, "what is not needed is not measured"
-    sizes = [model.sizes(gradients=gradients) for gradients in (False, True)]
+    sizes = [model.batch_sizes(gradients=gradients) for gradients in (False, True)]
     assert max(each[-1] for each in sizes) < 32, "on this machine no smaller batch has equal bits: the test says nothing"
     for rows in (torch.arange(3), torch.arange(40, 50), torch.arange(44), torch.arange(1), torch.arange(20, 37)):
         module.sizes.clear()
@@ -113,8 +113,8 @@ def test_more_rows_than_a_tile_pass_at_once_where_that_is_quicker_and_changes_no
     whole = wrapped(Deep().to(memory_format=torch.channels_last), tile=32)  # type: ignore[call-overload]
     module = Watched(Busy(Deep(), lambda rows: 0.02, monkeypatch))
     model = wrapped(module, tile=32)
-    model.measure_passes(x[:32])
-    assert model.sizes(gradients=False)[0] == model.sizes(gradients=True)[0] == 128
+    model.plan_passes(x[:32])
+    assert model.batch_sizes(gradients=False)[0] == model.batch_sizes(gradients=True)[0] == 128
     with torch.no_grad():
         assert torch.equal(model(x), whole(x))
         assert module.sizes[-3:-1] == [128, 128]
@@ -128,22 +128,22 @@ def test_no_more_than_a_tile_passes_at_once_where_a_row_takes_as_long_or_a_tile_
     x = first_images(64).x
     for seconds in (lambda rows: rows / 2000, lambda rows: 0.06):
         model = wrapped(Busy(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), seconds, monkeypatch), tile=16)
-        model.measure_passes(x)
-        assert model.sizes(gradients=False)[0] == model.sizes(gradients=True)[0] == 16
+        model.plan_passes(x)
+        assert model.batch_sizes(gradients=False)[0] == model.batch_sizes(gradients=True)[0] == 16
 
 
 def test_where_memory_wants_it_no_more_rows_than_a_tile_pass_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x = first_images(300).x
     module = Watched(Busy(Deep(), lambda rows: 0.02, monkeypatch))
     model = wrapped(module, tile=32)
-    model.measure_passes(x[:32])
+    model.plan_passes(x[:32])
     gradient = _gradient(model, x)
     assert max(module.sizes) == 128
-    assert model.keep_to_tiles()
+    assert model.limit_to_tiles()
     module.sizes.clear()
     assert torch.equal(_gradient(model, x), gradient)
     assert max(module.sizes) == 32
-    assert not model.keep_to_tiles(), "there is no more to save"
+    assert not model.limit_to_tiles(), "there is no more to save"
 
 
 class Laid(nn.Module):
@@ -176,7 +176,7 @@ def test_channels_lie_last_where_that_changes_no_answer(change: Callable[[Tensor
     model = wrapped(module, tile=8, shape=(3, 8, 8))
     x = torch.rand((9, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     before = model(x)
-    model.measure_passes(x)
+    model.plan_passes(x)
     assert not any(any(each) for each in module.seen)
     torch.testing.assert_close(model(x), before)
     module.seen.clear()
@@ -188,7 +188,7 @@ def test_a_stochastic_module_is_laid_out_as_it_came() -> None:
     module = Laid(lambda x: x)
     model = wrapped(module, tile=8, shape=(3, 8, 8))
     model.stochastic = True
-    model.measure_passes(torch.rand(9, 3, 8, 8))
+    model.plan_passes(torch.rand(9, 3, 8, 8))
     model(torch.rand(9, 3, 8, 8))
     assert set(module.seen) == {(False, False)}
 
@@ -206,8 +206,8 @@ class Waiting(nn.Module):
 def test_a_busy_machine_does_not_cut_passes_small() -> None:
     module = Watched(Waiting())
     model = wrapped(module, tile=32)
-    model.measure_passes(first_images(32).x)
-    assert len(model.sizes(gradients=False)) > 1
+    model.plan_passes(first_images(32).x)
+    assert len(model.batch_sizes(gradients=False)) > 1
     module.sizes.clear()
     with torch.no_grad():
         model(first_images(31).x)
@@ -242,12 +242,12 @@ def test_a_module_that_rounds_by_the_size_of_a_batch_gets_whole_tiles_only(round
 
     model = wrapped(Rounding(), tile=32)
     x = first_images(40).x
-    model.measure_passes(x)
-    sizes = model.sizes(gradients=False)
+    model.plan_passes(x)
+    sizes = model.batch_sizes(gradients=False)
     # Where smaller batches agree, larger ones do, and may be quicker.
     assert [size for size in sizes if size <= 32] == forward
     assert sizes == forward or len(forward) > 1
-    assert model.sizes(gradients=True) == [32]
+    assert model.batch_sizes(gradients=True) == [32]
     assert torch.equal(_gradient(model, x)[:3], _gradient(model, x[:3]))
 
 
@@ -263,9 +263,9 @@ def test_a_module_that_takes_no_other_batch_or_has_no_gradients_is_asked_as_befo
     x = first_images(20).x
     for module, expected in ((Fixed(), [16]), (Unreachable(), [16, 8, 4, 2, 1])):
         model = wrapped(module, tile=16)
-        model.measure_passes(x)
+        model.plan_passes(x)
         for gradients in (False, True):
-            sizes = model.sizes(gradients=gradients)
+            sizes = model.batch_sizes(gradients=gradients)
             assert [size for size in sizes if size <= 16] == expected
             assert sizes == expected or len(expected) > 1
         assert torch.equal(model(x), x.flatten(1)[:, :10])
@@ -274,15 +274,15 @@ def test_a_module_that_takes_no_other_batch_or_has_no_gradients_is_asked_as_befo
 def test_what_was_measured_of_the_bare_module_holds_for_nothing_else() -> None:
     module = Watched(trained_cnn())
     model = wrapped(module, tile=16)
-    model.measure_passes(first_images(16).x)
-    assert len(model.sizes(gradients=False)) > 1
+    model.plan_passes(first_images(16).x)
+    assert len(model.batch_sizes(gradients=False)) > 1
     module.sizes.clear()
-    with torch.no_grad(), model.running(lambda network, x: (network(x), 1)):
+    with torch.no_grad(), model.replacing_forward(lambda network, x: (network(x), 1)):
         model(first_images(2).x)
     assert module.sizes == [16]
     model.stochastic = True
-    model.measure_passes(first_images(16).x)
-    assert model.sizes(gradients=False) == [16]
+    model.plan_passes(first_images(16).x)
+    assert model.batch_sizes(gradients=False) == [16]
 
 
 def test_a_search_in_bfloat16_rounds_and_ends_with_its_block() -> None:
@@ -297,9 +297,9 @@ def test_a_search_in_bfloat16_rounds_and_ends_with_its_block() -> None:
     x = torch.rand((6, 2, 8, 8), generator=torch.Generator().manual_seed(0))
     for module in (Image(), Vector()):
         model = wrapped(module, tile=8, shape=(2, 8, 8))
-        model.measure_passes(x)
+        model.plan_passes(x)
         exact = model(x)
-        with model.searching("bfloat16"):
+        with model.computing_in("bfloat16"):
             rough, gradient = model(x), _gradient(model, x)
             assert torch.equal(model(x[2:3]), rough[2:3])
         assert rough.dtype == gradient.dtype == torch.float32
@@ -337,11 +337,11 @@ class Astray(Refusing):
 def test_a_search_is_in_bfloat16_only_where_machine_and_module_bear_it(
     module: Callable[[], nn.Module], has: bool, bears: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kwbench.model.model.has_bfloat16", lambda device: has)
+    monkeypatch.setattr("kwbench.model.search_precision.has_bfloat16", lambda device: has)
     model = wrapped(module(), tile=16)
-    assert model.bears_rounding(first_images(40).x) is bears
+    assert model.tolerates_bfloat16(first_images(40).x) is bears
     model.stochastic = True
-    assert not model.bears_rounding(first_images(40).x)
+    assert not model.tolerates_bfloat16(first_images(40).x)
 
 
 def test_a_module_that_writes_into_its_input_does_not_reach_ours() -> None:

@@ -434,7 +434,7 @@ class _Climb:
     def _look_first(self, likely: Tensor, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Who has fallen (b,), and what `_learn` tells of all, with no gradient for those of the `likely` (b,) who have."""
         place, some = self.place, self.place.take(likely)
-        with torch.no_grad(), self.model.searching(self._arithmetic(step)):
+        with torch.no_grad(), self.model.computing_in(self._arithmetic(step)):
             seen = self.model(some.z, some.payer)
         fallen = likely.clone()
         fallen[likely] = self._misclassified(some, seen, step)
@@ -462,7 +462,7 @@ class _Climb:
         """The logits (b, k) where samples stand, the loss (b,) and its gradient (b, c, h, w)."""
         if not len(place.z):
             return place.z.new_zeros((0, self.model.classes)), place.value, place.z
-        with self.model.searching(self._arithmetic(step)):
+        with self.model.computing_in(self._arithmetic(step)):
             if step == self.attack.steps:
                 with torch.no_grad():
                     logits = self.model(place.z, place.payer)
@@ -470,7 +470,7 @@ class _Climb:
             if self.model.stochastic or self.attack.gradient.in_step:
                 return self._estimate(place, self.rng.take(place.index).child(step))
             # A pass at a time: autograd keeps what each went through.
-            room = self.model.sizes(gradients=True)[0]
+            room = self.model.batch_sizes(gradients=True)[0]
             parts = [self._estimate(part, self.rng) for part in place.split(room)]
             logits, value, gradient = (torch.cat(each) for each in zip(*parts, strict=True))
             return logits, value, gradient

@@ -116,7 +116,7 @@ class Square(Attack):
     def _look(self, model: Model, images: list[Tensor], y: Tensor, rows: Tensor) -> tuple[list[Tensor], Tensor]:
         """The losses (b,) of each batch of images, and which of the first are broken (none, for a stochastic model)."""
         if not model.stochastic:
-            with model.searching(self.arithmetic):
+            with model.computing_in(self.arithmetic):
                 logits = model(images[0], rows)
             return [margin(logits, y)], misclassified(model, images[0], logits, y, rows, self.arithmetic)
         means = means_under_same_draws(model, images, lambda logits: margin(logits, y), rows, self.draws)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kwbench.checks.case import Case, percent
 from kwbench.finding import Finding
-from kwbench.model import Model, tile_of
+from kwbench.model import Model, fill_tile
 from kwbench.randomness import derived_seed
 from kwbench.relaxation.survey import Survey, survey
 
@@ -38,7 +38,7 @@ def surveyed(model: Model, x: Tensor, seed: int = 0) -> Survey:
     try:
         return survey(model.module, x[:_SURVEYED], seed)
     except Exception:  # noqa: BLE001 - foreign code may raise anything
-        return survey(model.module, tile_of(x, model.tile), seed)
+        return survey(model.module, fill_tile(x, model.tile), seed)
 
 
 def answers_are_logits(case: Case) -> list[Finding]:
@@ -127,7 +127,7 @@ def _remembers(case: Case, x: Tensor) -> Tensor:
     answers = []
     for module, images in ((case.model.module, (x, near)), (copy, (near,))):
         # Not from a recording of passes: what remembers does so in Python.
-        with torch.no_grad(), case.model.running(partial(_pass_of, module)):
+        with torch.no_grad(), case.model.replacing_forward(partial(_pass_of, module)):
             for each in images:
                 case.same_draws("near")
                 logits = case.model(each)

@@ -29,7 +29,7 @@ from kwbench.evaluation.processes import serving
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
-from kwbench.model import Model, Prediction, find_device, keep_freed_memory, require_exact_float32, tile_of
+from kwbench.model import Model, Prediction, fill_tile, find_device, keep_freed_memory, require_exact_float32
 from kwbench.networks.activations import effective_sparsity
 from kwbench.networks.activations.swap import swapped
 from kwbench.networks.loading import Loaded, is_file_model, load_entry, load_file_model
@@ -167,12 +167,12 @@ class LocalEvaluator:
         noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
         near = (probe + (2 * noise - 1) * self._threat.radius).clamp(0, 1)
         stochastic = self._model.measure_randomness(probe, near)
-        self._model.measure_passes(near)
+        self._model.plan_passes(near)
         self._surrogates: dict[str, str] = {}
         self._not_applicable: dict[str, str] = {}
         self._model_facts = MeasuredFacts(self._model, self._threat, self._dataset.shape, (probe, near))
         self._attacks = self._build_attacks(stochastic)
-        shares = effective_sparsity(loaded.module, tile_of(self._batch.x, request.tile))
+        shares = effective_sparsity(loaded.module, fill_tile(self._batch.x, request.tile))
         self.facts = Facts(
             model=name,
             dataset=self._dataset.name if request.split == "test" else f"{self._dataset.name} ({request.split})",
@@ -271,7 +271,7 @@ class LocalEvaluator:
         try:
             return work()
         except (torch.OutOfMemoryError, MemoryError):
-            if not self._model.keep_to_tiles():
+            if not self._model.limit_to_tiles():
                 raise
         torch.cuda.empty_cache()
         return work()
@@ -315,7 +315,7 @@ class LocalEvaluator:
             answer = None
             # Whatever ails the module shows, under its name, where it is asked in earnest.
             with suppress(Exception), torch.no_grad():
-                answer = loaded.module.to(self._device)(tile_of(self._batch.x, self._request.tile))
+                answer = loaded.module.to(self._device)(fill_tile(self._batch.x, self._request.tile))
             if isinstance(answer, torch.Tensor) and answer.dim() == 2 and answer.shape[1] > classes:
                 classes = answer.shape[1]
         return Model(
@@ -395,7 +395,7 @@ class LocalEvaluator:
             tile=self._request.tile,
         )
         surrogate.measure_randomness(self._batch.x[: self._request.tile])
-        surrogate.measure_passes(self._batch.x[: self._request.tile])
+        surrogate.plan_passes(self._batch.x[: self._request.tile])
         return surrogate
 
 

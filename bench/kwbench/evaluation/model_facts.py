@@ -39,10 +39,10 @@ class MeasuredFacts:
         """
         if self.hides_gradients:
             return "float32"
-        rounds = self.threat.norm == "linf" and self.model.bears_rounding(self.probes[1])
+        rounds = self.threat.norm == "linf" and self.model.tolerates_bfloat16(self.probes[1])
         return "bfloat16" if rounds else self.unrounded_precision
 
     @property
     def unrounded_precision(self) -> Precision:
         """The fastest precision for a search that bfloat16 would mislead."""
-        return "float32" if self.hides_gradients else self.model.arithmetic("folded")
+        return "float32" if self.hides_gradients else self.model.effective_precision("folded")

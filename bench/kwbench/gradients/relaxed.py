@@ -47,7 +47,7 @@ class Relaxed(Estimator):
         softness = self.softness
         if softness == "auto":
             softness = _SOFTNESS_IN_NOISE if model.stochastic else _SOFTNESS
-        with model.running(partial(relaxed_pass, softness=softness)):
+        with model.replacing_forward(partial(relaxed_pass, softness=softness)):
             exact = Exact(unreachable=self.unreachable)
             return Estimate.mean([exact(model, x, objective, rng, rows) for _ in range(self.draws)])
 

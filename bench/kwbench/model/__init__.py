@@ -1,16 +1,15 @@
 """The classifier as attacks see it, and how its passes are batched, recorded and made faster."""
 
-from kwbench.model.model import (
-    Model,
-    Precision,
-    Prediction,
+from kwbench.model.device import (
     find_device,
     has_bfloat16,
     keep_freed_memory,
     raise_if_memory_is_out,
     require_exact_float32,
-    tile_of,
 )
+from kwbench.model.forward import Precision, fill_tile
+from kwbench.model.model import Model
+from kwbench.model.prediction import Prediction
 
 # Raise it with any change that can change an outcome; see tests/golden.
 REVISION = 1
@@ -20,10 +19,10 @@ __all__ = [
     "Model",
     "Precision",
     "Prediction",
+    "fill_tile",
     "find_device",
     "has_bfloat16",
     "keep_freed_memory",
     "raise_if_memory_is_out",
     "require_exact_float32",
-    "tile_of",
 ]

@@ -1,4 +1,4 @@
-"""In which batches rows may pass: those in which a module gives them the very bits that it gives them in a tile."""
+"""Batch sizes in which a module gives every row the bits that it gives the row in a tile."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,101 +6,103 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# What a pass over images (b, c, h, w) gives, each with a row for each of them, and the seconds that it took.
-Look = Callable[[Tensor], tuple[list[Tensor], float]]
+# Runs a pass over images (b, c, h, w); returns its outputs, each with one row for each image, and the seconds it took.
+MeasurePass = Callable[[Tensor], tuple[list[Tensor], float]]
 
-# Twice as many rows pass at once where as many as before take less than so many seconds, and twice as many less than this share
-# of twice the time.
-_SHORT, _QUICKER = 0.05, 0.95
+# Larger batches are tried while a pass is shorter than this many seconds. Above, fixed costs hardly matter.
+_SHORT_PASS = 0.05
+# A doubled batch is used if it takes less than this share of twice the time.
+_WORTHWHILE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """In which batches the bits of a row are the same, the largest first; for each number of rows up to the largest, those that
-    they are to take."""
+    """The batch sizes that give equal bits, the largest first, and for each number of rows below the largest size the sizes
+    that these rows take (`splits[rows]`; empty if there is only one size)."""
 
     sizes: list[int]
-    plans: list[list[int]]
+    splits: list[list[int]]
 
-    def of(self, rows: int) -> list[int]:
-        """The batches that so many rows take; the last may be longer than what is left."""
+    def split(self, rows: int) -> list[int]:
+        """The batch sizes in which this many rows pass; the last may exceed the rows that remain."""
         full, rest = divmod(rows, self.sizes[0])
-        return [self.sizes[0]] * full + (self.plans[rest] if self.plans else [self.sizes[0]] if rest else [])
+        return [self.sizes[0]] * full + (self.splits[rest] if self.splits else [self.sizes[0]] if rest else [])
 
 
 def tiles_only(tile: int) -> Batching:
-    """Where nothing is known of other batches."""
+    """The batching to use where nothing is known of other sizes."""
     return Batching([tile], [])
 
 
-def measured(look: Look, probe: Tensor, *, larger: bool) -> Batching:
-    """By trial, on a tile of images.
+def measure_batching(measure_pass: MeasurePass, probe: Tensor, *, larger: bool) -> Batching:
+    """Find the batch sizes by trial on a tile of images (tile, c, h, w).
 
-    Which kernel computes a batch goes by its shape, so equal bits on these images mean the same order of summation on any.
-    Smaller sizes are halvings of the tile, which pad less. Larger ones, if wanted, are doublings up to four tiles, as long as a
-    row takes less time in them: small networks spend much of it on what is the same for any number of rows.
+    The shape of a batch decides which kernel computes it. Equal bits on these images therefore mean the same order of
+    summation on any images. Smaller sizes are halvings of the tile, which need less padding. Larger sizes, tried if `larger`,
+    are doublings up to four tiles, as long as they take less time per row: small networks spend much of their time on costs
+    that do not depend on the number of rows.
     """
     tile = len(probe)
-    whole, _ = look(probe)
-    smaller = _smaller(look, probe, whole)
-    seconds = {tile: _seconds(look, probe)}
+    expected, _ = measure_pass(probe)
+    smaller = _smaller_sizes(measure_pass, probe, expected)
+    seconds = {tile: _prepared_seconds(measure_pass, probe)}
     if larger:
-        seconds |= _larger(look, probe, whole, seconds[tile])
+        seconds |= _larger_sizes(measure_pass, probe, expected, seconds[tile])
     sizes = [*sorted(seconds, reverse=True), *smaller]
     if len(sizes) == 1:
         return tiles_only(tile)
-    return Batching(sizes, cheapest(sizes, _seconds(look, probe[: sizes[-1]]), seconds[sizes[0]]))
+    return Batching(sizes, cheapest_splits(sizes, _prepared_seconds(measure_pass, probe[: sizes[-1]]), seconds[sizes[0]]))
 
 
-def _smaller(look: Look, probe: Tensor, whole: list[Tensor]) -> list[int]:
-    sizes, few = [], len(probe)
-    while few > 1:
-        few //= 2
-        # Turned round, so that each row stands elsewhere than in the tile.
-        part, _ = look(probe.flip(0)[:few])
-        if all(torch.equal(one.flip(0)[:few], other) for one, other in zip(whole, part, strict=True)):
-            sizes.append(few)
+def _smaller_sizes(measure_pass: MeasurePass, probe: Tensor, expected: list[Tensor]) -> list[int]:
+    sizes, size = [], len(probe)
+    while size > 1:
+        size //= 2
+        # In reverse order, so that each row has another position than in the tile.
+        results, _ = measure_pass(probe.flip(0)[:size])
+        if all(torch.equal(tile.flip(0)[:size], part) for tile, part in zip(expected, results, strict=True)):
+            sizes.append(size)
     return sizes
 
 
-def _larger(look: Look, probe: Tensor, whole: list[Tensor], seconds: float) -> dict[int, float]:
-    """The seconds that those take that are worth it."""
-    # Other images beside those of the tile: what depends on the company of a row is not to agree.
+def _larger_sizes(measure_pass: MeasurePass, probe: Tensor, expected: list[Tensor], seconds: float) -> dict[int, float]:
+    """Return the larger sizes that are worth it, with the seconds that they take."""
+    # Different images beside those of the probe, so that a module whose rows depend on their neighbours fails the comparison.
     tiles = [probe, probe / 2, 1 - probe, 1 - probe / 2]
-    apart = [whole]
-    found: dict[int, float] = {}
-    while len(found) < 2 and seconds < _SHORT:
-        some = tiles[: 2 ** (len(found) + 1)]
-        images = torch.cat(some).flip(0)
+    tile_results = [expected]
+    accepted: dict[int, float] = {}
+    while len(accepted) < 2 and seconds < _SHORT_PASS:
+        group = tiles[: 2 ** (len(accepted) + 1)]
+        images = torch.cat(group).flip(0)
         try:
-            apart += [look(each)[0] for each in some[len(apart) :]]
-            together, slower = look(images)
-            slower = min(slower, look(images)[1])
-        except Exception:  # noqa: BLE001 - foreign code may take no larger batch, or memory may not
+            tile_results += [measure_pass(tile)[0] for tile in group[len(tile_results) :]]
+            results, took = measure_pass(images)
+            took = min(took, measure_pass(images)[1])
+        except Exception:  # noqa: BLE001 - foreign code may not accept a larger batch, or memory may not suffice
             break
-        agrees = all(torch.equal(torch.cat(each).flip(0), rows) for *each, rows in zip(*apart, together, strict=True))
-        if not agrees or slower > 2 * _QUICKER * seconds:
+        equal = all(torch.equal(torch.cat(parts).flip(0), whole) for *parts, whole in zip(*tile_results, results, strict=True))
+        if not equal or took > 2 * _WORTHWHILE * seconds:
             break
-        found[len(images)] = seconds = slower
-    return found
+        accepted[len(images)] = seconds = took
+    return accepted
 
 
-def _seconds(look: Look, images: Tensor) -> float:
-    """Of images that were looked at before: the first pass of a shape also prepares it."""
-    took = look(images)[1]
-    return took if took > _SHORT else min(took, look(images)[1])
+def _prepared_seconds(measure_pass: MeasurePass, images: Tensor) -> float:
+    """The seconds of a pass over images of a shape that passed before: the first pass of a shape includes its preparation."""
+    took = measure_pass(images)[1]
+    return took if took > _SHORT_PASS else min(took, measure_pass(images)[1])
 
 
-def cheapest(sizes: list[int], quick: float, slow: float) -> list[list[int]]:
-    """For each number of rows from 0 to the largest of the sizes, those that together hold them in the least time.
+def cheapest_splits(sizes: list[int], smallest_seconds: float, largest_seconds: float) -> list[list[int]]:
+    """Return, for each number of rows from 0 to the largest size, the sizes that together hold them in the least time.
 
-    The smallest takes `quick` seconds, the largest `slow`, those between as much more as they hold more.
+    The seconds of a size are interpolated linearly between those of the smallest and of the largest size.
     """
     largest, smallest = max(sizes), min(sizes)
-    each = max(0.0, slow - quick) / (largest - smallest)
-    seconds = {size: quick + (size - smallest) * each for size in sizes}
-    plans: list[list[int]] = [[]]
+    seconds_per_row = max(0.0, largest_seconds - smallest_seconds) / (largest - smallest)
+    seconds = {size: smallest_seconds + (size - smallest) * seconds_per_row for size in sizes}
+    splits: list[list[int]] = [[]]
     for rows in range(1, largest + 1):
-        choices = [[size, *plans[max(0, rows - size)]] for size in sizes]
-        plans.append(min(choices, key=lambda plan: sum(seconds[size] for size in plan)))
-    return plans
+        candidates = [[size, *splits[max(0, rows - size)]] for size in sizes]
+        splits.append(min(candidates, key=lambda split: sum(seconds[size] for size in split)))
+    return splits

@@ -41,8 +41,8 @@ def test_what_is_proposed_is_the_same_whatever_the_tiles_hold(name: str, early_e
     def proposed(rows: list[int], measured: bool) -> Tensor:
         model, part = cnn(tile=16), batch.take(rows)
         if measured:
-            model.measure_passes(batch.x[:16])
-            assert len(model.sizes(gradients=True)) > 1
+            model.plan_passes(batch.x[:16])
+            assert len(model.batch_sizes(gradients=True)) > 1
         return attack(model, part.x, part.y, LINF, SampleRandom(0, name, part.samples))
 
     whole = proposed(list(range(100)), measured=False)
@@ -94,8 +94,8 @@ class Misled(nn.Module):
 def misled() -> Model:
     """With nothing to hint at it."""
     model = wrapped(Misled(), tile=16)
-    model.measure_passes(first_images(16).x)
-    assert model.arithmetic("folded") == "folded"
+    model.plan_passes(first_images(16).x)
+    assert model.effective_precision("folded") == "folded"
     return model
 
 
@@ -115,8 +115,8 @@ def test_a_quicker_search_stops_at_nothing_that_float32_does_not_confirm(precisi
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_quicker_search_breaks_as_many(name: str, norm: str) -> None:
     batch, model = first_images(200), wrapped(normed_cnn())
-    model.measure_passes(batch.x[:64])
-    assert model.arithmetic("folded") == "folded"
+    model.plan_passes(batch.x[:64])
+    assert model.effective_precision("folded") == "folded"
     threat = ThreatModel.of(norm, {"linf": "0.12", "l2": "0.6"}[norm])
     plain, *quicker = (
         run(name, {"precision": precision}, batch, threat, model=model) for precision in ("float32", "folded", "bfloat16")

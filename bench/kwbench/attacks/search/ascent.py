@@ -64,8 +64,8 @@ class Ascent:
         # As many samples as one pass takes at a time, and whoever is done makes room for the next. Estimators that draw noise
         # address it by the step, so theirs go all together.
         together = model.stochastic or self.gradient.in_step
-        with model.searching(self.precision):
-            room = len(x) if together else model.sizes(gradients=True)[0]
+        with model.computing_in(self.precision):
+            room = len(x) if together else model.batch_sizes(gradients=True)[0]
         looking = self._looks(model.stochastic)
         velocity = torch.zeros_like(x) if self.decay is not None else x[:0]
         taken = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -75,7 +75,7 @@ class Ascent:
             if len(likely) and (len(ready) < room or len(likely) >= room):
                 some, likely = likely[:room], likely[room:]
                 at, labels, payers = z[some], y[some], rows[some]
-                with torch.no_grad(), model.searching(self.precision):
+                with torch.no_grad(), model.computing_in(self.precision):
                     logits = model(at, payers)
                 broken[some] = misclassified(model, at, logits, labels, payers, self.precision)
                 ready = torch.cat([ready, some[~broken[some]]])
@@ -87,7 +87,7 @@ class Ascent:
                 return loss(logits, labels)[None]
 
             stream = rng.take(some).child(int(taken[some[0]])) if together else rng
-            with model.searching(self.precision):
+            with model.computing_in(self.precision):
                 estimate = self.gradient(model, at, objective, stream, payers)
             gradient = estimate.gradients[0]
             if early_exit:

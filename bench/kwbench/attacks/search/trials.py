@@ -16,7 +16,7 @@ def misclassified(model: Model, z: Tensor, logits: Tensor, labels: Tensor, rows:
     forward pass in float32. `rows` (b,): the positions of the samples in the metered batch.
     """
     broken = fooled(logits, labels)
-    if bool(broken.any()) and model.arithmetic(precision) != "float32":
+    if bool(broken.any()) and model.effective_precision(precision) != "float32":
         with torch.no_grad():
             broken[broken.clone()] = fooled(model(z[broken], rows[broken]), labels[broken])
     return broken

@@ -1,0 +1,142 @@
+"""One forward pass of a module in a given precision, with its output checked and converted to float32 logits."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kwbench.errors import CannotEvaluate
+
+# The precision of a pass: that of the module; with its batch norms folded into its convolutions; or folded and in bfloat16.
+Precision = Literal["float32", "folded", "bfloat16"]
+
+# Runs a module on images (b, c, h, w); returns logits (b, k) and how many forward passes that took.
+ForwardFunction = Callable[[nn.Module, Tensor], tuple[Tensor, int]]
+
+# The largest logit, and the smallest scale, whose gradients, squares and sums float32 and float64 can hold.
+_LARGEST, _SMALLEST = 1e15, 1e-250
+
+# Relative to the largest logit. Sums in another order differ far less; a module that mistakes channels for pixels, far more.
+_ROUNDING_TOLERANCE = 1e-3
+
+
+class Forward:
+    """A forward pass of a module, as the current precision and the current forward function carry it out.
+
+    `passes` is the most forward passes that any batch took since it was last set.
+    """
+
+    def __init__(self, module: nn.Module, *, name: str, classes: int, device: torch.device) -> None:
+        self.module = module
+        self.device = device
+        self.precision: Precision = "float32"
+        self.passes = 1
+        self._name, self._classes = name, classes
+        self._active = module
+        self._function: ForwardFunction = _call_module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return float32 logits (b, classes) of x (b, c, h, w), a tensor that the module may overwrite.
+
+        Raises what the module raises, and CannotEvaluate if its output is not floating-point logits (b, classes).
+        """
+        with self._autocast():
+            logits, passes = self._function(self._active, x)
+        self.passes = max(self.passes, passes)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise CannotEvaluate(f"{self._name}: the model must return logits ({len(x)}, classes), it returned {got}")
+        if logits.shape[1] != self._classes:
+            raise CannotEvaluate(f"{self._name}: the model has {logits.shape[1]} classes, the data set has {self._classes}")
+        if not logits.is_floating_point():
+            raise CannotEvaluate(f"{self._name}: logits must be floating point, they are {logits.dtype}")
+        return to_float32(logits)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether passes call the module directly rather than a function that replaces its forward pass."""
+        return self._function is _call_module
+
+    @contextmanager
+    def replaced_by(self, function: ForwardFunction) -> Iterator[None]:
+        """Carry out every pass in this block by `function(module, x)`."""
+        before = self._function
+        self._function = function
+        try:
+            yield
+        finally:
+            self._function = before
+
+    def plain(self) -> AbstractContextManager[None]:
+        """Call the module directly in this block."""
+        return self.replaced_by(_call_module)
+
+    @contextmanager
+    def computing_in(self, precision: Precision, stand_in: nn.Module | None = None) -> Iterator[None]:
+        """Compute in this precision until the block ends, by `stand_in` instead of the module if one is given."""
+        before = self.precision, self._active
+        self.precision, self._active = precision, stand_in or self.module
+        try:
+            yield
+        finally:
+            self.precision, self._active = before
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+
+
+def _call_module(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    return module(x), 1
+
+
+def measure_pass(function: Callable[[Tensor], Tensor], x: Tensor, *, gradients: bool) -> tuple[list[Tensor], float]:
+    """Return the logits of one pass over x, with the gradients (like x) of a weighted sum of them if asked for, and the
+    seconds taken.
+
+    On a CPU the clock counts this process's own time, so that other processes do not make a pass look slower.
+    """
+    clock = time.perf_counter if x.is_cuda else time.process_time
+    start = clock()
+    with torch.set_grad_enabled(gradients):
+        leaf = x.clone().requires_grad_(gradients)
+        logits = function(leaf)
+        results = [logits.detach()]
+        if logits.requires_grad:
+            weights = torch.arange(1, logits.shape[1] + 1, device=x.device).cos()
+            results += torch.autograd.grad((logits * weights).sum(), leaf)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return results, clock() - start
+
+
+def fill_tile(images: Tensor, tile: int) -> Tensor:
+    """Repeat images (b, c, h, w) until there are `tile` of them. Some modules do not accept a batch of one."""
+    return images.detach()[torch.arange(tile) % len(images)]
+
+
+def to_float32(logits: Tensor) -> Tensor:
+    """Return logits (b, k) in float32.
+
+    Rows of float64 that are too large for later sums and squares, or whose largest entries would tie in float32, are shifted
+    and scaled. That changes no order.
+    """
+    single = logits.float()
+    if logits.dtype != torch.float64 or logits.shape[1] < 2:
+        return single
+    top, single_top = logits.detach().topk(2, dim=1).values, single.detach().topk(2, dim=1).values
+    tied = (top[:, 0] > top[:, 1]) & ~(single_top[:, 0] > single_top[:, 1])
+    lost = logits.isfinite().all(dim=1) & (tied | (single.detach().abs().amax(dim=1) > _LARGEST))
+    if not bool(lost.any()):
+        return single
+    shifted = logits - logits.detach().amax(dim=1, keepdim=True)
+    scaled = shifted / shifted.detach().abs().amax(dim=1, keepdim=True).clamp_min(_SMALLEST)
+    return torch.where(lost[:, None], scaled.float(), single)
+
+
+def equal_up_to_rounding(one: Tensor, other: Tensor) -> bool:
+    """Return whether logits (b, k) are equal up to rounding, after subtracting the mean over the classes of each row."""
+    one, other = (logits - logits.mean(dim=1, keepdim=True) for logits in (one, other))
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=_ROUNDING_TOLERANCE * one.abs().max().item())
