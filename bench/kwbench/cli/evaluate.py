@@ -60,10 +60,9 @@ def evaluate(
     options.prepare()
     with importing():
         from kwbench.cli.progress import showing
-        from kwbench.record.store import Store
 
     requests = options.requests(models, chosen_suite(attack, suite, settings))
-    store = Store.open(options.db, create=True)
+    store = options.store()
     with showing() as show:
         results = _evaluated(requests, store, show, options.time_limit)
     print_summaries(results, as_json)
@@ -100,11 +99,10 @@ def diagnose(
     options.prepare()
     with importing():
         from kwbench.cli.progress import showing
-        from kwbench.record.store import Store
 
     rival = [] if protocol is None else options.requests(models, _protocol_suite(protocol))
     judged = options.requests(models, replace(chosen_suite(None, suite, settings), diagnose=True))
-    store = Store.open(options.db, create=True)
+    store = options.store()
     with showing() as show:
         rivals = _evaluated(rival, store, show, options.time_limit)
         results = _evaluated(judged, store, show, options.time_limit, thoroughly=True)
@@ -122,8 +120,9 @@ def _evaluated(
     thoroughly: bool = False,
 ) -> "list[Summary]":
     """Evaluate each request, and return the results in the same order."""
-    from kwbench.evaluation.runner import evaluate as run
-    from kwbench.record.summary import summaries
+    with importing():
+        from kwbench.evaluation.runner import evaluate as run
+        from kwbench.record.summary import summaries
 
     command = command_line()
     return summaries(
@@ -186,7 +185,6 @@ def sweep(
         from kwbench.cli.progress import showing
         from kwbench.evaluation.sweep import parse_sweep, run_sweep, sweep_svg
         from kwbench.files import write_whole
-        from kwbench.record.store import Store
 
     plan = parse_sweep(over)
     if plan.of_eps and options.eps is not None:
@@ -196,7 +194,7 @@ def sweep(
         (replace(options, eps=value) if plan.of_eps else options).requests(models, plan.suite(chosen, value))
         for value in plan.values
     ]
-    store = Store.open(options.db, create=True)
+    store = options.store()
     with showing() as show:
         curves = run_sweep(plan, requests, chosen.name, store, show, command=command_line(), time_limit=options.time_limit)
     if svg is not None:

@@ -142,11 +142,10 @@ def _learning_curves(models: Sequence[str], parameters: Mapping[str, Any], optio
     """Put the learning curves of models on record."""
     from kwbench.config.registry import read_registry
     from kwbench.evaluation.learning import record_learning
-    from kwbench.record.store import Store
 
     if parameters:
         raise UsageError("experiment learning: has no parameters")
-    registry, store = read_registry(options.registry), Store.open(options.db, create=True)
+    registry, store = read_registry(options.registry), options.store()
     return [record_learning(registry, model, store, command=command_line()) for model in models]
 
 
@@ -154,10 +153,9 @@ def _synthetic(name: str, parameters: Mapping[str, Any], options: EvaluationOpti
     """Run an experiment that makes its own network."""
     from kwbench.evaluation.experiment import synthesize
     from kwbench.experiments import build_experiment
-    from kwbench.record.store import Store
 
     built = build_experiment(name, parameters)
-    return synthesize(name, built, options.seed, Store.open(options.db, create=True), command=command_line())
+    return synthesize(name, built, options.seed, options.store(), command=command_line())
 
 
 def _on_models(
@@ -171,7 +169,6 @@ def _on_models(
     """Run an experiment on each model, on the images at these positions or else on the first ones."""
     from kwbench.evaluation.experiment import measure
     from kwbench.experiments import build_experiment
-    from kwbench.record.store import Store
 
     built = build_experiment(name, parameters)
     if images is not None and options.n is not None:
@@ -179,7 +176,7 @@ def _on_models(
     positions = _positions(images) if images is not None else None
     n = max(positions) + 1 if positions is not None else options.n or built.usual
     requests = replace(options, n=n).requests(models, suite)
-    store, measured = Store.open(options.db, create=True), []
+    store, measured = options.store(), []
     for request in requests:
         progress_line(f"{name}: {request.model}")
         try:
@@ -233,14 +230,13 @@ def sparsity(
         from kwbench.cli.progress import showing
         from kwbench.config.registry import read_registry
         from kwbench.evaluation.sparsity import evaluate_series, variants
-        from kwbench.record.store import Store
 
     wanted = _fractions(gammas)
     short, entry = read_registry(options.registry).find(name)
     series, chosen = variants(short, entry, wanted), chosen_suite(attack, suite, settings, default="pgd")
     registry = _train(series, folder, options)
     requests = replace(options, registry=registry).requests([variant.name for variant in series], chosen)
-    store = Store.open(options.db, create=True)
+    store = options.store()
     with showing() as show:
         results = evaluate_series(short, series, requests, store, show, command=command_line())
     if as_json:

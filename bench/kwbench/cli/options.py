@@ -12,10 +12,12 @@ import typer
 
 from kwbench.cli.completion import complete_attacks, complete_datasets, complete_models, complete_suites
 from kwbench.errors import UsageError
+from kwbench.imports import importing
 
 if TYPE_CHECKING:
     from kwbench.config.suite import Suite
     from kwbench.evaluation.evaluator import Request
+    from kwbench.record.store import Store
 
 # The groups of options in a command's help, in the order in which they are printed.
 ATTACK, MODEL, DATA, THREAT, RUN, OUTPUT = (
@@ -26,7 +28,8 @@ ATTACK, MODEL, DATA, THREAT, RUN, OUTPUT = (
     "How to run",
     "Output",
 )
-_PANELS = (None, ATTACK, MODEL, DATA, THREAT, RUN, OUTPUT)
+FORMAT = "Formats"
+_PANELS = (None, FORMAT, ATTACK, MODEL, DATA, THREAT, RUN, OUTPUT)
 
 
 class NormName(StrEnum):
@@ -184,10 +187,11 @@ class EvaluationOptions:
 
         Raises UsageError for an unknown model or rule, and for one checkpoint with several models.
         """
-        from kwbench.config.prediction import parse_prediction_rule
-        from kwbench.config.registry import read_registry
-        from kwbench.evaluation.evaluator import Request
-        from kwbench.networks.loading import is_file_model
+        with importing():
+            from kwbench.config.prediction import parse_prediction_rule
+            from kwbench.config.registry import read_registry
+            from kwbench.evaluation.evaluator import Request
+            from kwbench.networks.loading import is_file_model
 
         if self.checkpoint is not None and len(models) > 1:
             raise UsageError("--checkpoint: one file cannot serve several models")
@@ -221,6 +225,13 @@ class EvaluationOptions:
         ]
         return [replace(request, suite=suite.on(request.dataset_name)) for request in requests]
 
+    def store(self) -> "Store":
+        """Open the database. A missing one is created with the first result, so that an early failure leaves none behind."""
+        with importing():
+            from kwbench.record.store import Store
+
+        return Store.open(self.db, create=True, deferred=True)
+
     def prepare(self) -> None:
         """Start a second process that imports torch while this one does, unless the database may already hold all results."""
         from kwbench.evaluation.processes import prepare
@@ -237,27 +248,36 @@ def evaluation_options(*, without: Collection[str] = ()) -> Callable[[Callable[.
     The command receives them as one object, its parameter `options`. Options appear in the help panel by panel.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [each for each in inspect.signature(command).parameters.values() if each.name != "options"]
-        hints = get_type_hints(EvaluationOptions, include_extras=True)
-        shared = [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
-            for field in fields(EvaluationOptions)
-            if field.name not in without
-        ]
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + shared
-        parameters.sort(key=_panel_rank)
+    hints = get_type_hints(EvaluationOptions, include_extras=True)
+    shared = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        for field in fields(EvaluationOptions)
+        if field.name not in without
+    ]
+    return functools.partial(bundled, parameter="options", shared=shared, bundle=lambda values: EvaluationOptions(**values))
 
-        @functools.wraps(command)
-        def with_one_object(**words: Any) -> None:
-            options = EvaluationOptions(**{each.name: words.pop(each.name) for each in shared})
-            command(options=options, **words)
 
-        with_one_object.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        with_one_object.__annotations__ = {each.name: each.annotation for each in parameters}
-        return with_one_object
+def bundled(
+    command: Callable[..., None],
+    parameter: str,
+    shared: Sequence[inspect.Parameter],
+    bundle: Callable[[dict[str, Any]], object],
+) -> Callable[..., None]:
+    """Replace one parameter of a command by several options for Typer; `bundle` turns their values into its argument.
 
-    return decorate
+    The options are sorted by panel.
+    """
+    own = [each for each in inspect.signature(command).parameters.values() if each.name != parameter]
+    parameters = sorted([*(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own), *shared], key=_panel_rank)
+
+    @functools.wraps(command)
+    def with_options(**values: Any) -> None:
+        argument = bundle({option.name: values.pop(option.name) for option in shared})
+        command(**{parameter: argument}, **values)
+
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_options
 
 
 def _panel_rank(parameter: inspect.Parameter) -> int:

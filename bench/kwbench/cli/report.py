@@ -1,12 +1,14 @@
 """Commands that read the record: report, show, compare, check and claims."""
 
+import inspect
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kwbench.cli.completion import complete_models
-from kwbench.cli.options import OUTPUT, Database, Json
+from kwbench.cli.options import FORMAT, OUTPUT, Database, Json, bundled
 from kwbench.cli.output import (
     console,
     print_json,
@@ -18,6 +20,7 @@ from kwbench.cli.output import (
 )
 from kwbench.errors import UsageError
 from kwbench.imports import importing
+from kwbench.report import DEFAULT, FORMATS, write_report
 
 if TYPE_CHECKING:
     from kwbench.claims import Claim
@@ -27,36 +30,38 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 PANEL = "Results on record"
+COMPARISON = "Comparison"
+
+
+def _format_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each format of reports; its parameter `formats` receives the names of those chosen."""
+    flags = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option(f"--{name}", help=form.option_help, rich_help_panel=FORMAT)],
+        )
+        for name, form in FORMATS.items()
+    ]
+    return bundled(command, "formats", flags, lambda values: {name for name, chosen in values.items() if chosen})
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench report --html --csv --output reports")
+@_format_options
 def report(
-    html: Annotated[bool, typer.Option("--html", help="One self-contained page, index.html.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="leaderboard.md")] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="results.csv")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="tables.tex")] = False,
-    verdicts: Annotated[bool, typer.Option("--verdicts", help="verdicts.md: the verdicts with their evidence.")] = False,
-    claims: Annotated[
-        bool, typer.Option("--claims", help="claims.md and claims.html: the papers' claims beside our results.")
-    ] = False,
-    figures: Annotated[
-        bool, typer.Option("--figures", help="figures.html, and every figure as an SVG file in figures/.")
-    ] = False,
+    formats: Collection[str],
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.", rich_help_panel=OUTPUT)] = Path(
         "reports"
     ),
     db: Database = "results.db",
     as_json: Json = False,
 ) -> None:
-    """Write the results on record as tables and figures."""
+    """Write the results on record as tables and figures; without a format, as a web page."""
     with importing():
         from kwbench.record.store import Store
-        from kwbench.report import write_report
 
-    formats = {"html": html, "markdown": markdown, "csv": csv, "latex": latex, "verdicts": verdicts, "claims": claims}
-    formats |= {"figures": figures}
-    wanted = {name for name, chosen in formats.items() if chosen}
-    files = write_report(Store.open(db), output, wanted or {"html"})
+    files = write_report(Store.open(db), output, formats or {DEFAULT})
     if as_json:
         print_json({"files": [str(path) for path in files]})
     else:
@@ -111,7 +116,7 @@ def _newest(store: "Store", model: str, db: str) -> "Evaluation":
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench check --baseline baseline.json --junit junit.xml")
 def check(
     baseline: Annotated[
-        Path, typer.Option(metavar="FILE", help="The accepted results; --update writes them.", rich_help_panel="Comparison")
+        Path, typer.Option(metavar="FILE", help="The accepted results; --update writes them.", rich_help_panel=COMPARISON)
     ],
     models: Annotated[
         list[str] | None,
@@ -120,11 +125,11 @@ def check(
         ),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(help="Allowed loss of robust accuracy, in percentage points.", rich_help_panel="Comparison")
+        float, typer.Option(help="Allowed loss of robust accuracy, in percentage points.", rich_help_panel=COMPARISON)
     ] = 1.0,
-    alpha: Annotated[float, typer.Option(help="Significance level of the paired test.", rich_help_panel="Comparison")] = 0.01,
+    alpha: Annotated[float, typer.Option(help="Significance level of the paired test.", rich_help_panel=COMPARISON)] = 0.01,
     update: Annotated[
-        bool, typer.Option("--update", help="Write the newest results into the baseline.", rich_help_panel="Comparison")
+        bool, typer.Option("--update", help="Write the newest results into the baseline.", rich_help_panel=COMPARISON)
     ] = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.", rich_help_panel=OUTPUT)] = None,
     summary: Annotated[

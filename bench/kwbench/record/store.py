@@ -22,7 +22,7 @@ from kwbench.finding import Finding
 from kwbench.outcome import Outcome
 from kwbench.record.database import evaluations, experiments, outcomes, schema
 from kwbench.record.database.migrations import create_tables, upgrade
-from kwbench.record.database.sqlite_file import check_file, configure, create_file
+from kwbench.record.database.sqlite_file import check_file, configure, create_file, create_file_on_first_connection
 from kwbench.record.database.statements import in_parts
 from kwbench.record.database.tallies import TallyReader
 from kwbench.record.evaluation import Evaluation, EvaluationSpec
@@ -49,12 +49,13 @@ class Store:
         self._name = url.database if sqlite and url.database else url.render_as_string(hide_password=True)
 
     @classmethod
-    def open(cls, url: str, *, create: bool = False) -> "Store":
+    def open(cls, url: str, *, create: bool = False, deferred: bool = False) -> "Store":
         """Open the database at a SQLAlchemy URL or a path to a SQLite file.
 
         Args:
             url: the URL or path.
             create: create the tables, and the file, where they are missing.
+            deferred: create a missing file only when it is first used, so that a command that fails before leaves none behind.
 
         Raises:
             CannotEvaluate: it does not exist or cannot be written.
@@ -68,9 +69,10 @@ class Store:
         except sa.exc.ArgumentError:
             raise UsageError(f"--db {url}: neither a path nor a database URL such as sqlite:///results.db") from None
         path = Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
-        if path is not None:
-            if create and not path.exists():
-                create_file(path, create_tables)
+        missing = path is not None and create and not path.exists()
+        if path is not None and missing and not deferred:
+            create_file(path, create_tables)
+        if path is not None and not (missing and deferred):
             check_file(path)
         try:
             engine = sa.create_engine(parsed)
@@ -79,6 +81,9 @@ class Store:
         if path is not None:
             configure(engine)
         store = cls(engine)
+        if path is not None and missing and deferred:
+            create_file_on_first_connection(engine, path, create_tables)
+            return store
         with store._translated_errors():
             # A new SQLite file comes with its tables.
             if create and engine.dialect.name != "sqlite":

@@ -1,8 +1,8 @@
 """SQLite files: creating one atomically, recognising ours, and configuring connections."""
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,28 @@ def create_file(path: Path, create_tables: Callable[[sa.Connection], None]) -> N
 
     Raises CannotEvaluate if it cannot be written.
     """
+    with _draft(path, create_tables) as draft:
+        _publish(draft, path)
+
+
+def create_file_on_first_connection(engine: sa.Engine, path: Path, create_tables: Callable[[sa.Connection], None]) -> None:
+    """Create the database when the engine first connects, unless another process has created it by then.
+
+    Raises CannotEvaluate now if it cannot be written.
+    """
+    with _draft(path, create_tables):
+        pass
+
+    def create(*_: object) -> None:
+        if not path.exists():
+            create_file(path, create_tables)
+
+    sa.event.listen(engine, "do_connect", create, once=True)
+
+
+@contextmanager
+def _draft(path: Path, create_tables: Callable[[sa.Connection], None]) -> Iterator[Path]:
+    """Write an empty database beside `path`, and delete it at the end of the block. Raises CannotEvaluate if that fails."""
     if not path.parent.is_dir():
         raise CannotEvaluate(f"{path}: the folder {path.parent} does not exist")
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -27,7 +49,7 @@ def create_file(path: Path, create_tables: Callable[[sa.Connection], None]) -> N
         with engine.begin() as connection:
             connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
             create_tables(connection)
-        _publish(draft, path)
+        yield draft
     except (OSError, sa.exc.OperationalError) as failure:
         reason = failure.orig if isinstance(failure, sa.exc.OperationalError) else failure
         raise CannotEvaluate(f"{path}: the database cannot be written ({reason})") from None
