@@ -181,6 +181,7 @@ def train(
 ) -> None:
     """Train a model by the recipe in its entry. If it is interrupted, the same command continues."""
     with importing():
+        from kwbench.config.pinning import require_pinnable
         from kwbench.config.registry import dataset_of, read_registry
         from kwbench.data import load_dataset
         from kwbench.model import find_device
@@ -192,6 +193,8 @@ def train(
     if entry.recipe is None:
         raise UsageError(f"{short}: the entry has no recipe; add one to train it")
     on, file = str(find_device(device)), output or known.checkpoint_path(short)
+    if pin:
+        require_pinnable(known, short, file)
     pretrained = entry.recipe.pretrained
     start = convert_pretrained(pretrained, file=weights, download=download) if pretrained is not None else None
     dataset = load_dataset(entry.recipe.dataset or dataset_of(short), data=data, data_dir=data_dir, download=download)
