@@ -14,7 +14,8 @@ from kwbench.errors import UsageError
 from kwbench.evaluation.sweep import Sweep, parse_sweep
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
-from kwbench.report.curves import Curve, curves_svg, sweep_table
+from kwbench.report.svg.lines import Curve, curves_svg
+from kwbench.report.terminal import sweep_table
 from kwbench.statistics import Interval
 from support.records import deterministic
 

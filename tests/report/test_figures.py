@@ -21,13 +21,14 @@ from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
 from kwbench.report import write_report
-from kwbench.report.drawing import Axis, tick_text, viridis
 from kwbench.report.figures import figures, figures_html
 from kwbench.report.leaderboard import boards
-from kwbench.report.matrix import Cell, matrix_svg
-from kwbench.report.pixels import png
-from kwbench.report.plot import Line, Panel, plot_svg
-from kwbench.report.surface import Surface, maps_svg, surfaces_svg
+from kwbench.report.svg.axis import Axis, tick_text
+from kwbench.report.svg.drawing import viridis
+from kwbench.report.svg.lines import Line, Panel, panels_svg
+from kwbench.report.svg.matrix import Cell, matrix_svg
+from kwbench.report.svg.pixels import png
+from kwbench.report.svg.surfaces import Surface, maps_svg, surfaces_svg
 from kwbench.statistics import Interval
 from support.records import deterministic
 from support.small_registry import write_registry
@@ -171,7 +172,7 @@ def test_a_sweep_and_a_series_of_gammas_are_drawn_from_their_evaluations(tmp_pat
 
 def test_a_line_goes_through_its_points_and_stops_where_there_is_none() -> None:
     y = np.array([0.0, 1.0, np.nan, 1.0, 0.0])
-    svg = plot_svg("t", [Panel("p", "x", "y", (Line("a", np.arange(5.0), y, 0),))])
+    svg = panels_svg("t", [Panel("p", "x", "y", (Line("a", np.arange(5.0), y, 0),))])
     (path, sample) = paths(svg, stroke="#0072b2")
     assert path.count("M") == 2
     (x0, y0), (x1, y1), (x3, y3), (x4, y4) = points(path)
@@ -183,9 +184,7 @@ def test_a_line_goes_through_its_points_and_stops_where_there_is_none() -> None:
 
 def test_a_logarithmic_axis_leaves_out_what_is_not_positive() -> None:
     x = np.array([1.0, 10.0, 100.0, 1000.0])
-    svg = plot_svg(
-        "t", [Panel("p", "x", "y", (Line("a", x, np.array([1.0, 0.1, 0.0, 0.001]), 0),), log_across=True, log_up=True)]
-    )
+    svg = panels_svg("t", [Panel("p", "x", "y", (Line("a", x, np.array([1.0, 0.1, 0.0, 0.001]), 0),), log_x=True, log_y=True)])
     drawn = points(paths(svg, stroke="#0072b2")[0])
     assert len(drawn) == 3
     assert drawn[1][0] - drawn[0][0] == pytest.approx((drawn[2][0] - drawn[0][0]) / 3, abs=0.1)
@@ -278,13 +277,13 @@ def test_transfers_on_record_become_a_matrix_with_independent_copies_on_the_diag
 
 def test_a_picture_is_as_wide_as_its_title() -> None:
     panels = [Panel("p", "x", "y", (Line("a", np.arange(2.0), np.arange(2.0), 0),))]
-    narrow, wide = (float(ElementTree.fromstring(plot_svg(title, panels)).get("width", "0")) for title in ("t", "t" * 100))
+    narrow, wide = (float(ElementTree.fromstring(panels_svg(title, panels)).get("width", "0")) for title in ("t", "t" * 100))
     assert narrow < 800 < wide
 
 
 def test_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
-        plot_svg("t", [])
+        panels_svg("t", [])
     with pytest.raises(ValueError, match="nothing to draw"):
         surfaces_svg("t", [])
     assert "No experiment is on record" in figures_html([])

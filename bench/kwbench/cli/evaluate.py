@@ -205,7 +205,7 @@ def sweep(
 
 def _print_sweep(plan: "Sweep", curves: "Sequence[Sequence[Summary]]", svg: Path | None, as_json: bool) -> None:
     if not as_json:
-        from kwbench.report.curves import sweep_table
+        from kwbench.report.terminal import sweep_table
 
         console().print(sweep_table(plan.what, plan.values, curves))
         return

@@ -12,7 +12,7 @@ from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.evaluation.series import record_series
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
-from kwbench.report.curves import Curve, curves_svg
+from kwbench.report.svg.lines import Curve, curves_svg
 from kwbench.threat import exact_fraction
 
 EPS = "eps"

@@ -186,3 +186,20 @@ def findings_table(findings: Sequence[Finding]) -> Table:
             Text(plain(each.statement, _SENTENCE)),
         )
     return table
+
+
+def sweep_table(parameter: str, values: Sequence[str], sweeps: Sequence[Sequence[Summary]]) -> Table:
+    """The table of a sweep: A_std and A_rob at each value, a row for each model; percent with 95 % intervals.
+
+    `sweeps` has the summaries of one model at each of the values, for each model.
+    """
+    first = sweeps[0][0]
+    title = f"{plain(first.dataset)}, n = {first.n}; A_rob, percent, by {plain(parameter)}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("model", "A_std", *values):
+        table.add_column(Text(plain(name)), justify="left" if name == "model" else "right")
+    for sweep in sweeps:
+        accuracies = [sweep[0].a_std, *(summary.a_rob for summary in sweep)]
+        cells = (interval_text(accuracy, first.n) for accuracy in accuracies)
+        table.add_row(Text(plain(sweep[0].model)), *cells)
+    return table

@@ -6,9 +6,9 @@ import numpy as np
 
 from kwbench.record.measurement import Measurement
 from kwbench.report.figures.figure import Figure, described, figure_of, short
-from kwbench.report.pixels import Example, Strip, gallery_svg
-from kwbench.report.plot import Line, Panel, plot_svg
-from kwbench.report.surface import Surface, maps_svg, surfaces_svg
+from kwbench.report.svg.lines import Line, Panel, panels_svg
+from kwbench.report.svg.pixels import Example, Strip, gallery_svg
+from kwbench.report.svg.surfaces import Surface, maps_svg, surfaces_svg
 from kwbench.threat import ThreatModel
 
 # The number of the curve that is black.
@@ -68,7 +68,7 @@ def logits(group: Sequence[Measurement]) -> list[Figure]:
             f"perturbation grows to {reach:.3g} in {first.spec['origin']['norm']} at the last step. Black: the true class; the "
             "model is wrong where another line is above it. As figure 3 (a, b) of xiao2020."
         )
-        svg = plot_svg(title, panels, description=described(group))
+        svg = panels_svg(title, panels, description=described(group))
         drawn.append(figure_of(group, f"image{place}", title, caption, svg))
     return drawn
 
@@ -85,7 +85,7 @@ def answers(group: Sequence[Measurement]) -> list[Figure]:
             right = 100 * float((found["prediction"][number] == found["label"]).mean())
             line = Line("", (edges[:-1] + edges[1:]) / 2, 100 * share, 0 if number == 0 else 1, kind="bars")
             panels.append(
-                Panel(f"{label}: {right:.1f} % right", "probability of the true class", "images, %", (line,), top=100.0)
+                Panel(f"{label}: {right:.1f} % right", "probability of the true class", "images, %", (line,), y_max=100.0)
             )
         where = f"{short(each.model)}: {_terms_in_words(each)}, n = {n}"
         title = f"True-class probabilities of {where}"
@@ -93,7 +93,7 @@ def answers(group: Sequence[Measurement]) -> list[Figure]:
             f"How sure {each.model} is of the true class, on {n} images and on what each attack makes of them; where an attack "
             "proposes what lies outside the ball, the image itself counts. As hicheur2024 shows for its networks."
         )
-        svg = plot_svg(title, panels, description=described([each]))
+        svg = panels_svg(title, panels, description=described([each]))
         drawn.append(figure_of([each], f"probabilities-{short(each.model)}", title, caption, svg))
         strips = [strip for number, label in enumerate(labels[1:]) for strip in _strips(each, number, label)]
         if any(strip.examples for strip in strips):

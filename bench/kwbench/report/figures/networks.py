@@ -6,7 +6,7 @@ import numpy as np
 
 from kwbench.record.measurement import Array, Measurement
 from kwbench.report.figures.figure import Figure, described, figure_of, short
-from kwbench.report.plot import Line, Panel, plot_svg
+from kwbench.report.svg.lines import Line, Panel, panels_svg
 
 # The number of the curve that is black.
 _BLACK = 6
@@ -31,7 +31,7 @@ def fits(group: Sequence[Measurement]) -> list[Figure]:
             f"Networks of {parameters['hidden']} layers of {parameters['width']} units, trained on the points alone. The k-WTA "
             f"network is a straight line in each of at least {pieces} pieces, and jumps between them. As figure 1 of xiao2020."
         )
-        drawn.append(figure_of([each], "", title, caption, plot_svg(title, panels, description=described([each]))))
+        drawn.append(figure_of([each], "", title, caption, panels_svg(title, panels, description=described([each]))))
     return drawn
 
 
@@ -48,7 +48,7 @@ def learning(group: Sequence[Measurement]) -> list[Figure]:
                     Line(short(each.model), each.arrays["epoch"], each.arrays[name], number, kind="line")
                     for number, each in enumerate(some)
                 ),
-                top=1.0 if name == "accuracy" else None,
+                y_max=1.0 if name == "accuracy" else None,
             )
             for name in ("loss", "accuracy")
         ]
@@ -57,7 +57,7 @@ def learning(group: Sequence[Measurement]) -> list[Figure]:
             "Mean loss and accuracy of each epoch on what was trained on in it, adversarial examples where training is "
             "adversarial. As figure 3 (c) of xiao2020, which has the jumps of k-WTA leave training smooth."
         )
-        drawn.append(figure_of(some, "", title, caption, plot_svg(title, panels, description=described(some))))
+        drawn.append(figure_of(some, "", title, caption, panels_svg(title, panels, description=described(some))))
     return drawn
 
 
@@ -81,7 +81,7 @@ def weights(group: Sequence[Measurement]) -> list[Figure]:
         "by eps. How far the mean goes up and down, over the range that it covers (1: always one way): "
         f"{', '.join(rough)}. Figure 3 (c) and theorem 2 of xiao2020."
     )
-    return [figure_of(group, "", title, caption, plot_svg(title, panels, description=described(group)))]
+    return [figure_of(group, "", title, caption, panels_svg(title, panels, description=described(group)))]
 
 
 def _roughness(values: Array) -> float:
@@ -108,10 +108,10 @@ def layers(group: Sequence[Measurement]) -> list[Figure]:
         return tuple(lines)
 
     panels = [
-        Panel("The nearest other pattern", "width", "distance", over_width("nearest", None), log_across=True, log_up=True),
-        Panel("Random direction: median", "width", "distance", over_width("typical", 1), log_across=True, log_up=True),
-        Panel("Random direction: largest", "width", "distance", over_width("farthest", 1), log_across=True, log_up=True),
-        Panel("Jump of the next layer", "width", "jump / output", over_width("jump", None), log_across=True, log_up=True),
+        Panel("The nearest other pattern", "width", "distance", over_width("nearest", None), log_x=True, log_y=True),
+        Panel("Random direction: median", "width", "distance", over_width("typical", 1), log_x=True, log_y=True),
+        Panel("Random direction: largest", "width", "distance", over_width("farthest", 1), log_x=True, log_y=True),
+        Panel("Jump of the next layer", "width", "jump / output", over_width("jump", None), log_x=True, log_y=True),
         Panel(
             "The value that swaps, x*",
             "γ",
@@ -126,12 +126,12 @@ def layers(group: Sequence[Measurement]) -> list[Figure]:
         "of xiao2020 bounds how far an input may move before its activation pattern must change, by about 1 / (γ width); "
         "appendix B has the jump grow with x*, the value at which two units swap, which grows as γ falls."
     )
-    return [figure_of(group, "", title, caption, plot_svg(title, panels, description=described(group)))]
+    return [figure_of(group, "", title, caption, panels_svg(title, panels, description=described(group)))]
 
 
 def _quartiles(name: str, x: Array, values: Array, number: int) -> Line:
     low, middle, high = (np.quantile(values, share, axis=-1) for share in (0.25, 0.5, 0.75))
-    return Line(name, x, middle, number, low, high, kind="both")
+    return Line(name, x, middle, number, low, high, kind="line and points")
 
 
 def patterns(group: Sequence[Measurement]) -> list[Figure]:
@@ -147,7 +147,7 @@ def patterns(group: Sequence[Measurement]) -> list[Figure]:
             values = np.maximum(values, 1e-12)
             share = np.arange(1, len(values) + 1) / max(each.arrays[name].size, 1)
             lines.append(Line(short(each.model), np.repeat(values, 2)[1:], np.repeat(share, 2)[:-1], number))
-        panels.append(Panel(title, across, "share of directions", tuple(lines), log_across=True, top=1.0))
+        panels.append(Panel(title, across, "share of directions", tuple(lines), log_x=True, y_max=1.0))
     first = group[0]
     parameters = first.spec["parameters"]
     title = f"Activation patterns: {first.dataset}, {len(first.spec['samples'])} images"
@@ -162,4 +162,4 @@ def patterns(group: Sequence[Measurement]) -> list[Figure]:
         "where units tie at the image itself, as those of a uniform background do. "
         f"Medians of both: {medians}. Theorem 1 and appendix B of xiao2020."
     )
-    return [figure_of(group, "", title, caption, plot_svg(title, panels, description=described(group)))]
+    return [figure_of(group, "", title, caption, panels_svg(title, panels, description=described(group)))]

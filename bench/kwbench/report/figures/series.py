@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kwbench.record.measurement import Array, Measurement
+from kwbench.record.measurement import Measurement
 from kwbench.record.summary import Summary
-from kwbench.report.curves import Curve, curves_svg
 from kwbench.report.figures.figure import Figure, Source, described, figure_of, short
 from kwbench.report.leaderboard import Board
-from kwbench.report.matrix import Cell, matrix_svg
-from kwbench.report.plot import Line, Panel, plot_svg
+from kwbench.report.svg.lines import Curve, Panel, curves_svg, panels_svg
+from kwbench.report.svg.matrix import Cell, matrix_svg
 from kwbench.statistics import Interval
 
 
@@ -40,8 +39,9 @@ def sparsities(group: Sequence[Measurement], known: Mapping[str, Summary]) -> li
             for number, (way, chosen) in enumerate((("incremental", incremental), ("direct", ~incremental))):
                 places = np.flatnonzero(chosen)
                 if len(places):
-                    lines.append(_accuracies(f"{way} training", gamma[places], [pick(found[at]) for at in places], number))
-            panels.append(Panel(name, "γ", "accuracy, %", tuple(lines), top=100.0))
+                    points = tuple((float(gamma[at]), pick(found[at])) for at in places)
+                    lines.append(Curve(f"{way} training", points).line(number))
+            panels.append(Panel(name, "γ", "accuracy, %", tuple(lines), y_max=100.0))
         one = found[0]
         suite = each.spec["suite"]
         title = f"Accuracy against γ under {suite}: {short(each.model)}, {one.dataset}, {one.threat}, n = {one.n}"
@@ -49,7 +49,7 @@ def sparsities(group: Sequence[Measurement], known: Mapping[str, Summary]) -> li
             f"Networks like {each.model}, one for each γ and way of training, with equal numbers of epochs. A_rob is under "
             f"{suite}; bands are 95 % intervals. As figures 4 and 6 of xiao2020."
         )
-        svg = plot_svg(title, panels, description=described([each]))
+        svg = panels_svg(title, panels, description=described([each]))
         drawn.append(figure_of([each], f"{short(each.model)}-{suite}", title, caption, svg))
     return drawn
 
@@ -60,13 +60,6 @@ def _a_std(standing: Summary) -> Interval | None:
 
 def _a_rob(standing: Summary) -> Interval | None:
     return standing.a_rob
-
-
-def _accuracies(name: str, x: Array, found: Sequence[Interval | None], number: int) -> Line:
-    middle, low, high = (
-        np.array([np.nan if each is None else 100 * getattr(each, side) for each in found]) for side in ("value", "low", "high")
-    )
-    return Line(name, x, middle, number, low, high, kind="both")
 
 
 def transfers(boards: Sequence[Board]) -> list[Figure]:

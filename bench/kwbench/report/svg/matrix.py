@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kwbench.formatting import percent
-from kwbench.report.drawing import INK, SOFT, document, text, viridis
+from kwbench.report.svg.drawing import INK, SOFT, document, text, viridis
 from kwbench.statistics import Interval
 
 _CELL_WIDTH, _CELL_HEIGHT, _HEAD, _LETTER = 118.0, 46.0, 72.0, 7.2

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kwbench.record.measurement import Array
-from kwbench.report.drawing import INK, SOFT, document, text, tick_text, viridis
-from kwbench.report.pixels import image
+from kwbench.report.svg.axis import tick_text
+from kwbench.report.svg.drawing import INK, SOFT, document, text, viridis
+from kwbench.report.svg.pixels import image
 
 _SIZE, _HEAD, _FOOT = 320.0, 40.0, 24.0
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwbench.record.measurement import Array
-from kwbench.report.drawing import SOFT, document, text
+from kwbench.report.svg.drawing import SOFT, document, text
 
 _TILE, _GAP, _HEAD = 64.0, 10.0, 40.0
 _ROW = _TILE + 34

@@ -1,0 +1,1 @@
+"""Drawing: charts and images as SVG files that load nothing."""
