@@ -110,7 +110,8 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
         "passes": facts.passes,
     }
     return EvaluationSpec(
-        identity=digest(spec),
+        # The reasons are messages; which attacks do not apply counts.
+        identity=digest({**spec, "not_applicable": sorted(facts.not_applicable)}),
         model=facts.model,
         dataset=facts.dataset,
         suite=suite.name,
