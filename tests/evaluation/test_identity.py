@@ -7,9 +7,17 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from kwbench import judge
+from kwbench.evaluation.evaluator import Facts, LocalEvaluator
+from kwbench.evaluation.runner import describe
+from kwbench.networks.architectures.cnn3 import Cnn3
+from support.small_registry import request, write_registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,3 +99,37 @@ def test_a_raised_revision_makes_new_runs_of_that_part_alone(recorded: Path, tmp
         assert [(first, count)] == before[label]
         assert again == 8
         assert second != first
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_registry(tmp_path_factory.mktemp("registry"))
+
+
+def small_facts(registry: Path) -> Facts:
+    return LocalEvaluator(request(registry)).facts
+
+
+def identities(registry: Path, facts: Facts) -> dict[str, str]:
+    """Return the identity of the evaluation, and of each attack run by label."""
+    spec = describe(request(registry), facts)
+    return {"evaluation": spec.identity} | {attack.label: attack.identity for attack in spec.attacks}
+
+
+@pytest.mark.parametrize(("part", "name"), [(judge, "REVISION"), (Cnn3, "revision")])
+def test_a_raised_revision_of_judge_or_network_renews_every_run(
+    registry: Path, monkeypatch: pytest.MonkeyPatch, part: ModuleType | type, name: str
+) -> None:
+    before = identities(registry, small_facts(registry))
+    assert identities(registry, small_facts(registry)) == before
+    monkeypatch.setattr(part, name, 2)
+    after = identities(registry, small_facts(registry))
+    assert after.keys() == before.keys() == {"evaluation", "clean", "fgsm", "pgd"}
+    assert not set(after.values()) & set(before.values())
+
+
+def test_the_reason_why_an_attack_does_not_apply_changes_no_identity(registry: Path) -> None:
+    facts = small_facts(registry)
+    one, other = (replace(facts, not_applicable={"pgd": reason}) for reason in ("no gradients", "gradients are missing"))
+    assert identities(registry, one) == identities(registry, other)
+    assert identities(registry, one)["evaluation"] != identities(registry, facts)["evaluation"]
