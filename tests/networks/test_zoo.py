@@ -18,7 +18,7 @@ from kwbench.networks.activations import Kwta, effective_sparsity
 from kwbench.networks.loading import load_entry
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
-from kwbench.training import accuracy, curve_of, recipe_hash
+from kwbench.training import accuracy, read_curve, recipe_hash
 
 REGISTRY = Path(__file__).resolve().parents[2] / "registry.yaml"
 TRAININGS = [
@@ -65,7 +65,7 @@ def test_a_checkpoint_of_real_images_knows_its_recipe_and_has_a_curve(registry: 
             with safe_open(path, "pt") as file:
                 found = file.metadata()
             assert found == {"recipe": recipe_hash(registry.entries[name])}, name
-            curve = curve_of(path)
+            curve = read_curve(path)
             assert len(curve) >= recipe.epochs, name
             assert curve[-1]["loss"] < curve[0]["loss"], name
 

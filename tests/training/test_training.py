@@ -22,10 +22,10 @@ from kwbench.data import DataSet, Split, load_dataset
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.networks.activations import Kwta, activation_factory
 from kwbench.networks.loading import build_module, load_weights
-from kwbench.training import Epoch, accuracy, curve_of, recipe_hash, save_checkpoint, train
-from kwbench.training.adversaries import adversarial, divergence, diverging, sampled
-from kwbench.training.augmentation import augmented
-from kwbench.training.bfloat16_activations import swift
+from kwbench.training import Epoch, accuracy, read_curve, recipe_hash, save_checkpoint, train
+from kwbench.training.adversaries import kl_divergence, mixture_examples, pgd_examples, trades_examples
+from kwbench.training.augmentation import augment
+from kwbench.training.bfloat16_activations import bfloat16_activations
 from kwbench.training.progress import write_progress
 from kwbench.training.schedule import phases
 
@@ -69,7 +69,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adversarial": ({"name": "lwta", "gamma": 0.5}, {"adversarial": ADVERSARY, "clip_norm": 1.0}),
     "incremental": ({"name": "kwta", "gamma": 0.2}, {"incremental": LOWERING}),
     "stochastic": ({"name": "stochastic_lwta"}, {"adversarial": ADVERSARY}),
-    "swift": ({"name": "kwta", "gamma": 0.2}, {"incremental": LOWERING, "precision": "bfloat16"}),
+    "bfloat16": ({"name": "kwta", "gamma": 0.2}, {"incremental": LOWERING, "precision": "bfloat16"}),
     "trades": ({"name": "relu"}, {"trades": ADVERSARY, "flip": True}),
     "free": ({"name": "kwta", "gamma": 0.3}, {"free": {"eps": 0.2, "replays": 3}}),
     "fast": ({"name": "relu"}, {"fast": {"eps": 0.2}, "precision": "bfloat16", "storage": "float16"}),
@@ -151,7 +151,7 @@ def test_training_images_stay_in_the_ball_and_among_the_pixels(few: DataSet, epo
     module = build_module(entry(), (1, 8, 8), 10)
     batch = few.train.batch(range(64))
     torch.manual_seed(0)
-    z = adversarial(module, batch.x, batch.y, attack, epoch)
+    z = pgd_examples(module, batch.x, batch.y, attack, epoch)
     radius = 0.2 * min(1, (epoch + 1) / 4)
     distances = (z.double() - batch.x.double()).flatten(1).abs().amax(dim=1)
     assert distances.max() <= radius + 1e-6
@@ -171,7 +171,7 @@ def test_the_steps_of_the_adversary_warm_up_with_its_radius(few: DataSet) -> Non
     torch.manual_seed(0)
     start = (batch.x + torch.empty_like(batch.x).uniform_(-0.05, 0.05)).clamp(0, 1)
     torch.manual_seed(0)
-    z = adversarial(linear, batch.x, batch.y, attack, 0)
+    z = pgd_examples(linear, batch.x, batch.y, attack, 0)
     assert (z - start).abs().max().item() == pytest.approx(0.005, abs=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_adversarial_training_makes_the_network_more_robust(few: DataSet) -> Non
     for recipe in ({}, {"adversarial": ADVERSARY}):
         module = train(entry(epochs=15, **recipe), few, quiet)
         torch.manual_seed(0)
-        z = adversarial(module, batch.x, batch.y, attack, 0)
+        z = pgd_examples(module, batch.x, batch.y, attack, 0)
         left.append((module(z).argmax(dim=1) == batch.y).float().mean().item())
     assert left[1] > left[0] + 0.1
 
@@ -220,7 +220,7 @@ def test_each_number_of_the_mixture_does_what_the_paper_says_and_none_leaves_the
     mixture = Mixture.model_validate({"eps": "0.3", "steps": 3, "step_size": "0.01", "attacks": every})
     batch = few.train.batch(range(64))
     module = linear()
-    z = sampled(module, batch.x, batch.y, mixture, number, 0)
+    z = mixture_examples(module, batch.x, batch.y, mixture, number, 0)
     moved = (z - batch.x).abs().flatten(1).amax(dim=1)
     assert z.min() >= 0
     assert z.max() <= 1
@@ -239,7 +239,7 @@ def test_each_number_of_the_mixture_does_what_the_paper_says_and_none_leaves_the
         {"eps": "0.3", "steps": 3, "step_size": "0.01", "attacks": [each for each in every if each != every[number % 4]]}
     )
     if number < 4:
-        assert torch.equal(sampled(module, batch.x, batch.y, without, number, 0), batch.x)
+        assert torch.equal(mixture_examples(module, batch.x, batch.y, without, number, 0), batch.x)
 
 
 def test_trades_looks_for_where_the_answers_diverge_within_the_ball(few: DataSet) -> None:
@@ -248,10 +248,10 @@ def test_trades_looks_for_where_the_answers_diverge_within_the_ball(few: DataSet
     batch, module = few.train.batch(range(64)), linear()
     with torch.no_grad():
         natural = module(batch.x).log_softmax(dim=1)
-    z = diverging(module, batch.x, natural, trades, 0)
+    z = trades_examples(module, batch.x, natural, trades, 0)
     assert (z - batch.x).abs().max() <= 0.2 + 1e-6
     with torch.no_grad():
-        found, none = divergence(module(z), natural), divergence(module(batch.x), natural)
+        found, none = kl_divergence(module(z), natural), kl_divergence(module(batch.x), natural)
     assert none.item() == pytest.approx(0, abs=1e-6)
     assert found > 0.01
 
@@ -264,7 +264,7 @@ def test_fast_training_takes_one_step_of_a_quarter_more_than_eps_and_is_cut_to_t
         calls.append(len(x))
         return module(x)
 
-    z = adversarial(answer, batch.x, batch.y, Fast.model_validate({"eps": "0.2"}), 0)
+    z = pgd_examples(answer, batch.x, batch.y, Fast.model_validate({"eps": "0.2"}), 0)
     assert len(calls) == 1
     assert (z - batch.x).abs().max().item() == pytest.approx(0.2, abs=1e-6)
 
@@ -307,7 +307,7 @@ def test_each_adversarial_training_makes_the_network_more_robust(kind: str, few:
     for training in ({}, {kind: recipe}):
         module = train(entry(epochs=15, **training), few, quiet)
         torch.manual_seed(0)
-        z = adversarial(module, batch.x, batch.y, attack, 0)
+        z = pgd_examples(module, batch.x, batch.y, attack, 0)
         left.append((module(z).argmax(dim=1) == batch.y).float().mean().item())
     assert left[1] > left[0] + 0.05
 
@@ -315,7 +315,7 @@ def test_each_adversarial_training_makes_the_network_more_robust(kind: str, few:
 def test_images_are_mirrored_every_other_time(few: DataSet) -> None:
     recipe = validate(Recipe, RECIPE | {"shift": 0, "flip": True}, "recipe")
     x = few.train.batch(range(200)).x
-    z = augmented(x, recipe, torch.Generator().manual_seed(0))
+    z = augment(x, recipe, torch.Generator().manual_seed(0))
     same = (z == x).flatten(1).all(dim=1)
     assert bool((same | (z == x.flip(3)).flatten(1).all(dim=1)).all())
     assert 70 < int(same.sum()) < 130
@@ -404,7 +404,7 @@ def test_swift_competition_has_the_same_winners_and_gradients_and_is_gone_afterw
         return out, gradient
 
     out, gradient = run()
-    with swift(network):
+    with bfloat16_activations(network):
         assert list(network.state_dict()) == keys
         swiftly, its_gradient = run()
         assert type(network[1]) is not type(layers[2])
@@ -470,7 +470,7 @@ class Stopped(Exception):
     """Raised in the middle of a training."""
 
 
-@pytest.mark.parametrize("kind", ["swift", "stochastic", "free", "mixture"])
+@pytest.mark.parametrize("kind", ["bfloat16", "stochastic", "free", "mixture"])
 def test_a_training_stopped_within_an_epoch_ends_at_the_same_weights(
     kind: str, few: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -545,8 +545,8 @@ def test_a_training_killed_with_kill_9_continues_to_the_same_weights(tmp_path: P
     assert last.returncode == 0, err
     assert "epoch 1/8" not in err, "it began anew"
     assert json.loads(again)["sha256"] == json.loads(out)["sha256"]
-    assert curve_of(tmp_path / "killed.safetensors") == curve_of(tmp_path / "whole.safetensors")
-    assert [epoch["epoch"] for epoch in curve_of(tmp_path / "killed.safetensors")] == list(range(1, 9))
+    assert read_curve(tmp_path / "killed.safetensors") == read_curve(tmp_path / "whole.safetensors")
+    assert [epoch["epoch"] for epoch in read_curve(tmp_path / "killed.safetensors")] == list(range(1, 9))
     assert not progress.exists()
     with safetensors.safe_open(tmp_path / "killed.safetensors", "pt") as file:
         found = file.metadata()
@@ -555,7 +555,7 @@ def test_a_training_killed_with_kill_9_continues_to_the_same_weights(tmp_path: P
 
 def test_a_curve_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(CannotEvaluate, match=r"net\.curve\.json: cannot be read"):
-        curve_of(tmp_path / "net.safetensors")
+        read_curve(tmp_path / "net.safetensors")
     (tmp_path / "net.curve.json").write_text("[]")
     with pytest.raises(DamagedData, match=r"net\.curve\.json: not a learning curve"):
-        curve_of(tmp_path / "net.safetensors")
+        read_curve(tmp_path / "net.safetensors")

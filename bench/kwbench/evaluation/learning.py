@@ -11,7 +11,7 @@ from kwbench.record.measurement import Measurement
 from kwbench.record.provenance import digest
 from kwbench.record.store import Store
 from kwbench.training.checkpoint import recipe_hash
-from kwbench.training.progress import curve_of, curve_path
+from kwbench.training.curve import curve_path, read_curve
 
 
 def record_learning(registry: Registry, name: str, store: Store, *, command: str = "") -> Measurement:
@@ -21,7 +21,7 @@ def record_learning(registry: Registry, name: str, store: Store, *, command: str
     """
     found, entry = registry.find(name)
     path = curve_path(registry.checkpoint_path(found))
-    epochs = curve_of(registry.checkpoint_path(found))
+    epochs = read_curve(registry.checkpoint_path(found))
     content = path.read_bytes()
     if json.loads(content).get("recipe") != recipe_hash(entry):
         raise UsageError(f"{path}: the curve of another recipe than the one in {registry.owner_of(found).path}; train anew")

@@ -1,4 +1,4 @@
-"""The epochs of a recipe: how the learning rate runs, and how k-WTA's gamma falls."""
+"""The epochs of a recipe: the learning rate within each, and the gamma of k-WTA where it changes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,37 +11,37 @@ from kwbench.networks.activations import Kwta
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One epoch: its learning rate by the share of it that is done, and k-WTA's gamma where it changes."""
+    """One epoch. `learning_rate` maps the share of the epoch that is done to a rate; `gamma` is None if it stays."""
 
     learning_rate: Callable[[float], float]
     gamma: Fraction | None
 
 
-def phases(recipe: Recipe, winners: list[Kwta]) -> Iterator[Phase]:
-    """The epochs of a recipe, for a network with these k-WTA layers.
+def phases(recipe: Recipe, kwta_layers: list[Kwta]) -> Iterator[Phase]:
+    """Yield the epochs of a recipe for a network with these k-WTA layers.
 
     Raises UsageError if the recipe is incremental and there are none, or their gamma is not below the start.
     """
     start = recipe.incremental.start if recipe.incremental else None
-    if recipe.incremental and not winners:
+    if recipe.incremental and not kwta_layers:
         raise UsageError("recipe.incremental lowers the gamma of k-WTA layers, and the network has none")
     for epoch in range(recipe.epochs):
-        yield Phase(_scheduled(recipe, epoch), start)
+        yield Phase(_learning_rate(recipe, epoch), start)
     if recipe.incremental:
-        yield from _lowering(recipe.incremental, winners[0].gamma)
+        yield from _incremental_phases(recipe.incremental, kwta_layers[0].gamma)
 
 
-def _scheduled(recipe: Recipe, epoch: int) -> Callable[[float], float]:
+def _learning_rate(recipe: Recipe, epoch: int) -> Callable[[float], float]:
     schedule, full = recipe.schedule, recipe.learning_rate
     if schedule.kind == "one_cycle":
         return _one_cycle(recipe, epoch)
-    over = 0 if schedule.after is None else max(0, epoch + 1 - schedule.after)
-    drops = over if schedule.repeat else min(over, 1)
+    epochs_past = 0 if schedule.after is None else max(0, epoch + 1 - schedule.after)
+    drops = epochs_past if schedule.repeat else min(epochs_past, 1)
     return lambda _: full * schedule.factor**drops
 
 
 def _one_cycle(recipe: Recipe, epoch: int) -> Callable[[float], float]:
-    """Linear warm-up over the first fifth, then linear decay to zero."""
+    """Return linear warm-up over the first fifth of all epochs, then linear decay to zero."""
 
     def rate(done: float) -> float:
         progress = (epoch + done) / recipe.epochs
@@ -50,7 +50,8 @@ def _one_cycle(recipe: Recipe, epoch: int) -> Callable[[float], float]:
     return rate
 
 
-def _lowering(incremental: Incremental, target: Fraction) -> Iterator[Phase]:
+def _incremental_phases(incremental: Incremental, target: Fraction) -> Iterator[Phase]:
+    """Yield the epochs that lower gamma to `target`, and the final ones there."""
     if incremental.start <= target:
         raise UsageError(f"recipe.incremental.start: {incremental.start} is not above the network's gamma, {target}")
     gamma = incremental.start
@@ -59,11 +60,11 @@ def _lowering(incremental: Incremental, target: Fraction) -> Iterator[Phase]:
         for _ in range(incremental.epochs):
             yield Phase(lambda _: incremental.learning_rate, gamma)
     for epoch in range(incremental.final_epochs):
-        yield Phase(_falling(incremental, epoch), target)
+        yield Phase(_final_decay(incremental, epoch), target)
 
 
-def _falling(incremental: Incremental, epoch: int) -> Callable[[float], float]:
-    """Linear decay to zero over the final epochs."""
+def _final_decay(incremental: Incremental, epoch: int) -> Callable[[float], float]:
+    """Return linear decay to zero over the final epochs."""
 
     def rate(done: float) -> float:
         return incremental.learning_rate * (1 - (epoch + done) / incremental.final_epochs)
