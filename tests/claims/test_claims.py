@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from packed import unpack
 from rich.console import Console
 
 from kwbench.claims import PAPERS, Claim, Comparison, comparisons, full_size_registry, lint, place_of, read_claims
@@ -39,6 +38,7 @@ from kwbench.record.store import Store
 from kwbench.report import write_report
 from kwbench.report.claims import claims_markdown, claims_table
 from kwbench.threat import ThreatModel
+from papers.packed import unpack
 from support.records import deterministic, drawn, record, rows, specification
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports"

@@ -1,4 +1,4 @@
-"""A packed record is the record, and none is lost by packing or unpacking."""
+"""A packed record holds the same rows, and neither packing nor unpacking loses any."""
 
 import json
 import os
@@ -9,21 +9,21 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from packed import pack, unpack
 
 from kwbench.record.store import Store
+from papers.packed import pack, unpack
 from support.records import deterministic
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench/papers/packed.py"
 
 
 def statuses(path: Path) -> list[str]:
-    """What is on record of PGD."""
+    """Return the statuses of the PGD rows on record."""
     store = Store.open(str(path))
     (evaluation,) = store.evaluations()
-    found = [outcome.status.value for outcome in store.outcomes(evaluation.attack_runs["pgd"])]
+    values = [outcome.status.value for outcome in store.outcomes(evaluation.attack_runs["pgd"])]
     store.close()
-    return found
+    return values
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def recorded(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_was_packed_and_unpacked_says_the_same(recorded: Path, tmp_path: Path) -> None:
+def test_unpacking_restores_what_was_packed(recorded: Path, tmp_path: Path) -> None:
     pack(recorded, tmp_path / "papers.db.xz")
     unpack(tmp_path / "papers.db.xz", tmp_path / "again.db")
     assert statuses(tmp_path / "again.db") == statuses(recorded) == ["held", "broken", "broken", "wrong"]
@@ -43,7 +43,7 @@ def test_what_was_packed_and_unpacked_says_the_same(recorded: Path, tmp_path: Pa
     assert sorted(os.listdir(tmp_path)) == ["again.db", "papers.db", "papers.db.xz"]
 
 
-def test_commands_keep_their_files_and_forget_the_folders(recorded: Path, tmp_path: Path) -> None:
+def test_commands_keep_the_names_of_files_and_lose_their_folders(recorded: Path, tmp_path: Path) -> None:
     command = "kwbench evaluate cifar10/net --data /home/me/my-data/test.npz --data-dir=/data --set pgd.steps=1/2 --db x/y.db"
     with closing(sqlite3.connect(recorded)) as connection, connection:
         connection.execute("UPDATE evaluations SET provenance = ?", (json.dumps({"command": command, "cores": 2}),))
@@ -58,15 +58,15 @@ def test_commands_keep_their_files_and_forget_the_folders(recorded: Path, tmp_pa
     }
 
 
-def test_a_record_is_never_written_over(recorded: Path, tmp_path: Path) -> None:
+def test_unpacking_never_overwrites_a_record(recorded: Path, tmp_path: Path) -> None:
     pack(recorded, tmp_path / "papers.db.xz")
     before = recorded.read_bytes()
-    with pytest.raises(FileExistsError, match=r"papers\.db: is there already"):
+    with pytest.raises(FileExistsError, match=r"papers\.db: exists"):
         unpack(tmp_path / "papers.db.xz", recorded)
     assert recorded.read_bytes() == before
 
 
-def test_a_damaged_record_leaves_no_half_of_one(recorded: Path, tmp_path: Path) -> None:
+def test_unpacking_a_damaged_file_writes_nothing(recorded: Path, tmp_path: Path) -> None:
     packed = tmp_path / "papers.db.xz"
     pack(recorded, packed)
     packed.write_bytes(packed.read_bytes()[:-200])
@@ -75,7 +75,7 @@ def test_a_damaged_record_leaves_no_half_of_one(recorded: Path, tmp_path: Path) 
     assert not (tmp_path / "again.db").exists()
 
 
-def test_without_a_record_the_packed_one_stays(recorded: Path, tmp_path: Path) -> None:
+def test_packing_a_missing_record_keeps_the_packed_one(recorded: Path, tmp_path: Path) -> None:
     packed = tmp_path / "papers.db.xz"
     pack(recorded, packed)
     before = packed.read_bytes()
@@ -85,7 +85,7 @@ def test_without_a_record_the_packed_one_stays(recorded: Path, tmp_path: Path) -
     assert sorted(os.listdir(tmp_path)) == ["papers.db", "papers.db.xz"]
 
 
-def test_what_a_packed_record_has_and_the_record_lacks_is_not_written_over(recorded: Path, tmp_path: Path) -> None:
+def test_a_packed_record_is_not_replaced_by_one_that_lacks_rows(recorded: Path, tmp_path: Path) -> None:
     packed = tmp_path / "papers.db.xz"
     pack(recorded, packed)
     before = packed.read_bytes()
@@ -96,7 +96,7 @@ def test_what_a_packed_record_has_and_the_record_lacks_is_not_written_over(recor
     assert packed.read_bytes() == before
 
 
-def test_a_record_that_has_more_than_the_packed_one_takes_its_place(recorded: Path, tmp_path: Path) -> None:
+def test_a_packed_record_is_replaced_by_one_with_more_rows(recorded: Path, tmp_path: Path) -> None:
     packed = tmp_path / "papers.db.xz"
     pack(recorded, packed)
     store = Store.open(str(recorded))
@@ -105,5 +105,5 @@ def test_a_record_that_has_more_than_the_packed_one_takes_its_place(recorded: Pa
     pack(recorded, packed)
     unpack(packed, tmp_path / "again.db")
     store = Store.open(str(tmp_path / "again.db"))
-    assert [each.spec.model for each in store.evaluations()] == ["m", "another"]
+    assert [evaluation.spec.model for evaluation in store.evaluations()] == ["m", "another"]
     store.close()

@@ -1,4 +1,4 @@
-"""What is on record as a data frame."""
+"""The data frame of everything on record."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from kwbench.record.store import Store
 from support.records import deterministic, drawn, record, specification
 
 
-def test_results_have_one_row_for_each_evaluation_and_attack(tmp_path: Path) -> None:
+def test_results_have_one_row_per_evaluation_and_attack(tmp_path: Path) -> None:
     db = str(tmp_path / "results.db")
     store = Store.open(db, create=True)
     evaluation = deterministic(store, {"clean": "whhh", "pgd": "whbh", "cw": "whb."})
@@ -38,12 +38,25 @@ def test_results_have_one_row_for_each_evaluation_and_attack(tmp_path: Path) -> 
     assert {"forwards", "backwards", "seconds", "eps_exact", "model_sha256", "data_sha256", "seed"} <= set(frame.columns)
 
 
+def test_results_mark_evaluations_by_earlier_versions(tmp_path: Path) -> None:
+    db = str(tmp_path / "results.db")
+    store = Store.open(db, create=True)
+    earlier = {"engine": None, "code_sha256": "0" * 64}
+    deterministic(store, {"clean": "hh", "pgd": "hb"}, origin=earlier)
+    deterministic(store, {"clean": "hh", "pgd": "hh"})
+    store.close()
+    frame = results(db)
+    assert frame["earlier_version"].tolist() == [True, True, False, False]
+    assert frame["run"].nunique() == 2
+    assert frame["attack_run"].nunique() == 4
+
+
 def test_an_empty_record_gives_an_empty_frame(tmp_path: Path) -> None:
     db = str(tmp_path / "results.db")
     Store.open(db, create=True).close()
     assert len(results(db)) == 0
 
 
-def test_a_missing_record_is_named(tmp_path: Path) -> None:
+def test_a_missing_database_is_named(tmp_path: Path) -> None:
     with pytest.raises(CannotEvaluate, match="no such database"):
         results(str(tmp_path / "results.db"))

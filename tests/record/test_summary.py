@@ -240,6 +240,15 @@ def test_the_json_has_the_promised_keys_and_null_where_there_is_no_truthful_numb
     assert set(attack["statuses"]) == {"wrong", "broken", "held", "invalid", "error"}
 
 
+def test_an_evaluation_by_an_earlier_version_is_marked_and_compared_by_its_protocol(store: Store) -> None:
+    earlier = deterministic(store, {"clean": "whhh", "pgd": "whbh"}, origin={"engine": None, "code_sha256": "0" * 64})
+    current = deterministic(store, {"clean": "whhh", "pgd": "whhh"})
+    assert not set(earlier.attack_runs.values()) & set(current.attack_runs.values())
+    assert [summary.earlier_version for summary in summaries(store)] == [True, False]
+    assert [to_json(summary)["earlier_version"] for summary in summaries(store)] == [True, False]
+    assert comparison_key(earlier) == comparison_key(current)
+
+
 def test_only_equal_protocols_on_equal_data_are_comparable(store: Store) -> None:
     def key(**options: object) -> object:
         return comparison_key(store.register(specification(**options)))  # type: ignore[arg-type]

@@ -82,6 +82,8 @@ def specification(
         "engine": {"judge": 1},
         "versions": {"torch": "2.13.0", "kwbench": "0.1.0"},
     } | dict(origin or {})
+    # None removes an entry.
+    origin = {key: value for key, value in origin.items() if value is not None}
     whole = {"origin": origin} | dict(spec or {})
     key = (model, dataset, suite, norm, eps, n, stochastic, sorted(whole.items(), key=str))
     return EvaluationSpec(
