@@ -1,4 +1,4 @@
-"""The papers' claims: each has its place, the lint finds what is wrong and nothing else, and the page says it."""
+"""The papers' claims: each has its mapping, the lint finds what is wrong and nothing else, and the page says it."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kwbench.claims import PAPERS, Claim, Comparison, comparisons, full_size_registry, lint, place_of, read_claims
+from kwbench.claims import PAPERS, Claim, ClaimComparison, compare_claims, full_size_registry, lint, map_claim, read_claims
 from kwbench.claims.full_size import full_size_entries
 from kwbench.claims.lint import (
     IMAGES,
@@ -105,7 +105,7 @@ def suite_named(name: str) -> Suite:
     return read_suite(name)
 
 
-def find(found: list[Comparison], paper: str, table: str, **fields: str) -> list[Comparison]:
+def find(found: list[ClaimComparison], paper: str, table: str, **fields: str) -> list[ClaimComparison]:
     return [
         each
         for each in found
@@ -157,20 +157,20 @@ class TestTheData:
             read_claims(tmp_path / "claims.csv")
 
 
-class TestPlaces:
+class TestMapping:
     def test_every_cell_has_a_place_or_a_reason_why_it_has_none(self) -> None:
         for each in CLAIMS:
-            place = place_of(each)
-            assert place.comparable == (place.model is not None or place.full_size is not None), each.name
-            assert place.comparable == (place.protocol is not None), each.name
-        without = Counter(place_of(each).why_not.partition(",")[0] for each in CLAIMS if not place_of(each).comparable)
+            mapping = map_claim(each)
+            assert mapping.comparable == (mapping.model is not None or mapping.full_size is not None), each.name
+            assert mapping.comparable == (mapping.protocol is not None), each.name
+        without = Counter(map_claim(each).why_not.partition(",")[0] for each in CLAIMS if not map_claim(each).comparable)
         assert without == {
             "a figure of other authors' networks": 11,
             "an aggregate of two norms above 100 %": 1,
         }
 
     def test_at_least_160_cells_can_be_measured_on_networks_that_come_with_kwbench(self) -> None:
-        assert sum(place_of(each).model is not None for each in CLAIMS) >= 160
+        assert sum(map_claim(each).model is not None for each in CLAIMS) >= 160
 
     def test_every_cell_names_attacks_that_its_suite_has_at_the_cells_radius(self) -> None:
         for each in CLAIMS:
@@ -187,7 +187,7 @@ class TestPlaces:
         path = tmp_path / "papers.yaml"
         path.write_text(full_size_registry())
         own = read_registry(path).own
-        named = {place_of(each).full_size for each in CLAIMS} - {None}
+        named = {map_claim(each).full_size for each in CLAIMS} - {None}
         assert named <= own.keys()
         assert all(entry.recipe is not None and entry.checkpoint is None for entry in own.values())
         # What else there is are the sources of transfer attacks.
@@ -208,9 +208,9 @@ class TestPlaces:
         assert len(seen) == 22
 
     def test_a_network_that_is_the_papers_own_differs_in_nothing(self) -> None:
-        ours = [each for each in CLAIMS if place_of(each).model is not None]
-        same = {(each.paper, each.architecture, each.activation) for each in ours if place_of(each).full_size is None}
-        same -= {(each.paper, each.architecture, each.activation) for each in ours if place_of(each).differs}
+        ours = [each for each in CLAIMS if map_claim(each).model is not None]
+        same = {(each.paper, each.architecture, each.activation) for each in ours if map_claim(each).full_size is None}
+        same -= {(each.paper, each.architecture, each.activation) for each in ours if map_claim(each).differs}
         assert same == {("panousis2021", "WideResNet-34-1", "stochastic LWTA")}
 
 
@@ -324,7 +324,7 @@ PAPER = {"spec": {"paper_attacks": ["pgd", "cw", "deepfool", "mim"]}}
 
 class TestTheRecord:
     def test_without_a_record_every_cell_says_what_would_measure_it(self) -> None:
-        found = comparisons(CLAIMS, None)
+        found = compare_claims(CLAIMS, None)
         assert len(found) == 435
         assert Counter(each.status for each in found) == {"runnable": 423, "not comparable": 12}
         for each in found:
@@ -333,7 +333,7 @@ class TestTheRecord:
         for each in find(found, "costa2020", "4"):
             assert each.commands[:2] == (
                 "kwbench claims --registry papers.yaml",
-                f"kwbench train {each.place.full_size} --registry papers.yaml --download --pin --device cuda",
+                f"kwbench train {each.mapping.full_size} --registry papers.yaml --download --pin --device cuda",
             )
             assert each.hardware == "one GPU"
 
@@ -341,7 +341,7 @@ class TestTheRecord:
         (tmp_path / "papers.yaml").write_text(full_size_registry())
         known = read_registry(tmp_path / "papers.yaml").own
         pinned = {name for name, entry in read_registry().entries.items() if entry.checkpoint is not None}
-        for each in comparisons(CLAIMS, None):
+        for each in compare_claims(CLAIMS, None):
             trained = [command for command in each.commands if command.startswith("kwbench train")]
             assert all(" --pin" in command for command in trained), "an evaluation takes pinned weights only"
             assert each.model in {*pinned, *(command.split()[2] for command in trained), ""}
@@ -359,7 +359,7 @@ class TestTheRecord:
         evaluated(store, "cifar10/resnet18-w16-relu", "strong", {"clean": XIAO["clean"], "apgd": "bbbbbbbbbw"})
         evaluated(store, "cifar10/resnet18-w16-relu", "strong", {"clean": XIAO["clean"], "apgd": "hbbbbbbbbw"}, eps="8/255")
         found = {
-            each.claim.attack: each for each in find(comparisons(CLAIMS, store), "xiao2020", "1", training="Natural")
+            each.claim.attack: each for each in find(compare_claims(CLAIMS, store), "xiao2020", "1", training="Natural")
             if (each.claim.dataset, each.claim.activation) == ("CIFAR-10", "ReLU")
         }  # fmt: skip
         figures = {attack: [(one.label, one.accuracy.value) for one in each.measured] for attack, each in found.items()}
@@ -381,7 +381,7 @@ class TestTheRecord:
     def test_a_number_of_the_strong_suite_on_other_images_says_of_how_many(self, store: Store) -> None:
         evaluated(store, "cifar10/resnet18-w16-relu", "xiao2020", XIAO, **PAPER)
         evaluated(store, "cifar10/resnet18-w16-relu", "strong", {"clean": "hhhw", "apgd": "hbbw"})
-        found = comparisons(CLAIMS, store)
+        found = compare_claims(CLAIMS, store)
         assert ", of 4 images" in claims_markdown(found, [])
         (pgd,) = find(found, "xiao2020", "1", training="Natural", activation="ReLU", attack="PGD", dataset="CIFAR-10")
         assert [command.rpartition("--download")[2] for command in pgd.commands] == [" --n 10", " --n 4"]
@@ -391,7 +391,7 @@ class TestTheRecord:
         evaluated(store, model, "xiao2020", XIAO | {"pgd": "hhbb......"}, **PAPER)
         evaluated(store, model, "xiao2020", XIAO, eps="8/255", **PAPER)
         deterministic(store, XIAO, model=model, suite="xiao2020", eps="0.031", dataset="cifar10 (validation)")
-        (pgd,) = find(comparisons(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="PGD",
+        (pgd,) = find(compare_claims(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="PGD",
                       dataset="CIFAR-10")  # fmt: skip
         assert (pgd.status, pgd.measured) == ("runnable", ())
 
@@ -411,8 +411,8 @@ class TestTheRecord:
         training = {"lenet-smoothing": "Smoothing", "lenet-pni": "Noise Injection"}[model]
         (fgsm,) = [
             each
-            for each in comparisons(CLAIMS, store)
-            if each.place.model == f"cifar10/{model}" and each.claim.attack == "FGSM" and each.claim.training == training
+            for each in compare_claims(CLAIMS, store)
+            if each.mapping.model == f"cifar10/{model}" and each.claim.attack == "FGSM" and each.claim.training == training
         ]
         assert bool(fgsm.measured) == measures
 
@@ -422,22 +422,22 @@ class TestTheRecord:
         evaluated(store, model, "xiao2020", dict.fromkeys(XIAO, "hb"), checkpoint="new")
         evaluated(store, model, "xiao2020", dict.fromkeys(XIAO, "hbbb"), checkpoint="new")
         evaluated(store, model, "xiao2020", dict.fromkeys(XIAO, "hbb"), checkpoint="new")
-        (pgd,) = find(comparisons(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="PGD",
+        (pgd,) = find(compare_claims(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="PGD",
                       dataset="CIFAR-10")  # fmt: skip
-        assert pgd.measured[0].standing.n == 4
+        assert pgd.measured[0].summary.n == 4
 
     def test_autoattack_is_counted_as_its_tool_counts(self, store: Store) -> None:
         parts = ("apgd-ce", "apgd-t", "fab-t", "square")
         options = {"model": PUBLISHED, "suite": "panousis2021", "dataset": "cifar10", "n": 2}
         spec = specification(attacks=["clean", *parts], stochastic=True, **options)  # type: ignore[arg-type]
         record(store, spec, {label: drawn([100, 100], [100, 50]) for label in ("clean", *parts)})
-        (cell,) = find(comparisons(CLAIMS, store), "panousis2021", "2", architecture="WideResNet-34-1")
+        (cell,) = find(compare_claims(CLAIMS, store), "panousis2021", "2", architecture="WideResNet-34-1")
         # Five looks, the first at the image itself, each right half of the time on the second image.
         assert cell.measured[0].accuracy.value == pytest.approx((1 + 0.5**5) / 2)
         assert cell.claim.threat == ThreatModel.of("linf", "8/255")
 
     def test_what_differs_is_read_off_the_entries(self) -> None:
-        found = comparisons(CLAIMS, None)
+        found = compare_claims(CLAIMS, None)
         (bb,) = find(found, "xiao2020", "1", dataset="CIFAR-10", training="AT", activation="k-WTA-0.1", attack="BB")
         entry = read_registry().entries["cifar10/resnet18-w16-kwta0.1-fast"]
         assert entry.recipe is not None
@@ -452,13 +452,13 @@ class TestTheRecord:
 
     def test_without_our_network_in_the_registry_the_papers_own_is_named(self, tmp_path: Path) -> None:
         registry = Registry(tmp_path / "registry.yaml", {})
-        ours = [each for each in CLAIMS if place_of(each).model is not None and place_of(each).full_size is not None]
-        assert {each.hardware for each in comparisons(ours, None, registry)} == {"one GPU"}
+        ours = [each for each in CLAIMS if map_claim(each).model is not None and map_claim(each).full_size is not None]
+        assert {each.hardware for each in compare_claims(ours, None, registry)} == {"one GPU"}
         with pytest.raises(UsageError, match="the registry has no model 'cifar10/wrn34-1-slwta-panousis2021'"):
-            comparisons(CLAIMS, None, registry)
+            compare_claims(CLAIMS, None, registry)
 
     def test_every_network_of_ours_that_stands_for_a_papers_is_in_the_registry(self) -> None:
-        named = {place_of(each).model for each in CLAIMS} - {None}
+        named = {map_claim(each).model for each in CLAIMS} - {None}
         assert len(named) == 26
         assert named <= read_registry().entries.keys()
 
@@ -469,23 +469,23 @@ class TestTheRecord:
         wrong = [replace(each, prediction=9 - each.label) for each in rows("hhww")]
         after[1] = replace(after[1], prediction=5)
         record(store, spec, {"clean": wrong, "rotation": after})
-        (cell,) = find(comparisons(CLAIMS, store), "xiao2020", "5", training="Natural", activation="ReLU", attack="rotation")
+        (cell,) = find(compare_claims(CLAIMS, store), "xiao2020", "5", training="Natural", activation="ReLU", attack="rotation")
         assert cell.measured[0].accuracy.value == 0.75
 
     def test_sources_of_full_size_are_part_of_the_suites_name(self, store: Store) -> None:
         name = "xiao2020-bb with bb.surrogate=cifar10/vgg19"
         evaluated(store, "cifar10/resnet18-relu", name, {"clean": "hhhh", "bb": "hhbb"})
         evaluated(store, "cifar10/resnet18-relu", f"{name}, bb.steps=1", {"clean": "hhhh", "bb": "hhhb"})
-        (bb,) = find(comparisons(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="BB",
+        (bb,) = find(compare_claims(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="BB",
                      dataset="CIFAR-10")  # fmt: skip
         assert [one.accuracy.value for one in bb.measured] == [0.5]
 
     def test_a_network_at_full_size_comes_before_ours(self, store: Store) -> None:
         evaluated(store, "cifar10/resnet18-w16-relu", "xiao2020", XIAO)
         evaluated(store, "cifar10/resnet18-relu", "xiao2020", XIAO | {"pgd": "bbbbbbbbbw"})
-        (pgd,) = find(comparisons(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="PGD",
+        (pgd,) = find(compare_claims(CLAIMS, store), "xiao2020", "1", training="Natural", activation="ReLU", attack="PGD",
                       dataset="CIFAR-10")  # fmt: skip
-        assert [(one.standing.model, one.accuracy.value) for one in pgd.measured] == [("cifar10/resnet18-relu", 0.0)]
+        assert [(one.summary.model, one.accuracy.value) for one in pgd.measured] == [("cifar10/resnet18-relu", 0.0)]
         assert pgd.hardware == "one GPU"
 
 
@@ -535,7 +535,7 @@ class TestThePage:
         attacks = {"clean": "hhhhhhhhhw", "pgd": "hbbbbbbbbw", "pgd-0.01": "hhhhhbbbbw"}
         spec = {"paper_attacks": ["pgd"]}
         deterministic(store, attacks, model="mnist/cnn3-kwta0.1", suite="xiao2020", eps="0.3", dataset="mnist", spec=spec)
-        page = claims_markdown(comparisons(CLAIMS, store), [])
+        page = claims_markdown(compare_claims(CLAIMS, store), [])
         assert "| Natural | k-WTA-0.1 | A\\_rob, linf 0.3 | 62.2 | 10.0 [0.3, 44.5]; pgd-0.01: 50.0 [18.7, 81.3] |" in page
 
     def test_what_a_record_says_is_shown_and_never_run(self, store: Store, tmp_path: Path) -> None:
@@ -566,7 +566,7 @@ class TestThePage:
 
     def test_the_terminal_has_a_line_for_each_cell_and_counts_them(self) -> None:
         out = io.StringIO()
-        Console(width=200, file=out).print(claims_table(comparisons(CLAIMS, None)))
+        Console(width=200, file=out).print(claims_table(compare_claims(CLAIMS, None)))
         lines = out.getvalue().splitlines()
         assert sum(line.rstrip().endswith(("runnable", "not comparable")) for line in lines) == 435 + 1
         assert lines[-1] == "0 run, 423 runnable, 12 not comparable"

@@ -1,23 +1,23 @@
-"""The papers' tables as data: each cell a claim, the place where it can be measured, and what cannot be true of it."""
+"""The papers' tables as data: claims, the networks and suites that measure them, and a lint of the claims themselves."""
 
 from kwbench.claims.claim import PAPERS, Claim, read_claims
+from kwbench.claims.comparison import ClaimComparison, claims_json, compare_claims, unclaimed
 from kwbench.claims.full_size import full_size_entries, full_size_registry
 from kwbench.claims.lint import Remark, lint
-from kwbench.claims.mapping import Place, place_of
-from kwbench.claims.record import Comparison, claims_json, comparisons, unclaimed
+from kwbench.claims.mapping import ClaimMapping, map_claim
 
 __all__ = [
     "PAPERS",
     "Claim",
-    "Comparison",
-    "Place",
+    "ClaimComparison",
+    "ClaimMapping",
     "Remark",
     "claims_json",
-    "comparisons",
+    "compare_claims",
     "full_size_entries",
     "full_size_registry",
     "lint",
-    "place_of",
+    "map_claim",
     "read_claims",
     "unclaimed",
 ]

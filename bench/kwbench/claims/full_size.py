@@ -80,7 +80,7 @@ _INCREMENTAL = {
 
 @cache
 def full_size_entries() -> Mapping[str, ModelEntry]:
-    """Every network that `place_of` names as `full_size`, and the sources of transfer attacks, by name."""
+    """Every network that `map_claim` names as `full_size`, and the sources of transfer attacks, by name."""
     return {name: validate(ModelEntry, entry, name) for name, entry in _entries()}
 
 

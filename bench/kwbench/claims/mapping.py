@@ -23,7 +23,7 @@ class Protocol:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ClaimMapping:
     """Where a claim can be measured.
 
     `model`: our network that stands for the paper's, None where there is none; `differs`: in what besides what their entries
@@ -138,14 +138,14 @@ def protocol_of(claim: Claim) -> Protocol | None:
     return _PROTOCOLS.get((claim.paper, claim.attack))
 
 
-def place_of(claim: Claim) -> Place:
+def map_claim(claim: Claim) -> ClaimMapping:
     """Where a claim can be measured, or why it cannot."""
     protocol = protocol_of(claim)
     if claim.architecture == "see paper":
-        return Place(None, None, (), None, _OTHERS.format(f"the {claim.quoted_from}"))
+        return ClaimMapping(None, None, (), None, _OTHERS.format(f"the {claim.quoted_from}"))
     if claim.percent > 100:
-        return Place(None, None, (), None, _AGGREGATE)
-    return Place(protocol, *_ours(claim), _full_size(claim), "" if protocol is not None else "no suite has this attack")
+        return ClaimMapping(None, None, (), None, _AGGREGATE)
+    return ClaimMapping(protocol, *_ours(claim), _full_size(claim), "" if protocol is not None else "no suite has this attack")
 
 
 def _ours(claim: Claim) -> tuple[str | None, tuple[str, ...]]:

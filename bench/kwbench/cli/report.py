@@ -225,7 +225,7 @@ def claims(
 ) -> None:
     """Compare the papers' claims with the results on record, or report what is wrong with the claims themselves."""
     with importing():
-        from kwbench.claims import claims_json, comparisons, read_claims
+        from kwbench.claims import claims_json, compare_claims, read_claims
         from kwbench.record.store import Store
 
     if registry is not None:
@@ -238,7 +238,7 @@ def claims(
         return
     # Without a database the claims can still be listed.
     store = Store.open(db) if "://" in db or Path(db).exists() else None
-    compared = comparisons(wanted, store)
+    compared = compare_claims(wanted, store)
     if as_json:
         print_json(claims_json(compared))
         return

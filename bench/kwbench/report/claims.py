@@ -11,8 +11,8 @@ from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
-from kwbench.claims import PAPERS, Comparison, Remark
-from kwbench.claims.record import Measurement
+from kwbench.claims import PAPERS, ClaimComparison, Remark
+from kwbench.claims.measurements import MeasuredAccuracy
 from kwbench.formatting import interval_text, markdown, plain
 from kwbench.record.summary import Summary
 from kwbench.report.page import rendered
@@ -71,7 +71,7 @@ class Group:
     recipes: tuple[tuple[str, str, tuple[str, ...]], ...]
 
 
-def claims_markdown(found: Sequence[Comparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
+def claims_markdown(found: Sequence[ClaimComparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
     """The comparisons as a Markdown page, and what else has been measured of our networks."""
     parts = ["# Claimed and measured\n", f"{LEAD} {CAUTION}\n", _table(_counts(found)) + "\n"]
     parts.append("\n".join(f"- {status}: {meaning}" for status, meaning in STATUSES.items()) + "\n")
@@ -91,7 +91,7 @@ def claims_markdown(found: Sequence[Comparison], remarks: Sequence[Remark], uncl
     return "\n".join(parts)
 
 
-def claims_html(found: Sequence[Comparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
+def claims_html(found: Sequence[ClaimComparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
     """The same as one self-contained HTML page."""
     papers = [
         (paper, _whole(reference), groups)
@@ -137,7 +137,7 @@ def _whole(text: str) -> Markup:
     return escape(plain(text, _LONG))
 
 
-def claims_table(found: Sequence[Comparison]) -> ConsoleRenderable:
+def claims_table(found: Sequence[ClaimComparison]) -> ConsoleRenderable:
     """The comparisons for the terminal, a line for each cell, and how many there are of each status."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("paper, table", "network", "training", "activation", "attack", "claimed", "here", "strong", "status"):
@@ -156,7 +156,7 @@ def claims_table(found: Sequence[Comparison]) -> ConsoleRenderable:
     return Lines(table, Text(", ".join(f"{counts[status]} {status}" for status in STATUSES)))
 
 
-def _counts(found: Sequence[Comparison]) -> list[list[str]]:
+def _counts(found: Sequence[ClaimComparison]) -> list[list[str]]:
     counts = Counter((each.claim.paper, each.status) for each in found)
     lines = [["Paper", "cells", *STATUSES], [":--", *["--:"] * (1 + len(STATUSES))]]
     for paper in [*PAPERS, "all"]:
@@ -174,20 +174,20 @@ def _said(remark: Remark) -> str:
     return ": ".join([*dict.fromkeys(each.paper for each in remark.claims), remark.statement])
 
 
-def _groups(found: Sequence[Comparison]) -> list[Group]:
-    gathered: dict[tuple[str, ...], list[Comparison]] = {}
+def _groups(found: Sequence[ClaimComparison]) -> list[Group]:
+    gathered: dict[tuple[str, ...], list[ClaimComparison]] = {}
     for each in found:
         claim = each.claim
         gathered.setdefault((claim.table, claim.dataset, claim.architecture, claim.pretrained), []).append(each)
     return [_group(members) for members in gathered.values()]
 
 
-def _group(members: Sequence[Comparison]) -> Group:
+def _group(members: Sequence[ClaimComparison]) -> Group:
     differences: dict[str, str] = {}
     recipes: dict[tuple[str, tuple[str, ...]], str] = {}
     lines = []
     for each in members:
-        claim, place, model = each.claim, each.place, each.model
+        claim, mapping, model = each.claim, each.mapping, each.model
         differs = [differences.setdefault(text, chr(ord("a") + len(differences))) for text in each.differs]
         how = ""
         if model:
@@ -202,14 +202,14 @@ def _group(members: Sequence[Comparison]) -> Group:
                 quoted=claim.quoted_from,
                 remarks=each.remarks,
                 here=tuple((one.label, _text(one)) for one in each.measured),
-                images="" if not each.measured else f"{each.measured[0].standing.dataset}, {each.measured[0].standing.n}",
+                images="" if not each.measured else f"{each.measured[0].summary.dataset}, {each.measured[0].summary.n}",
                 strong=_strong(each) or None,
                 verdict=each.verdict,
                 model=model,
                 differs=", ".join(differs),
                 status=each.status,
                 how=how,
-                why_not=place.why_not,
+                why_not=mapping.why_not,
             )
         )
     first = members[0].claim
@@ -223,16 +223,16 @@ def _group(members: Sequence[Comparison]) -> Group:
     )
 
 
-def _text(each: Measurement) -> str:
-    return interval_text(each.accuracy, each.standing.n)
+def _text(each: MeasuredAccuracy) -> str:
+    return interval_text(each.accuracy, each.summary.n)
 
 
-def _strong(each: Comparison) -> str:
+def _strong(each: ClaimComparison) -> str:
     """What strong leaves, with the number of images where that is another; empty where it has not run."""
     if each.strong is None:
         return ""
-    n = each.strong.standing.n
-    return _text(each.strong) + (f", of {n} images" if n != each.measured[0].standing.n else "")
+    n = each.strong.summary.n
+    return _text(each.strong) + (f", of {n} images" if n != each.measured[0].summary.n else "")
 
 
 def _markdown_group(group: Group) -> str:

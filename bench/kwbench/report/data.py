@@ -8,7 +8,7 @@ from kwbench.record.summary import Summary, summaries
 from kwbench.report.leaderboard import Board, boards
 
 if TYPE_CHECKING:
-    from kwbench.claims import Comparison, Remark
+    from kwbench.claims import ClaimComparison, Remark
     from kwbench.report.figures import Figure
 
 
@@ -29,12 +29,12 @@ class ReportData:
         return boards(self.summaries)
 
     @cached_property
-    def claims(self) -> "tuple[list[Comparison], list[Remark], list[Summary]]":
+    def claims(self) -> "tuple[list[ClaimComparison], list[Remark], list[Summary]]":
         """Every claim beside its measurement, the remarks of the lint, and the evaluations that no claim is about."""
-        from kwbench.claims import comparisons, lint, read_claims, unclaimed
+        from kwbench.claims import compare_claims, lint, read_claims, unclaimed
 
         claims = read_claims()
-        compared = comparisons(claims, self.store, on_record=self.summaries)
+        compared = compare_claims(claims, self.store, on_record=self.summaries)
         return compared, lint(claims), unclaimed(claims, self.summaries)
 
     @cached_property
