@@ -1,4 +1,11 @@
-"""Soft backward passes for any module, found while it runs: no knowledge of the model, no edit of its code."""
+"""Relaxed backward passes for any module, found while it runs: no knowledge of the model, no change of its code.
+
+Terms. The *hard* value is what the module computes. The result of a comparison, a rounding or a draw keeps its hard value
+and gets the gradient of a *soft*, smooth function. A float that depends on the pixels has a *differentiable twin*, the same
+values with a gradient (`dispatch`). Booleans and integers cannot have a gradient in PyTorch; they have a *relaxed version*
+in floats until they meet a float again (`relaxed_tensors`). How soft a function is, is `softness` times a mean magnitude of
+each sample's data, so that no backward pass is flat (`scales`). `rules` say what happens to each operation.
+"""
 
 import random
 
@@ -7,18 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.relaxation.context import Context
-from kwbench.relaxation.running import run
+from kwbench.relaxation.run import run
 from kwbench.relaxation.survey import Relaxation, Survey, survey
-
-__all__ = ["Relaxation", "Survey", "relaxed", "relaxed_pass", "survey"]
-
 
 # Raise it with any change that can change an outcome; see tests/golden.
 REVISION = 1
 
+__all__ = ["REVISION", "Relaxation", "Survey", "relaxed", "relaxed_pass", "survey"]
+
 
 def relaxed(module: nn.Module, x: Tensor, softness: float = 1.0) -> Tensor:
-    """What the module answers to x (b, c, h, w), bit for bit, differentiable in x through a softened backward pass.
+    """Return the module's output for x (b, c, h, w), bit for bit, differentiable in x by a relaxed backward pass.
 
     `softness` multiplies every scale: near 0 the gradients are the hard ones, at large values nearly linear.
     """
@@ -26,18 +32,19 @@ def relaxed(module: nn.Module, x: Tensor, softness: float = 1.0) -> Tensor:
 
 
 def relaxed_pass(module: nn.Module, x: Tensor, softness: float = 1.0) -> tuple[Tensor, int]:
-    """The same, and how many forward passes it took: one, or two where all ways lead outside PyTorch and must be guessed."""
+    """Return the same, and the number of forward passes: one, or two if no gradient reaches x without guessing what came back
+    from outside PyTorch."""
     generators = _Generators(x)
-    answer, shadow = run(module, x, Context(softness, len(x)))
-    if shadow is not None or not x.requires_grad or not isinstance(answer, Tensor):
-        return answer if shadow is None else shadow, 1
+    output, differentiable = run(module, x, Context(softness, len(x)))
+    if differentiable is not None or not x.requires_grad or not isinstance(output, Tensor):
+        return output if differentiable is None else differentiable, 1
     generators.rewind()
-    answer, shadow = run(module, x, Context(softness, len(x)), guess=True)
-    return answer if shadow is None else shadow, 2
+    output, differentiable = run(module, x, Context(softness, len(x)), guess=True)
+    return output if differentiable is None else differentiable, 2
 
 
 class _Generators:
-    """The global generators as they stood."""
+    """The states of the global random number generators."""
 
     def __init__(self, x: Tensor) -> None:
         self._torch, self._numpy, self._python = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -45,7 +52,7 @@ class _Generators:
         self._device = x.device
 
     def rewind(self) -> None:
-        """Put them back."""
+        """Restore the states."""
         torch.set_rng_state(self._torch)
         np.random.set_state(self._numpy)
         random.setstate(self._python)

@@ -1,4 +1,4 @@
-"""Values that keep what they are and get another gradient."""
+"""Functions that keep a value and change its gradient."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-class _Straight(torch.autograd.Function):
-    """The value of the first, the gradients of both."""
+class _StraightThrough(torch.autograd.Function):
+    """The value of the first argument, the gradients of both."""
 
     @staticmethod
     def forward(ctx: Any, hard: Tensor, soft: Tensor) -> Tensor:
@@ -18,8 +18,8 @@ class _Straight(torch.autograd.Function):
         return gradient, gradient
 
 
-class _Finite(torch.autograd.Function):
-    """The identity, whose backward pass lets nothing through that is not a number."""
+class _FiniteGradient(torch.autograd.Function):
+    """The identity, whose backward pass replaces non-finite values by zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -30,17 +30,17 @@ class _Finite(torch.autograd.Function):
         return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
-def straight(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of `hard`, and the gradient of `soft` besides that of `hard`."""
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return the value of `hard` with the gradients of `soft` and of `hard`; `soft` broadcasts against `hard`."""
     if not soft.requires_grad:
         return hard
     if soft.shape != hard.shape:
         soft = soft.expand(hard.shape)
-    straightened: Tensor = _Straight.apply(hard, soft if soft.dtype == hard.dtype else soft.to(hard.dtype))  # type: ignore[no-untyped-call]
-    return straightened
+    result: Tensor = _StraightThrough.apply(hard, soft if soft.dtype == hard.dtype else soft.to(hard.dtype))  # type: ignore[no-untyped-call]
+    return result
 
 
-def finite(x: Tensor) -> Tensor:
-    """x, with whatever is not a number kept out of its gradient."""
-    passed: Tensor = _Finite.apply(x)  # type: ignore[no-untyped-call]
-    return passed
+def finite_gradient(x: Tensor) -> Tensor:
+    """Return x, and replace non-finite values of its gradient by zero."""
+    result: Tensor = _FiniteGradient.apply(x)  # type: ignore[no-untyped-call]
+    return result

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kwbench.relaxation.backward import straight
-from kwbench.relaxation.context import Call, Context, rule
+from kwbench.relaxation.backward import straight_through
+from kwbench.relaxation.context import Context
+from kwbench.relaxation.operation import Call
+from kwbench.relaxation.rule import rule
 from kwbench.relaxation.rules.saturation import tempered
 
 
@@ -36,8 +38,8 @@ def _attention(context: Context, call: Call) -> Any:
     heat = tempered(context, scores, -1)
     # Where attention is dropped at random, the gradient must know of which.
     if not bool((heat > 1).any()) or option("dropout_p", 0.0):
-        return call.soft()
+        return call.exact()
     results = call.hard()
-    context.note(call)
+    context.count(call)
     soft: Tensor = torch.softmax(scores / heat, dim=-1).to(value.dtype) @ value
-    return straight(results[0], soft), *results[1:]
+    return straight_through(results[0], soft), *results[1:]

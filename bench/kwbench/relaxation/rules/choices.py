@@ -6,67 +6,71 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kwbench.relaxation.backward import straight
-from kwbench.relaxation.context import Call, Context, Soft, is_float, rule
+from kwbench.relaxation.backward import straight_through
+from kwbench.relaxation.context import Context
+from kwbench.relaxation.operation import Call
+from kwbench.relaxation.relaxed_tensors import RelaxedTensor
+from kwbench.relaxation.rule import rule
+from kwbench.relaxation.tensors import is_float
 
 
-def _along(context: Context, x: Tensor, dim: int, keepdim: bool) -> Soft:
+def _along(context: Context, x: Tensor, dim: int, keepdim: bool) -> RelaxedTensor:
     """A soft choice of the largest among the places of `dim`."""
     away = x - x.detach().mean(dim=dim, keepdim=True)
     choice = torch.softmax(away / context.scale(away), dim).movedim(dim, -1)
-    return Soft(choice=choice.unsqueeze(dim if dim >= 0 else dim - 1) if keepdim else choice)
+    return RelaxedTensor(choice=choice.unsqueeze(dim if dim >= 0 else dim - 1) if keepdim else choice)
 
 
 @rule("argmax.default", "argmin.default")
 def _argmax(context: Context, call: Call) -> Any:
-    real = call.hard()
-    if not context.carries(call.args[0]):
-        return real
-    x, dim, keepdim = context.number(call.args[0]), call.option(1, "dim"), call.option(2, "keepdim", False)
+    hard = call.hard()
+    if not context.has_gradient(call.args[0]):
+        return hard
+    x, dim, keepdim = context.as_float(call.args[0]), call.option(1, "dim"), call.option(2, "keepdim", False)
     x = x if "max" in call.name else -x
-    context.note(call)
+    context.count(call)
     if dim is None:
-        return context.attach(real, _along(context, x.flatten(), 0, False))
-    return context.attach(real, _along(context, x, dim, keepdim))
+        return context.attach(hard, _along(context, x.flatten(), 0, False))
+    return context.attach(hard, _along(context, x, dim, keepdim))
 
 
 @rule("max.dim", "min.dim", unless=lambda context, call: not is_float(call.args[0]))
 def _max(context: Context, call: Call) -> Any:
     x, dim, keepdim = call.args[0], call.args[1], call.option(2, "keepdim", False)
-    values, indices = call.soft()
+    values, indices = call.exact()
     if x.requires_grad:
         sign = 1 if call.name.startswith("max") else -1
-        context.attach(indices, Soft(later=lambda: _along(context, sign * x, dim, keepdim)))
+        context.attach(indices, RelaxedTensor(later=lambda: _along(context, sign * x, dim, keepdim)))
     return values, indices
 
 
 @rule("kthvalue.default", "median.dim", "mode.default", unless=lambda context, call: not is_float(call.args[0]))
 def _kth(context: Context, call: Call) -> Any:
-    values, indices = call.soft()
+    values, indices = call.exact()
     if call.args[0].requires_grad:
-        context.attach(indices, Soft(later=partial(_gone, context, call)))
+        context.attach(indices, RelaxedTensor(later=partial(_gone, context, call)))
     return values, indices
 
 
-def _gone(context: Context, call: Call) -> Soft:
+def _gone(context: Context, call: Call) -> RelaxedTensor:
     """Nothing is known of where the k-th stands."""
     context.lose(call)
-    return Soft()
+    return RelaxedTensor()
 
 
 @rule("topk.default", unless=lambda context, call: not is_float(call.args[0]))
 def _topk(context: Context, call: Call) -> Any:
     x, k, dim, largest = call.args[0], call.args[1], call.option(2, "dim", -1), call.option(3, "largest", True)
-    values, indices = call.soft()
+    values, indices = call.exact()
     if x.requires_grad and k:
 
-        def members() -> Soft:
+        def members() -> RelaxedTensor:
             threshold = values.amin(dim, keepdim=True) if largest else values.amax(dim, keepdim=True)
             gap = x - threshold if largest else threshold - x
-            context.note(call)
-            return Soft(members=torch.sigmoid(gap / context.scale(gap)), among=x.detach(), dim=dim % x.dim())
+            context.count(call)
+            return RelaxedTensor(members=torch.sigmoid(gap / context.scale(gap)), among=x.detach(), dim=dim % x.dim())
 
-        context.attach(indices, Soft(later=members))
+        context.attach(indices, RelaxedTensor(later=members))
     return values, indices
 
 
@@ -76,49 +80,49 @@ def _sort(context: Context, call: Call) -> Any:
     stable = call.name.startswith("sort.stable")
     dim = call.kwargs.get("dim", -1) if stable else call.option(1, "dim", -1)
     descending = bool(call.kwargs.get("descending", False) if stable else call.option(2, "descending", False))
-    order = context.how(x, "sorted")
+    order = context.origin(x, "sorted")
     if order is not None and not descending and order[2] == dim % x.dim():
         # The order of an order: at which place each value stands.
         values, indices = call.operation(*call.args, **call.kwargs)
-        context.note(call)
+        context.count(call)
         floats, sign = order[0], -1 if order[3] else 1
         rank = sign * floats * (floats.shape[dim] / (4 * context.scale(floats - floats.mean(dim, keepdim=True))))
-        return values, context.truth(call, indices, rank)
+        return values, context.relax(call, indices, rank)
     if not is_float(x):
-        return context.plain(call)
-    values, indices = call.soft()
+        return context.run(call)
+    values, indices = call.exact()
     if x.requires_grad:
         # Who stands where; a mask made of part of it needs to know which were taken.
-        context.remember(indices, "sorted", x, values, dim % x.dim(), descending)
-        context.attach(indices, Soft())
+        context.set_origin(indices, "sorted", x, values, dim % x.dim(), descending)
+        context.attach(indices, RelaxedTensor())
     return values, indices
 
 
 @rule("slice.Tensor", "narrow.default", "select.int")
 def _slice(context: Context, call: Call) -> Any:
-    x, parts = call.args[0], context.how(call.args[0], "sorted")
-    twin = context.twin(x)
-    if twin is None or (parts is None and twin.members is None and twin.choice is None):
-        return context.plain(call)
-    result = call.soft()
+    x, parts = call.args[0], context.origin(call.args[0], "sorted")
+    relaxed = context.find(x)
+    if relaxed is None or (parts is None and relaxed.members is None and relaxed.choice is None):
+        return context.run(call)
+    result = call.exact()
     dim = (call.args[1] if len(call.args) > 1 else 0) % x.dim()
     if parts is not None and dim == parts[2] and result.numel():
         return _taken(context, call, result, dim)
-    if parts is None and twin.choice is not None:
-        return context.attach(result, Soft(choice=call.operation(twin.choice, dim, *call.args[2:], **call.kwargs)))
+    if parts is None and relaxed.choice is not None:
+        return context.attach(result, RelaxedTensor(choice=call.operation(relaxed.choice, dim, *call.args[2:], **call.kwargs)))
     if result.shape == x.shape:
-        return context.attach(result, twin)
+        return context.attach(result, relaxed)
     context.lose(call)
     return result
 
 
 def _taken(context: Context, call: Call, result: Tensor, dim: int) -> Tensor:
     """Part of an order: which values it names."""
-    x, parts = call.args[0], context.how(call.args[0], "sorted")
+    x, parts = call.args[0], context.origin(call.args[0], "sorted")
     assert parts is not None
     if result.shape == x.shape:
-        context.attach(result, Soft())
-        return context.remember(result, "sorted", *parts)
+        context.attach(result, RelaxedTensor())
+        return context.set_origin(result, "sorted", *parts)
     floats, values, _, descending = parts
     taken = call.operation(values, *call.args[1:], **call.kwargs)
     if call.name.startswith("select"):
@@ -127,51 +131,53 @@ def _taken(context: Context, call: Call, result: Tensor, dim: int) -> Tensor:
     start = call.option(2, "start", 0) or 0
     first = (start + x.shape[dim] if start < 0 else start) == 0
     gap = floats - taken.amin(dim, keepdim=True) if first == descending else taken.amax(dim, keepdim=True) - floats
-    context.note(call)
-    return context.attach(result, Soft(members=torch.sigmoid(gap / context.scale(gap)), among=floats.detach(), dim=dim))
+    context.count(call)
+    return context.attach(
+        result, RelaxedTensor(members=torch.sigmoid(gap / context.scale(gap)), among=floats.detach(), dim=dim)
+    )
 
 
 @rule("multinomial.default")
 def _multinomial(context: Context, call: Call) -> Any:
-    p, real = call.args[0], call.hard()
+    p, hard = call.args[0], call.hard()
     if not p.requires_grad:
-        return real
-    context.note(call)
-    choice = (p / p.sum(dim=-1, keepdim=True)).unsqueeze(-2).expand(*real.shape, p.shape[-1])
-    return context.attach(real, Soft(choice=choice))
+        return hard
+    context.count(call)
+    choice = (p / p.sum(dim=-1, keepdim=True)).unsqueeze(-2).expand(*hard.shape, p.shape[-1])
+    return context.attach(hard, RelaxedTensor(choice=choice))
 
 
 @rule("bernoulli.default", "bernoulli.p", "bernoulli.Tensor")
 def _bernoulli(context: Context, call: Call) -> Any:
     p = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], Tensor) else call.args[0]
-    real = call.hard()
+    hard = call.hard()
     if not p.requires_grad:
-        return real
-    if is_float(real):
-        context.note(call)
-        return straight(real, p)
-    return context.truth(call, real, p)
+        return hard
+    if is_float(hard):
+        context.count(call)
+        return straight_through(hard, p)
+    return context.relax(call, hard, p)
 
 
 @rule("normal.Tensor_float", "normal.Tensor_Tensor")
 def _normal(context: Context, call: Call) -> Any:
     mean, spread = call.args[:2]
-    real = call.hard()
+    hard = call.hard()
     if isinstance(spread, Tensor) and spread.requires_grad:
-        noise = ((real - mean) / spread).detach()
-        return straight(real, mean + spread * torch.where(noise.isfinite(), noise, 0))
-    return straight(real, mean)
+        noise = ((hard - mean) / spread).detach()
+        return straight_through(hard, mean + spread * torch.where(noise.isfinite(), noise, 0))
+    return straight_through(hard, mean)
 
 
 @rule("normal.float_Tensor")
 def _normal_spread(context: Context, call: Call) -> Any:
     mean, spread = call.args[:2]
-    real = call.hard()
-    noise = ((real - mean) / spread).detach()
-    return straight(real, spread * torch.where(noise.isfinite(), noise, 0))
+    hard = call.hard()
+    noise = ((hard - mean) / spread).detach()
+    return straight_through(hard, spread * torch.where(noise.isfinite(), noise, 0))
 
 
 @rule("poisson.default")
 def _poisson(context: Context, call: Call) -> Any:
-    context.note(call)
-    return straight(call.hard(), call.args[0])
+    context.count(call)
+    return straight_through(call.hard(), call.args[0])

@@ -5,57 +5,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kwbench.relaxation.context import Call, Context, rule
+from kwbench.relaxation.context import Context
+from kwbench.relaxation.operation import Call
+from kwbench.relaxation.rule import rule
 
 
 @rule("gt.Tensor", "gt.Scalar", "ge.Tensor", "ge.Scalar", "lt.Tensor", "lt.Scalar", "le.Tensor", "le.Scalar")
 def _order(context: Context, call: Call) -> Any:
-    real = call.hard()
-    if not any(context.carries(each) for each in call.args[:2]):
-        return real
-    a, b = (context.number(each) for each in call.args[:2])
+    hard = call.hard()
+    if not any(context.has_gradient(each) for each in call.args[:2]):
+        return hard
+    a, b = (context.as_float(each) for each in call.args[:2])
     gap = a - b if call.name[0] == "g" else b - a
-    return context.truth(call, real, torch.sigmoid(gap / context.scale(gap)))
+    return context.relax(call, hard, torch.sigmoid(gap / context.scale(gap)))
 
 
 @rule("signbit.default")
 def _signbit(context: Context, call: Call) -> Any:
     x = call.args[0]
-    return context.truth(call, call.hard(), torch.sigmoid(-x / context.scale(x)))
+    return context.relax(call, call.hard(), torch.sigmoid(-x / context.scale(x)))
 
 
 @rule("eq.Tensor", "eq.Scalar", "ne.Tensor", "ne.Scalar")
 def _equal(context: Context, call: Call) -> Any:
-    real = call.hard()
-    if not any(context.carries(each) for each in call.args[:2]):
-        return real
+    hard = call.hard()
+    if not any(context.has_gradient(each) for each in call.args[:2]):
+        return hard
     soft = _pointed_at(context, call.args[0], call.args[1])
     if soft is None:
-        a, b = (context.number(each) for each in call.args[:2])
+        a, b = (context.as_float(each) for each in call.args[:2])
         gap = a - b
         inside = gap.detach().nan_to_num(0.0, 0.0, 0.0)
         scaled = gap / context.scale(gap)
         # Equal to the largest, or to the least: the winner's mask. Otherwise a bell.
         soft = torch.where(
-            context.always(inside <= 0),
+            context.holds_throughout(inside <= 0),
             torch.sigmoid(scaled),
-            torch.where(context.always(inside >= 0), torch.sigmoid(-scaled), 1 / (1 + scaled.square())),
+            torch.where(context.holds_throughout(inside >= 0), torch.sigmoid(-scaled), 1 / (1 + scaled.square())),
         )
-    return context.truth(call, real, 1 - soft if call.name[0] == "n" else soft)
+    return context.relax(call, hard, 1 - soft if call.name[0] == "n" else soft)
 
 
 def _pointed_at(context: Context, index: Any, places: Any) -> Tensor | None:
     """The probability that an index, drawn or chosen, points to each of these places."""
-    twin = context.twin(index)
-    if twin is None or twin.choice is None:
+    relaxed = context.find(index)
+    if relaxed is None or relaxed.choice is None:
         index, places = places, index
-        twin = context.twin(index)
-    if twin is None or twin.choice is None or context.twin(places) is not None:
+        relaxed = context.find(index)
+    if relaxed is None or relaxed.choice is None or context.find(places) is not None:
         return None
-    k = twin.choice.shape[-1]
+    k = relaxed.choice.shape[-1]
     places = torch.as_tensor(places, device=index.device).long()
     shape = (index == places).shape
-    choice = twin.choice
+    choice = relaxed.choice
     while choice.dim() - 1 < len(shape):
         choice = choice.unsqueeze(0)
     choice, wanted = choice.expand(*shape, k), places.expand(shape)
@@ -66,13 +68,13 @@ def _pointed_at(context: Context, index: Any, places: Any) -> Tensor | None:
 
 @rule("logical_not.default", "bitwise_not.default")
 def _not(context: Context, call: Call) -> Any:
-    x, real = call.args[0], call.hard()
-    if not context.carries(x):
-        return real
-    if real.dtype != torch.bool:
+    x, hard = call.args[0], call.hard()
+    if not context.has_gradient(x):
+        return hard
+    if hard.dtype != torch.bool:
         context.lose(call)
-        return real
-    return context.truth(call, real, 1 - _truth_of(context, x))
+        return hard
+    return context.relax(call, hard, 1 - _truth_of(context, x))
 
 
 @rule(
@@ -84,30 +86,30 @@ def _not(context: Context, call: Call) -> Any:
     "bitwise_xor.Tensor",
 )
 def _connective(context: Context, call: Call) -> Any:
-    real = call.hard()
-    if not any(context.carries(each) for each in call.args[:2]):
-        return real
-    if real.dtype != torch.bool:
+    hard = call.hard()
+    if not any(context.has_gradient(each) for each in call.args[:2]):
+        return hard
+    if hard.dtype != torch.bool:
         context.lose(call)
-        return real
+        return hard
     a, b = (_truth_of(context, each) for each in call.args[:2])
     soft = a * b if "and" in call.name else a + b - a * b if "_or" in call.name else a + b - 2 * a * b
-    return context.truth(call, real, soft)
+    return context.relax(call, hard, soft)
 
 
 def _truth_of(context: Context, x: Tensor) -> Tensor:
     """How far x is from false, as a float that carries a gradient."""
-    value: Tensor = context.number(x)
+    value: Tensor = context.as_float(x)
     return value if x.dtype == torch.bool else torch.tanh(value.abs() / context.scale(value))
 
 
 @rule("any.default", "any.dim", "any.dims", "all.default", "all.dim", "all.dims")
 def _quantifier(context: Context, call: Call) -> Any:
-    real = call.hard()
-    if not context.carries(call.args[0]):
-        return real
+    hard = call.hard()
+    if not context.has_gradient(call.args[0]):
+        return hard
     value = _truth_of(context, call.args[0])
     extreme = torch.amax if call.name.startswith("any") else torch.amin
     dims = call.option(1, "dim", ())
     dims = tuple(range(value.dim())) if dims is None else dims
-    return context.truth(call, real, extreme(value, dim=dims, keepdim=call.option(2, "keepdim", False)))
+    return context.relax(call, hard, extreme(value, dim=dims, keepdim=call.option(2, "keepdim", False)))

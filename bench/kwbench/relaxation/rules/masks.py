@@ -5,26 +5,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kwbench.relaxation.backward import straight
-from kwbench.relaxation.context import Call, Context, Soft, is_float, rule
+from kwbench.relaxation.backward import straight_through
+from kwbench.relaxation.context import Context
+from kwbench.relaxation.operation import Call
+from kwbench.relaxation.relaxed_tensors import RelaxedTensor
+from kwbench.relaxation.rule import rule
+from kwbench.relaxation.tensors import is_float
 
 
 @rule("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
 def _where(context: Context, call: Call) -> Any:
     condition, a, b = call.args
-    twin = context.twin(condition)
-    whole = any(context.twin(each) is not None for each in (a, b))
-    a, b = (context.number(each) if context.twin(each) is not None else each for each in (a, b))
+    relaxed = context.find(condition)
+    whole = any(context.find(each) is not None for each in (a, b))
+    a, b = (context.as_float(each) if context.find(each) is not None else each for each in (a, b))
     if whole:
-        real = call.hard()
+        hard = call.hard()
         soft = torch.where(condition, a, b)
-        return straight(real, soft) if is_float(real) else context.truth(call, real, soft)
+        return straight_through(hard, soft) if is_float(hard) else context.relax(call, hard, soft)
     result = torch.where(condition, a, b)
-    if twin is None or twin.value is None:
+    if relaxed is None or relaxed.value is None:
         return result
     if not is_float(result):
-        return context.truth(call, result, twin.value * _difference(a, b, twin.value))
-    return _mixed(context, call, result, twin.value, a, b)
+        return context.relax(call, result, relaxed.value * _difference(a, b, relaxed.value))
+    return _mixed(context, call, result, relaxed.value, a, b)
 
 
 def _difference(a: Any, b: Any, like: Tensor) -> Tensor:
@@ -35,55 +39,55 @@ def _difference(a: Any, b: Any, like: Tensor) -> Tensor:
 
 def _mixed(context: Context, call: Call, result: Tensor, share: Tensor, a: Any, b: Any) -> Tensor:
     """A choice between a and b, with the gradient of how much of each is taken."""
-    context.note(call)
-    return straight(result, (share * _difference(a, b, result)).to(result.dtype))
+    context.count(call)
+    return straight_through(result, (share * _difference(a, b, result)).to(result.dtype))
 
 
 @rule("masked_fill.Scalar", "masked_fill.Tensor")
 def _masked_fill(context: Context, call: Call) -> Any:
     x, mask, value = call.args
-    twin = context.twin(mask)
+    relaxed = context.find(mask)
     if not is_float(x):
-        real = call.hard()
-        soft = context.number(x).masked_fill(mask, float(value))
-        if twin is not None and twin.value is not None:
-            soft = soft + twin.value * _difference(float(value), soft, soft)
-        return context.truth(call, real, soft)
+        hard = call.hard()
+        soft = context.as_float(x).masked_fill(mask, float(value))
+        if relaxed is not None and relaxed.value is not None:
+            soft = soft + relaxed.value * _difference(float(value), soft, soft)
+        return context.relax(call, hard, soft)
     result = x.masked_fill(mask, value)
-    if twin is None or twin.value is None:
+    if relaxed is None or relaxed.value is None:
         return result
-    return _mixed(context, call, result, twin.value, value, x)
+    return _mixed(context, call, result, relaxed.value, value, x)
 
 
 @rule("index_put.default", "_index_put_impl.default")
 def _index_put(context: Context, call: Call) -> Any:
     x, indices, values = call.args[:3]
     adds = bool(call.option(3, "accumulate", False))
-    twins = [context.twin(index) for index in indices]
+    relaxations = [context.find(index) for index in indices]
     if is_float(x):
-        result = call.operation(x, indices, context.number(values).to(x.dtype), *call.args[3:])
-        real, start = result, x
+        result = call.operation(x, indices, context.as_float(values).to(x.dtype), *call.args[3:])
+        hard, start = result, x
     else:
-        real, start = call.hard(), context.number(x)
-        result = torch.index_put(start, indices, context.number(values), adds)
-    where = [place for place, twin in enumerate(twins) if twin is not None]
+        hard, start = call.hard(), context.as_float(x)
+        result = torch.index_put(start, indices, context.as_float(values), adds)
+    where = [place for place, relaxed in enumerate(relaxations) if relaxed is not None]
     if where:
-        twin = twins[where[0]]
-        assert twin is not None
+        relaxed = relaxations[where[0]]
+        assert relaxed is not None
         soft = None
-        if len(where) == 1 and twin.choice is not None:
-            soft = _put_by_choice(start, list(indices), where[0], twin.choice, values, adds)
-        elif twin.value is not None and indices[where[0]].dtype == torch.bool and len(indices) == 1:
-            soft = _put_by_mask(start, indices[0], twin.value, values)
+        if len(where) == 1 and relaxed.choice is not None:
+            soft = _put_by_choice(start, list(indices), where[0], relaxed.choice, values, adds)
+        elif relaxed.value is not None and indices[where[0]].dtype == torch.bool and len(indices) == 1:
+            soft = _put_by_mask(start, indices[0], relaxed.value, values)
         if soft is None:
             context.lose(call)
         else:
             result = result + soft
             if is_float(x):
-                context.note(call)
+                context.count(call)
     if is_float(x):
-        return straight(real.detach(), result) if result is not real else real
-    return context.truth(call, real, result)
+        return straight_through(hard.detach(), result) if result is not hard else hard
+    return context.relax(call, hard, result)
 
 
 def _put_by_mask(x: Tensor, mask: Tensor, share: Tensor, values: Tensor) -> Tensor | None:
@@ -112,51 +116,51 @@ def _put_by_choice(x: Tensor, indices: list[Any], place: int, choice: Tensor, va
 
 @rule("masked_scatter.default", "masked_select.default")
 def _masked(context: Context, call: Call) -> Any:
-    if context.twin(call.args[1]) is not None:
+    if context.find(call.args[1]) is not None:
         context.lose(call)
-    return call.soft()
+    return call.exact()
 
 
 @rule("_to_copy.default")
 def _to_copy(context: Context, call: Call) -> Any:
-    x, twin = call.args[0], context.twin(call.args[0])
+    x, relaxed = call.args[0], context.find(call.args[0])
     dtype = call.kwargs.get("dtype") or x.dtype
     if dtype.is_floating_point or dtype.is_complex:
-        if twin is None or twin.value is None:
-            return call.soft()
-        return straight(call.hard(), twin.value.to(dtype))
-    real = call.hard()
-    value = x if is_float(x) else None if twin is None else twin.value
+        if relaxed is None or relaxed.value is None:
+            return call.exact()
+        return straight_through(call.hard(), relaxed.value.to(dtype))
+    hard = call.hard()
+    value = x if is_float(x) else None if relaxed is None else relaxed.value
     if dtype == torch.bool and x.dtype != torch.bool and value is not None:
-        return context.truth(call, real, torch.tanh(value.abs() / context.scale(value)))
-    if twin is not None:
-        return context.attach(real, twin)
-    return context.truth(call, real, x) if is_float(x) else real
+        return context.relax(call, hard, torch.tanh(value.abs() / context.scale(value)))
+    if relaxed is not None:
+        return context.attach(hard, relaxed)
+    return context.relax(call, hard, x) if is_float(x) else hard
 
 
 @rule("copy.default", unless=lambda context, call: is_float(call.args[0]) and is_float(call.args[1]))
 def _copy(context: Context, call: Call) -> Any:
     target, source = call.args[:2]
-    twin = context.twin(source)
+    relaxed = context.find(source)
     if is_float(target):
-        return context.number(source).to(target.dtype).expand(target.shape)
-    real = source.detach().to(target.dtype).expand(target.shape).clone()
-    if twin is not None and source.shape == target.shape:
-        return context.attach(real, twin)
-    if twin is not None and twin.value is not None:
-        return context.truth(call, real, twin.value.expand(target.shape))
+        return context.as_float(source).to(target.dtype).expand(target.shape)
+    hard = source.detach().to(target.dtype).expand(target.shape).clone()
+    if relaxed is not None and source.shape == target.shape:
+        return context.attach(hard, relaxed)
+    if relaxed is not None and relaxed.value is not None:
+        return context.relax(call, hard, relaxed.value.expand(target.shape))
     if source.requires_grad:
-        return context.truth(call, real, source.expand(target.shape))
-    return real
+        return context.relax(call, hard, source.expand(target.shape))
+    return hard
 
 
 @rule("view.dtype")
 def _view_type(context: Context, call: Call) -> Any:
     x = call.args[0]
     result = call.operation(x.detach(), call.args[1])
-    twin = context.twin(x)
+    relaxed = context.find(x)
     # Truth values as the bytes that they are, and back.
-    if twin is not None and twin.value is not None and {x.dtype, result.dtype} <= {torch.bool, torch.uint8, torch.int8}:
-        return context.attach(result, Soft(twin.value))
+    if relaxed is not None and relaxed.value is not None and {x.dtype, result.dtype} <= {torch.bool, torch.uint8, torch.int8}:
+        return context.attach(result, RelaxedTensor(relaxed.value))
     context.lose(call)
     return result

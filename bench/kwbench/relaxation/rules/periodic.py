@@ -2,31 +2,33 @@
 
 from typing import Any
 
-from kwbench.relaxation.backward import straight
-from kwbench.relaxation.context import Call, Context, flat, rule
+from kwbench.relaxation.backward import straight_through
+from kwbench.relaxation.context import Context
+from kwbench.relaxation.operation import Call
+from kwbench.relaxation.rule import has_no_gradient, rule
 
 # A quarter of a period: up to there a slope holds.
 _QUARTER = 1.57
 
 
-@rule("sin.default", "cos.default", unless=flat)
+@rule("sin.default", "cos.default", unless=has_no_gradient)
 def _wave(context: Context, call: Call) -> Any:
     # Over as many periods as x reaches, slopes cancel but for the share of one.
     reach = context.scale(call.args[0])
     if not bool((reach > _QUARTER).any()):
-        return call.soft()
-    context.note(call)
-    return straight(call.hard(), call.soft() / reach.clamp_min(1))
+        return call.exact()
+    context.count(call)
+    return straight_through(call.hard(), call.exact() / reach.clamp_min(1))
 
 
-@rule("tan.default", unless=flat)
+@rule("tan.default", unless=has_no_gradient)
 def _tangent(context: Context, call: Call) -> Any:
     # Teeth without an end, steep at every point: what x - atan(tan(x)) leaves has a slope between them.
     x = call.args[0]
     if not bool((context.scale(x) > _QUARTER).any()):
-        return call.soft()
-    context.note(call)
-    return straight(call.hard(), x)
+        return call.exact()
+    context.count(call)
+    return straight_through(call.hard(), x)
 
 
 _NEAREST, _BILINEAR = 1, 0
@@ -36,7 +38,7 @@ _NEAREST, _BILINEAR = 1, 0
 def _sampled(context: Context, call: Call) -> Any:
     image, grid, mode, *rest = call.args
     if mode != _NEAREST or not grid.requires_grad:
-        return context.plain(call)
-    context.note(call)
+        return context.run(call)
+    context.count(call)
     between = call.operation(image.detach(), grid, _BILINEAR, *rest)
-    return straight(call.soft(), between)
+    return straight_through(call.exact(), between)

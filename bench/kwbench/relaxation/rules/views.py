@@ -5,13 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kwbench.relaxation.context import Call, Context, Soft, aten, rule
+from kwbench.relaxation.context import Context
+from kwbench.relaxation.operation import Call
+from kwbench.relaxation.relaxed_tensors import RelaxedTensor
+from kwbench.relaxation.rule import rule
+from kwbench.relaxation.tensors import aten
 
 
-def _no_twin(context: Context, call: Call) -> bool:
+def _is_simple(context: Context, call: Call) -> bool:
     """Neither indices nor a sum whose origin is known."""
-    twin = context.twin(call.args[0])
-    return (twin is None or twin.value is not None) and not context.derived(call)
+    relaxed = context.find(call.args[0])
+    return (relaxed is None or relaxed.value is not None) and not context.knows_origins(call)
 
 
 @rule(
@@ -24,28 +28,28 @@ def _no_twin(context: Context, call: Call) -> bool:
     "squeeze.default",
     "squeeze.dims",
     "clone.default",
-    unless=_no_twin,
+    unless=_is_simple,
 )
 def _view(context: Context, call: Call) -> Any:
-    x, twin = call.args[0], context.twin(call.args[0])
-    result: Tensor = call.soft()
-    if twin is not None and twin.choice is not None:
-        return context.attach(result, Soft(choice=_same_form(twin.choice, result, call.name)))
-    if twin is not None:
-        members = twin.members
+    x, relaxed = call.args[0], context.find(call.args[0])
+    result: Tensor = call.exact()
+    if relaxed is not None and relaxed.choice is not None:
+        return context.attach(result, RelaxedTensor(choice=_same_form(relaxed.choice, result, call.name)))
+    if relaxed is not None:
+        members = relaxed.members
         if members is None or call.name.startswith(("clone", "expand")) or result.shape == x.shape:
             _keep_order(context, x, result)
-            return context.attach(result, twin)
+            return context.attach(result, relaxed)
         context.lose(call)
         return result
-    parts = context.how(x, "sum of exp")
-    return result if parts is None else context.remember(result, "sum of exp", *parts)
+    parts = context.origin(x, "sum of exp")
+    return result if parts is None else context.set_origin(result, "sum of exp", *parts)
 
 
 def _keep_order(context: Context, x: Tensor, result: Tensor) -> None:
-    parts = context.how(x, "sorted")
+    parts = context.origin(x, "sorted")
     if parts is not None and result.shape == x.shape:
-        context.remember(result, "sorted", *parts)
+        context.set_origin(result, "sorted", *parts)
 
 
 def _same_form(choice: Tensor, result: Tensor, name: str) -> Tensor:
@@ -55,31 +59,31 @@ def _same_form(choice: Tensor, result: Tensor, name: str) -> Tensor:
     return choice.reshape(*result.shape, k)
 
 
-@rule("permute.default", "transpose.int", "t.default", unless=_no_twin)
+@rule("permute.default", "transpose.int", "t.default", unless=_is_simple)
 def _permute(context: Context, call: Call) -> Any:
-    x, twin = call.args[0], context.twin(call.args[0])
-    if twin is None or twin.choice is None:
-        if twin is not None:
+    x, relaxed = call.args[0], context.find(call.args[0])
+    if relaxed is None or relaxed.choice is None:
+        if relaxed is not None:
             context.lose(call)
-        return call.soft() if twin is None else call.hard()
+        return call.exact() if relaxed is None else call.hard()
     dims = list(range(x.dim()))
     if call.name.startswith("permute"):
         dims = [dim % len(dims) for dim in call.args[1]]
     else:
         a, b = (call.args[1], call.args[2]) if call.name.startswith("transpose") else (0, -1)
         dims[a], dims[b] = dims[b], dims[a]
-    return context.attach(call.soft(), Soft(choice=twin.choice.permute(*dims, -1)))
+    return context.attach(call.exact(), RelaxedTensor(choice=relaxed.choice.permute(*dims, -1)))
 
 
 @rule("detach.default", "alias.default", "lift_fresh.default", "lift_fresh_copy.default")
 def _detach(context: Context, call: Call) -> Any:
-    x, twin = call.args[0], context.twin(call.args[0])
+    x, relaxed = call.args[0], context.find(call.args[0])
     result = aten.alias.default(x)
-    if twin is not None:
+    if relaxed is not None:
         _keep_order(context, x, result)
-        return context.attach(result, twin)
+        return context.attach(result, relaxed)
     if x.requires_grad and call.name.startswith("detach"):
-        context.note(call)
+        context.count(call)
     return result
 
 
@@ -87,8 +91,8 @@ def _detach(context: Context, call: Call) -> Any:
 def _split(context: Context, call: Call) -> Any:
     # As separate views: autograd refuses to write into one of several made at once.
     x = call.args[0]
-    if context.twin(x) is not None:
-        return context.plain(call)
+    if context.find(x) is not None:
+        return context.run(call)
     if call.name.startswith("unbind"):
         dim = call.option(1, "dim", 0)
         return [x.select(dim, place) for place in range(x.shape[dim])]
@@ -103,10 +107,10 @@ def _split(context: Context, call: Call) -> Any:
 @rule("cat.default", "stack.default")
 def _cat(context: Context, call: Call) -> Any:
     parts, dim = call.args[0], call.option(1, "dim", 0)
-    twins = [context.twin(part) for part in parts]
-    choices = [twin.choice for twin in twins if twin is not None and twin.choice is not None]
+    relaxations = [context.find(part) for part in parts]
+    choices = [relaxed.choice for relaxed in relaxations if relaxed is not None and relaxed.choice is not None]
     if len(choices) != len(parts) or not parts:
-        return context.plain(call)
+        return context.run(call)
     join = torch.cat if call.name.startswith("cat") else torch.stack
     dim = dim if dim >= 0 else dim - 1
-    return context.attach(call.hard(), Soft(choice=join(choices, dim)))
+    return context.attach(call.hard(), RelaxedTensor(choice=join(choices, dim)))
