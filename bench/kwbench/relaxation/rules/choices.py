@@ -1,4 +1,4 @@
-"""Choices among places: the largest, the k largest, the order of all, draws."""
+"""Choices among positions: the largest, the k largest, the sorted order, random draws."""
 
 from functools import partial
 from typing import Any
@@ -14,10 +14,10 @@ from kwbench.relaxation.rule import rule
 from kwbench.relaxation.tensors import is_float
 
 
-def _along(context: Context, x: Tensor, dim: int, keepdim: bool) -> RelaxedTensor:
-    """A soft choice of the largest among the places of `dim`."""
-    away = x - x.detach().mean(dim=dim, keepdim=True)
-    choice = torch.softmax(away / context.scale(away), dim).movedim(dim, -1)
+def _soft_argmax(context: Context, x: Tensor, dim: int, keepdim: bool) -> RelaxedTensor:
+    """Return a softmax over `dim`, as the soft choice of the largest."""
+    centred = x - x.detach().mean(dim=dim, keepdim=True)
+    choice = torch.softmax(centred / context.scale(centred), dim).movedim(dim, -1)
     return RelaxedTensor(choice=choice.unsqueeze(dim if dim >= 0 else dim - 1) if keepdim else choice)
 
 
@@ -30,8 +30,8 @@ def _argmax(context: Context, call: Call) -> Any:
     x = x if "max" in call.name else -x
     context.count(call)
     if dim is None:
-        return context.attach(hard, _along(context, x.flatten(), 0, False))
-    return context.attach(hard, _along(context, x, dim, keepdim))
+        return context.attach(hard, _soft_argmax(context, x.flatten(), 0, False))
+    return context.attach(hard, _soft_argmax(context, x, dim, keepdim))
 
 
 @rule("max.dim", "min.dim", unless=lambda context, call: not is_float(call.args[0]))
@@ -40,7 +40,7 @@ def _max(context: Context, call: Call) -> Any:
     values, indices = call.exact()
     if x.requires_grad:
         sign = 1 if call.name.startswith("max") else -1
-        context.attach(indices, RelaxedTensor(later=lambda: _along(context, sign * x, dim, keepdim)))
+        context.attach(indices, RelaxedTensor(later=lambda: _soft_argmax(context, sign * x, dim, keepdim)))
     return values, indices
 
 
@@ -48,12 +48,12 @@ def _max(context: Context, call: Call) -> Any:
 def _kth(context: Context, call: Call) -> Any:
     values, indices = call.exact()
     if call.args[0].requires_grad:
-        context.attach(indices, RelaxedTensor(later=partial(_gone, context, call)))
+        context.attach(indices, RelaxedTensor(later=partial(_lost_index, context, call)))
     return values, indices
 
 
-def _gone(context: Context, call: Call) -> RelaxedTensor:
-    """Nothing is known of where the k-th stands."""
+def _lost_index(context: Context, call: Call) -> RelaxedTensor:
+    """Lose the gradient when the index of the k-th value is used."""
     context.lose(call)
     return RelaxedTensor()
 
@@ -82,7 +82,7 @@ def _sort(context: Context, call: Call) -> Any:
     descending = bool(call.kwargs.get("descending", False) if stable else call.option(2, "descending", False))
     order = context.origin(x, "sorted")
     if order is not None and not descending and order[2] == dim % x.dim():
-        # The order of an order: at which place each value stands.
+        # Sorting the indices of a sort gives the rank of each value.
         values, indices = call.operation(*call.args, **call.kwargs)
         context.count(call)
         floats, sign = order[0], -1 if order[3] else 1
@@ -92,7 +92,7 @@ def _sort(context: Context, call: Call) -> Any:
         return context.run(call)
     values, indices = call.exact()
     if x.requires_grad:
-        # Who stands where; a mask made of part of it needs to know which were taken.
+        # A mask made from some of these indices needs to know which values they name.
         context.set_origin(indices, "sorted", x, values, dim % x.dim(), descending)
         context.attach(indices, RelaxedTensor())
     return values, indices
@@ -107,7 +107,7 @@ def _slice(context: Context, call: Call) -> Any:
     result = call.exact()
     dim = (call.args[1] if len(call.args) > 1 else 0) % x.dim()
     if parts is not None and dim == parts[2] and result.numel():
-        return _taken(context, call, result, dim)
+        return _part_of_order(context, call, result, dim)
     if parts is None and relaxed.choice is not None:
         return context.attach(result, RelaxedTensor(choice=call.operation(relaxed.choice, dim, *call.args[2:], **call.kwargs)))
     if result.shape == x.shape:
@@ -116,21 +116,21 @@ def _slice(context: Context, call: Call) -> Any:
     return result
 
 
-def _taken(context: Context, call: Call, result: Tensor, dim: int) -> Tensor:
-    """Part of an order: which values it names."""
+def _part_of_order(context: Context, call: Call, result: Tensor, dim: int) -> Tensor:
+    """Give a part of sorted indices a soft mask of the values that it names."""
     x, parts = call.args[0], context.origin(call.args[0], "sorted")
     assert parts is not None
     if result.shape == x.shape:
         context.attach(result, RelaxedTensor())
         return context.set_origin(result, "sorted", *parts)
     floats, values, _, descending = parts
-    taken = call.operation(values, *call.args[1:], **call.kwargs)
+    part = call.operation(values, *call.args[1:], **call.kwargs)
     if call.name.startswith("select"):
-        taken = taken.unsqueeze(dim)
-    # Taken from either end of the order; from its middle the edge towards its end stands for both.
+        part = part.unsqueeze(dim)
+    # The part is part from one end of the order; for one from the middle, its edge towards the end is the threshold.
     start = call.option(2, "start", 0) or 0
     first = (start + x.shape[dim] if start < 0 else start) == 0
-    gap = floats - taken.amin(dim, keepdim=True) if first == descending else taken.amax(dim, keepdim=True) - floats
+    gap = floats - part.amin(dim, keepdim=True) if first == descending else part.amax(dim, keepdim=True) - floats
     context.count(call)
     return context.attach(
         result, RelaxedTensor(members=torch.sigmoid(gap / context.scale(gap)), among=floats.detach(), dim=dim)

@@ -1,4 +1,4 @@
-"""Comparisons and logic: truth values with the gradient of a sigmoid."""
+"""Comparisons and logic: booleans with the gradient of a sigmoid."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from kwbench.relaxation.rule import rule
 @rule("gt.Tensor", "gt.Scalar", "ge.Tensor", "ge.Scalar", "lt.Tensor", "lt.Scalar", "le.Tensor", "le.Scalar")
 def _order(context: Context, call: Call) -> Any:
     hard = call.hard()
-    if not any(context.has_gradient(each) for each in call.args[:2]):
+    if not any(context.has_gradient(argument) for argument in call.args[:2]):
         return hard
-    a, b = (context.as_float(each) for each in call.args[:2])
+    a, b = (context.as_float(argument) for argument in call.args[:2])
     gap = a - b if call.name[0] == "g" else b - a
     return context.relax(call, hard, torch.sigmoid(gap / context.scale(gap)))
 
@@ -29,15 +29,15 @@ def _signbit(context: Context, call: Call) -> Any:
 @rule("eq.Tensor", "eq.Scalar", "ne.Tensor", "ne.Scalar")
 def _equal(context: Context, call: Call) -> Any:
     hard = call.hard()
-    if not any(context.has_gradient(each) for each in call.args[:2]):
+    if not any(context.has_gradient(argument) for argument in call.args[:2]):
         return hard
-    soft = _pointed_at(context, call.args[0], call.args[1])
+    soft = _probability_of(context, call.args[0], call.args[1])
     if soft is None:
-        a, b = (context.as_float(each) for each in call.args[:2])
+        a, b = (context.as_float(argument) for argument in call.args[:2])
         gap = a - b
         inside = gap.detach().nan_to_num(0.0, 0.0, 0.0)
         scaled = gap / context.scale(gap)
-        # Equal to the largest, or to the least: the winner's mask. Otherwise a bell.
+        # Equality with the largest or the smallest value is a mask of the winner: a sigmoid. Otherwise a bell curve.
         soft = torch.where(
             context.holds_throughout(inside <= 0),
             torch.sigmoid(scaled),
@@ -46,21 +46,21 @@ def _equal(context: Context, call: Call) -> Any:
     return context.relax(call, hard, 1 - soft if call.name[0] == "n" else soft)
 
 
-def _pointed_at(context: Context, index: Any, places: Any) -> Tensor | None:
-    """The probability that an index, drawn or chosen, points to each of these places."""
+def _probability_of(context: Context, index: Any, positions: Any) -> Tensor | None:
+    """The probability that a drawn or chosen index points to each of these positions; None if it has no soft choice."""
     relaxed = context.find(index)
     if relaxed is None or relaxed.choice is None:
-        index, places = places, index
+        index, positions = positions, index
         relaxed = context.find(index)
-    if relaxed is None or relaxed.choice is None or context.find(places) is not None:
+    if relaxed is None or relaxed.choice is None or context.find(positions) is not None:
         return None
     k = relaxed.choice.shape[-1]
-    places = torch.as_tensor(places, device=index.device).long()
-    shape = (index == places).shape
+    positions = torch.as_tensor(positions, device=index.device).long()
+    shape = (index == positions).shape
     choice = relaxed.choice
     while choice.dim() - 1 < len(shape):
         choice = choice.unsqueeze(0)
-    choice, wanted = choice.expand(*shape, k), places.expand(shape)
+    choice, wanted = choice.expand(*shape, k), positions.expand(shape)
     within = (wanted >= 0) & (wanted < k)
     share: Tensor = choice.gather(-1, wanted.clamp(0, k - 1).unsqueeze(-1)).squeeze(-1) * within
     return share
@@ -74,7 +74,7 @@ def _not(context: Context, call: Call) -> Any:
     if hard.dtype != torch.bool:
         context.lose(call)
         return hard
-    return context.relax(call, hard, 1 - _truth_of(context, x))
+    return context.relax(call, hard, 1 - _soft_truth(context, x))
 
 
 @rule(
@@ -87,18 +87,18 @@ def _not(context: Context, call: Call) -> Any:
 )
 def _connective(context: Context, call: Call) -> Any:
     hard = call.hard()
-    if not any(context.has_gradient(each) for each in call.args[:2]):
+    if not any(context.has_gradient(argument) for argument in call.args[:2]):
         return hard
     if hard.dtype != torch.bool:
         context.lose(call)
         return hard
-    a, b = (_truth_of(context, each) for each in call.args[:2])
+    a, b = (_soft_truth(context, argument) for argument in call.args[:2])
     soft = a * b if "and" in call.name else a + b - a * b if "_or" in call.name else a + b - 2 * a * b
     return context.relax(call, hard, soft)
 
 
-def _truth_of(context: Context, x: Tensor) -> Tensor:
-    """How far x is from false, as a float that carries a gradient."""
+def _soft_truth(context: Context, x: Tensor) -> Tensor:
+    """The truth of x in [0, 1], as a float with a gradient; of numbers, a tanh of their magnitude."""
     value: Tensor = context.as_float(x)
     return value if x.dtype == torch.bool else torch.tanh(value.abs() / context.scale(value))
 
@@ -108,7 +108,7 @@ def _quantifier(context: Context, call: Call) -> Any:
     hard = call.hard()
     if not context.has_gradient(call.args[0]):
         return hard
-    value = _truth_of(context, call.args[0])
+    value = _soft_truth(context, call.args[0])
     extreme = torch.amax if call.name.startswith("any") else torch.amin
     dims = call.option(1, "dim", ())
     dims = tuple(range(value.dim())) if dims is None else dims

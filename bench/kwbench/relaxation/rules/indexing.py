@@ -1,4 +1,4 @@
-"""Reading and writing at places that were drawn or chosen: scatter, gather, tables."""
+"""Reading and writing at positions that were drawn or chosen: scatter, gather, table lookups."""
 
 from typing import Any
 
@@ -30,8 +30,8 @@ def _scatter(context: Context, call: Call) -> Any:
     if relaxed is not None and share is None:
         context.lose(call)
     if share is not None:
-        size = source if not isinstance(source, Tensor) else _would_be(relaxed, result, index, source.detach(), dim)
-        result = result + share * size
+        written = source if not isinstance(source, Tensor) else _values_if_chosen(relaxed, result, index, source.detach(), dim)
+        result = result + share * written
     if is_float(x):
         if share is not None:
             context.count(call)
@@ -39,19 +39,19 @@ def _scatter(context: Context, call: Call) -> Any:
     return context.relax(call, hard, result)
 
 
-def _would_be(relaxed: RelaxedTensor | None, result: Tensor, index: Tensor, source: Tensor, dim: int) -> Tensor:
-    """What each place would hold if it were chosen."""
-    there = result.detach()
+def _values_if_chosen(relaxed: RelaxedTensor | None, result: Tensor, index: Tensor, source: Tensor, dim: int) -> Tensor:
+    """The value that each position would hold if it were chosen."""
+    current = result.detach()
     if source.shape[dim] == 1:
         return source
     among = None if relaxed is None else relaxed.among
-    if among is not None and among.shape == there.shape and torch.equal(among.gather(dim, index), there.gather(dim, index)):
-        return among  # its own value
-    return torch.where(there != 0, there, source.amin(dim, keepdim=True))
+    if among is not None and among.shape == current.shape and torch.equal(among.gather(dim, index), current.gather(dim, index)):
+        return among  # each position its own value
+    return torch.where(current != 0, current, source.amin(dim, keepdim=True))
 
 
 def _share(relaxed: RelaxedTensor, dim: int, result: Tensor) -> Tensor | None:
-    """How much each place of `dim` is chosen, of the shape of the result."""
+    """How much each position of `dim` is chosen, in the shape of the result; None if that is not known."""
     if relaxed.members is not None:
         return relaxed.members if relaxed.members.shape == result.shape and relaxed.dim == dim else None
     if relaxed.choice is None:
@@ -102,20 +102,20 @@ def _gather(context: Context, call: Call) -> Any:
 def _lookup(context: Context, call: Call) -> Any:
     table, index = call.args[0], call.args[2] if call.name.startswith("index_select") else call.args[1]
     indices = list(index) if isinstance(index, list | tuple) else [index]
-    chosen = [place for place, each in enumerate(indices) if context.find(each) is not None]
+    chosen = [position for position, index in enumerate(indices) if context.find(index) is not None]
     if not chosen:
         return context.run(call)
     hard, relaxed = call.hard(), context.find(indices[chosen[0]])
     assert relaxed is not None
-    number = context.as_float(table)
-    soft = call.operation(number, *call.args[1:], **call.kwargs)
+    table_values = context.as_float(table)
+    soft = call.operation(table_values, *call.args[1:], **call.kwargs)
     along = call.args[1] % table.dim() if call.name.startswith("index_select") else 0
-    if len(chosen) == 1 and relaxed.choice is not None and relaxed.choice.shape[-1] == number.shape[along or chosen[0]]:
+    if len(chosen) == 1 and relaxed.choice is not None and relaxed.choice.shape[-1] == table_values.shape[along or chosen[0]]:
         context.count(call)
-        soft = soft + _read(number.detach(), indices, chosen[0], relaxed.choice, along)
+        soft = soft + _read(table_values.detach(), indices, chosen[0], relaxed.choice, along)
     elif len(indices) == 1 and not along and relaxed.value is not None and indices[0].dtype != torch.bool and len(table) > 1:
-        # A table read at a rounded number: its slope there.
-        slope = torch.gradient(number.detach(), dim=0)[0][indices[0]]
+        # A table read at a rounded number has the gradient of its slope there.
+        slope = torch.gradient(table_values.detach(), dim=0)[0][indices[0]]
         context.count(call)
         soft = soft + slope * relaxed.value.view(*relaxed.value.shape, *[1] * (slope.dim() - relaxed.value.dim()))
     elif context.origin(indices[0], "sorted") is None:
@@ -123,18 +123,18 @@ def _lookup(context: Context, call: Call) -> Any:
     return straight_through(hard, soft) if is_float(hard) else context.relax(call, hard, soft)
 
 
-def _read(table: Tensor, indices: list[Any], place: int, choice: Tensor, along: int) -> Tensor:
-    """The mean of what stands at the places that a soft choice points to."""
+def _read(table: Tensor, indices: list[Any], position: int, choice: Tensor, along: int) -> Tensor:
+    """The mean of the table entries that a soft choice points to."""
     weight = choice.to(table.dtype)
     if along:
         read: Tensor = torch.tensordot(table, weight, dims=([along], [-1])).movedim(-1, along)
     elif len(indices) == 1:
         read = torch.tensordot(weight, table, dims=1)
-    elif any(each is None for each in indices):
+    elif any(index is None for index in indices):
         read = table.new_zeros(())
     else:
-        everywhere = [each.unsqueeze(-1) for each in indices]
-        everywhere[place] = torch.arange(choice.shape[-1], device=table.device)
-        found = table[tuple(everywhere)]
-        read = (weight.view(*choice.shape, *[1] * (found.dim() - choice.dim())) * found).sum(choice.dim() - 1)
+        every_index = [index.unsqueeze(-1) for index in indices]
+        every_index[position] = torch.arange(choice.shape[-1], device=table.device)
+        entries = table[tuple(every_index)]
+        read = (weight.view(*choice.shape, *[1] * (entries.dim() - choice.dim())) * entries).sum(choice.dim() - 1)
     return read

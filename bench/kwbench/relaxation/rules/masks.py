@@ -1,4 +1,4 @@
-"""What is made of truth values and whole numbers: choices by a mask, places written by a mask, other types."""
+"""Uses of booleans and integers: selection by a mask, writing by a mask or an index, conversion to other types."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ from kwbench.relaxation.tensors import is_float
 def _where(context: Context, call: Call) -> Any:
     condition, a, b = call.args
     relaxed = context.find(condition)
-    whole = any(context.find(each) is not None for each in (a, b))
-    a, b = (context.as_float(each) if context.find(each) is not None else each for each in (a, b))
-    if whole:
+    relaxes_values = any(context.find(branch) is not None for branch in (a, b))
+    a, b = (context.as_float(branch) if context.find(branch) is not None else branch for branch in (a, b))
+    if relaxes_values:
         hard = call.hard()
         soft = torch.where(condition, a, b)
         return straight_through(hard, soft) if is_float(hard) else context.relax(call, hard, soft)
@@ -32,13 +32,13 @@ def _where(context: Context, call: Call) -> Any:
 
 
 def _difference(a: Any, b: Any, like: Tensor) -> Tensor:
-    """a - b without gradient, 0 where it is not finite."""
+    """Return a - b without a gradient, 0 where it is not finite."""
     gap = (torch.as_tensor(a, device=like.device) - torch.as_tensor(b, device=like.device)).detach()
     return gap.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _mixed(context: Context, call: Call, result: Tensor, share: Tensor, a: Any, b: Any) -> Tensor:
-    """A choice between a and b, with the gradient of how much of each is taken."""
+    """Return a selection between a and b, with the gradient of how much of each is taken."""
     context.count(call)
     return straight_through(result, (share * _difference(a, b, result)).to(result.dtype))
 
@@ -70,14 +70,14 @@ def _index_put(context: Context, call: Call) -> Any:
     else:
         hard, start = call.hard(), context.as_float(x)
         result = torch.index_put(start, indices, context.as_float(values), adds)
-    where = [place for place, relaxed in enumerate(relaxations) if relaxed is not None]
-    if where:
-        relaxed = relaxations[where[0]]
+    positions = [position for position, relaxed in enumerate(relaxations) if relaxed is not None]
+    if positions:
+        relaxed = relaxations[positions[0]]
         assert relaxed is not None
         soft = None
-        if len(where) == 1 and relaxed.choice is not None:
-            soft = _put_by_choice(start, list(indices), where[0], relaxed.choice, values, adds)
-        elif relaxed.value is not None and indices[where[0]].dtype == torch.bool and len(indices) == 1:
+        if len(positions) == 1 and relaxed.choice is not None:
+            soft = _put_by_choice(start, list(indices), positions[0], relaxed.choice, values, adds)
+        elif relaxed.value is not None and indices[positions[0]].dtype == torch.bool and len(indices) == 1:
             soft = _put_by_mask(start, indices[0], relaxed.value, values)
         if soft is None:
             context.lose(call)
@@ -91,25 +91,25 @@ def _index_put(context: Context, call: Call) -> Any:
 
 
 def _put_by_mask(x: Tensor, mask: Tensor, share: Tensor, values: Tensor) -> Tensor | None:
-    """The gradient of how much a mask takes part."""
+    """Return a term with the gradient of the mask by which values are written."""
     share = share.view(*share.shape, *[1] * (x.dim() - mask.dim()))
     if values.numel() == 1:
         return share * _difference(values.reshape(()).to(x.dtype), x, x)
-    # One value for each place of the mask: what the others would get is not known.
+    # One value for each true position. What the other positions would get is not known.
     put = torch.index_put(x.detach(), (mask,), values.detach().to(x.dtype))
     return share * _difference(put, x, x)
 
 
-def _put_by_choice(x: Tensor, indices: list[Any], place: int, choice: Tensor, values: Tensor, adds: bool) -> Tensor | None:
-    """The gradient of where a value is put, if the place was drawn or chosen among k."""
+def _put_by_choice(x: Tensor, indices: list[Any], position: int, choice: Tensor, values: Tensor, adds: bool) -> Tensor | None:
+    """Return a term with the gradient of the position, drawn or chosen among k, at which a value is written."""
     k = choice.shape[-1]
     if any(index is None for index in indices) or values.numel() != 1:
         return None
-    everywhere = [index.unsqueeze(-1) for index in indices]
-    everywhere[place] = torch.arange(k, device=x.device)
-    if len(indices) != x.dim() or x.shape[place] != k:
+    every_index = [index.unsqueeze(-1) for index in indices]
+    every_index[position] = torch.arange(k, device=x.device)
+    if len(indices) != x.dim() or x.shape[position] != k:
         return None
-    share = torch.index_put(torch.zeros_like(x), tuple(everywhere), choice.to(x.dtype), accumulate=True)
+    share = torch.index_put(torch.zeros_like(x), tuple(every_index), choice.to(x.dtype), accumulate=True)
     value = values.detach().reshape(()).to(x.dtype)
     return share * (value if adds else _difference(value, x, x))
 
@@ -159,7 +159,7 @@ def _view_type(context: Context, call: Call) -> Any:
     x = call.args[0]
     result = call.operation(x.detach(), call.args[1])
     relaxed = context.find(x)
-    # Truth values as the bytes that they are, and back.
+    # Booleans viewed as bytes, and back.
     if relaxed is not None and relaxed.value is not None and {x.dtype, result.dtype} <= {torch.bool, torch.uint8, torch.int8}:
         return context.attach(result, RelaxedTensor(relaxed.value))
     context.lose(call)

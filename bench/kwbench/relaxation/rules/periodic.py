@@ -1,4 +1,4 @@
-"""Functions that turn back and forth on the way that a pixel may go, and look-ups between places: slopes that say nothing."""
+"""Functions that oscillate over the range of a pixel, and nearest-neighbour sampling: exact gradients mean nothing there."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from kwbench.relaxation.context import Context
 from kwbench.relaxation.operation import Call
 from kwbench.relaxation.rule import has_no_gradient, rule
 
-# A quarter of a period: up to there a slope holds.
+# About a quarter of a period, within which a slope is meaningful.
 _QUARTER = 1.57
 
 
 @rule("sin.default", "cos.default", unless=has_no_gradient)
 def _wave(context: Context, call: Call) -> Any:
-    # Over as many periods as x reaches, slopes cancel but for the share of one.
+    # Over the periods that x spans, slopes cancel except for the share of one period.
     reach = context.scale(call.args[0])
     if not bool((reach > _QUARTER).any()):
         return call.exact()
@@ -23,7 +23,7 @@ def _wave(context: Context, call: Call) -> Any:
 
 @rule("tan.default", unless=has_no_gradient)
 def _tangent(context: Context, call: Call) -> Any:
-    # Teeth without an end, steep at every point: what x - atan(tan(x)) leaves has a slope between them.
+    # The branches of tan are steep everywhere. With the gradient of x, that of x - atan(tan(x)) does not vanish.
     x = call.args[0]
     if not bool((context.scale(x) > _QUARTER).any()):
         return call.exact()
@@ -40,5 +40,5 @@ def _sampled(context: Context, call: Call) -> Any:
     if mode != _NEAREST or not grid.requires_grad:
         return context.run(call)
     context.count(call)
-    between = call.operation(image.detach(), grid, _BILINEAR, *rest)
-    return straight_through(call.exact(), between)
+    interpolated = call.operation(image.detach(), grid, _BILINEAR, *rest)
+    return straight_through(call.exact(), interpolated)

@@ -1,4 +1,4 @@
-"""Steps: sign, rounding, clamping, thresholds, whole numbers from floats."""
+"""Step functions: sign, rounding, clamping, thresholds, integers from floats."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def _round(context: Context, call: Call) -> Any:
 
 @rule("frac.default", "remainder.Scalar", "remainder.Tensor", "fmod.Scalar", "fmod.Tensor", unless=has_no_gradient)
 def _remainder(context: Context, call: Call) -> Any:
-    # The teeth of a saw: flat on average, of slope 1 between two of them, and what x - remainder(x) leaves has a slope too.
+    # A sawtooth has slope 1 between jumps and is flat on average. Half of that also leaves x - remainder(x) a slope.
     context.count(call)
     return straight_through(call.hard(), 0.5 * call.exact())
 
@@ -45,21 +45,21 @@ def _floor_divide(context: Context, call: Call) -> Any:
     if call.kwargs.get("rounding_mode", "floor") is None:
         return context.run(call)
     hard = call.hard()
-    if not any(context.has_gradient(each) for each in call.args[:2]):
+    if not any(context.has_gradient(argument) for argument in call.args[:2]):
         return hard
-    a, b = (context.as_float(each) for each in call.args[:2])
+    a, b = (context.as_float(argument) for argument in call.args[:2])
     if is_float(hard):
         context.count(call)
         return straight_through(hard, a / b)
     return context.relax(call, hard, a / b)
 
 
-# How much of the gradient passes a clamp beyond its range.
+# The share of the gradient that passes a clamp outside its range.
 _LEAK = 0.1
 
 
 def _rectifies(context: Context, call: Call) -> bool:
-    """A ReLU by another name, which hides nothing."""
+    """Whether a clamp is a ReLU, whose own gradient is informative."""
     low = call.option(1, "min", -1.0 if call.name.startswith("hardtanh") else None)
     high = call.option(2, "max")
     return has_no_gradient(context, call) or (low == 0 and high is None and not call.name.startswith(("clamp_max", "hardtanh")))
@@ -77,17 +77,17 @@ def _rectifies(context: Context, call: Call) -> bool:
 )
 def _clamp(context: Context, call: Call) -> Any:
     x, result = call.args[0], call.exact()
-    beyond = result.detach() != x.detach()
+    outside = result.detach() != x.detach()
     if call.name.startswith("hardtanh") and call.option(1, "min_val", -1.0) == 0:
-        beyond = beyond & (x.detach() > 0)  # ReLU6: below, a ReLU
-    if not bool(beyond.any()):
+        outside = outside & (x.detach() > 0)  # ReLU6 is a ReLU below its limit
+    if not bool(outside.any()):
         return result
     context.count(call)
-    return straight_through(result, x * beyond.to(x.dtype) * _LEAK)
+    return straight_through(result, x * outside.to(x.dtype) * _LEAK)
 
 
 def _continuous(context: Context, call: Call) -> bool:
-    # threshold(x, 0, 0) is a ReLU, which hides nothing.
+    # threshold(x, 0, 0) is a ReLU, whose own gradient is informative.
     return has_no_gradient(context, call) or (call.name.startswith("threshold") and call.args[1] == call.args[2])
 
 
@@ -95,11 +95,11 @@ def _continuous(context: Context, call: Call) -> bool:
 def _threshold(context: Context, call: Call) -> Any:
     x = call.args[0]
     if call.name.startswith("threshold"):
-        at, jump = x - call.args[1], call.args[1] - call.args[2]
+        distance, jump = x - call.args[1], call.args[1] - call.args[2]
     else:
-        at, jump = x.abs() - call.option(1, "lambd", 0.5), x.detach().sign() * call.option(1, "lambd", 0.5)
+        distance, jump = x.abs() - call.option(1, "lambd", 0.5), x.detach().sign() * call.option(1, "lambd", 0.5)
     context.count(call)
-    return straight_through(call.exact(), torch.sigmoid(at / context.scale(at)) * jump)
+    return straight_through(call.exact(), torch.sigmoid(distance / context.scale(distance)) * jump)
 
 
 @rule("bucketize.Tensor", "searchsorted.Tensor")

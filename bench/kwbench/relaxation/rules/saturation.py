@@ -1,4 +1,4 @@
-"""Saturated squashing: softmax, sigmoid and the like at temperatures where their gradients vanish, however they are written."""
+"""Saturated softmax, sigmoid and similar functions, whose gradients vanish, written as one operation or as several."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,65 +13,65 @@ from kwbench.relaxation.rule import has_no_gradient, rule
 
 
 def _unknown(context: Context, call: Call) -> bool:
-    """Nothing known of how the arguments came about."""
+    """For `unless`: the origin of no argument is known."""
     return not context.knows_origins(call)
 
 
-def tempered(context: Context, x: Tensor, dim: int | None) -> Tensor:
-    """At least 1: by how much x must shrink for its softmax over `dim`, or its sigmoid, not to be flat."""
-    few = context.subsample(x, whole=dim)
+def unsaturated_temperature(context: Context, x: Tensor, dim: int | None) -> Tensor:
+    """The temperature, at least 1, at which the softmax of x over `dim`, or its sigmoid if that is None, is not saturated."""
+    sample = context.subsample(x, whole=dim)
     if dim is not None:
-        # Sampling may have split the first dimension.
-        few = few.nan_to_num(0.0, 0.0, 0.0)
-        at = dim % x.dim() + few.dim() - x.dim()
-        return context.scale_from(few - few.mean(dim=at, keepdim=True), x).clamp_min(1)
-    return context.scale_from(few / 2, x).clamp_min(1)
+        # `subsample` may have split the first dimension.
+        sample = sample.nan_to_num(0.0, 0.0, 0.0)
+        at = dim % x.dim() + sample.dim() - x.dim()
+        return context.scale_from(sample - sample.mean(dim=at, keepdim=True), x).clamp_min(1)
+    return context.scale_from(sample / 2, x).clamp_min(1)
 
 
 @rule("_softmax.default", "_safe_softmax.default", unless=has_no_gradient)
 def _softmax(context: Context, call: Call) -> Any:
     x, dim = call.args[0], call.args[1]
-    heat = tempered(context, x, dim)
-    if not bool((heat > 1).any()):
+    temperature = unsaturated_temperature(context, x, dim)
+    if not bool((temperature > 1).any()):
         return call.exact()
-    return _softmax_of(context, call, call.hard(), x, dim, heat)
+    return _softmax_of(context, call, call.hard(), x, dim, temperature)
 
 
-def _softmax_of(context: Context, call: Call, hard: Tensor, x: Tensor, dim: int, heat: Tensor | None = None) -> Tensor:
-    """A softmax of x over `dim`, however it was written: the value `hard`, the gradient of one that is not saturated."""
-    heat = tempered(context, x, dim) if heat is None else heat
+def _softmax_of(context: Context, call: Call, hard: Tensor, x: Tensor, dim: int, temperature: Tensor | None = None) -> Tensor:
+    """Return `hard`, a softmax of x over `dim` in any spelling, with the gradient of one that is not saturated."""
+    temperature = unsaturated_temperature(context, x, dim) if temperature is None else temperature
     context.count(call)
-    return straight_through(hard.detach(), torch.softmax(finite_gradient(x) / heat, dim).to(hard.dtype))
+    return straight_through(hard.detach(), torch.softmax(finite_gradient(x) / temperature, dim).to(hard.dtype))
 
 
 @rule("sigmoid.default", unless=has_no_gradient)
 def _sigmoid(context: Context, call: Call) -> Any:
-    return _squashed(context, call, torch.sigmoid)
+    return _with_temperature(context, call, torch.sigmoid)
 
 
 @rule("tanh.default", unless=has_no_gradient)
 def _tanh(context: Context, call: Call) -> Any:
-    return _squashed(context, call, torch.tanh)
+    return _with_temperature(context, call, torch.tanh)
 
 
 @rule("erf.default", unless=has_no_gradient)
 def _erf(context: Context, call: Call) -> Any:
-    return _squashed(context, call, torch.erf)
+    return _with_temperature(context, call, torch.erf)
 
 
 @rule("hardsigmoid.default", unless=has_no_gradient)
 def _hardsigmoid(context: Context, call: Call) -> Any:
-    return _squashed(context, call, lambda x: torch.sigmoid(2 * x / 3))
+    return _with_temperature(context, call, lambda x: torch.sigmoid(2 * x / 3))
 
 
-def _squashed(context: Context, call: Call, squash: Callable[[Tensor], Tensor]) -> Tensor:
+def _with_temperature(context: Context, call: Call, squash: Callable[[Tensor], Tensor]) -> Tensor:
     x = call.args[0]
-    heat = tempered(context, x, None)
-    if not bool((heat > 1).any()):
+    temperature = unsaturated_temperature(context, x, None)
+    if not bool((temperature > 1).any()):
         exact: Tensor = call.exact()
         return exact
     context.count(call)
-    return straight_through(call.hard(), squash(x / heat))
+    return straight_through(call.hard(), squash(x / temperature))
 
 
 @rule("exp.default", unless=has_no_gradient)
@@ -95,7 +95,7 @@ def _logsumexp(context: Context, call: Call) -> Any:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """The same tensor, or one computed twice."""
+    """Whether two tensors are the same, or hold the same values, as when something is computed twice."""
     return a is b or (a.shape == b.shape and torch.equal(a.detach(), b.detach()))
 
 
@@ -138,7 +138,7 @@ def _div(context: Context, call: Call) -> Any:
     a, b = call.args[:2]
     size = context.origin(b, "size")
     if size is not None and _same(size[0], a):
-        return _sign_of(context, call, context.run(call), a)
+        return _soft_sign(context, call, context.run(call), a)
     over, top, times = context.origin(b, "sum of exp"), context.origin(a, "exp"), context.origin(a, "times exp")
     if over is not None and top is not None and _same(over[0], top[0]):
         return _softmax_of(context, call, call.hard(), *over)
@@ -149,7 +149,7 @@ def _div(context: Context, call: Call) -> Any:
 
 
 def _itself(call: Call) -> bool:
-    """Whether something is multiplied by itself."""
+    """Whether a product multiplies a tensor by itself."""
     a, b = call.args[:2]
     return isinstance(a, Tensor) and isinstance(b, Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
@@ -159,13 +159,13 @@ def _mul(context: Context, call: Call) -> Any:
     result = context.run(call)
     if _itself(call):
         return context.set_origin(result, "square", call.args[0])
-    for other, each in (call.args[:2], call.args[1::-1]):
-        parts = context.origin(each, "inverse size")
-        if parts is not None and _same(parts[0], other):
-            return _sign_of(context, call, result, other)
-        parts = context.origin(each, "exp")
+    for factor, other in (call.args[:2], call.args[1::-1]):
+        parts = context.origin(other, "inverse size")
+        if parts is not None and _same(parts[0], factor):
+            return _soft_sign(context, call, result, factor)
+        parts = context.origin(other, "exp")
         if parts is not None:
-            context.set_origin(result, "times exp", other, parts[0], each)
+            context.set_origin(result, "times exp", factor, parts[0], other)
     return result
 
 
@@ -175,7 +175,7 @@ def _reciprocal(context: Context, call: Call) -> Any:
     if parts is None:
         return context.run(call)
     context.count(call)
-    return straight_through(call.hard(), torch.sigmoid(-parts[0] / tempered(context, parts[0], None)))
+    return straight_through(call.hard(), torch.sigmoid(-parts[0] / unsaturated_temperature(context, parts[0], None)))
 
 
 @rule("abs.default", unless=has_no_gradient)
@@ -205,13 +205,13 @@ def _root(context: Context, call: Call, what: str) -> Tensor:
     return result if parts is None else context.set_origin(result, what, *parts)
 
 
-# A mean size from which x over its own size is a sign, not a squashing that keeps its slope.
-_SIGN = 0.95
+# From this mean magnitude on, x over its own magnitude is a sign; below, it keeps an informative slope.
+_NEARLY_A_SIGN = 0.95
 
 
-def _sign_of(context: Context, call: Call, result: Tensor, x: Tensor) -> Tensor:
-    """x over its size, however it was written: a sign, where hardly anything is left between."""
-    if result.detach().abs().mean() < _SIGN:
+def _soft_sign(context: Context, call: Call, result: Tensor, x: Tensor) -> Tensor:
+    """Give x over its own magnitude the gradient of a soft sign, if nearly all of its values are near -1 or 1."""
+    if result.detach().abs().mean() < _NEARLY_A_SIGN:
         return result
     context.count(call)
     return straight_through(result.detach(), torch.tanh(x / context.scale(x)).to(result.dtype))

@@ -1,4 +1,4 @@
-"""The same values in another form: views, copies, detached tensors."""
+"""The same values in another shape or memory: views, copies, detached tensors."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from kwbench.relaxation.tensors import aten
 
 
 def _is_simple(context: Context, call: Call) -> bool:
-    """Neither indices nor a sum whose origin is known."""
+    """For `unless`: the argument is neither indices with a soft choice nor a float of known origin."""
     relaxed = context.find(call.args[0])
     return (relaxed is None or relaxed.value is not None) and not context.knows_origins(call)
 
@@ -34,7 +34,7 @@ def _view(context: Context, call: Call) -> Any:
     x, relaxed = call.args[0], context.find(call.args[0])
     result: Tensor = call.exact()
     if relaxed is not None and relaxed.choice is not None:
-        return context.attach(result, RelaxedTensor(choice=_same_form(relaxed.choice, result, call.name)))
+        return context.attach(result, RelaxedTensor(choice=_reshape_choice(relaxed.choice, result, call.name)))
     if relaxed is not None:
         members = relaxed.members
         if members is None or call.name.startswith(("clone", "expand")) or result.shape == x.shape:
@@ -52,7 +52,7 @@ def _keep_order(context: Context, x: Tensor, result: Tensor) -> None:
         context.set_origin(result, "sorted", *parts)
 
 
-def _same_form(choice: Tensor, result: Tensor, name: str) -> Tensor:
+def _reshape_choice(choice: Tensor, result: Tensor, name: str) -> Tensor:
     k = choice.shape[-1]
     if name.startswith("expand"):
         return choice.view(*[1] * (result.dim() + 1 - choice.dim()), *choice.shape).expand(*result.shape, k)
@@ -89,13 +89,13 @@ def _detach(context: Context, call: Call) -> Any:
 
 @rule("split.Tensor", "split_with_sizes.default", "unbind.int", "chunk.default", "unsafe_split.Tensor")
 def _split(context: Context, call: Call) -> Any:
-    # As separate views: autograd refuses to write into one of several made at once.
+    # Separate views, because autograd refuses to write into one of several that one operation made.
     x = call.args[0]
     if context.find(x) is not None:
         return context.run(call)
     if call.name.startswith("unbind"):
         dim = call.option(1, "dim", 0)
-        return [x.select(dim, place) for place in range(x.shape[dim])]
+        return [x.select(dim, position) for position in range(x.shape[dim])]
     dim = call.option(2, "dim", 0)
     parts, start = [], 0
     for piece in call.hard():
