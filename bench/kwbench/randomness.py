@@ -51,7 +51,7 @@ class SampleRandom:
         chosen = rows.tolist() if isinstance(rows, Tensor) else rows
         return replace(self, samples=tuple(self.samples[row] for row in chosen))
 
-    def lanes(self, rows: Tensor, parts: Tensor) -> "SampleRandom":
+    def for_parts(self, rows: Tensor, parts: Tensor) -> "SampleRandom":
         """A stream for each of several parts of the work on a row, by the part's number, whatever else is under way."""
         named = zip(rows.tolist(), parts.tolist(), strict=True)
         return replace(self, samples=tuple(f"{self.samples[row]}/{part}" for row, part in named))

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from attacks.search.test_ascent import misled
 from kwbench.attacks import ATTACKS, build_attack
-from kwbench.attacks.apgd import Apgd, _checkpoints
+from kwbench.attacks.apgd import Apgd
 from kwbench.attacks.local_search import LocalSearch
 from kwbench.attacks.model_module import ModelModule
 from kwbench.attacks.pgd import Pgd
 from kwbench.attacks.rays import Rays
-from kwbench.attacks.search.lookahead import looks
+from kwbench.attacks.search.lookahead import most_lookaheads
 from kwbench.attacks.search.losses import LOSSES
+from kwbench.attacks.search.parallel_climb import checkpoints
+from kwbench.attacks.search.targets import nearest_classes
 from kwbench.attacks.square import Square
 from kwbench.gradients import EXACT, Eot, Es, Smooth
 from kwbench.model import Precision
@@ -70,8 +72,8 @@ def test_every_loss_breaks_what_plain_pgd_breaks_and_two_targets_more(loss: str,
 
 
 def test_checkpoints_are_those_of_the_authors() -> None:
-    assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert sorted(_checkpoints(3)) == [1, 2, 3]
+    assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert sorted(checkpoints(3)) == [1, 2, 3]
 
 
 def test_one_step_costs_a_forward_and_a_backward() -> None:
@@ -79,7 +81,7 @@ def test_one_step_costs_a_forward_and_a_backward() -> None:
     for outcome in run("apgd", {"steps": 12}, batch, threat):
         if outcome.status is Status.HELD:
             assert outcome.backwards == 12
-            assert 13 <= outcome.forwards <= 13 + looks(12)
+            assert 13 <= outcome.forwards <= 13 + most_lookaheads(12)
     for outcome in run("apgd", {"steps": 12, "targets": 3, "restarts": 2}, batch, threat):
         if outcome.status is Status.HELD:
             # Before them, one forward for the likeliest classes, and one with nine backwards for how near they are.
@@ -110,7 +112,7 @@ def test_in_focus_what_came_close_goes_on_as_ever_and_nothing_else_does() -> Non
         if row in stand and row not in close:
             # At the start, and after each of a third of the steps.
             assert (focused[row].status, focused[row].backwards) == (Status.HELD, 1 + 2)
-            assert 1 + 2 <= focused[row].forwards <= 1 + 2 + looks(2)
+            assert 1 + 2 <= focused[row].forwards <= 1 + 2 + most_lookaheads(2)
         else:
             assert (focused[row].status, focused[row].forwards) == (everywhere[row].status, everywhere[row].forwards)
 
@@ -118,10 +120,10 @@ def test_in_focus_what_came_close_goes_on_as_ever_and_nothing_else_does() -> Non
 def test_what_is_far_goes_on_if_at_its_pace_it_would_arrive() -> None:
     # From a sixth of 30 steps to a third of them is a quarter of what is left.
     before, closest = torch.tensor([-0.09, -0.50, -0.49, -1.0]), torch.tensor([-0.09, -0.38, -0.40, -1.0])
-    assert Apgd(steps=30, focus=0.1).goes_on(before, closest).tolist() == [True, True, False, False]
-    assert Apgd(steps=30, focus=0.5).goes_on(before, closest).tolist() == [True, True, True, False]
-    assert Apgd(steps=30).goes_on(before, closest).all()
-    assert Apgd(steps=1, focus=0.1).goes_on(before[:1], closest[:1]).all()
+    assert Apgd(steps=30, focus=0.1).narrowing.goes_on(before, closest).tolist() == [True, True, False, False]
+    assert Apgd(steps=30, focus=0.5).narrowing.goes_on(before, closest).tolist() == [True, True, True, False]
+    assert Apgd(steps=30).narrowing.goes_on(before, closest).all()
+    assert Apgd(steps=1, focus=0.1).narrowing.goes_on(before[:1], closest[:1]).all()
 
 
 def test_finalists_cost_less_and_break_what_all_targets_break() -> None:
@@ -150,7 +152,7 @@ def test_a_quicker_search_ends_at_nothing_that_float32_does_not_confirm(
     steps = restarts * 6 * max(targets, 1)
     assert all(outcome.backwards == steps + 9 * (targets > 0) for outcome in outcomes), "they must be attacked to the end"
     budget = Apgd(steps=6, restarts=restarts, targets=targets, precision=precision).passes(False)
-    looking = 0 if targets else restarts * looks(6 - 1)
+    looking = 0 if targets else restarts * most_lookaheads(6 - 1)
     assert all(budget - looking <= outcome.forwards + outcome.backwards <= budget for outcome in outcomes)
 
 
@@ -218,7 +220,7 @@ def test_the_first_target_is_the_nearest_class_of_a_linear_model(norm: str) -> N
     slopes = (weight[y][:, None] - weight[None]).norm(p=1 if norm == "linf" else 2, dim=2)
     near = (gaps / slopes).scatter(1, y[:, None], torch.inf).argsort(dim=1)
     rng = SampleRandom(0, "test", tuple(str(row) for row in range(30)))
-    chosen = Apgd(targets=4)._targets(model, x, y, ThreatModel.of(norm, "0.1"), rng)
+    chosen = nearest_classes(model, x, y, ThreatModel.of(norm, "0.1").norm, EXACT, 4, rng)
     assert torch.equal(chosen, near[:, :4])
     assert not torch.equal(chosen[:, 0], logits.scatter(1, y[:, None], -torch.inf).argmax(1))
 
@@ -230,7 +232,7 @@ def test_targets_of_a_flat_model_come_in_the_order_of_their_logits() -> None:
 
     x, y = first_images(3).x, torch.tensor([9, 0, 8])
     rng = SampleRandom(0, "test", ("a", "b", "c"))
-    chosen = Apgd(targets=3)._targets(wrapped(Flat()), x, y, THREATS[0], rng)
+    chosen = nearest_classes(wrapped(Flat()), x, y, "linf", EXACT, 3, rng)
     assert chosen.tolist() == [[8, 7, 6], [9, 8, 7], [9, 7, 6]]
 
 

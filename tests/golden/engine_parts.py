@@ -56,7 +56,7 @@ def _randomness() -> Mapping[str, Any]:
         "normal": stream.normal("name", (4,)),
         "child": stream.child("restart 0").uniform(0, (2, 2)),
         "taken": stream.take([2, 0]).uniform("name", (4,)),
-        "parts of rows": stream.lanes(torch.tensor([2, 0, 0]), torch.tensor([0, 0, 4])).uniform("name", (2,)),
+        "parts of rows": stream.for_parts(torch.tensor([2, 0, 0]), torch.tensor([0, 0, 4])).uniform("name", (2,)),
     }
     return {
         **{name: values.flatten().tolist() for name, values in named.items()},

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kwbench.attacks import apgd, build_attack
-from kwbench.attacks.search import ascent as descent
-from kwbench.attacks.search.lookahead import looks, margin_ahead, margin_here, to_look_at
+from kwbench.attacks import build_attack
+from kwbench.attacks.search import ascent, parallel_climb
+from kwbench.attacks.search.lookahead import current_margin, expected_margin, most_lookaheads, should_look_ahead
 from kwbench.attacks.search.losses import LOSSES, LossName, margin, margin_after
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -35,23 +35,23 @@ def test_a_loss_that_is_zero_at_the_decision_rises_by_itself(loss: LossName) -> 
 
 def test_after_the_first_step_the_margin_goes_on_as_it_went() -> None:
     here, before = torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([-3.0, -1.5, -torch.inf])
-    ahead = margin_ahead(here, before, "margin", here, torch.tensor([-9.0, -9.0, 2.0]))
+    ahead = expected_margin(here, before, "margin", here, torch.tensor([-9.0, -9.0, 2.0]))
     assert ahead.tolist() == [1.0, -0.5, 1.0]
 
 
 def test_who_is_not_expected_to_have_fallen_is_not_looked_at_nor_anybody_late() -> None:
     expected = torch.tensor([0.0, 1.0, -0.1, math.nan, -math.inf])
-    assert to_look_at(1, expected).tolist() == [True, True, False, False, False]
-    assert to_look_at(torch.tensor([1, 99, 1, 1, 1]), expected).tolist() == [True, False, False, False, False]
-    assert looks(3) == 3
-    assert not to_look_at(looks(1000) + 1, expected).any()
+    assert should_look_ahead(1, expected).tolist() == [True, True, False, False, False]
+    assert should_look_ahead(torch.tensor([1, 99, 1, 1, 1]), expected).tolist() == [True, False, False, False, False]
+    assert most_lookaheads(3) == 3
+    assert not should_look_ahead(most_lookaheads(1000) + 1, expected).any()
 
 
 def test_what_is_not_a_number_foretells_nothing() -> None:
     logits = torch.tensor([[1.0, math.nan], [1.0, -math.inf], [1.0, 3.0]])
-    here = margin_here(logits, torch.tensor([0, 0, 0]))
+    here = current_margin(logits, torch.tensor([0, 0, 0]))
     assert here.tolist() == [-math.inf, -math.inf, 2.0]
-    assert not to_look_at(2, margin_ahead(here, here, "margin", here, here))[:2].any()
+    assert not should_look_ahead(2, expected_margin(here, here, "margin", here, here))[:2].any()
     assert here[2] == margin(logits[2:], torch.tensor([0]))
 
 
@@ -81,12 +81,12 @@ def test_looks_spare_backwards_and_change_no_image(
     for eps in ("0.15", "0.3"):
         images, forwards, backwards = proposed(eps)
         with monkeypatch.context() as patch:
-            for module in (descent, apgd):
-                patch.setattr(module, "to_look_at", nobody)
+            for module in (ascent, parallel_climb):
+                patch.setattr(module, "should_look_ahead", nobody)
             same, fewer, more = proposed(eps)
         assert torch.equal(images, same)
         extra = [looked - plain for looked, plain in zip(forwards, fewer, strict=True)]
-        assert all(0 <= each <= looks(12) for each in extra)
+        assert all(0 <= each <= most_lookaheads(12) for each in extra)
         assert sum(backwards) < sum(more)
         if eps == "0.15":
             assert sum(extra) > 0, "some looks must be in vain"

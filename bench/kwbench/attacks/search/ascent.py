@@ -1,11 +1,11 @@
-"""The loop that FGSM, PGD, MIM and transfer attacks share."""
+"""The search that FGSM, PGD, MIM and transfer attacks share: steps along the steepest direction of a loss."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kwbench.attacks.search.lookahead import looks, margin_ahead, margin_here, to_look_at
+from kwbench.attacks.search.lookahead import current_margin, expected_margin, most_lookaheads, should_look_ahead
 from kwbench.attacks.search.losses import LOSSES, LossName, not_finite
 from kwbench.attacks.search.trials import misclassified
 from kwbench.geometry import norms, project, steepest, total
@@ -19,9 +19,9 @@ from kwbench.threat import ThreatModel
 class Ascent:
     """Steps along the steepest direction of a loss, each followed by projection into the ball and the pixel range.
 
-    `step_size` is in the norm's unit. With `decay` the direction is that of a running sum, old sum times `decay` plus the
-    gradient over its l1 norm (Dong et al. 2018, arXiv:1710.06081, eq. 6). In another `precision` than float32 no sample stops
-    before float32 agrees that it is misclassified.
+    `step_size` is in the norm's unit. With `decay` the direction is that of a running sum: the old sum times `decay`, plus the
+    gradient over its l1 norm (Dong et al. 2018, arXiv:1710.06081, eq. 6). If `precision` is not float32, no sample stops before
+    float32 confirms that it is misclassified.
     """
 
     steps: int
@@ -33,14 +33,10 @@ class Ascent:
     precision: Precision = "float32"
 
     def passes(self, stochastic: bool) -> int:
-        """The largest number of forwards and backwards that it may spend on a sample of such a model."""
-        looking = looks(self.steps - 1) if self._looks(stochastic) else 0
-        confirming = self.steps + looking if self.precision != "float32" else 0
-        return self.steps * self.gradient.passes() + looking + confirming
-
-    def _looks(self, stochastic: bool) -> bool:
-        # Other estimators' samples go together, in step.
-        return self.early_exit and not stochastic and not self.gradient.in_step
+        """Return the largest number of forward and backward passes that it may spend on a sample of such a model."""
+        lookaheads = most_lookaheads(self.steps - 1) if self._looks_ahead(stochastic) else 0
+        confirming = self.steps + lookaheads if self.precision != "float32" else 0
+        return self.steps * self.gradient.passes() + lookaheads + confirming
 
     def __call__(
         self,
@@ -53,63 +49,103 @@ class Ascent:
         start: Tensor,
         rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Images near x (b, c, h, w), from `start` on, and which of them (b,) were seen misclassified on the way.
+        """Return images near x (b, c, h, w), climbing from `start`, and which of them were seen misclassified, as (b,).
 
-        Only with `early_exit` does it look, and never at the last iterate: the judge does that. `rows` are the samples'
-        places in the metered batch.
+        Successes are looked for only with `early_exit`, and never at the last iterate, because the judge does that. `rows`
+        (b,): the positions of the samples in the metered batch.
         """
-        early_exit = self.early_exit and not model.stochastic
-        z, broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        loss = LOSSES[self.loss]
-        # As many samples as one pass takes at a time, and whoever is done makes room for the next. Estimators that draw noise
-        # address it by the step, so theirs go all together.
-        together = model.stochastic or self.gradient.in_step
-        with model.computing_in(self.precision):
-            room = len(x) if together else model.batch_sizes(gradients=True)[0]
-        looking = self._looks(model.stochastic)
-        velocity = torch.zeros_like(x) if self.decay is not None else x[:0]
-        taken = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        margins = torch.full((len(x),), -torch.inf, device=x.device)
-        ready, likely = torch.arange(len(x), device=x.device), taken[:0]
-        while len(ready) or len(likely):
-            if len(likely) and (len(ready) < room or len(likely) >= room):
-                some, likely = likely[:room], likely[room:]
-                at, labels, payers = z[some], y[some], rows[some]
-                with torch.no_grad(), model.computing_in(self.precision):
-                    logits = model(at, payers)
-                broken[some] = misclassified(model, at, logits, labels, payers, self.precision)
-                ready = torch.cat([ready, some[~broken[some]]])
-                continue
-            some, ready = ready[:room], ready[room:]
-            at, labels, payers = z[some], y[some], rows[some]
+        return _AscentRun(self, model, x, y, threat, rng, start, rows)()
 
-            def objective(logits: Tensor, labels: Tensor = labels) -> Tensor:
-                return loss(logits, labels)[None]
+    def _looks_ahead(self, stochastic: bool) -> bool:
+        return self.early_exit and not stochastic and not self.gradient.in_step
 
-            stream = rng.take(some).child(int(taken[some[0]])) if together else rng
-            with model.computing_in(self.precision):
-                estimate = self.gradient(model, at, objective, stream, payers)
-            gradient = estimate.gradients[0]
-            if early_exit:
-                settled = broken[some] = misclassified(model, at, estimate.logits, labels, payers, self.precision)
+
+class _AscentRun:
+    """The ascent of one batch, scheduled so that passes are full: a sample that is done makes room for the next.
+
+    `_ready` and `_likely` are queues of positions in the batch: samples whose gradient comes next, and samples that get a
+    lookahead first because they are likely to be misclassified.
+    """
+
+    def __init__(
+        self,
+        ascent: Ascent,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        rng: SampleRandom,
+        start: Tensor,
+        rows: Tensor,
+    ) -> None:
+        self._ascent, self._model, self._threat, self._rng = ascent, model, threat, rng
+        self._x, self._y, self._rows = x, y, rows
+        self._early_exit = ascent.early_exit and not model.stochastic
+        self._lookahead = ascent._looks_ahead(model.stochastic)
+        self._in_step = model.stochastic or ascent.gradient.in_step
+        with model.computing_in(ascent.precision):
+            self._batch_size = len(x) if self._in_step else model.batch_sizes(gradients=True)[0]
+        self._z, self._broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._velocity = torch.zeros_like(x) if ascent.decay is not None else x[:0]
+        self._steps_taken = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self._margins = torch.full((len(x),), -torch.inf, device=x.device)
+        self._ready, self._likely = torch.arange(len(x), device=x.device), self._steps_taken[:0]
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """See Ascent."""
+        size = self._batch_size
+        while len(self._ready) or len(self._likely):
+            if len(self._likely) and (len(self._ready) < size or len(self._likely) >= size):
+                chosen, self._likely = self._likely[:size], self._likely[size:]
+                self._look_ahead(chosen)
             else:
-                # Not-a-number is what the judge calls broken; its gradient would lead out of the pixels.
-                settled = not_finite(estimate.logits)
-            if self.decay is not None:
-                length = norms(gradient, "l1").clamp_min(1e-30).view(-1, 1, 1, 1)
-                gradient = velocity[some] = self.decay * velocity[some] + gradient / length
-            moved = project(at + self.step_size * steepest(gradient, threat.norm), x[some], threat)
-            z[some] = torch.where(settled.view(-1, 1, 1, 1), at, moved) if bool(settled.any()) else moved
-            steps = taken[some] = taken[some] + 1
-            on = steps < self.steps
-            if early_exit:
-                on &= ~settled
-            if looking and int(steps.min()) <= looks(self.steps):
-                before, here = margins[some], margin_here(estimate.logits, labels)
-                margins[some] = here
-                rise = total(estimate.gradients[0] * (moved - at))
-                look = to_look_at(steps, margin_ahead(here, before, self.loss, estimate.values[0], rise))
-                likely = torch.cat([likely, some[on & look]])
-                on &= ~look
-            ready = torch.cat([ready, some[on]])
-        return z, broken
+                chosen, self._ready = self._ready[:size], self._ready[size:]
+                self._step(chosen)
+        return self._z, self._broken
+
+    def _look_ahead(self, chosen: Tensor) -> None:
+        """Ask for predictions of some samples (r,); those that are not misclassified become ready."""
+        z, labels, rows = self._z[chosen], self._y[chosen], self._rows[chosen]
+        with torch.no_grad(), self._model.computing_in(self._ascent.precision):
+            logits = self._model(z, rows)
+        self._broken[chosen] = misclassified(self._model, z, logits, labels, rows, self._ascent.precision)
+        self._ready = torch.cat([self._ready, chosen[~self._broken[chosen]]])
+
+    def _step(self, chosen: Tensor) -> None:
+        """Take a step with some samples (r,) and put those that go on into the queues."""
+        ascent, model = self._ascent, self._model
+        z, labels, rows = self._z[chosen], self._y[chosen], self._rows[chosen]
+
+        def objective(logits: Tensor) -> Tensor:
+            return LOSSES[ascent.loss](logits, labels)[None]
+
+        stream = self._rng.take(chosen).child(int(self._steps_taken[chosen[0]])) if self._in_step else self._rng
+        with model.computing_in(ascent.precision):
+            estimate = ascent.gradient(model, z, objective, stream, rows)
+        gradient = estimate.gradients[0]
+        if self._early_exit:
+            settled = misclassified(model, z, estimate.logits, labels, rows, ascent.precision)
+            self._broken[chosen] = settled
+        else:
+            # The judge calls a prediction that is not finite broken; its gradient would lead out of the pixel range.
+            settled = not_finite(estimate.logits)
+        if ascent.decay is not None:
+            length = norms(gradient, "l1").clamp_min(1e-30).view(-1, 1, 1, 1)
+            gradient = ascent.decay * self._velocity[chosen] + gradient / length
+            self._velocity[chosen] = gradient
+        moved = project(z + ascent.step_size * steepest(gradient, self._threat.norm), self._x[chosen], self._threat)
+        self._z[chosen] = torch.where(settled.view(-1, 1, 1, 1), z, moved) if bool(settled.any()) else moved
+        steps_taken = self._steps_taken[chosen] + 1
+        self._steps_taken[chosen] = steps_taken
+        unfinished = steps_taken < ascent.steps
+        if self._early_exit:
+            unfinished &= ~settled
+        if self._lookahead and int(steps_taken.min()) <= most_lookaheads(ascent.steps):
+            before, current = self._margins[chosen], current_margin(estimate.logits, labels)
+            self._margins[chosen] = current
+            rise = total(estimate.gradients[0] * (moved - z))
+            expected = expected_margin(current, before, ascent.loss, estimate.values[0], rise)
+            likely = should_look_ahead(steps_taken, expected)
+            self._likely = torch.cat([self._likely, chosen[unfinished & likely]])
+            unfinished &= ~likely
+        self._ready = torch.cat([self._ready, chosen[unfinished]])

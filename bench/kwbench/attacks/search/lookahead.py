@@ -1,6 +1,6 @@
-"""Looking before differentiating: who has fallen needs no gradient, and a gradient costs more than the look does.
+"""Lookahead: a forward pass before a gradient, for samples that are expected to be misclassified and then need no gradient.
 
-Where a sample goes next is told from the sample alone, so that its costs do not depend on its company.
+The expectation uses the sample alone, so that its cost does not depend on the other samples of the batch.
 """
 
 import torch
@@ -8,26 +8,29 @@ from torch import Tensor
 
 from kwbench.attacks.search.losses import LossName, margin, margin_after
 
-# Later few samples fall, and looks cost more than they spare.
+# After more steps few samples become misclassified, and lookaheads cost more than they save.
 _EARLY = 5
 
 
-def looks(steps: int) -> int:
-    """The most looks at a sample in a search of so many steps."""
+def most_lookaheads(steps: int) -> int:
+    """Return the largest number of lookaheads for a sample in a search of so many steps."""
     return min(steps, _EARLY)
 
 
-def to_look_at(taken: Tensor | int, expected: Tensor) -> Tensor:
-    """Whom (b,) to look at: after each of the first steps, those of whom a margin of zero or more is `expected` (b,)."""
-    return (expected >= 0) & (torch.as_tensor(taken, device=expected.device) <= _EARLY)
+def should_look_ahead(steps_taken: Tensor | int, expected: Tensor) -> Tensor:
+    """Return for which samples (b,) to look ahead: early in the search, if the `expected` margin (b,) is not negative."""
+    return (expected >= 0) & (torch.as_tensor(steps_taken, device=expected.device) <= _EARLY)
 
 
-def margin_here(logits: Tensor, y: Tensor) -> Tensor:
-    """How far beyond the decision (b,) samples with logits (b, k) are; what is not a number is at no finite place."""
+def current_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the margins (b,) of logits (b, k) with labels y (b,); minus infinity if they are NaN."""
     return margin(logits.detach(), y).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
 
-def margin_ahead(here: Tensor, before: Tensor, loss: LossName, value: Tensor, rise: Tensor) -> Tensor:
-    """The margin (b,) to expect after a step: as it went from `before` to `here` it goes on, and in a first step, with nothing
-    finite before, as the gradient has it, by which the loss goes from `value` by `rise`."""
-    return torch.where(before.isfinite(), 2 * here - before, margin_after(loss, value, rise))
+def expected_margin(current: Tensor, before: Tensor, loss: LossName, value: Tensor, rise: Tensor) -> Tensor:
+    """Return the margin (b,) to expect after the next step.
+
+    It is extrapolated linearly from the last two margins (b,). Where `before` is not finite, as in the first step, it follows
+    from the loss `value` (b,) and the `rise` (b,) that the gradient predicts.
+    """
+    return torch.where(before.isfinite(), 2 * current - before, margin_after(loss, value, rise))

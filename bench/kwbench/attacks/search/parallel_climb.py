@@ -1,0 +1,334 @@
+"""The climb of Auto-PGD: momentum steps from many starts and for many targets in parallel."""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from kwbench.attacks.search.lookahead import current_margin, expected_margin, should_look_ahead
+from kwbench.attacks.search.losses import LOSSES, TARGETED, LossName, not_finite, probability_margin
+from kwbench.attacks.search.narrowing import Narrowing, ranks
+from kwbench.attacks.search.trials import misclassified
+from kwbench.geometry import project, steepest, total
+from kwbench.gradients import Gradient
+from kwbench.model import Model, Precision
+from kwbench.randomness import SampleRandom
+from kwbench.threat import ThreatModel
+
+# Croce and Hein 2020 (arXiv:2003.01690), algorithm 1: the weight of the new step, and the share of rising steps below which the
+# step size is halved.
+_MOMENTUM, _RHO = 0.75, 0.75
+# The lowest score of a climb that succeeded.
+SUCCESS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClimbSettings:
+    """What all climbs have in common.
+
+    `adaptive`: the step size is halved at checkpoints; otherwise it follows a cosine. `lookahead`: on deterministic models,
+    samples that are likely to be misclassified get a forward pass before a gradient is paid for. `precision` is that of the
+    gradients after the first `rounded_steps` steps, which are in bfloat16.
+    """
+
+    steps: int
+    loss: LossName
+    targeted: bool
+    gradient: Gradient
+    adaptive: bool
+    early_exit: bool
+    lookahead: bool
+    precision: Precision
+    rounded_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClimbState:
+    """The state of climbs in parallel; every field has one entry a climb.
+
+    `index` is the climb's number, `row` that of its sample in the metered batch. `best` is the iterate of highest loss so far.
+    `rises`, `best_value_before` and `halved` describe the time since the last checkpoint: how often the loss rose, the highest
+    loss before it, and whether the step size was halved there. `margin` and `margin_before` are the margins of the last two
+    iterates.
+    """
+
+    index: Tensor
+    row: Tensor
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    z: Tensor
+    previous: Tensor
+    gradient: Tensor
+    value: Tensor
+    step_size: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_value: Tensor
+    rises: Tensor
+    best_value_before: Tensor
+    halved: Tensor
+    margin: Tensor
+    margin_before: Tensor
+
+    @staticmethod
+    def at(start: Tensor, x: Tensor, y: Tensor, target: Tensor, row: Tensor, step_size: float) -> "ClimbState":
+        """Return the state at the starts (l, c, h, w), before the first pass."""
+        lowest = torch.full((len(x),), -torch.inf, device=x.device)
+        return ClimbState(
+            index=torch.arange(len(x), device=x.device),
+            row=row,
+            x=x,
+            y=y,
+            target=target,
+            z=start,
+            previous=start,
+            gradient=torch.zeros_like(x),
+            value=-lowest,
+            step_size=torch.full_like(lowest, step_size),
+            best=start,
+            best_gradient=torch.zeros_like(x),
+            best_value=lowest,
+            rises=torch.zeros_like(lowest),
+            best_value_before=lowest,
+            halved=torch.ones_like(lowest, dtype=torch.bool),
+            margin=lowest,
+            margin_before=lowest,
+        )
+
+    def take(self, kept: Tensor) -> "ClimbState":
+        """Return the state of the climbs in the mask `kept` (l,)."""
+        if bool(kept.all()):
+            return self
+        return ClimbState(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
+    def split(self, size: int) -> "list[ClimbState]":
+        """Return parts of `size` climbs; the last part holds the remainder."""
+        names = [field.name for field in fields(self)]
+        parts = zip(*(getattr(self, name).split(size) for name in names), strict=True)
+        return [ClimbState(**dict(zip(names, part, strict=True))) for part in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class ClimbResult:
+    """Of each climb: the proposed image, whether it is misclassified, whether the gradient became NaN before, and the largest
+    probability margin of any iterate."""
+
+    images: Tensor
+    broken: Tensor
+    lost: Tensor
+    closest: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """By which the climbs of a sample are compared (l,): successes first, then NaN gradients, then the largest margin."""
+        return torch.where(self.broken, SUCCESS + 1 + self.closest, torch.where(self.lost, 2.0, self.closest))
+
+
+class ParallelClimb:
+    """Climbs in parallel, each from its start and for its target."""
+
+    def __init__(
+        self, settings: ClimbSettings, model: Model, threat: ThreatModel, rng: SampleRandom, state: ClimbState
+    ) -> None:
+        self._settings, self._model, self._threat, self._rng, self._state = settings, model, threat, rng, state
+        self._checkpoints = checkpoints(settings.steps)
+        self._last_checkpoint = 0
+
+    def until_success(self, target_index: Tensor, narrowing: Narrowing | None) -> ClimbResult:
+        """Climb on a deterministic model until the first success for each sample, and return the result of each climb (l,).
+
+        `target_index` (l,): the position of a climb's target among those of its sample. With `early_exit` the success of one
+        climb ends all climbs of its sample.
+        """
+        settings, start, row = self._settings, self._state.z, self._state.row
+        images, broken = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        lost = broken.clone()
+        highest = torch.full((len(start),), -torch.inf, device=start.device)
+        closest = highest.clone()
+        size = (int(row.max()) + 1, int(target_index.max()) + 1)
+        sample_broken = torch.zeros(size[0], dtype=torch.bool, device=start.device)
+        allowed = size[1]
+        for step in range(settings.steps + 1):
+            logits, successful = self._evaluate(step)
+            state = self._state
+            index = state.index
+            margins = probability_margin(logits.detach(), state.y).nan_to_num(nan=1.0)
+            closest[index] = torch.maximum(closest[index], margins)
+            better = (successful & ~broken[index]) | ((successful == broken[index]) & (state.value > highest[index]))
+            images[index[better]], highest[index[better]] = state.z[better], state.value[better]
+            broken[index] |= successful
+            # A NaN gradient leads nowhere, and the judge refuses the sample unless it is already misclassified.
+            stuck = steepest(state.gradient, self._threat.norm).isnan().flatten(1).any(dim=1)
+            lost[index] |= stuck & ~broken[index]
+            sample_broken[state.row[successful]] = True
+            self._state = state.take(~((sample_broken[state.row] & settings.early_exit) | stuck))
+            if narrowing is not None and narrowing.climbs_after(step) < allowed:
+                allowed = narrowing.climbs_after(step)
+                self._keep_closest(allowed, closest, target_index, size)
+            if narrowing is not None and step == narrowing.sixth:
+                closest_at_sixth = closest.clone()
+            if narrowing is not None and step == narrowing.third:
+                self._state = self._state.take(narrowing.goes_on(closest_at_sixth, closest)[self._state.index])
+            if step == settings.steps or not len(self._state.z):
+                break
+            self._move(step)
+        images[lost] = torch.nan
+        return ClimbResult(images, broken, lost, closest)
+
+    def to_the_end(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Take all steps on a stochastic model; return the start, the iterate of highest mean loss, and the last iterate."""
+        start = self._state.z
+        for step in range(self._settings.steps):
+            self._evaluate(step)
+            self._move(step)
+        return start, self._state.best, self._state.z
+
+    def _precision(self, step: int) -> Precision:
+        return "bfloat16" if step < self._settings.rounded_steps else self._settings.precision
+
+    def _keep_closest(self, allowed: int, closest: Tensor, target_index: Tensor, size: tuple[int, int]) -> None:
+        """Keep only the `allowed` climbs of each sample that came closest."""
+        index, row = self._state.index, self._state.row
+        margins = torch.full(size, -torch.inf, device=closest.device)
+        margins[row, target_index[index]] = closest[index]
+        self._state = self._state.take(ranks(margins)[row, target_index[index]] < allowed)
+
+    def _evaluate(self, step: int) -> tuple[Tensor, Tensor]:
+        """Evaluate the loss and its gradient at the iterates; return their logits (l, k), and which are misclassified (l,).
+
+        Iterates that are found misclassified by a lookahead get a zero gradient: the search does not need it.
+        """
+        state, likely = self._state, self._likely_misclassified(step)
+        if bool(likely.any()):
+            successful, (logits, value, gradient) = self._evaluate_after_lookahead(likely, step)
+        else:
+            logits, value, gradient = self._loss_and_gradient(state, step)
+            successful = self._misclassified(state, logits, step)
+        # The judge calls a prediction that is not finite broken; its gradient leads nowhere.
+        failed = not_finite(logits)
+        value = value.masked_fill(failed, torch.inf)
+        gradient = gradient.masked_fill(failed.view(-1, 1, 1, 1), 0)
+        higher = value > state.best_value
+        column = higher.view(-1, 1, 1, 1)
+        self._state = replace(
+            state,
+            value=value,
+            gradient=gradient,
+            margin=current_margin(logits, state.y),
+            margin_before=state.margin,
+            rises=state.rises + (value > state.value),
+            best=torch.where(column, state.z, state.best),
+            best_gradient=torch.where(column, gradient, state.best_gradient),
+            best_value=torch.where(higher, value, state.best_value),
+        )
+        return logits, successful
+
+    def _evaluate_after_lookahead(self, likely: Tensor, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Return which iterates are misclassified (l,), and logits, losses and gradients as `_loss_and_gradient` does; those of
+        the `likely` (l,) iterates that are misclassified have zero gradients."""
+        state, candidates = self._state, self._state.take(likely)
+        with torch.no_grad(), self._model.computing_in(self._precision(step)):
+            logits_ahead = self._model(candidates.z, candidates.row)
+        successful = likely.clone()
+        successful[likely] = self._misclassified(candidates, logits_ahead, step)
+        logits_ahead = logits_ahead[successful[likely]]
+        values_ahead = self._objective(logits_ahead, state.y[successful], state.target[successful])[0]
+        ahead = logits_ahead, values_ahead, torch.zeros((), device=logits_ahead.device)
+        others = self._loss_and_gradient(state.take(~successful), step)
+        logits, value, gradient = (_merged(successful, one, other) for one, other in zip(ahead, others, strict=True))
+        successful[~likely] = self._misclassified(state.take(~likely), logits[~likely], step)
+        return successful, (logits, value, gradient)
+
+    def _likely_misclassified(self, step: int) -> Tensor:
+        """Return for which iterates (l,) a lookahead is worth its pass."""
+        state = self._state
+        if not self._settings.lookahead or self._model.stochastic or not 0 < step < self._settings.steps:
+            return torch.zeros_like(state.halved)
+        rise = total(state.gradient * (state.z - state.previous))
+        expected = expected_margin(state.margin, state.margin_before, self._settings.loss, state.value, rise)
+        return should_look_ahead(step, expected)
+
+    def _misclassified(self, state: ClimbState, logits: Tensor, step: int) -> Tensor:
+        return misclassified(self._model, state.z, logits, state.y, state.row, self._precision(step))
+
+    def _loss_and_gradient(self, state: ClimbState, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (l, k), losses (l,) and gradients (l, c, h, w) at the iterates; after the last step no gradients."""
+        if not len(state.z):
+            return state.z.new_zeros((0, self._model.classes)), state.value, state.z
+        with self._model.computing_in(self._precision(step)):
+            if step == self._settings.steps:
+                with torch.no_grad():
+                    logits = self._model(state.z, state.row)
+                    return logits, self._objective(logits, state.y, state.target)[0], torch.zeros_like(state.z)
+            if self._model.stochastic or self._settings.gradient.in_step:
+                return self._estimate(state, self._rng.take(state.index).child(step))
+            # One pass at a time, because autograd keeps the activations of every row.
+            batch_size = self._model.batch_sizes(gradients=True)[0]
+            parts = [self._estimate(part, self._rng) for part in state.split(batch_size)]
+            logits, value, gradient = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            return logits, value, gradient
+
+    def _estimate(self, state: ClimbState, rng: SampleRandom) -> tuple[Tensor, Tensor, Tensor]:
+        def objective(logits: Tensor) -> Tensor:
+            return self._objective(logits, state.y, state.target)
+
+        estimate = self._settings.gradient(self._model, state.z, objective, rng, state.row)
+        return estimate.logits, estimate.values[0], estimate.gradients[0]
+
+    def _objective(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        if self._settings.targeted:
+            return TARGETED[self._settings.loss](logits, y, target)[None]
+        return LOSSES[self._settings.loss](logits, y)[None]
+
+    def _adapt_step_size(self, steps: int) -> None:
+        """Halve the step size and return to the best iterate if few of the last `steps` steps raised the loss, or none raised
+        it above the previous best."""
+        state = self._state
+        stuck = ~state.halved & (state.best_value_before >= state.best_value)
+        halved = (state.rises <= _RHO * steps) | stuck
+        column = halved.view(-1, 1, 1, 1)
+        self._state = replace(
+            state,
+            z=torch.where(column, state.best, state.z),
+            gradient=torch.where(column, state.best_gradient, state.gradient),
+            value=torch.where(halved, state.best_value, state.value),
+            step_size=torch.where(halved, state.step_size / 2, state.step_size),
+            rises=torch.zeros_like(state.rises),
+            best_value_before=state.best_value,
+            halved=halved,
+        )
+
+    def _move(self, step: int) -> None:
+        if self._settings.adaptive and step in self._checkpoints:
+            self._adapt_step_size(step - self._last_checkpoint)
+            self._last_checkpoint = step
+        state, threat = self._state, self._threat
+        size = state.step_size
+        if not self._settings.adaptive:
+            falling = (1 + math.cos(math.pi * step / max(self._settings.steps - 1, 1))) / 2
+            size = torch.full_like(size, threat.radius * (0.05 + 1.95 * falling))
+        z = project(state.z + size.view(-1, 1, 1, 1) * steepest(state.gradient, threat.norm), state.x, threat)
+        if step:
+            z = state.z + _MOMENTUM * (z - state.z) + (1 - _MOMENTUM) * (state.z - state.previous)
+            z = project(z, state.x, threat)
+        self._state = replace(state, z=z, previous=state.z)
+
+
+def checkpoints(steps: int) -> frozenset[int]:
+    """Return the numbers of steps after which the step size is adapted: the first is 22 % of the steps, then ever shorter
+    stretches follow, at last 6 % (section 3.1)."""
+    points, point, stretch = set(), 0, max(int(0.22 * steps), 1)
+    while point + stretch <= steps:
+        point += stretch
+        points.add(point)
+        stretch = max(stretch - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
+    return frozenset(points)
+
+
+def _merged(chosen: Tensor, values: Tensor, others: Tensor) -> Tensor:
+    """Return the values of a batch: `values` for the samples in the mask `chosen` (b,), `others` for the rest."""
+    merged = others.new_empty((len(chosen), *others.shape[1:]))
+    merged[chosen], merged[~chosen] = values.to(merged), others
+    return merged
