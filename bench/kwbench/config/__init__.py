@@ -1,1 +1,1 @@
-"""What users write: registry, recipes and suites, as YAML, validated strictly."""
+"""Configuration in YAML: the registry of models, training recipes and suites of attacks, strictly validated."""

@@ -1,4 +1,4 @@
-"""YAML as plain data, read strictly: one meaning for each file, and an error that names the place for everything else."""
+"""Strict YAML: files with exactly one meaning are read as plain data, and all others are refused with the position."""
 
 import math
 from pathlib import Path
@@ -13,8 +13,8 @@ from ruamel.yaml.tokens import AliasToken, AnchorToken, DirectiveToken, ScalarTo
 
 from kwbench.errors import CannotEvaluate, UsageError, did_you_mean
 
-_LARGEST = 1 << 20
-_KINDS_REFUSED = {AnchorToken: "anchors", AliasToken: "aliases", TagToken: "tags", DirectiveToken: "directives"}
+_MAX_CHARACTERS = 1 << 20
+_REFUSED_TOKENS = {AnchorToken: "anchors", AliasToken: "aliases", TagToken: "tags", DirectiveToken: "directives"}
 
 
 class Strict(BaseModel):
@@ -27,32 +27,32 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML 1.2 file.
+    """Read the mapping in a YAML 1.2 file.
 
-    Raises CannotEvaluate if there is no such file, UsageError for anything but a mapping of text keys to plain values, at
-    most 2^20 characters, without duplicate keys, anchors, aliases, merges, tags, directives, dates, NaN and infinity.
+    Raises CannotEvaluate if there is no such file. Raises UsageError unless the file is a mapping of text keys to plain values,
+    in at most 2^20 characters, without duplicate keys, anchors, aliases, merges, tags, directives, dates, NaN or infinity.
     """
     try:
         with path.open(encoding="utf-8") as stream:
-            text = stream.read(_LARGEST + 1)
+            text = stream.read(_MAX_CHARACTERS + 1)
     except UnicodeDecodeError as failure:
         raise UsageError(f"{path}: not a text file in UTF-8 ({failure.reason})") from None
     except OSError as failure:
         raise CannotEvaluate(f"{path}: cannot be read ({failure.strerror})") from None
-    if len(text) > _LARGEST:
-        raise UsageError(f"{path}: more than {_LARGEST} characters, which no configuration needs")
+    if len(text) > _MAX_CHARACTERS:
+        raise UsageError(f"{path}: more than {_MAX_CHARACTERS} characters, which no configuration needs")
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """The same for a text; `name` is what errors call it."""
+    """Parse a text as `read_yaml` does a file; errors call it `name`."""
 
     class Refusing(Scanner):
-        """Looks at tokens as they pass: to read them twice takes twice as long."""
+        """Refuses tokens while the parser reads them; a pass of its own would double the time."""
 
         def get_token(self) -> Any:
             token = super().get_token()
-            kind = _KINDS_REFUSED.get(type(token))
+            kind = _REFUSED_TOKENS.get(type(token))
             if isinstance(token, ScalarToken) and token.plain and token.value == "<<":
                 kind = "merges"
             if kind is not None:
@@ -66,7 +66,7 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     except MarkedYAMLError as failure:
         mark = failure.problem_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        # The first line says it; the others are ruamel's advice to programmers.
+        # The other lines of the message are ruamel's advice to programmers.
         raise UsageError(f"{where}: {str(failure.problem).splitlines()[0]}") from None
     except (YAMLError, RecursionError, ValueError) as failure:
         raise UsageError(f"{name}: not valid YAML ({str(failure).splitlines()[0] if str(failure) else 'too deep'})") from None
@@ -93,12 +93,15 @@ def _require_plain(value: Any, key: str, name: str) -> None:
 
 
 def validate(section: type[Section], data: Any, name: str) -> Section:
-    """`data` as a checked section. Raises UsageError that names the file and the key, with a suggestion where one helps."""
+    """Return `data` as a section.
+
+    Raises UsageError that names the file, `name`, and the key; for an unknown key with a suggestion.
+    """
     try:
         return section.model_validate(data)
     except ValidationError as invalid:
-        # A mistyped key is also a missing one; what was written says more than what was not.
-        first = min(invalid.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        # A mistyped key is often also a missing one; the unknown key is the more helpful error.
+        first = min(invalid.errors(), key=lambda error: error["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _keys_at(section, first["loc"][:-1])
@@ -115,18 +118,19 @@ def _shortened(text: str, limit: int = 100) -> str:
 
 
 def _keys_at(section: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    here: Any = section
+    """Return the keys of the section at a path of keys and list indices."""
+    annotation: Any = section
     for part in path:
-        here = _below(here, part)
-    return [key for each in _alternatives(here) if _is_section(each) for key in each.model_fields]
+        annotation = _annotation_below(annotation, part)
+    return [key for kind in _alternatives(annotation) if _is_section(kind) for key in kind.model_fields]
 
 
-def _below(annotation: Any, part: int | str) -> Any:
-    for each in _alternatives(annotation):
-        if _is_section(each) and part in each.model_fields:
-            return each.model_fields[part].annotation
-        if get_origin(each) in (dict, list):
-            return get_args(each)[-1]
+def _annotation_below(annotation: Any, part: int | str) -> Any:
+    for kind in _alternatives(annotation):
+        if _is_section(kind) and part in kind.model_fields:
+            return kind.model_fields[part].annotation
+        if get_origin(kind) in (dict, list):
+            return get_args(kind)[-1]
     return None
 
 

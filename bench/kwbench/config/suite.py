@@ -1,4 +1,4 @@
-"""Evaluation protocols: an explicit list of attacks, from a YAML file, or from the names on a command line."""
+"""Suites: evaluation protocols as explicit lists of attacks, from a YAML file or from names on the command line."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,22 @@ from kwbench.threat import ThreatModel
 
 _FOLDER = Path(__file__).parent / "suites"
 
-# A data set, as the first part of a model's name.
-NAME = "[a-z0-9][a-z0-9._-]*"
+# A data set's name, the first part of a model's name.
+_DATASET_NAME = "[a-z0-9][a-z0-9._-]*"
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteAttack:
-    """One attack of a suite: its label there, the attack's name, for which models it is, and the parameters given.
+    """One attack of a suite. An attack gains if it breaks a sample that all attacks before it left.
 
-    `after`: it runs only if one of these attacks before it gained; always if there are none. `escalate`: as long as it gains,
-    it runs again with its budget doubled, at most so often. `screen`: it sees so many of the samples that stand, from all over,
-    and the others only if it gained there.
+    Attributes:
+        label: Its name in the suite.
+        attack: The attack's name.
+        when: The kind of models that it attacks.
+        parameters: The parameters that differ from the attack's defaults.
+        after: Run only if one of these earlier attacks gained; always if empty.
+        escalate: Repeat it with its budget doubled as long as it gains, at most this often.
+        screen: Attack this many of the remaining samples first, spread over all of them, and the others only if it gains there.
     """
 
     label: str
@@ -37,16 +42,17 @@ class SuiteAttack:
     screen: int | None = None
 
     def applies(self, stochastic: bool) -> bool:
-        """Whether models of this kind are to be attacked with it."""
+        """Return whether the attack is for stochastic, or for deterministic, models."""
         return self.when == "always" or (self.when == "stochastic") == stochastic
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a suite runs at one time: an attack, or its repetition with the budget doubled `doubled` times.
+    """One step of a suite: an attack, or its repetition with the budget doubled `doubled` times.
 
-    It runs only if one of the stages `after` gained; always if there are none. `cascade`: it sees only what still stands, and
-    `screen` of that first.
+    Attributes:
+        after: Run only if one of these earlier stages gained; always if empty.
+        cascade: Attack only the samples that no earlier stage has broken, `screen` of them first.
     """
 
     label: str
@@ -59,14 +65,18 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A named protocol. `threat` None means the data set's own; `paper_attacks` are the labels that the paper's table
-    includes, None where there is no paper. `n`: how many of the first images it is for, fewer where there are fewer; None for
-    all.
+    """A named evaluation protocol.
 
-    `cascade`: each attack sees only the samples that those before it left standing. `protocol`: the labels whose worst case
-    is the accuracy that a usual evaluation would report. `by_name`: its attacks were asked for by name, so each must apply.
-    `diagnose`: the evaluation is diagnosed and gets a verdict. `then`: the attacks of another suite that come last and see only
-    what all others left standing, though this one is no cascade. `datasets`: the protocol on data sets where it is another one.
+    Attributes:
+        threat: The threat model; None for the data set's own.
+        paper_attacks: The labels that the paper's table includes; None without a paper.
+        cascade: Whether each attack sees only the samples that the attacks before it did not break.
+        protocol: The labels whose worst case is the accuracy that a usual evaluation would report.
+        by_name: The attacks were named on the command line, so each must be applicable.
+        diagnose: Whether the evaluation is diagnosed and gets a verdict.
+        n: Evaluate the first `n` images, or all if there are fewer; None for all.
+        then: The labels of another suite's attacks that run last, as a cascade, after attacks that are none.
+        datasets: The protocols on data sets where it differs.
     """
 
     name: str
@@ -83,22 +93,22 @@ class Suite:
     datasets: Mapping[str, "Suite"] = field(default_factory=dict)
 
     def on(self, dataset: str) -> "Suite":
-        """The protocol on a data set."""
+        """Return the protocol on a data set."""
         return self.datasets.get(dataset, replace(self, datasets={}))
 
     def stages(self, stochastic: bool) -> list[Stage]:
-        """All that may have to run on a model of this kind, in order."""
-        found = []
+        """Return all stages that may run on a stochastic, or a deterministic, model, in order."""
+        stages: list[Stage] = []
         for attack in self.attacks:
             if attack.applies(stochastic):
                 cascade = self.cascade or attack.label in self.then
-                found.append(Stage(attack.label, attack, after=attack.after, cascade=cascade, screen=attack.screen))
+                stages.append(Stage(attack.label, attack, after=attack.after, cascade=cascade, screen=attack.screen))
                 for doubled in range(1, attack.escalate + 1):
-                    after = (found[-1].label,)
-                    found.append(
-                        replace(found[-1], label=escalated(attack.label, doubled), doubled=doubled, after=after, screen=None)
+                    after = (stages[-1].label,)
+                    stages.append(
+                        replace(stages[-1], label=escalated(attack.label, doubled), doubled=doubled, after=after, screen=None)
                     )
-        return found
+        return stages
 
 
 class _AttackSection(Strict):
@@ -106,7 +116,7 @@ class _AttackSection(Strict):
     attack: str | None = None
     when: Literal["always", "deterministic", "stochastic"] = "always"
     after: str | list[str] = Field(default_factory=list)
-    # 2 ** 10 times the budget is more than anybody has.
+    # Nobody has the time for more than 2 ** 10 times the budget.
     escalate: Annotated[int, Field(ge=0, le=10)] = 0
     screen: Annotated[int, Field(ge=1)] | None = None
 
@@ -117,7 +127,7 @@ class _ThreatSection(Strict):
 
 
 class _Protocol(Strict):
-    """What may be another on some data set; what is not said there is as elsewhere."""
+    """The keys that a data set may override; those that it lacks are inherited."""
 
     threat: _ThreatSection | None = None
     paper_attacks: list[str] | None = None
@@ -139,12 +149,12 @@ class _File(_Protocol):
 
 
 def suite_names() -> list[str]:
-    """The suites that come with kwbench."""
+    """Return the names of the suites that come with kwbench."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def read_suite(name: str) -> Suite:
-    """A suite by name, or from a YAML file. Raises UsageError for unknown names and malformed files."""
+    """Read a suite by name, or from a YAML file. Raises UsageError for unknown names and malformed files."""
     path = _FOLDER / f"{name}.yaml" if name in suite_names() else Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(
@@ -153,15 +163,15 @@ def read_suite(name: str) -> Suite:
     data = read_yaml(path)
     file = validate(_File, data, str(path))
     for key in file.datasets:
-        if not re.fullmatch(NAME, key):
-            raise UsageError(f"{path}: datasets.{key}: names match {NAME}")
+        if not re.fullmatch(_DATASET_NAME, key):
+            raise UsageError(f"{path}: datasets.{key}: names match {_DATASET_NAME}")
     sections = {key: _protocol_on(file, section) for key, section in file.datasets.items()}
-    suites = {key: _suite(path.stem, each, f"{path}: datasets.{key}") for key, each in sections.items()}
+    suites = {key: _suite(path.stem, section, f"{path}: datasets.{key}") for key, section in sections.items()}
     return replace(_suite(path.stem, file, str(path)), datasets=suites)
 
 
 def _protocol_on(file: _File, section: _DataSetSection) -> _File:
-    """The file as it is on one data set. Attacks given there are all there are, and the paper's among them only its own."""
+    """Return the file with a data set's overrides. Its attacks replace all others, and so do its paper_attacks and protocol."""
     given = {key: getattr(section, key) for key in section.model_fields_set}
     if "attacks" in given:
         given = {"paper_attacks": None, "protocol": None} | given
@@ -202,10 +212,10 @@ def _suite(name: str, file: _File, where: str) -> Suite:
 
 
 def _followed(suite: Suite, after: Suite, where: str) -> Suite:
-    """A suite and then a cascade on what it left, whose protocol and diagnosis it takes over."""
+    """Append a cascade to a suite, which inherits the cascade's protocol and diagnosis."""
     if suite.cascade or suite.protocol or not after.cascade:
         raise UsageError(f"{where}: then: a suite without cascade and protocol can be followed by one that is a cascade")
-    labels = [escalated(each.label, doubled) for each in after.attacks for doubled in range(each.escalate + 1)]
+    labels = [escalated(attack.label, doubled) for attack in after.attacks for doubled in range(attack.escalate + 1)]
     for attack in suite.attacks:
         if attack.label in labels:
             raise UsageError(f"{where}: attacks.{attack.label}: {after.name!r} has an attack of this label; choose another")
@@ -214,12 +224,12 @@ def _followed(suite: Suite, after: Suite, where: str) -> Suite:
         attacks=suite.attacks + after.attacks,
         protocol=after.protocol,
         diagnose=suite.diagnose or after.diagnose,
-        then=tuple(each.label for each in after.attacks if each.label not in (after.protocol or ())),
+        then=tuple(attack.label for attack in after.attacks if attack.label not in (after.protocol or ())),
     )
 
 
 def suite_of(names: Sequence[str]) -> Suite:
-    """The suite of these attacks with their defaults; `all` alone is the suite of that name."""
+    """Return the suite of these attacks with default parameters; `all` alone is the suite of that name."""
     if list(names) == ["all"]:
         return read_suite("all")
     if not names:
@@ -231,26 +241,26 @@ def suite_of(names: Sequence[str]) -> Suite:
 
 
 def override(suite: Suite, settings: Sequence[str]) -> Suite:
-    """The suite with parameters set, each written LABEL.PARAMETER=VALUE; nested ones LABEL.gradient.kind=eot.
+    """Set parameters of a suite, written LABEL.PARAMETER=VALUE; nested ones are written LABEL.gradient.kind=eot.
 
-    Raises UsageError for a label that the suite has on no data set, and for a parameter inside one that has no parts.
+    Raises UsageError for a label that the suite has on no data set, and for a nested parameter of a value that is no mapping.
     """
     for setting in settings:
-        known = [suite, *suite.datasets.values()]
-        label, path, value = _setting(setting, [attack.label for each in known for attack in each.attacks])
-        changed = [_with(each, label, path, value, setting) for each in known]
+        variants = [suite, *suite.datasets.values()]
+        label, path, value = _parse_setting(setting, [attack.label for variant in variants for attack in variant.attacks])
+        changed = [_with(variant, label, path, value, setting) for variant in variants]
         suite = replace(changed[0], datasets=dict(zip(suite.datasets, changed[1:], strict=True)))
     if not settings:
         return suite
     name = f"{suite.name} with {', '.join(settings)}"
-    return replace(suite, name=name, datasets={key: replace(each, name=name) for key, each in suite.datasets.items()})
+    return replace(suite, name=name, datasets={key: replace(variant, name=name) for key, variant in suite.datasets.items()})
 
 
-def _setting(setting: str, labels: Sequence[str]) -> tuple[str, list[str], Any]:
-    """The label, the parts of the parameter's name, and the value of a setting."""
+def _parse_setting(setting: str, labels: Sequence[str]) -> tuple[str, list[str], Any]:
+    """Return the label, the parts of the parameter's name, and the value."""
     path, separator, text = setting.partition("=")
-    # A label may hold dots itself: pgd-0.1.steps=5.
-    label = max((each for each in labels if path.startswith(f"{each}.")), key=len, default=path.partition(".")[0])
+    # A label may itself contain dots: pgd-0.1.steps=5.
+    label = max((known for known in labels if path.startswith(f"{known}.")), key=len, default=path.partition(".")[0])
     rest = path[len(label) + 1 :]
     if not separator or not label or not all(rest.split(".")):
         raise UsageError(f"--set {setting}: write LABEL.PARAMETER=VALUE, such as pgd.steps=100")
@@ -260,7 +270,7 @@ def _setting(setting: str, labels: Sequence[str]) -> tuple[str, list[str], Any]:
 
 
 def _with(suite: Suite, label: str, path: Sequence[str], value: Any, setting: str) -> Suite:
-    """The suite with this parameter set where it has the attack."""
+    """Return the suite with this parameter set, if it has the attack."""
     attacks = {attack.label: attack for attack in suite.attacks}
     if label not in attacks:
         return suite
@@ -284,7 +294,7 @@ def _checked_label(label: str, where: str) -> str:
 
 
 def _check_order(suite: Suite, where: str) -> None:
-    """Conditions name what runs before; a protocol in a cascade sees every sample."""
+    """Require that `after` names earlier attacks, and that the protocol of a cascade sees every sample."""
     known = [attack.label for attack in suite.attacks]
     seen: set[str] = set()
     for attack in suite.attacks:
