@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from kwbench.attacks import build_attack
+from kwbench.attacks.attack import Attack, JudgingRule
 from kwbench.attacks.search.losses import fooled
 from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate
@@ -23,14 +24,15 @@ LINF = ThreatModel.of("linf", "0.12")
 
 
 @dataclass(frozen=True)
-class Proposing:
-    """Proposes what a function of (x, y) says."""
+class Proposing(Attack):
+    """Proposes the result of a function of (x, y)."""
 
     propose: Callable[[Tensor, Tensor], Any]
     minimum_norm: bool = False
     whole_tiles: bool = False
-    judged: str = "distance"
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
+    judged: JudgingRule = "distance"
+    norms = frozenset({"linf", "l2", "l1"})
+    needs = "nothing"
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Any:
         return self.propose(x, y)

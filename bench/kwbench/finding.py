@@ -120,7 +120,8 @@ class Check(Generic[Subject]):
         name: the name in the registry; also that of the finding if the check fails.
         examine: returns the findings; an empty list where the check does not apply.
         criteria: all criteria of which `examine` may return findings.
-        passes: about how many forward and backward passes per sample it takes; 0 for a check of the record.
+        passes: about how many forward and backward passes per sample it takes, as counted on small networks; the longest checks
+            run first. 0 for a check of the record.
         always: whether it runs even where the protocol itself breaks every sample, so that nothing can be hidden.
     """
 

@@ -35,7 +35,7 @@ def test_twice_the_budget_that_breaks_more_is_a_doubt() -> None:
     assert found.figure is not None
     assert found.figure > 0.5
     assert len(found.samples) > 32
-    assert "64 of the samples that stood" in found.statement
+    assert "64 of the surviving samples" in found.statement
 
 
 def test_twice_the_budget_of_a_useless_attack_brings_nothing() -> None:

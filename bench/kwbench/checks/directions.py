@@ -120,5 +120,5 @@ def _lead_of_runner_up(case: Case, x: Tensor) -> Objective:
 
 
 PREDICTION = Check("shattered gradients", gradients_predict_the_rise, (SHATTERED,), passes=5)
-GUIDANCE = Check("misleading gradients", gradients_lead_across_the_ball, (MISLEADING,), passes=35)
+GUIDANCE = Check("misleading gradients", gradients_lead_across_the_ball, (MISLEADING,), passes=40)
 COHERENT = Check("incoherent gradients", gradients_agree_with_each_other, (INCOHERENT,), passes=5)

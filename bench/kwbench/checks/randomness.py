@@ -129,4 +129,4 @@ class _Frozen(nn.Module):
 
 VARIATION = Check("randomness", predictions_vary, (RANDOMNESS,), passes=20, always=True)
 REPETITION = Check("gradient noise", gradients_repeat, (NOISE, AVERAGED_NOISE), passes=68)
-FREEZING = Check("frozen randomness", frozen_is_weaker, (FROZEN_RANDOMNESS, ABOVE_STANDARD), passes=130)
+FREEZING = Check("frozen randomness", frozen_is_weaker, (FROZEN_RANDOMNESS, ABOVE_STANDARD), passes=115)
