@@ -5,7 +5,6 @@ import io
 import pytest
 
 from kwbench.cli import progress as module
-from kwbench.cli.output import printable
 from kwbench.cli.progress import showing
 from kwbench.evaluation.runner import Progress
 
@@ -101,8 +100,3 @@ def test_a_models_name_can_neither_colour_nor_steer_the_terminal() -> None:
     with showing(plain) as show:
         show(step(3, model=name))
     assert "\x1b" not in plain.getvalue()
-
-
-def test_printable_text_stays_as_it_is() -> None:
-    assert printable("net-γ0.1 ✓") == "net-γ0.1 ✓"
-    assert printable("a\x1b[31m\r\nb\u202e") == "a?[31m??b?"

@@ -104,7 +104,7 @@ def diagnose(
     judged = options.requests(models, replace(chosen_suite(None, suite, settings), diagnose=True))
     store = options.store()
     with showing() as show:
-        rivals = _evaluated(rival, store, show, options.time_limit)
+        rivals = _evaluated(rival, store, show, options.time_limit) if rival else []
         results = _evaluated(judged, store, show, options.time_limit, thoroughly=True)
     require_complete(rivals)
     print_diagnoses(results, _verdicts(results, rivals, protocol, suite), as_json)

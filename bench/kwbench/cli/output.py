@@ -63,8 +63,9 @@ def print_table(rows: Sequence[Mapping[str, Any]], *, headings: Mapping[str, str
     if not rows:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for key in rows[0]:
-        table.add_column(Text((headings or {}).get(key, key)), overflow="fold")
+    for position, key in enumerate(rows[0]):
+        # A name in the first column stays whole, so that it can be copied.
+        table.add_column(Text((headings or {}).get(key, key)), overflow="fold", no_wrap=position == 0)
     for row in rows:
         table.add_row(*(Text(printable("" if value is None else str(value))) for value in row.values()))
     console().print(table)
