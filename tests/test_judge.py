@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from kwbench.attacks import build_attack
-from kwbench.attacks.attack import Attack, JudgingRule
 from kwbench.attacks.search.losses import fooled
 from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate
@@ -24,15 +23,14 @@ LINF = ThreatModel.of("linf", "0.12")
 
 
 @dataclass(frozen=True)
-class Proposing(Attack):
-    """Proposes the result of a function of (x, y)."""
+class Proposing:
+    """Proposes what a function of (x, y) says."""
 
     propose: Callable[[Tensor, Tensor], Any]
     minimum_norm: bool = False
     whole_tiles: bool = False
-    judged: JudgingRule = "distance"
-    norms = frozenset({"linf", "l2", "l1"})
-    needs = "nothing"
+    judged: str = "distance"
+    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Any:
         return self.propose(x, y)

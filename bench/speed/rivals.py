@@ -25,8 +25,10 @@ from measure import Spread, alternate, machine_line, markdown_table, ratio, spre
 from torch import Tensor
 
 from kwbench.config.suite import override, suite_of
-from kwbench.evaluation.evaluator import LocalEvaluator, Request
-from kwbench.evaluation.workers import Workers
+from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.executors import LocalExecutor
+from kwbench.evaluation.request import Request
+from kwbench.evaluation.tasks import JudgeAttack, JudgeClean
 from kwbench.geometry import TOLERANCE, distance
 from kwbench.model import find_device, has_bfloat16
 from kwbench.outcome import Outcome, Status
@@ -143,11 +145,11 @@ def measured(contest: Contest, request: Request, threads: int, rounds: int, give
     """The rows of a contest's table; `given` says which images the libraries get, all or those that are right."""
     sides: dict[str, Callable[[], object]] = {}
     left: dict[str, float] = {}
-    opened: list[Workers] = []
+    opened: list[LocalExecutor] = []
     for name, settings in contest.ours.items():
-        workers = Workers(_asked(request, contest.attack, settings))
-        opened.append(workers)
-        sides[name] = _ours(workers, contest.attack, left, name, given)
+        executor = LocalExecutor(_asked(request, contest.attack, settings))
+        opened.append(executor)
+        sides[name] = _ours(executor, contest.attack, left, name, given)
     local = LocalEvaluator(_asked(request, contest.attack, next(iter(contest.ours.values()))))
     rows: Sequence[int] = range(len(local.facts.samples))
     if given == "right":
@@ -170,8 +172,8 @@ def measured(contest: Contest, request: Request, threads: int, rounds: int, give
         # One process does it all on one thread; on more, only the clock on the wall sees all of them.
         seconds = alternate(sides, rounds, time.process_time if threads == 1 else time.perf_counter)
     finally:
-        for workers in opened:
-            workers.close()
+        for executor in opened:
+            executor.close()
     table: list[list[object]] = []
     for name in sides:
         ratios: list[Spread | str] = [
@@ -186,31 +188,26 @@ def _asked(request: Request, attack: str, settings: Sequence[str]) -> Request:
     return replace(request, suite=suite)
 
 
-def _ours(workers: Workers, attack: str, left: dict[str, float], name: str, given: str) -> Callable[[], object]:
-    """An evaluation's attack, shared out in whole tiles as the runner does. Given all images it first has to find out which are
-    right."""
-    facts = workers.facts
+def _ours(executor: LocalExecutor, attack: str, left: dict[str, float], name: str, given: str) -> Callable[[], object]:
+    """Return a run of one attack, divided into whole tiles as the runner does; `given` all images, it first predicts them."""
+    facts = executor.facts
     torch.set_num_threads(facts.threads)
     n, tile = len(facts.samples), facts.identity["tile"]
     share = -(-n // (tile * facts.workers)) * tile
-    jobs = [list(range(start, min(start + share, n))) for start in range(0, n, share)]
+    batches = [list(range(start, min(start + share, n))) for start in range(0, n, share)]
 
-    def looked_at() -> dict[int, Outcome]:
-        looks = workers.each(lambda evaluator, rows: evaluator.judge_clean(rows), jobs)
-        return {outcome.index: outcome for outcomes in looks for outcome in outcomes}
+    def predict() -> dict[int, Outcome]:
+        results = executor.map([JudgeClean(rows) for rows in batches])
+        return {outcome.index: outcome for _, outcomes in results for outcome in outcomes}
 
-    before = looked_at()
+    before = predict()
 
     def run() -> None:
         torch.set_num_threads(facts.threads)
-        clean = before if given == "right" else looked_at()
-
-        def work(evaluator: Any, rows: list[int]) -> list[Outcome]:
-            outcomes: list[Outcome] = evaluator.judge(attack, rows, [clean[row] for row in rows], None)
-            return outcomes
-
-        found = [outcome for outcomes in workers.each(work, jobs) for outcome in outcomes]
-        left[name] = sum(outcome.status is Status.HELD for outcome in found) / n
+        clean = before if given == "right" else predict()
+        tasks = [JudgeAttack(attack, rows, [clean[row] for row in rows], None) for rows in batches]
+        outcomes = [outcome for _, batch in executor.map(tasks) for outcome in batch]
+        left[name] = sum(outcome.status is Status.HELD for outcome in outcomes) / n
 
     return run
 

@@ -14,7 +14,7 @@ from defences.broken_defences import DEFENCES, EPS, Defence
 from defences.sound_models import SOUND, Sound
 from defences.spellings import FILE, HIDDEN, KWTA, LWTA
 from kwbench.config.suite import Suite, read_suite
-from kwbench.evaluation.evaluator import Request
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries

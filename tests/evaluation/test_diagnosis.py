@@ -8,7 +8,8 @@ import pytest
 
 from kwbench.checks import CHECKS, Retried, Survivors
 from kwbench.config.suite import Suite, read_suite
-from kwbench.evaluation.evaluator import LocalEvaluator, Request
+from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
@@ -134,7 +135,7 @@ def test_a_sound_network_is_confirmed(store: Store, suite: Suite, tmp_path: Path
     found = judged(store, request(write_registry(tmp_path), suite=suite, eps="0.03"))
     assert found.conclusion == "confirmed", found.sentence()
     assert found.reasons[0].check == "twice the budget"
-    assert "surviving samples" in found.reasons[0].statement
+    assert "samples that stood" in found.reasons[0].statement
 
 
 @pytest.mark.parametrize("model", ["small", "small-random"])

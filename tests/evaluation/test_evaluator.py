@@ -19,7 +19,8 @@ from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation import evaluator as evaluator_module
 from kwbench.evaluation import processes, runner
-from kwbench.evaluation.evaluator import LocalEvaluator, Request, open_evaluator
+from kwbench.evaluation.evaluator import LocalEvaluator, open_evaluator
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.record.comparability import attacks_key, comparison_key
 from kwbench.record.evaluation import Evaluation
@@ -343,7 +344,7 @@ def test_running_out_of_memory_travels_between_processes_as_what_it_is() -> None
     def full() -> None:
         raise torch.OutOfMemoryError("full")
 
-    answer = pickle.loads(pickle.dumps(evaluator_module._served("model", full)))
+    answer = pickle.loads(pickle.dumps(evaluator_module._result_or_failure("model", full)))
     assert isinstance(answer, torch.OutOfMemoryError)
 
 

@@ -18,10 +18,11 @@ import torch
 
 from kwbench.config.suite import read_suite
 from kwbench.errors import CannotEvaluate, UsageError
-from kwbench.evaluation import evaluator as evaluator_module
 from kwbench.evaluation import runner
-from kwbench.evaluation.evaluator import LocalEvaluator, Request, open_evaluator
+from kwbench.evaluation.evaluator import LocalEvaluator, open_evaluator
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
+from kwbench.model import Model
 from kwbench.outcome import Outcome, Status
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
@@ -402,7 +403,7 @@ class TestMemory:
         def full(*_: Any) -> None:
             raise torch.OutOfMemoryError("no memory")
 
-        monkeypatch.setattr(evaluator_module.Model, "_pass", full)
+        monkeypatch.setattr(Model, "_pass", full)
         with pytest.raises(CannotEvaluate, match="small: memory does not hold the model and 16 samples at once"):
             carry_out(request(registry), db)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kwbench.config.suite import Suite, read_suite
-from kwbench.evaluation.evaluator import Request
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries

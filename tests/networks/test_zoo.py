@@ -12,7 +12,7 @@ from kwbench.config.prediction import PredictionRule
 from kwbench.config.registry import Registry, read_registry
 from kwbench.config.suite import override, suite_of
 from kwbench.data import DataSet, Split, load_dataset
-from kwbench.evaluation.evaluator import Request
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.networks.activations import Kwta, effective_sparsity
 from kwbench.networks.loading import load_entry

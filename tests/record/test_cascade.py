@@ -17,7 +17,8 @@ from kwbench.attacks.attack import Attack
 from kwbench.config.registry import read_registry
 from kwbench.config.suite import Suite, SuiteAttack
 from kwbench.errors import CannotEvaluate, NotApplicable, UsageError
-from kwbench.evaluation.evaluator import LocalEvaluator, Request
+from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.geometry import TOLERANCE
 from kwbench.judge import FRESH_DRAWS, SCREENING_DRAWS, SELECTION_DRAWS

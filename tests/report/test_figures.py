@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from kwbench.config.suite import suite_of
-from kwbench.evaluation.evaluator import Request
 from kwbench.evaluation.experiment import measure, synthesize
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.series import record_series
 from kwbench.experiments import build_experiment
 from kwbench.record.measurement import Measurement

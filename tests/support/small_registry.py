@@ -12,7 +12,7 @@ from torch import nn
 from kwbench.config.registry import ModelEntry
 from kwbench.config.strict_yaml import validate
 from kwbench.config.suite import Suite, override, suite_of
-from kwbench.evaluation.evaluator import Request
+from kwbench.evaluation.request import Request
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
 from kwbench.training import save_checkpoint, train

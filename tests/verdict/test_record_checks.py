@@ -10,8 +10,7 @@ from kwbench.finding import Finding
 from kwbench.record.evaluation import AttackSpec, Evaluation
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
-from kwbench.verdict.attack_groups import group_of
-from kwbench.verdict.record_checks import examine_record
+from kwbench.verdict.record_checks import examine_record, group_of
 from support.records import deterministic, drawn, record, specification
 
 EXACT: dict[str, Any] = {"gradient": {"kind": "exact"}, "steps": 40, "relative_step_size": 1 / 30}

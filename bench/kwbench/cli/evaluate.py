@@ -35,7 +35,7 @@ from kwbench.imports import importing
 
 if TYPE_CHECKING:
     from kwbench.config.suite import Suite
-    from kwbench.evaluation.evaluator import Request
+    from kwbench.evaluation.request import Request
     from kwbench.evaluation.runner import Progress
     from kwbench.evaluation.sweep import Sweep
     from kwbench.record.store import Store

@@ -16,7 +16,7 @@ from kwbench.imports import importing
 
 if TYPE_CHECKING:
     from kwbench.config.suite import Suite
-    from kwbench.evaluation.evaluator import Request
+    from kwbench.evaluation.request import Request
     from kwbench.record.store import Store
 
 # The groups of options in a command's help, in the order in which they are printed.
@@ -190,7 +190,7 @@ class EvaluationOptions:
         with importing():
             from kwbench.config.prediction import parse_prediction_rule
             from kwbench.config.registry import read_registry
-            from kwbench.evaluation.evaluator import Request
+            from kwbench.evaluation.request import Request
             from kwbench.networks.loading import is_file_model
 
         if self.checkpoint is not None and len(models) > 1:

@@ -1,16 +1,14 @@
 """Diagnoses an evaluation: gathers the evidence from its record and from the model, and puts it on record."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from typing import Any
 
 import numpy as np
 
-from kwbench.checks import CHECKS, Case, Question, Retried, Survivors, budget_is_enough, outdated
-from kwbench.checks.budget import TWICE_THE_BUDGET
-from kwbench.checks.operations import RELAXED_OPERATIONS
-from kwbench.evaluation.evaluator import Evaluator
-from kwbench.evaluation.workers import Workers
-from kwbench.finding import Check, Criterion, Finding
+from kwbench.checks import CHECKS, Question, Retried, Survivors, budget_is_enough
+from kwbench.evaluation.executors import Executor
+from kwbench.evaluation.tasks import RetrySurvivors, RunCheck, Task
+from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
@@ -18,11 +16,13 @@ from kwbench.record.summary import Summary, summaries
 from kwbench.verdict import robustness_is_negligible
 from kwbench.verdict.record_checks import examine_record, twin_of
 
-# Samples examined at once.
+# Samples examined at once, on which the checks cost about 190 forward and backward passes each.
 EXAMINED = 64
 # A stochastic model's sample has fallen when it is right less often than this.
 _ALIVE = 0.05
 
+# The checks of what the model answers, and through which operations: the cheap ones.
+_OF_ANSWERS = ("outputs", "state", "randomness", "operations")
 _LEFT_OUT = Finding(
     "left out",
     None,
@@ -33,7 +33,7 @@ _LEFT_OUT = Finding(
 
 
 def diagnose(
-    workers: Workers,
+    executor: Executor,
     evaluation: Evaluation,
     store: Store,
     report: Callable[[int, int], None] = lambda done, checks: None,
@@ -52,61 +52,38 @@ def diagnose(
     outcomes = {attack.name: store.outcomes(evaluation.attack_runs[attack.name]) for attack in mine.attacks}
     outcomes[CLEAN] = store.outcomes(evaluation.attack_runs[CLEAN])
     found = list(store.findings(evaluation.id))
-    brief = not thoroughly and robustness_is_negligible(mine)
-    due = _due(found, brief)
-    if due:
+    skipped = any(each.check == _LEFT_OUT.check for each in found)
+    if not found or (thoroughly and skipped):
         right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
         question = _question(mine, right or mine.index.tolist())
+        brief = not thoroughly and robustness_is_negligible(mine)
         survivors = _survivors(mine, outcomes)
-        budget_is_due = not brief and not any(_is_current(each, TWICE_THE_BUDGET) for each in found)
-        # Long jobs first, so that workers finish together.
-        wanted: list[str | Survivors] = [*survivors.parts()] if budget_is_due else []
-        wanted += [check.name for check in sorted(CHECKS.values(), key=_passes, reverse=True) if check.name in due]
-        done: list[tuple[str | Survivors, list[Finding] | Retried]] = []
-        report(0, len(wanted))
-        for each in workers.each(partial(_look, question=question), wanted):
-            done.append(each)
-            report(len(done), len(wanted))
-        by_check = {job: findings for job, findings in done if isinstance(findings, list)}
-        fresh = [finding for check in CHECKS for finding in by_check.get(check, [])]
+        parts = [] if brief else survivors.parts()
+        checks = [check for check in CHECKS if (check in _OF_ANSWERS or not brief) and not (check in _OF_ANSWERS and skipped)]
+        # The longest go first.
+        tasks: list[Task[Any]] = [RetrySurvivors(part) for part in parts]
+        tasks += [RunCheck(check, question) for check in reversed(checks)]
+        by_check: dict[str, list[Finding]] = {}
+        again: dict[Survivors, Retried] = {}
+        report(0, len(tasks))
+        for done, (task, result) in enumerate(executor.map(tasks), start=1):
+            if isinstance(task, RunCheck):
+                by_check[task.check] = result
+            elif isinstance(task, RetrySurvivors):
+                again[task.survivors] = result
+            report(done, len(tasks))
+        found = [each for each in found if each.check != _LEFT_OUT.check]
+        found += [finding for check in CHECKS for finding in by_check.get(check, [])]
         if brief:
-            fresh += [_LEFT_OUT]
-        elif budget_is_due:
-            again = {job: outcome for job, outcome in done if isinstance(outcome, Retried)}
-            fresh += [budget_is_enough([again[part] for part in survivors.parts()], survivors.robust_accuracy)]
-        found = [*_without([*fresh, _LEFT_OUT], found), *fresh]
-    relaxes = not any(each.check == RELAXED_OPERATIONS.name and each.figure == 0 for each in found)
-    of_record = examine_record(mine, outcomes, others, relaxes=relaxes)
-    store.record_findings(evaluation.id, [*of_record, *_without(of_record, found)], instead_of=[_LEFT_OUT.check])
+            found += [_LEFT_OUT]
+        else:
+            found += [budget_is_enough([again[part] for part in parts], survivors.standing)]
+    relaxes = not any(each.check == "relaxed operations" and each.figure == 0 for each in found)
+    fresh = examine_record(mine, outcomes, others, relaxes=relaxes)
+    renewed = {each.check for each in fresh}
+    kept = [each for each in found if each.check not in renewed]
+    store.record_findings(evaluation.id, [*fresh, *kept], instead_of=[_LEFT_OUT.check])
     return store.findings(evaluation.id)
-
-
-def _due(findings: Sequence[Finding], brief: bool) -> set[str]:
-    """Return the names of the checks of the model that are not on record at their current revision.
-
-    If `brief`, checks that do not always run are not due.
-    """
-    recorded = {finding.check for finding in findings}
-    due = outdated(findings)
-    if not findings or (_LEFT_OUT.check in recorded and not brief):
-        due |= {name for name, check in CHECKS.items() if not check.always and not brief}
-    if not findings:
-        due |= {name for name, check in CHECKS.items() if check.always}
-    return due
-
-
-def _passes(check: Check[Case]) -> int:
-    return check.passes
-
-
-def _is_current(finding: Finding, criterion: Criterion) -> bool:
-    return (finding.check, finding.revision) == (criterion.name, criterion.revision)
-
-
-def _without(replacements: Sequence[Finding], findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings that none of the replacements replaces."""
-    names = {finding.check for finding in replacements}
-    return [finding for finding in findings if finding.check not in names]
 
 
 def _least_shares(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[int, float]:
@@ -115,11 +92,6 @@ def _least_shares(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[int, float]
     for each in (outcome for found in outcomes.values() for outcome in found if outcome.selection_draws):
         least[each.index] = min(least.get(each.index, 1.0), each.selection_correct / each.selection_draws)
     return least
-
-
-def _look(evaluator: Evaluator, job: str | Survivors, *, question: Question) -> tuple[str | Survivors, list[Finding] | Retried]:
-    """What comes of a check, or of survivors that are attacked again."""
-    return job, evaluator.examine(job, question) if isinstance(job, str) else evaluator.retry(job)
 
 
 def _question(standing: Summary, right: list[int]) -> Question:
@@ -144,7 +116,7 @@ def _survivors(standing: Summary, outcomes: Mapping[str, Sequence[Outcome]]) -> 
         rows=tuple(rows),
         values=tuple(values[chosen].tolist()),
         to_beat=tuple(shares.get(row, 1.0) for row in rows) if shares else (),
-        robust_accuracy=float(values[alive].sum() / standing.n),
+        standing=float(values[alive].sum() / standing.n),
         doubled=tuple(label for label in gained if escalated(label, 1) not in ran),
         otherwise=tuple(label for label in ran if label not in again),
         tried=tuple(label for label in ran if {each.index for each in outcomes[label]}.issuperset(rows)),

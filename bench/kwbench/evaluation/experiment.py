@@ -5,8 +5,10 @@ from typing import Any
 
 from kwbench.config.strict_yaml import parse_yaml
 from kwbench.errors import UsageError
-from kwbench.evaluation.evaluator import Request, open_evaluator
+from kwbench.evaluation.evaluator import open_evaluator
 from kwbench.evaluation.identity import engine_revisions, library_versions
+from kwbench.evaluation.request import Request
+from kwbench.evaluation.tasks import Observe
 from kwbench.experiments import Experiment, Synthetic, configuration
 from kwbench.record.measurement import Array, Measurement
 from kwbench.record.provenance import code, digest, machine
@@ -45,7 +47,9 @@ def measure(
             "labels": [label for label in facts.attacks if label not in facts.not_applicable] if _asks_attacks(name) else [],
         }
         provenance = {**machine(), **code(), "device": facts.device, "threads": facts.threads, "command": command}
-        return _recorded(store, name, facts.model, facts.dataset, spec, provenance, lambda: evaluator.observe(rows, experiment))
+        return _recorded(
+            store, name, facts.model, facts.dataset, spec, provenance, lambda: evaluator.execute(Observe(rows, experiment))
+        )
     finally:
         evaluator.close()
 

@@ -5,16 +5,15 @@ Kill it at any moment; the same command goes on where the record ends, and ends 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation.diagnosis import diagnose
-from kwbench.evaluation.evaluator import Evaluator, Facts, Request
-from kwbench.evaluation.workers import Workers
+from kwbench.evaluation.executors import Executor, LocalExecutor
+from kwbench.evaluation.request import Facts, Request
+from kwbench.evaluation.tasks import JudgeAttack, JudgeClean, Task
 from kwbench.judge import SELECTION_DRAWS
 from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.record.cascade import Stage, stages
@@ -59,21 +58,21 @@ def evaluate(
         raise UsageError(f"--tile {request.tile}: must be at least 1")
     if time_limit is not None and not time_limit > 0:
         raise UsageError(f"--time-limit {time_limit:g}: must be above 0")
-    workers = Workers(request, time_limit)
+    executor = LocalExecutor(request, time_limit)
     try:
-        evaluation = store.register(describe(request, workers.facts, command))
-        _carry_out(request, workers, evaluation, store, report)
+        evaluation = store.register(describe(request, executor.facts, command))
+        _carry_out(request, executor, evaluation, store, report)
         if request.suite.diagnose:
             rows = sum(len(store.outcomes(attack_run)) for attack_run in evaluation.attack_runs.values())
             diagnose(
-                workers,
+                executor,
                 evaluation,
                 store,
-                lambda done, checks: report(Progress(workers.facts.model, "diagnosis", done, checks, rows, rows)),
+                lambda done, checks: report(Progress(executor.facts.model, "diagnosis", done, checks, rows, rows)),
                 thoroughly=thoroughly,
             )
     finally:
-        workers.close()
+        executor.close()
     return evaluation
 
 
@@ -137,7 +136,7 @@ def _known(labels: Sequence[str] | None, facts: Facts) -> list[str] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _Assignment:
     """What an attack has to do: the `rows` of the slice that it sees, and of their samples those that have no outcome yet, and
     those that lack only their image. `whole`: what happens to a sample depends on its company, so rows come in tiles that
     always start at the same places. `shares` are the least selection shares so far, by sample, of a stochastic model. `seconds`
@@ -167,9 +166,9 @@ class _Task:
 
 
 def _carry_out(
-    request: Request, workers: Workers, evaluation: Evaluation, store: Store, report: Callable[[Progress], None]
+    request: Request, executor: Executor, evaluation: Evaluation, store: Store, report: Callable[[Progress], None]
 ) -> None:
-    facts = workers.facts
+    facts = executor.facts
     runs = list(evaluation.attack_runs.values())
     # What is finished stays as it is; the others are read again once they are.
     tallies = store.tallies(runs)
@@ -193,45 +192,56 @@ def _carry_out(
             recorded = _by_sample(store.outcomes(attack_run))
             if position and not clean:
                 clean = _by_sample(store.outcomes(runs[0]))
-            task = _task(facts, label, rows, stage if position else None, recorded, clean)
+            assignment = _assignment(facts, label, rows, stage if position else None, recorded, clean)
             if request.keep_adversarials and position:
-                task = replace(task, imageless=_successes(task, recorded, facts.samples) - store.with_adversarials(attack_run))
-            if not (task.missing or task.imageless) and portion < len(stage.phases) - 1:
+                assignment = replace(
+                    assignment, imageless=_successes(assignment, recorded, facts.samples) - store.with_adversarials(attack_run)
+                )
+            if not (assignment.missing or assignment.imageless) and portion < len(stage.phases) - 1:
                 continue
-            left = len(task.missing)
+            left = len(assignment.missing)
             report(replace(progress, done=seen - left, done_in_all=done_in_all - left))
-            for fresh in _judged(request, workers, task, clean):
-                for outcomes in fresh:
-                    _require_the_same(task, outcomes, recorded, facts.model)
-                    store.append(attack_run, outcomes)
-                    # What is on record stays as it is.
-                    recorded = {outcome.sample: replace(outcome, image=None) for outcome in outcomes} | recorded
-                left = len(task.missing - recorded.keys())
+            for outcomes in _judged(request, executor, assignment, clean):
+                _require_the_same(assignment, outcomes, recorded, facts.model)
+                store.append(attack_run, outcomes)
+                # What is on record stays as it is.
+                recorded = {outcome.sample: replace(outcome, image=None) for outcome in outcomes} | recorded
+                left = len(assignment.missing - recorded.keys())
                 report(replace(progress, done=seen - left, done_in_all=done_in_all - left))
             if label == CLEAN:
                 clean = recorded
             tallies |= store.tallies([attack_run])
 
 
-def _judged(request: Request, workers: Workers, task: _Task, clean: Mapping[str, Outcome]) -> Iterator[list[list[Outcome]]]:
-    """What comes of the rows that are still to be judged, batch by batch, with the images that are worth keeping."""
-    work = partial(_judge_backing_off, task=task, clean=clean, facts=workers.facts, tile=request.tile)
-    for judged in workers.each(work, _pending(workers.facts, task, request)):
-        yield [[each if task.succeeded(each) else replace(each, image=None) for each in outcomes] for outcomes in judged]
+def _judged(
+    request: Request, executor: Executor, assignment: _Assignment, clean: Mapping[str, Outcome]
+) -> Iterator[list[Outcome]]:
+    """Yield the outcomes of the rows still to be judged, batch by batch, with the images that are worth keeping."""
+    tasks = [_task(assignment, rows, clean, executor.facts) for rows in _pending(executor.facts, assignment, request)]
+    for _, outcomes in executor.map(tasks):
+        yield [outcome if assignment.succeeded(outcome) else replace(outcome, image=None) for outcome in outcomes]
+
+
+def _task(assignment: _Assignment, rows: list[int], clean: Mapping[str, Outcome], facts: Facts) -> Task[list[Outcome]]:
+    """Return the task that judges some rows of an assignment."""
+    if assignment.label == CLEAN:
+        return JudgeClean(rows)
+    samples = [facts.samples[row] for row in rows]
+    return JudgeAttack(assignment.label, rows, [clean[sample] for sample in samples], assignment.to_beat(samples))
 
 
 def _by_sample(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
     return {outcome.sample: outcome for outcome in outcomes}
 
 
-def _task(
+def _assignment(
     facts: Facts,
     label: str,
     rows: list[int],
     stage: Stage | None,
     recorded: Mapping[str, Outcome],
     clean: Mapping[str, Outcome],
-) -> _Task:
+) -> _Assignment:
     """What an attack has to do about some rows at its stage; None stands for the clean images."""
     shares = None
     if stage is not None and facts.stochastic:
@@ -240,66 +250,45 @@ def _task(
     whole = facts.stochastic or label in facts.whole_tiles
     looks = sum(each.forwards for each in clean.values())
     pace = sum(each.seconds for each in clean.values()) / looks if looks else 0.0
-    return _Task(
+    return _Assignment(
         label, rows, whole, missing, frozenset(), shares, label in facts.cascade, seconds=pace * facts.passes.get(label, 0)
     )
 
 
-def _successes(task: _Task, recorded: Mapping[str, Outcome], samples: Sequence[str]) -> frozenset[str]:
+def _successes(assignment: _Assignment, recorded: Mapping[str, Outcome], samples: Sequence[str]) -> frozenset[str]:
     """The samples whose image is worth keeping, of those that the attack sees."""
-    seen = {samples[row] for row in task.rows}
-    return frozenset(each.sample for each in recorded.values() if each.sample in seen and task.succeeded(each))
+    seen = {samples[row] for row in assignment.rows}
+    return frozenset(each.sample for each in recorded.values() if each.sample in seen and assignment.succeeded(each))
 
 
 # Rows that keep passes of an attack with several lanes a row about full, and the seconds after which a batch should be done.
 _FEW, _LONG = 8, 600.0
 
 
-def _pending(facts: Facts, task: _Task, request: Request) -> list[list[int]]:
+def _pending(facts: Facts, assignment: _Assignment, request: Request) -> list[list[int]]:
     """Rows that are still to be judged, in batches."""
-    tile, samples, wanted = request.tile, facts.samples, task.missing | task.imageless
-    if task.whole:
-        tiles = [task.rows[start : start + tile] for start in range(0, len(task.rows), tile)]
+    tile, samples, wanted = request.tile, facts.samples, assignment.missing | assignment.imageless
+    if assignment.whole:
+        tiles = [assignment.rows[start : start + tile] for start in range(0, len(assignment.rows), tile)]
         return [each for each in tiles if any(samples[row] in wanted for row in each)]
-    pending = [row for row in task.rows if samples[row] in wanted]
+    pending = [row for row in assignment.rows if samples[row] in wanted]
     share, most = -(-len(pending) // facts.workers), max(request.batch_size, tile)
     # As many batches of one size for each worker, so that none waits for another.
     size = -(-len(pending) // max(1, facts.workers * -(-share // most)))
     # What is judged together is lost together when it is stopped.
-    size = min(size, max(_FEW, int(_LONG / task.seconds))) if task.seconds else size
+    size = min(size, max(_FEW, int(_LONG / assignment.seconds))) if assignment.seconds else size
     return [pending[start : start + size] for start in range(0, len(pending), max(size, 1))]
 
 
-def _require_the_same(task: _Task, again: Sequence[Outcome], recorded: Mapping[str, Outcome], model: str) -> None:
+def _require_the_same(assignment: _Assignment, again: Sequence[Outcome], recorded: Mapping[str, Outcome], model: str) -> None:
     """An image that comes later must be evidence for the row that is there."""
     for outcome in again:
         before = recorded.get(outcome.sample)
-        if before is None or (outcome.image is None and outcome.sample not in task.imageless):
+        if before is None or (outcome.image is None and outcome.sample not in assignment.imageless):
             continue
         for name in ("status", "prediction", "selection_correct", "selection_draws", "fresh_correct", "fresh_draws"):
             if getattr(before, name) != getattr(outcome, name):
                 raise CannotEvaluate(
-                    f"{model}: {task.label}: sample {outcome.sample}, attacked again to keep its image, has {name} "
+                    f"{model}: {assignment.label}: sample {outcome.sample}, attacked again to keep its image, has {name} "
                     f"{getattr(outcome, name)}, on record is {getattr(before, name)}; evaluate anew into another --db"
                 )
-
-
-def _judge_backing_off(
-    evaluator: Evaluator, rows: list[int], *, task: _Task, clean: Mapping[str, Outcome], facts: Facts, tile: int
-) -> list[list[Outcome]]:
-    """The outcomes of a batch; if memory runs out, of its halves, down to one tile."""
-    try:
-        if task.label == CLEAN:
-            return [evaluator.judge_clean(rows)]
-        samples = [facts.samples[row] for row in rows]
-        return [evaluator.judge(task.label, rows, [clean[sample] for sample in samples], task.to_beat(samples))]
-    except (torch.OutOfMemoryError, MemoryError):
-        if len(rows) <= tile:
-            raise CannotEvaluate(f"{facts.model}: memory does not hold {tile} samples at once; give a smaller --tile") from None
-    torch.cuda.empty_cache()
-    half = -(-len(rows) // tile // 2) * tile
-    return [
-        judged
-        for part in (rows[:half], rows[half:])
-        for judged in _judge_backing_off(evaluator, part, task=task, clean=clean, facts=facts, tile=tile)
-    ]

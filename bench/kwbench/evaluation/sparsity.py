@@ -15,7 +15,7 @@ from kwbench.config.recipe import Incremental, Recipe
 from kwbench.config.registry import Activation, ModelEntry, Registry, dataset_of, read_registry
 from kwbench.data import DataSet
 from kwbench.errors import UsageError
-from kwbench.evaluation.evaluator import Request
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.evaluation.series import record_series
 from kwbench.files import write_whole

@@ -7,7 +7,7 @@ import numpy as np
 
 from kwbench.config.suite import Suite, override
 from kwbench.errors import UsageError
-from kwbench.evaluation.evaluator import Request
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.evaluation.series import record_series
 from kwbench.record.store import Store

@@ -7,7 +7,6 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -201,23 +200,34 @@ def load_file_model(name: str) -> Loaded:
     digest = hashlib.sha256(content)
     for imported, source in sorted(_sources(path.resolve().parent, set(sys.modules) - before)):
         digest.update(imported.encode() + source)
-    # The file alone does not say which weights it loaded, nor where it keeps them; a scripted module's are in its state alone.
-    parts = dict(module.named_modules())
-    beside = {name: {key: held for key, held in vars(part).items() if key != "_parameters"} for name, part in parts.items()}
-    for place, value in chain(_plain("state", module.state_dict()), _plain("beside", beside)):
-        digest.update(place.encode() + value)
+    # The file alone does not determine the weights.
+    for address, value in held_values(module):
+        digest.update(address.encode() + value)
     return Loaded(module, digest.hexdigest())
 
 
 def _sources(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """Name and content of those of these modules that come from the folder, or from elsewhere but are not installed."""
-    libraries = [sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
-    places = [*libraries, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parents[1])]
-    installed = [Path(each).resolve() for each in places]
     for name in names:
         file = Path(getattr(sys.modules.get(name), "__file__", None) or folder).resolve()
-        if file.is_file() and (file.is_relative_to(folder) or not any(file.is_relative_to(each) for each in installed)):
+        if file.is_file() and (file.is_relative_to(folder) or not is_installed(file)):
             yield name, file.read_bytes()
+
+
+def is_installed(file: Path) -> bool:
+    """Return whether a file belongs to Python, to an installed library or to kwbench."""
+    libraries = [sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders = [*libraries, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parents[1])]
+    return any(file.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
+
+
+def held_values(module: nn.Module) -> Iterator[tuple[str, bytes]]:
+    """Yield the address and bytes of every tensor, array and plain value that a module and its parts hold."""
+    parts = dict(module.named_modules())
+    # A scripted module has its weights in its state alone.
+    beside = {name: {key: held for key, held in vars(part).items() if key != "_parameters"} for name, part in parts.items()}
+    yield from _plain("state", module.state_dict())
+    yield from _plain("beside", beside)
 
 
 def _plain(place: str, held: Any) -> Iterator[tuple[str, bytes]]:

@@ -1,21 +1,23 @@
-"""Evaluators side by side: the same rows, whoever judged them, and failures that are heard of."""
+"""Executors: the same rows whichever process judged them, and failures in any of them are raised."""
 
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kwbench.errors import CannotEvaluate, UsageError
-from kwbench.evaluation.evaluator import Evaluator, Request, SpawnedEvaluator
+from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.executors import LocalExecutor
 from kwbench.evaluation.processes import prepare
+from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
-from kwbench.evaluation.workers import Workers
+from kwbench.evaluation.tasks import Task
 from kwbench.record.store import Store
 from support.small_registry import fast_suite, request, rows, write_registry
 
@@ -37,28 +39,50 @@ def evaluated(what: Request, db: Path) -> dict[str, list[dict[str, Any]]]:
         store.close()
 
 
-def working(evaluator: Evaluator, row: int) -> str:
-    """Who judged a row; the first leaves time for the other to come."""
-    evaluator.judge_clean([row])
-    return type(evaluator).__name__
+@dataclass(frozen=True)
+class WhoJudges(Task[int]):
+    """Judge a row and return the id of the process; the first leaves time for the other to come."""
+
+    row: int
+
+    def run(self, evaluator: LocalEvaluator) -> int:
+        evaluator.judge_clean([self.row])
+        return os.getpid()
 
 
-def again_and_again(workers: Workers, work: Callable[[Evaluator, int], Any]) -> None:
+@dataclass(frozen=True)
+class FailsElsewhere(Task[None]):
+    """Judge a row, but fail in any other process than this."""
+
+    row: int
+    here: int
+
+    def run(self, evaluator: LocalEvaluator) -> None:
+        evaluator.judge_clean([self.row])
+        if os.getpid() != self.here:
+            raise CannotEvaluate("there")
+
+
+def processes_of(executor: LocalExecutor, rows: Iterable[int] = range(96)) -> list[int]:
+    return [process for _, process in executor.map([WhoJudges(row) for row in rows])]
+
+
+def again_and_again(executor: LocalExecutor, tasks: list[Any]) -> None:
     while True:
-        list(workers.each(work, range(96)))
+        list(executor.map(tasks))
 
 
 def test_two_workers_share_the_work_and_neither_waits_for_the_other(registry: Path) -> None:
-    workers = Workers(asked(registry))
+    executor = LocalExecutor(asked(registry))
     try:
-        assert workers.facts.workers == 2
-        while len(set(workers.each(working, range(96)))) < 2:
+        assert executor.facts.workers == 2
+        while len(set(processes_of(executor))) < 2:
             pass  # the other one is still being started, and the work goes on
-        assert len(list(workers.each(working, range(96)))) == 96
-        assert list(workers.each(working, [0])) == ["LocalEvaluator"]
-        assert list(workers.each(working, [])) == []
+        assert len(processes_of(executor)) == 96
+        assert processes_of(executor, [0]) == [os.getpid()]
+        assert processes_of(executor, []) == []
     finally:
-        workers.close()
+        executor.close()
     assert not multiprocessing.active_children()
 
 
@@ -71,17 +95,17 @@ def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_that_is_there_gets_ready_before_there_is_work(registry: Path, another_process: None) -> None:
-    workers = Workers(asked(registry))
+    executor = LocalExecutor(asked(registry))
     try:
-        (other,) = workers._others
+        (other,) = executor._others
         latest = time.monotonic() + 60
         while "facts" not in vars(other):
             assert time.monotonic() < latest
             time.sleep(0.01)
-        assert other.facts.identity == workers.facts.identity
-        assert list(workers.each(working, range(96)))
+        assert other.facts.identity == executor.facts.identity
+        assert processes_of(executor)
     finally:
-        workers.close()
+        executor.close()
     assert not multiprocessing.active_children()
 
 
@@ -90,27 +114,27 @@ def test_a_process_that_is_not_needed_after_all_is_let_go_of(
     registry: Path, another_process: None, what: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError) if what["n"] > 360 else nullcontext():
-        workers = Workers(asked(registry, **what))
+        executor = LocalExecutor(asked(registry, **what))
         assert not multiprocessing.active_children()
-        workers.close()
+        executor.close()
     assert not multiprocessing.active_children()
 
 
 def test_while_one_process_downloads_no_other_does(registry: Path, another_process: None) -> None:
-    workers = Workers(asked(registry, download=True))
+    executor = LocalExecutor(asked(registry, download=True))
     try:
-        assert workers._others == []
-        assert list(workers.each(working, range(96)))
+        assert executor._others == []
+        assert processes_of(executor)
     finally:
-        workers.close()
+        executor.close()
 
 
 @pytest.mark.parametrize("what", [{}, {"n": 16}, {"threads": 1}])
 def test_there_are_as_many_workers_as_threads_and_tiles(registry: Path, what: dict[str, Any]) -> None:
-    workers = Workers(asked(registry, **what))
-    assert workers.facts.workers == (1 if what else 2)
-    assert workers.facts.threads == (2 if what == {"n": 16} else 1)
-    workers.close()
+    executor = LocalExecutor(asked(registry, **what))
+    assert executor.facts.workers == (1 if what else 2)
+    assert executor.facts.threads == (2 if what == {"n": 16} else 1)
+    executor.close()
 
 
 def test_two_workers_leave_the_rows_of_one(registry: Path, tmp_path: Path) -> None:
@@ -122,27 +146,22 @@ def test_two_workers_leave_the_rows_of_one(registry: Path, tmp_path: Path) -> No
     assert one == two
 
 
-def test_what_another_worker_raises_is_raised(registry: Path) -> None:
-    def fails(evaluator: Evaluator, row: int) -> None:
-        evaluator.judge_clean([row])
-        if isinstance(evaluator, SpawnedEvaluator):
-            raise CannotEvaluate("there")
-
-    workers = Workers(asked(registry))
+def test_what_a_task_raises_in_another_process_is_raised(registry: Path) -> None:
+    executor = LocalExecutor(asked(registry))
     try:
         with pytest.raises(CannotEvaluate, match="there"):
-            again_and_again(workers, fails)
+            again_and_again(executor, [FailsElsewhere(row, os.getpid()) for row in range(96)])
     finally:
-        workers.close()
+        executor.close()
 
 
 def test_a_model_that_is_another_at_every_start_is_refused(tmp_path: Path) -> None:
     (tmp_path / "anew.py").write_text(
         "import torch\n\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
     )
-    workers = Workers(Request(f"{tmp_path / 'anew.py'}:net", fast_suite("noop"), n=96, tile=16, threads=2))
+    executor = LocalExecutor(Request(f"{tmp_path / 'anew.py'}:net", fast_suite("noop"), n=96, tile=16, threads=2))
     try:
         with pytest.raises(CannotEvaluate, match=r"anew.py:net: two processes that loaded it do not agree on its identity"):
-            again_and_again(workers, working)
+            again_and_again(executor, [WhoJudges(row) for row in range(96)])
     finally:
-        workers.close()
+        executor.close()

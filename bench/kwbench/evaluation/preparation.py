@@ -1,0 +1,160 @@
+"""Preparation of an evaluation: its data, its threat model, and its model with the randomness that it shows."""
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kwbench.config.registry import Registry, read_registry
+from kwbench.data import Batch, DataSet, load_dataset
+from kwbench.errors import UsageError
+from kwbench.evaluation.request import Request
+from kwbench.model import Model, Prediction, fill_tile, find_device
+from kwbench.networks.in_memory import device_of, loaded_in_memory
+from kwbench.networks.loading import Loaded, load_entry, load_file_model
+from kwbench.threat import ThreatModel
+
+# Threads that torch uses unless told otherwise.
+CORES = torch.get_num_threads()
+
+# Values of an image up to which a second thread gains a tenth on idle cores, and loses a factor of ten on busy ones.
+_SMALL_IMAGE = 28 * 28
+
+# Fields of a registry entry that can change what a network predicts.
+_BEHAVIOUR = {"architecture", "activation", "normalise", "smoothing"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be attacked, its samples and the threat model.
+
+    `probes` are two tiles of images, one of samples and one of noisy ones inside the ball, on which the model's randomness
+    and speed were measured. `entry` is what identifies the model beside its weights: the behaviour of its registry entry, or
+    the name of its factory. `workers` is the number of evaluators worth running side by side.
+    """
+
+    name: str
+    registry: Registry | None
+    dataset: DataSet
+    batch: Batch
+    threat: ThreatModel
+    model: Model
+    loaded: Loaded
+    entry: Any
+    probes: tuple[Tensor, Tensor]
+    stochastic: bool
+    workers: int
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the model runs on."""
+        return self.model.device
+
+
+def prepare(request: Request, threads: int | None = None) -> Prepared:
+    """Load data and model, and measure the model's randomness; with `threads`, as one of several evaluators.
+
+    Sets the number of torch's threads. Raises UsageError, CannotEvaluate or DamagedData, as loading does.
+    """
+    registry = read_registry(request.registry) if request.in_registry or request.registry is not None else None
+    if request.in_registry:
+        assert registry is not None
+        registry.find(request.model)  # an unknown model is reported before its data set is loaded
+    device = device_of(request.module) if request.module is not None and request.device == "auto" else None
+    device = device or find_device(request.device)
+    dataset = request.images or load_dataset(
+        request.dataset_name, data=request.data, data_dir=request.data_dir, download=request.download
+    )
+    split = dataset.test if request.split == "test" else dataset.validation
+    n = _number_of_samples(request, dataset, len(split))
+    workers = 1 if threads or request.module is not None else _workers(request, device, n)
+    torch.set_num_threads(threads or _threads(request, dataset, workers))
+    batch = split.batch(range(n)).to(device)
+    threat = _threat_model(request, dataset)
+    name, loaded, entry, prediction = _load(request, registry, dataset)
+    model = _wrap(request, name, loaded, prediction, dataset, batch, device)
+    probe = batch.x[: request.tile]
+    noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
+    near = (probe + (2 * noise - 1) * threat.radius).clamp(0, 1)
+    stochastic = model.measure_randomness(probe, near)
+    model.plan_passes(near)
+    return Prepared(name, registry, dataset, batch, threat, model, loaded, entry, (probe, near), stochastic, workers)
+
+
+def _number_of_samples(request: Request, dataset: DataSet, available: int) -> int:
+    n = min(request.suite.n or available, available) if request.n is None else request.n
+    if n < 1:
+        raise UsageError(f"--n {n}: must be at least 1")
+    if n > available:
+        raise UsageError(f"--n {n}: {dataset.name} has {available} {request.split} images")
+    return n
+
+
+def _workers(request: Request, device: torch.device, n: int) -> int:
+    """Return one evaluator a core, if there are as many tiles; a GPU serves one only."""
+    return 1 if device.type == "cuda" else min(request.threads or CORES, -(-n // request.tile))
+
+
+def _threads(request: Request, dataset: DataSet, workers: int) -> int:
+    if workers == 1 and request.threads:
+        return request.threads
+    return 1 if math.prod(dataset.shape) <= _SMALL_IMAGE else max(1, (request.threads or CORES) // workers)
+
+
+def _threat_model(request: Request, dataset: DataSet) -> ThreatModel:
+    default = request.suite.threat or dataset.threat
+    norm = request.norm or default.norm
+    if request.eps is None and norm != default.norm:
+        raise UsageError(f"--norm {norm}: give a radius with --eps; the default, {default}, is in another norm")
+    return ThreatModel.of(norm, default.eps if request.eps is None else request.eps)
+
+
+def _load(request: Request, registry: Registry | None, dataset: DataSet) -> tuple[str, Loaded, Any, Prediction]:
+    """Return the model's name on record, the model, what identifies it beside its weights, and its prediction rule."""
+    rule = Prediction(**request.prediction.model_dump()) if request.prediction is not None else None
+    if request.module is not None:
+        return request.model, loaded_in_memory(request.module), "in memory", rule or Prediction()
+    if request.in_own_process:
+        path, _, factory = request.model.rpartition(":")
+        # The name on record is relative to the working directory, so that it does not depend on the machine.
+        file, here = Path(path), Path.cwd()
+        file = file.absolute().relative_to(here) if file.absolute().is_relative_to(here) else file
+        return f"{file.as_posix()}:{factory}", load_file_model(request.model), factory, rule or Prediction()
+    assert registry is not None
+    name, entry = registry.find(request.model)
+    rule = rule or Prediction(**entry.prediction.model_dump())
+    loaded = load_entry(registry, name, entry, dataset, request.checkpoint)
+    return name, loaded, entry.model_dump(mode="json", include=_BEHAVIOUR), rule
+
+
+def _wrap(
+    request: Request,
+    name: str,
+    loaded: Loaded,
+    prediction: Prediction,
+    dataset: DataSet,
+    batch: Batch,
+    device: torch.device,
+) -> Model:
+    classes = dataset.classes
+    if not dataset.fixed_classes:
+        # The labels of a small slice may miss the last classes; the number of logits tells.
+        logits = None
+        # An error here is raised again, under the model's name, when the model is first evaluated.
+        with suppress(Exception), torch.no_grad():
+            logits = loaded.module.to(device)(fill_tile(batch.x, request.tile))
+        if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > classes:
+            classes = logits.shape[1]
+    return Model(
+        loaded.module,
+        name=name,
+        classes=classes,
+        shape=dataset.shape,
+        device=device,
+        tile=request.tile,
+        prediction=prediction,
+    )

@@ -1,0 +1,101 @@
+"""Request for an evaluation, and the facts that are known once its model, data and attacks are loaded."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from kwbench.config.prediction import PredictionRule
+from kwbench.config.registry import DEFAULT_DATASET, dataset_of
+from kwbench.config.suite import Suite
+from kwbench.data import DataSet
+from kwbench.networks.loading import is_file_model
+from kwbench.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Request:
+    """One model, one suite, and how to run it. None stands for the default of the suite or of the data set.
+
+    `model` names a registry entry or a user's file, path/to/file.py:factory; or, where `module` is given, the module in memory
+    that is evaluated in this process. `images` are images in memory, in place of a data set's.
+    """
+
+    model: str
+    suite: Suite
+    module: nn.Module | None = None
+    images: DataSet | None = None
+    registry: Path | None = None
+    checkpoint: Path | None = None
+    dataset: str | None = None
+    data: Path | None = None
+    data_dir: Path | None = None
+    download: bool = False
+    split: Literal["test", "validation"] = "test"
+    n: int | None = None
+    norm: str | None = None
+    eps: str | Fraction | None = None
+    seed: int = 0
+    # Samples in a forward pass, or in one of another size with the same bits; part of a run's identity.
+    tile: int = 64
+    # Samples attacked together; it bounds memory and what an interruption loses, and changes no row.
+    batch_size: int = 256
+    device: str = "auto"
+    threads: int | None = None
+    # How a stochastic model predicts; None stands for the rule of its registry entry.
+    prediction: PredictionRule | None = None
+    keep_adversarials: bool = False
+
+    @property
+    def in_registry(self) -> bool:
+        """Whether the model is an entry of the registry."""
+        return self.module is None and not is_file_model(self.model)
+
+    @property
+    def in_own_process(self) -> bool:
+        """Whether the model is a user's file, whose code runs in a process of its own."""
+        return self.module is None and is_file_model(self.model)
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the data set: the one asked for, else that of the model, else that of the user's own images."""
+        if self.dataset is not None:
+            return self.dataset
+        if self.in_registry:
+            return dataset_of(self.model)
+        if self.images is not None:
+            return self.images.name
+        return DEFAULT_DATASET if self.data is None else self.data.stem
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about an evaluation once everything is loaded, and what identifies its runs.
+
+    `identity` holds everything about model and data that can change an outcome; `attacks` the identity of each attack by
+    label. `after` lists the labels of which one must have gained before an attack runs; `not_applicable` says why an attack
+    cannot be made for this model. Attacks in `cascade` see only samples that no earlier attack broke, and those in `screens`
+    at first only so many of them. `passes` bounds an attack's forward and backward passes per sample. Attacks in `whole_tiles`
+    must always be given the same tiles. `workers` is the number of evaluators worth running side by side, `threads` the
+    threads of each. `effective_sparsity` is the share of values that each winner-take-all layer keeps, by the layer's name.
+    """
+
+    model: str
+    dataset: str
+    samples: tuple[str, ...]
+    threat: ThreatModel
+    stochastic: bool
+    device: str
+    identity: dict[str, Any]
+    attacks: dict[str, dict[str, Any]]
+    after: dict[str, list[str]]
+    not_applicable: dict[str, str]
+    cascade: frozenset[str]
+    screens: dict[str, int]
+    passes: dict[str, int]
+    whole_tiles: frozenset[str]
+    workers: int
+    threads: int
+    effective_sparsity: dict[str, str]
