@@ -95,19 +95,19 @@ def test_equal_records_give_equal_bytes(store: Store, tmp_path: Path) -> None:
 
 def test_an_empty_record_gives_a_page_that_says_so(store: Store, tmp_path: Path) -> None:
     files = report(store, tmp_path)
-    assert "Nothing is on record yet" in files["index.html"]
-    assert "Nothing is on record yet" in files["leaderboard.md"]
+    assert "The record is empty" in files["index.html"]
+    assert "The record is empty" in files["leaderboard.md"]
 
 
 def test_only_comparable_evaluations_share_a_table_and_the_best_comes_first(store: Store) -> None:
     fill(store)
     found = boards(summaries(store))
-    assert [(board.threat.eps_text, [row.standing.model for row in board.rows]) for board in found] == [
+    assert [(board.threat.eps_text, [row.summary.model for row in board.rows]) for board in found] == [
         ("0.1", ["resnet18-relu"]),
         ("0.2", ["resnet18-relu-at", "resnet18-kwta0.1-at", "wrn", "resnet18-relu", "stochastic-at", "unfinished"]),
-    ] or [row.standing.model for row in found[1].rows][-1] == "unfinished"
+    ] or [row.summary.model for row in found[1].rows][-1] == "unfinished"
     ranked = [row for row in found[1].rows if row.rank is not None]
-    values = [row.standing.a_rob.value for row in ranked if row.standing.a_rob]
+    values = [row.summary.a_rob.value for row in ranked if row.summary.a_rob]
     assert values == sorted(values, reverse=True)
     assert [row.rank for row in ranked] == list(range(1, len(ranked) + 1))
 
@@ -115,7 +115,7 @@ def test_only_comparable_evaluations_share_a_table_and_the_best_comes_first(stor
 def test_incomplete_evaluations_are_last_unranked_and_say_why(store: Store, tmp_path: Path) -> None:
     fill(store)
     row = boards(summaries(store))[1].rows[-1]
-    assert (row.standing.model, row.rank, row.standing.a_rob) == ("unfinished", None, None)
+    assert (row.summary.model, row.rank, row.summary.a_rob) == ("unfinished", None, None)
     files = report(store, tmp_path)
     for name in ("index.html", "leaderboard.md", "tables.tex"):
         assert "incomplete" in files[name]
@@ -127,7 +127,7 @@ def test_the_newest_evaluation_of_a_model_stands_in_the_table_and_older_ones_ben
     fill(store)
     board = boards(summaries(store))[1]
     assert [each.model for each in board.earlier] == ["wrn"]
-    assert [row.standing.model for row in board.rows].count("wrn") == 1
+    assert [row.summary.model for row in board.rows].count("wrn") == 1
 
 
 def diagnose(store: Store, model: str, *findings: Finding) -> None:
@@ -196,7 +196,7 @@ def test_models_that_cannot_be_told_apart_from_the_best_are_marked(store: Store)
     for name, shift in (("best", 0), ("close", 2), ("far", 60)):
         deterministic(store, {"clean": "h" * 360, "pgd": "b" * shift + letters[shift:]}, model=name)
     rows_ = boards(summaries(store))[0].rows
-    assert [(row.standing.model, row.tied) for row in rows_] == [("best", True), ("close", True), ("far", False)]
+    assert [(row.summary.model, row.tied) for row in rows_] == [("best", True), ("close", True), ("far", False)]
 
 
 def test_equal_models_share_a_rank(store: Store) -> None:
@@ -241,10 +241,22 @@ def test_provenance_and_attack_parameters_are_in_the_page(store: Store, tmp_path
         assert wanted in page
 
 
+def test_evaluations_by_an_earlier_version_are_marked_and_no_others(store: Store, tmp_path: Path) -> None:
+    deterministic(store, {"clean": "hhhh", "pgd": "hhbb"}, model="old", origin={"engine": None})
+    deterministic(store, {"clean": "hhhh", "pgd": "hhbb"}, model="new")
+    files = report(store, tmp_path)
+    mark = "measured by an earlier version of kwbench"
+    assert re.findall(rf"- (\w+): {mark}", files["leaderboard.md"]) == ["old"]
+    for table in re.findall(r"<tbody>.*?</tbody>", files["index.html"], re.DOTALL)[:2]:
+        marked = [row for row in table.split("</tr>") if mark in row]
+        assert len(marked) == 1
+        assert ">old</bdi>" in marked[0]
+
+
 def test_a_cascade_says_that_it_is_one(store: Store, tmp_path: Path) -> None:
     deterministic(store, {"clean": "whhh", "pgd": ".hbh", "fgsm": ".b.h"}, spec={"cascade": True})
     files = report(store, tmp_path)
-    assert "only the samples that still stood" in files["index.html"]
+    assert "only on the samples that no earlier attack had broken" in files["index.html"]
     for name in ("leaderboard.md", "tables.tex"):
         assert "Cascade:" in files[name]
     assert "Cascade:" in terminal(store)
@@ -262,13 +274,13 @@ def test_a_cascade_tells_what_broke_what_did_not_run_and_what_it_took(store: Sto
     files = report(store, tmp_path)
     page = re.sub(r"<[^>]*>", "", files["index.html"])
     for text in (files["leaderboard.md"].replace("\\", ""), terminal(store)):
-        assert "net: the worst case is pgd 1 of 3." in text
+        assert "net: samples whose worst case is due to each attack: pgd 1 of 3." in text
         assert "net: did not run: es x2 (es gained nothing)." in text
-        assert "net: 6 passes a sample, of at most 1.4k if nothing had been broken." in text
-        assert "net: under pgd alone 50.0 [6.8, 93.2]." in text
+        assert "net: 6 passes per sample, out of at most 1.4k if no sample had been broken." in text
+        assert "net: accuracy under pgd alone: 50.0 [6.8, 93.2]." in text
     assert "Did not run: es x2 (es gained nothing), es x4 (es x2 gained nothing)." in page
-    assert "In all 6 passes a sample, of at most 1.4k" in page
-    assert "Under the usual protocol alone, pgd: 50.0 [6.8, 93.2] %." in page
+    assert "All attacks together: 6 passes per sample, out of at most 1.4k" in page
+    assert "Accuracy under the usual protocol alone, pgd: 50.0 [6.8, 93.2] %." in page
 
 
 def test_columns_stand_where_the_suite_has_them(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Boards: the evaluations that may be compared with each other, ranked, with those that cannot be told apart from the best."""
+"""Leaderboards: comparable evaluations, ranked, with a test of each model against the best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,21 @@ from kwbench.record.summary import AttackSummary, Summary
 from kwbench.statistics import Interval, PairedTest, paired_test
 from kwbench.threat import ThreatModel
 
-# Models are told apart from the best at this family-wise level (Holm 1979).
+# The family-wise level of the tests against the best model (Holm 1979).
 LEVEL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model's place: `rank` from 1, equal for equal A_rob, None if incomplete. `test` is against the best model's A_rob,
-    paired and two-sided; `tied` if it does not tell the two apart."""
+    """A model on a board.
 
-    standing: Summary
+    Args:
+        rank: From 1, equal for equal A_rob; None if the evaluation is incomplete.
+        test: The paired two-sided test of its A_rob against the best model's.
+        tied: Whether that test, corrected for the number of models, finds no difference.
+    """
+
+    summary: Summary
     rank: int | None
     test: PairedTest | None
     tied: bool
@@ -28,7 +33,9 @@ class Row:
 class Board:
     """One table: the newest evaluation of each model under one key, best A_rob first, incomplete ones last.
 
-    `labels` are the attacks in suite order. `earlier` are evaluations that a newer one of the same model has replaced.
+    Args:
+        labels: The attacks in suite order.
+        earlier: Evaluations that a newer one of the same model replaces.
     """
 
     key: ComparisonKey
@@ -38,22 +45,22 @@ class Board:
     earlier: tuple[Summary, ...]
 
 
-def boards(standings: Sequence[Summary]) -> list[Board]:
-    """All boards, in a stable order."""
+def boards(summaries: Sequence[Summary]) -> list[Board]:
+    """Return a board for each set of comparable evaluations, ordered by their keys."""
     groups: dict[ComparisonKey, list[Summary]] = {}
-    for each in standings:
-        groups.setdefault(comparison_key(each.evaluation), []).append(each)
+    for summary in summaries:
+        groups.setdefault(comparison_key(summary.evaluation), []).append(summary)
     return [_board(key, groups[key]) for key in sorted(groups, key=lambda key: tuple(map(str, key)))]
 
 
 def judging_rule(attack: AttackSummary) -> str:
-    """`distance` or `clipped`: how the proposals of a minimum-norm attack were judged."""
+    """Return how the results of a minimum-norm attack were judged: `distance` or `clipped`."""
     return str(attack.spec.spec.get("parameters", {}).get("judged", "distance"))
 
 
 def shown(row: Row, label: str, cascade: bool) -> Interval | None:
-    """The figure of a row under an attack: its accuracy, or in a cascade what is left after it."""
-    for attack in row.standing.attacks:
+    """Return the accuracy of a row under an attack; in a cascade the accuracy after that attack and all before it."""
+    for attack in row.summary.attacks:
         if attack.name == label:
             return attack.remaining if cascade else attack.accuracy
     return None
@@ -62,29 +69,29 @@ def shown(row: Row, label: str, cascade: bool) -> Interval | None:
 def _board(key: ComparisonKey, group: list[Summary]) -> Board:
     newest: dict[str, Summary] = {}
     earlier = []
-    for each in sorted(group, key=lambda each: (each.evaluation.asked, each.evaluation.id)):
-        if each.model in newest:
-            earlier.append(newest[each.model])
-        newest[each.model] = each
-    ranked = sorted((each for each in newest.values() if each.a_rob is not None), key=_order)
-    waiting = sorted((each for each in newest.values() if each.a_rob is None), key=lambda each: each.model)
-    tests = [_test(ranked[0], each) for each in ranked]
+    for summary in sorted(group, key=lambda summary: (summary.evaluation.asked, summary.evaluation.id)):
+        if summary.model in newest:
+            earlier.append(newest[summary.model])
+        newest[summary.model] = summary
+    ranked = sorted((summary for summary in newest.values() if summary.a_rob is not None), key=_order)
+    incomplete = sorted((summary for summary in newest.values() if summary.a_rob is None), key=lambda summary: summary.model)
+    tests = [_test(ranked[0], summary) for summary in ranked]
     tied = _tied(tests)
-    # The best is first, so the first place with a value says how many are better.
+    # The first position with a value is the number of models that are better.
     first: dict[float, int] = {}
     rows = [
-        Row(each, 1 + first.setdefault(_value(each), place), test if place else None, place in tied)
-        for place, (each, test) in enumerate(zip(ranked, tests, strict=True))
+        Row(summary, 1 + first.setdefault(_value(summary), position), test if position else None, position in tied)
+        for position, (summary, test) in enumerate(zip(ranked, tests, strict=True))
     ]
-    rows += [Row(each, None, None, tied=False) for each in waiting]
-    # Attacks for one kind of model only stand where the suite has them.
+    rows += [Row(summary, None, None, tied=False) for summary in incomplete]
+    # Attacks for one kind of model, too, keep their position in the suite.
     order = list(suite_labels(group[0].evaluation))
     labels: dict[str, None] = {}
-    for each in (*ranked, *waiting):
-        # What a cascade adds to plain attacks shows in A_rob, and attack by attack in the details.
-        hidden = frozenset() if key.cascade else cascaded_attacks(each.evaluation.spec)
-        labels |= dict.fromkeys(attack.name for attack in each.attacks if attack.name not in hidden)
-    earlier.sort(key=lambda each: (each.model, each.evaluation.id))
+    for summary in (*ranked, *incomplete):
+        # A cascade after plain attacks shows in A_rob and in the details, but has no columns.
+        hidden = frozenset() if key.cascade else cascaded_attacks(summary.evaluation.spec)
+        labels |= dict.fromkeys(attack.name for attack in summary.attacks if attack.name not in hidden)
+    earlier.sort(key=lambda summary: (summary.model, summary.evaluation.id))
     return Board(
         key,
         group[0].threat,
@@ -94,12 +101,12 @@ def _board(key: ComparisonKey, group: list[Summary]) -> Board:
     )
 
 
-def _order(standing: Summary) -> tuple[float, float, str]:
-    return -_value(standing), -(standing.a_std.value if standing.a_std else 0.0), standing.model
+def _order(summary: Summary) -> tuple[float, float, str]:
+    return -_value(summary), -(summary.a_std.value if summary.a_std else 0.0), summary.model
 
 
-def _value(standing: Summary) -> float:
-    return standing.a_rob.value if standing.a_rob is not None else float("nan")
+def _value(summary: Summary) -> float:
+    return summary.a_rob.value if summary.a_rob is not None else float("nan")
 
 
 def _test(best: Summary, other: Summary) -> PairedTest | None:
@@ -109,9 +116,9 @@ def _test(best: Summary, other: Summary) -> PairedTest | None:
 
 
 def _tied(tests: Sequence[PairedTest | None]) -> set[int]:
-    """Places that Holm's procedure does not tell apart from the first; none if the first stands alone."""
-    order = sorted((test.p, place) for place, test in enumerate(tests) if test is not None and place > 0)
-    for done, (p, _) in enumerate(order):
-        if p > LEVEL / (len(order) - done):
-            return {place for _, place in order[done:]} | {0}
+    """Positions that Holm's procedure does not distinguish from the first, which is included; none if it rejects all."""
+    order = sorted((test.p, position) for position, test in enumerate(tests) if test is not None and position > 0)
+    for rejected, (p, _) in enumerate(order):
+        if p > LEVEL / (len(order) - rejected):
+            return {position for _, position in order[rejected:]} | {0}
     return set()

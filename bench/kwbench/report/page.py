@@ -1,4 +1,4 @@
-"""The web page: one file that loads nothing, runs no script but its own, and says the same without it."""
+"""The web page: one self-contained file that loads nothing and runs only its own script; it is complete without scripts."""
 
 import base64
 import hashlib
@@ -23,12 +23,12 @@ from kwbench.verdict import CAVEAT, verdict_on_record
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
-# The drawing of A_std and A_rob: 200 units are 100 %, with room for a dot at either end.
+# The chart of A_std and A_rob: 200 units are 100 %, with a margin for the dot at either end.
 _SCALE, _MARGIN = 200.0, 6.0
 
 
 def html_page(tables: Sequence[Board]) -> str:
-    """The boards as one self-contained HTML page."""
+    """Return the boards as one self-contained HTML page."""
     return rendered(
         "report.html.j2",
         boards=[_board_view(board) for board in tables],
@@ -38,8 +38,8 @@ def html_page(tables: Sequence[Board]) -> str:
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A template of ours as a self-contained page, with its style and script."""
-    # Escaping never depends on a file's name: with select_autoescape, *.html.j2 would go out raw.
+    """Render a template of this package as a self-contained page, with its style and script."""
+    # Always escape: select_autoescape goes by the file's name and would leave *.html.j2 unescaped.
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -51,7 +51,7 @@ def rendered(template: str, **values: Any) -> str:
     )
     environment.filters |= {"count": count_text, "duration": duration_text}
     environment.globals["once"] = cache
-    style, script = (_own(name) for name in ("report.css", "report.js"))
+    style, script = (_file(name) for name in ("report.css", "report.js"))
     return environment.get_template(template).render(
         style=Markup(style),
         script=Markup(script),
@@ -63,7 +63,10 @@ def rendered(template: str, **values: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Figure:
-    """An accuracy as the page shows it. `tint` is its tenth, 0 to 10, for the cell's colour; `notes` stand beneath."""
+    """An accuracy as the page shows it: value and interval in percent, with `notes` below.
+
+    `order` is the key for sorting; `tint`, 0 to 10, is the cell's colour.
+    """
 
     value: str
     span: str
@@ -74,11 +77,11 @@ class _Figure:
 
 @dataclass(frozen=True, slots=True)
 class _Drawing:
-    """Positions along the drawing's axis; None where there is no number."""
+    """Start and width of the interval and position of the value in the chart; None without a number."""
 
     rob: tuple[str, str, str] | None
     std: tuple[str, str, str] | None
-    words: str
+    label: str
 
 
 def _board_view(board: Board) -> SimpleNamespace:
@@ -95,52 +98,53 @@ def _board_view(board: Board) -> SimpleNamespace:
         prediction=_prediction(key.prediction),
         labels=board.labels,
         rows=[_row_view(row, board, n) for row in board.rows],
-        best=ranked[0].standing.model if ranked else None,
-        best_rob=_figure(ranked[0].standing.a_rob, n) if ranked else None,
+        best=ranked[0].summary.model if ranked else None,
+        best_rob=_figure(ranked[0].summary.a_rob, n) if ranked else None,
         ranked=len(ranked),
-        tied=[row.standing.model for row in ranked[1:] if row.tied],
+        tied=[row.summary.model for row in ranked[1:] if row.tied],
         attacks=_attack_parameters(board),
-        judged=any(row.standing.findings for row in board.rows),
-        earlier=[_row_view(Row(each, None, None, tied=False), board, n) for each in board.earlier],
+        diagnosed=any(row.summary.findings for row in board.rows),
+        earlier=[_row_view(Row(summary, None, None, tied=False), board, n) for summary in board.earlier],
     )
 
 
 def _row_view(row: Row, board: Board, n: int) -> SimpleNamespace:
-    each = row.standing
-    spec = each.evaluation.spec
+    summary = row.summary
+    spec = summary.evaluation.spec
     matrix = []
     for label in board.labels:
         figure = shown(row, label, board.key.cascade)
-        attack = next((attack for attack in each.attacks if attack.name == label), None)
+        attack = next((attack for attack in summary.attacks if attack.name == label), None)
         matrix.append(_figure(figure, n, _beneath(attack, n)))
     return SimpleNamespace(
-        model=each.model,
+        model=summary.model,
         rank=row.rank,
         tied=row.tied,
         p=None if row.test is None else f"{row.test.p:.2g}",
-        complete=each.complete,
-        missing=each.missing,
-        stochastic=each.stochastic,
-        std=_figure(each.a_std, n),
-        rob=_figure(each.a_rob, n),
-        paper=_figure(each.a_rob_as_in_paper, n),
-        drawing=_drawing(each, n),
-        verdict=_verdict_view(each),
+        complete=summary.complete,
+        missing=summary.missing,
+        stochastic=summary.stochastic,
+        earlier_version=summary.earlier_version,
+        std=_figure(summary.a_std, n),
+        rob=_figure(summary.a_rob, n),
+        paper=_figure(summary.a_rob_as_in_paper, n),
+        drawing=_drawing(summary, n),
+        verdict=_verdict_view(summary),
         matrix=matrix,
-        forwards=sum(attack.forwards for attack in each.attacks),
-        backwards=sum(attack.backwards for attack in each.attacks),
-        seconds=sum(attack.seconds for attack in each.attacks),
-        details=[_attack_view(attack, each) for attack in (*([each.clean] if each.clean else []), *each.attacks)],
-        skipped=list(each.skipped.items()),
-        used=each.used,
-        budget=each.budget,
-        protocol=None if each.a_protocol is None else (", ".join(each.protocol), interval_text(each.a_protocol, n)),
-        created=each.evaluation.created,
+        forwards=sum(attack.forwards for attack in summary.attacks),
+        backwards=sum(attack.backwards for attack in summary.attacks),
+        seconds=sum(attack.seconds for attack in summary.attacks),
+        details=[_attack_view(attack, summary) for attack in (*([summary.clean] if summary.clean else []), *summary.attacks)],
+        skipped=list(summary.skipped.items()),
+        used=summary.used,
+        budget=summary.budget,
+        protocol=None if summary.a_protocol is None else (", ".join(summary.protocol), interval_text(summary.a_protocol, n)),
+        created=summary.evaluation.created,
         identity=spec.identity[:12],
         provenance=_readable(
             {
                 "run": spec.identity,
-                "created": each.evaluation.created,
+                "created": summary.evaluation.created,
                 **{name: value for name, value in spec.spec.items() if name not in ("attacks", "protocol")},
                 "provenance": spec.provenance,
             }
@@ -148,37 +152,41 @@ def _row_view(row: Row, board: Board, n: int) -> SimpleNamespace:
     )
 
 
-def _verdict_view(standing: Summary) -> dict[str, Any] | None:
-    """The verdict, and every finding behind it: those that fire first, doubts before the rest."""
-    found = verdict_on_record(standing)
-    if found is None:
+def _verdict_view(summary: Summary) -> dict[str, Any] | None:
+    """The verdict and all findings: those that fire first, doubts before the rest."""
+    verdict = verdict_on_record(summary)
+    if verdict is None:
         return None
     order = {"doubt": 0, "masking": 1, "note": 2}
-    findings = sorted(standing.findings, key=lambda each: (not each.fires, each.figure is not None, order[each.kind]))
+    findings = sorted(
+        summary.findings, key=lambda finding: (not finding.fires, finding.figure is not None, order[finding.kind])
+    )
     return {
-        "word": found.conclusion,
-        # Longer than any name: it may hold several statements.
-        "sentence": Markup(escape(plain(found.sentence(), 2000))),
+        "word": verdict.conclusion,
+        # Longer than any name, as it may hold several statements.
+        "sentence": Markup(escape(plain(verdict.sentence(), 2000))),
         "findings": [
             {
-                "check": each.check,
-                "kind": each.kind,
-                "fires": each.fires,
-                "figure": None if each.figure is None else f"{each.figure:.3g}",
-                "threshold": f"{each.threshold:.3g}",
-                "statement": Markup(escape(plain(each.statement, 1000))),
-                "samples": len(each.samples),
+                "check": finding.check,
+                "kind": finding.kind,
+                "fires": finding.fires,
+                "figure": None if finding.figure is None else f"{finding.figure:.3g}",
+                "threshold": f"{finding.threshold:.3g}",
+                "statement": Markup(escape(plain(finding.statement, 1000))),
+                "samples": len(finding.samples),
             }
-            for each in findings
+            for finding in findings
         ],
     }
 
 
-def _attack_view(attack: AttackSummary, standing: Summary) -> tuple[Markup, _Figure | None, Markup]:
-    """What stands before and after the figure in an attack's line. A record has tens of thousands of these lines, which
-    take a template several times as long."""
-    n = standing.n
-    left = attack.name in cascaded_attacks(standing.evaluation.spec)
+def _attack_view(attack: AttackSummary, summary: Summary) -> tuple[Markup, _Figure | None, Markup]:
+    """The cells before the accuracy in an attack's row, the accuracy, and the cells after it.
+
+    A record has tens of thousands of these rows; a template would take several times as long.
+    """
+    n = summary.n
+    in_cascade = attack.name in cascaded_attacks(summary.evaluation.spec)
     counts = {
         status: f'{" bad" if status in ("invalid", "error") and count else ""}">{count}'
         for status, count in attack.statuses.items()
@@ -194,32 +202,32 @@ def _attack_view(attack: AttackSummary, standing: Summary) -> tuple[Markup, _Fig
     ]
     return (
         Markup(f'<tr><th scope="row"><bdi>{escape(plain(attack.name))}</bdi></th><td class="num">{attack.n}</td>'),
-        _figure(attack.remaining if left else attack.accuracy, n, _beneath(attack, n)),
+        _figure(attack.remaining if in_cascade else attack.accuracy, n, _beneath(attack, n)),
         Markup("".join(f'<td class="num{cell}</td>' for cell in cells) + "</tr>"),
     )
 
 
 def _beneath(attack: AttackSummary | None, n: int) -> tuple[str, ...]:
-    """Small print beneath a figure: the other judging rule where it differs, the surrogate's own accuracy."""
+    """The notes below an accuracy: the result of the other judging rule if it differs, and the surrogate's own accuracy."""
     if attack is None:
         return ()
-    found = []
+    notes = []
     if attack.other_accuracy is not None and attack.other_accuracy != attack.accuracy:
         other = "clipped" if judging_rule(attack) == "distance" else "distance"
-        found.append(f"{other}: {percent(attack.other_accuracy.value, n)}")
+        notes.append(f"{other}: {percent(attack.other_accuracy.value, n)}")
     if attack.surrogate_accuracy is not None:
-        found.append(f"on {plain(attack.surrogate, 40)}: {percent(attack.surrogate_accuracy.value, n)}")
-    return tuple(found)
+        notes.append(f"on {plain(attack.surrogate, 40)}: {percent(attack.surrogate_accuracy.value, n)}")
+    return tuple(notes)
 
 
 def _attack_parameters(board: Board) -> list[tuple[str, Markup]]:
-    found: dict[tuple[str, str], Markup] = {}
+    parameters: dict[tuple[str, str], Markup] = {}
     for row in board.rows:
-        for attack in row.standing.attacks:
+        for attack in row.summary.attacks:
             text = json.dumps(attack.spec.spec, sort_keys=True, default=str)
-            if (attack.name, text) not in found:
-                found[attack.name, text] = _readable(attack.spec.spec)
-    return [(name, text) for (name, _), text in found.items()]
+            if (attack.name, text) not in parameters:
+                parameters[attack.name, text] = _readable(attack.spec.spec)
+    return [(name, text) for (name, _), text in parameters.items()]
 
 
 @lru_cache(maxsize=65536)
@@ -230,16 +238,16 @@ def _figure(interval: Interval | None, n: int, notes: tuple[str, ...] = ()) -> _
     return _Figure(percent(interval.value, n), span, round(interval.value, 6), round(10 * interval.value), notes)
 
 
-def _drawing(standing: Summary, n: int) -> _Drawing:
-    def places(interval: Interval | None) -> tuple[str, str, str] | None:
+def _drawing(summary: Summary, n: int) -> _Drawing:
+    def positions(interval: Interval | None) -> tuple[str, str, str] | None:
         if interval is None:
             return None
         low, high = (_MARGIN + _SCALE * end for end in (interval.low, interval.high))
         return f"{low:.1f}", f"{max(high - low, 1.0):.1f}", f"{_MARGIN + _SCALE * interval.value:.1f}"
 
-    words = [f"A_rob {percent(standing.a_rob.value, n)} %" if standing.a_rob else "no A_rob"]
-    words.append(f"A_std {percent(standing.a_std.value, n)} %" if standing.a_std else "no A_std")
-    return _Drawing(places(standing.a_rob), places(standing.a_std), ", ".join(words))
+    label = [f"A_rob {percent(summary.a_rob.value, n)} %" if summary.a_rob else "no A_rob"]
+    label.append(f"A_std {percent(summary.a_std.value, n)} %" if summary.a_std else "no A_std")
+    return _Drawing(positions(summary.a_rob), positions(summary.a_std), ", ".join(label))
 
 
 def _prediction(text: str) -> str:
@@ -248,22 +256,22 @@ def _prediction(text: str) -> str:
         return "not on record"
     if rule.get("kind") == "frozen":
         return f"frozen randomness, seed {rule.get('seed')}"
-    return "one answer" if rule.get("kind") == "draw" else f"{rule.get('kind')} of {rule.get('draws')} draws"
+    return "a single draw" if rule.get("kind") == "draw" else f"{rule.get('kind')} of {rule.get('draws')} draws"
 
 
 def _readable(value: Mapping[str, Any]) -> Markup:
-    # ASCII only: control and bidirectional characters come out spelt.
+    # ASCII only, so that control and bidirectional characters appear as escapes.
     return escape(json.dumps(value, indent=1, sort_keys=True, default=str, ensure_ascii=True))
 
 
 def _finalize(value: Any) -> Any:
-    """Applied to everything that the template prints."""
+    """Jinja applies this to everything that a template prints."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return plain(value)
     return value
 
 
-def _own(name: str) -> str:
+def _file(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 

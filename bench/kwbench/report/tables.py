@@ -19,14 +19,14 @@ BOUND = (
 
 
 def markdown_page(tables: Sequence[Board]) -> str:
-    """The boards as a Markdown page."""
+    """Return the boards as a Markdown page."""
     parts = ["# Robust accuracy\n", f"{BOUND}\n"]
     if not tables:
-        parts.append("Nothing is on record yet.\n")
+        parts.append("The record is empty.\n")
     for board in tables:
         key = board.key
         parts.append(f"## {markdown(key.dataset)}, {markdown(board.threat)}, suite {markdown(key.suite)}\n")
-        parts.append(f"Percent of n = {key.n} samples, with 95 % intervals. Data {markdown(key.data[:12])}.\n")
+        parts.append(f"Percent of n = {key.n} samples, with 95 % intervals. Digest of the data: {markdown(key.data[:12])}.\n")
         frame = _frame(board, markdown, interval_text)
         lines = [
             list(frame.columns),
@@ -35,28 +35,30 @@ def markdown_page(tables: Sequence[Board]) -> str:
         ]
         parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n")
         bullets = [
-            f"- Incomplete, not ranked: {markdown(row.standing.model)}: {markdown('; '.join(row.standing.missing))}"
+            f"- Incomplete, not ranked: {markdown(row.summary.model)}: {markdown('; '.join(row.summary.missing))}"
             for row in board.rows
-            if not row.standing.complete
+            if not row.summary.complete
         ]
-        for row, found in zip(board.rows, verdicts(board), strict=False):
-            if found is not None:
-                bullets.append(f"- {markdown(row.standing.model)}: {markdown(found.sentence(), 2000)}")
+        for row, verdict in zip(board.rows, verdicts(board), strict=False):
+            if verdict is not None:
+                bullets.append(f"- {markdown(row.summary.model)}: {markdown(verdict.sentence(), 2000)}")
         bullets += [f"- {markdown(note)}" for note in notes(board)[1:]]
-        tied = [markdown(row.standing.model) for row in board.rows if row.tied]
+        tied = [markdown(row.summary.model) for row in board.rows if row.tied]
         if tied:
-            bullets.append(f"- Not told apart by a paired test at 5 % (Holm): {', '.join(tied)}")
+            bullets.append(f"- No difference by a paired test at 5 % (Holm): {', '.join(tied)}")
         if bullets:
             parts.append("\n".join(bullets) + "\n")
     return "\n".join(parts)
 
 
-def csv_table(found: Sequence[Summary]) -> str:
-    """One row for each evaluation and attack; numbers as numbers, and no text that a spreadsheet would run as a formula."""
-    frame = to_frame(found)
-    words = {each.evaluation.spec.identity: one.conclusion for each in found if (one := verdict_on_record(each))}
-    if words:
-        frame["verdict"] = frame["run"].map(words).fillna("")
+def csv_table(summaries: Sequence[Summary]) -> str:
+    """Return a row for each evaluation and attack. Text that a spreadsheet would run as a formula is quoted."""
+    frame = to_frame(summaries)
+    conclusions = {
+        summary.evaluation.spec.identity: verdict.conclusion for summary in summaries if (verdict := verdict_on_record(summary))
+    }
+    if conclusions:
+        frame["verdict"] = frame["run"].map(conclusions).fillna("")
     for name in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].map(lambda value: spreadsheet(value) if isinstance(value, str) else value)
@@ -64,7 +66,7 @@ def csv_table(found: Sequence[Summary]) -> str:
 
 
 def latex_tables(tables: Sequence[Board]) -> str:
-    """The boards as LaTeX tables for the package booktabs."""
+    """Return the boards as LaTeX tables for the package booktabs."""
     parts = ["% Needs \\usepackage{booktabs}.\n"]
     for board in tables:
         key = board.key
@@ -72,7 +74,7 @@ def latex_tables(tables: Sequence[Board]) -> str:
         caption = (
             f"Accuracy in percent on {latex(key.dataset)}, {latex(board.threat)}, suite {latex(key.suite)}, $n = {key.n}$, "
             f"with 95\\,\\% intervals. {latex(BOUND.partition('. ')[0])}."
-            f"{' Cascade: the column of an attack is what is left after it.' if key.cascade else ''}"
+            f"{' Cascade: the column of an attack is the accuracy after it and all before it.' if key.cascade else ''}"
         )
         parts.append(
             str(
@@ -92,27 +94,26 @@ def _frame(
     names: tuple[str, str] = ("A\\_std", "A\\_rob"),
     costs: bool = True,
 ) -> pd.DataFrame:
-    """The papers' form: model, A_std, one column for each attack, A_rob."""
+    """A board in the form of the papers' tables: model, A_std, one column for each attack, A_rob."""
     n = board.key.n
+    row_verdicts = verdicts(board)
 
-    judged = verdicts(board)
-
-    def cells(at: int, row: Row) -> list[str]:
-        each = row.standing
-        model = escape(each.model) + (" (stochastic)" if each.stochastic else "")
-        found = [model if each.complete else f"{model} (incomplete)", figure(each.a_std, n)]
-        found += [figure(shown(row, label, board.key.cascade), n) for label in board.labels]
-        found.append(figure(each.a_rob, n))
-        found += ["–" if one is None else one.conclusion for one in judged[at : at + 1]]
+    def cells(position: int, row: Row) -> list[str]:
+        summary = row.summary
+        model = escape(summary.model) + (" (stochastic)" if summary.stochastic else "")
+        texts = [model if summary.complete else f"{model} (incomplete)", figure(summary.a_std, n)]
+        texts += [figure(shown(row, label, board.key.cascade), n) for label in board.labels]
+        texts.append(figure(summary.a_rob, n))
+        texts += ["–" if verdict is None else verdict.conclusion for verdict in row_verdicts[position : position + 1]]
         if costs:
-            found.append(count_text(sum(attack.forwards for attack in each.attacks)))
-            found.append(count_text(sum(attack.backwards for attack in each.attacks)))
-            found.append(duration_text(sum(attack.seconds for attack in each.attacks)))
-        return found
+            texts.append(count_text(sum(attack.forwards for attack in summary.attacks)))
+            texts.append(count_text(sum(attack.backwards for attack in summary.attacks)))
+            texts.append(duration_text(sum(attack.seconds for attack in summary.attacks)))
+        return texts
 
-    columns = ["Model", names[0], *map(escape, board.labels), names[1], *(["Verdict"] if judged else [])]
+    columns = ["Model", names[0], *map(escape, board.labels), names[1], *(["Verdict"] if row_verdicts else [])]
     columns += ["forwards", "backwards", "time"] if costs else []
-    return pd.DataFrame([cells(at, row) for at, row in enumerate(board.rows)], columns=columns)
+    return pd.DataFrame([cells(position, row) for position, row in enumerate(board.rows)], columns=columns)
 
 
 def _latex_interval(interval: Interval | None, n: int) -> str:

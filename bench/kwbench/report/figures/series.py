@@ -69,8 +69,8 @@ def transfers(boards: Sequence[Board]) -> list[Figure]:
         cells: dict[tuple[str, str], Cell] = {}
         sources: dict[str, None] = {}
         used: list[Summary] = []
-        for row in sorted(board.rows, key=lambda row: row.standing.model):
-            standing = row.standing
+        for row in sorted(board.rows, key=lambda row: row.summary.model):
+            standing = row.summary
             origin = standing.evaluation.spec.spec.get("origin", {})
             for attack in standing.attacks:
                 source = attack.surrogate
