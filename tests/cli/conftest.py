@@ -12,7 +12,7 @@ from support.small_registry import write_registry
 
 @pytest.fixture
 def kwb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Kwbench:
-    """Runs a command line in this process, in a working folder of its own with a registry of small models."""
+    """Run command lines in this process, in an empty folder that has only a registry of small models."""
     monkeypatch.chdir(tmp_path)
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from support.command_line import FAST, Kwbench, refused
 
+# A cascade with its own protocol, small enough for a test.
 DIAGNOSED = """\
 cascade: true
 diagnose: true
@@ -15,37 +16,34 @@ attacks:
 SMALL = ("--n", "48", "--eps", "0.08", "--tile", "16")
 
 
-SMALL = ("--n", "48", "--eps", "0.08", "--tile", "16")
-
-
 def test_each_check_is_printed_with_its_figure_and_then_the_verdict(kwb: Kwbench, tmp_path: Path) -> None:
     (tmp_path / "strong.yaml").write_text(DIAGNOSED)
-    found = kwb("diagnose", "small", "--suite", "strong.yaml", *SMALL)
-    assert found.code == 0, found.err
+    result = kwb("diagnose", "small", "--suite", "strong.yaml", *SMALL)
+    assert result.code == 0, result.err
     for words in ("shattered gradients", "threshold", "twice the budget", "never proof"):
-        assert words in found.out
-    assert any(word in found.out for word in ("Confirmed:", "Inconclusive:", "Overestimated:"))
+        assert words in result.out
+    assert any(word in result.out for word in ("Confirmed:", "Inconclusive:", "Overestimated:"))
 
 
 def test_evaluate_and_show_repeat_the_verdict_in_their_json(kwb: Kwbench, tmp_path: Path) -> None:
     (tmp_path / "strong.yaml").write_text(DIAGNOSED)
-    found = kwb("diagnose", "small", "--suite", "strong.yaml", *SMALL, "--json").json
-    assert found["verdict"]["protocol"] == "pgd"
-    assert found["verdict"]["overestimate"].keys() == {"value", "low", "high"}
-    assert {"check", "kind", "fires", "figure", "threshold", "statement", "samples"} == found["findings"][0].keys()
+    result = kwb("diagnose", "small", "--suite", "strong.yaml", *SMALL, "--json").json
+    assert result["verdict"]["protocol"] == "pgd"
+    assert result["verdict"]["overestimate"].keys() == {"value", "low", "high"}
+    assert {"check", "kind", "fires", "figure", "threshold", "statement", "samples"} == result["findings"][0].keys()
     again = kwb("evaluate", "small", "--suite", "strong.yaml", *SMALL, "--json").json
-    assert again["verdict"] == found["verdict"]
-    assert kwb("show", "small", "--json").json["verdict"] == found["verdict"]
+    assert again["verdict"] == result["verdict"]
+    assert kwb("show", "small", "--json").json["verdict"] == result["verdict"]
     assert kwb("evaluate", "small", *FAST, "--json").json["verdict"] is None
 
 
 def test_the_suite_can_be_compared_with_another_protocol(kwb: Kwbench, tmp_path: Path) -> None:
     (tmp_path / "strong.yaml").write_text(DIAGNOSED)
-    found = kwb(
+    result = kwb(
         "diagnose", "small", "--suite", "strong.yaml", "--protocol", "noop", *SMALL[:3], "0.2", *SMALL[4:], "--json"
     ).json
-    assert (found["verdict"]["verdict"], found["verdict"]["protocol"]) == ("overestimated", "noop")
-    assert found["verdict"]["overestimate"]["value"] > 0.5
+    assert (result["verdict"]["verdict"], result["verdict"]["protocol"]) == ("overestimated", "noop")
+    assert result["verdict"]["overestimate"]["value"] > 0.5
 
 
 def test_a_protocol_with_another_threat_model_is_refused(kwb: Kwbench, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_ctrl_c_exits_with_130_keeps_finished_rows_and_gives_a_hint(tmp_path: Pa
     registry = write_registry(tmp_path)
     words = ["evaluate", "small", "--registry", str(registry), "--attack", "noop,pgd", "--set", "pgd.steps=30000"]
     words += ["--eps", "0.001", "--n", "32", "--tile", "16"]
-    # A shell's background job ignores Ctrl-C, and its children inherit that.
+    # A background job of a shell ignores Ctrl-C, and its children inherit that.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from kwbench.cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words],

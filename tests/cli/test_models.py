@@ -49,11 +49,11 @@ def test_train_writes_the_checkpoint_of_an_entry_and_pins_it(kwb: Kwbench, tmp_p
         "models:\n  new:\n    architecture: {name: cnn3, width: 4, hidden: 16}\n    activation: {name: relu}\n" + recipe
     )
     refused(kwb("evaluate", "new"), 3, "has no checkpoint", "kwbench train new")
-    found = kwb("train", "new", "--pin", "--json").json
-    assert found["sha256"] in path.read_text()
-    assert 0 <= found["validation_accuracy"] <= 1
+    result = kwb("train", "new", "--pin", "--json").json
+    assert result["sha256"] in path.read_text()
+    assert 0 <= result["validation_accuracy"] <= 1
     assert kwb("evaluate", "new", "--attack", "noop", "--n", 16).code == 0
     refused(kwb("train", "new", "--device", "abacus"), 2, "--device abacus: not usable here")
     again = kwb("train", "new", "--output", "again.safetensors")
-    assert found["sha256"] in again.out
+    assert result["sha256"] in again.out
     assert "epoch 1/1" in again.err

@@ -1,16 +1,16 @@
-"""How an evaluation in progress looks, on a terminal and elsewhere."""
+"""The progress of evaluations, on a terminal and elsewhere."""
 
 import io
 
 import pytest
 
 from kwbench.cli import progress as module
-from kwbench.cli.progress import showing
+from kwbench.cli.progress import progress_display
 from kwbench.evaluation.runner import Progress
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -34,9 +34,9 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
 
 
-def test_elsewhere_there_are_plain_lines_when_an_attack_begins_and_ends(clock: list[float]) -> None:
+def test_elsewhere_a_plain_line_marks_the_start_and_end_of_an_attack(clock: list[float]) -> None:
     stream = io.StringIO()
-    with showing(stream) as show:
+    with progress_display(stream) as show:
         for done in range(11):
             show(step(done))
             clock[0] += 1
@@ -48,18 +48,18 @@ def test_elsewhere_there_are_plain_lines_when_an_attack_begins_and_ends(clock: l
     ]
 
 
-def test_a_long_attack_gives_a_sign_of_life_every_fifteen_seconds(clock: list[float]) -> None:
+def test_a_long_attack_prints_a_line_every_fifteen_seconds(clock: list[float]) -> None:
     stream = io.StringIO()
-    with showing(stream) as show:
+    with progress_display(stream) as show:
         for done in range(10):
             show(step(done))
             clock[0] += 10
     assert [line.split()[2] for line in stream.getvalue().splitlines()] == ["0/10", "2/10", "4/10", "6/10", "8/10"]
 
 
-def test_rows_that_were_on_record_do_not_count_for_the_time_left(clock: list[float]) -> None:
+def test_rows_on_record_do_not_count_for_the_time_left(clock: list[float]) -> None:
     stream = io.StringIO()
-    with showing(stream) as show:
+    with progress_display(stream) as show:
         show(step(8))
         clock[0] += 6
         show(step(10))
@@ -67,9 +67,9 @@ def test_rows_that_were_on_record_do_not_count_for_the_time_left(clock: list[flo
     assert stream.getvalue().splitlines()[-1].endswith("about 30 s left)")
 
 
-def test_models_are_timed_apart(clock: list[float]) -> None:
+def test_each_model_is_timed_separately(clock: list[float]) -> None:
     stream = io.StringIO()
-    with showing(stream) as show:
+    with progress_display(stream) as show:
         show(step(0))
         clock[0] += 100
         show(step(0, model="other"))
@@ -78,9 +78,9 @@ def test_models_are_timed_apart(clock: list[float]) -> None:
     assert stream.getvalue().splitlines()[-1] == "other: pgd 10/10 (10/20 in all, about 10 s left)"
 
 
-def test_a_terminal_gets_a_bar() -> None:
+def test_a_terminal_shows_a_bar() -> None:
     stream = Terminal()
-    with showing(stream) as show:
+    with progress_display(stream) as show:
         show(step(3))
         show(step(10, label="mim"))
     text = stream.getvalue()
@@ -89,14 +89,14 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "in all" not in text
 
 
-def test_a_models_name_can_neither_colour_nor_steer_the_terminal() -> None:
+def test_a_models_name_can_neither_colour_nor_control_the_terminal() -> None:
     name = "\x1b]0;title\x07[red]net[/red][/nothing]"
     stream = Terminal()
-    with showing(stream) as show:
+    with progress_display(stream) as show:
         show(step(3, model=name))
     assert "[red]net[/red][/nothing]" in stream.getvalue()
     assert "\x1b]0;title" not in stream.getvalue()
     plain = io.StringIO()
-    with showing(plain) as show:
+    with progress_display(plain) as show:
         show(step(3, model=name))
     assert "\x1b" not in plain.getvalue()

@@ -55,9 +55,9 @@ def test_show_prints_the_newest_evaluation(kwb: Kwbench) -> None:
     answer = kwb("show", "small")
     assert answer.code == 0
     assert "A_rob" in answer.out
-    found = kwb("show", "small", "--json").json
-    assert (found["model"], found["rows"]) == ("small", [])
-    assert found["spec"]["origin"]["seed"] == 0
+    result = kwb("show", "small", "--json").json
+    assert (result["model"], result["rows"]) == ("small", [])
+    assert result["spec"]["origin"]["seed"] == 0
     refused(kwb("show", "smal"), 2, "did you mean 'small'")
 
 
@@ -65,10 +65,10 @@ def test_check_accepts_a_new_record_and_refuses_a_weaker_model(kwb: Kwbench, tmp
     strong = kwb("evaluate", "small", *CHECKED, "--json").json["a_rob"]["value"]
     assert kwb("check", "--baseline", "baseline.json", "--update").code == 0
     assert kwb("check", "--baseline", "baseline.json").code == 0
-    # In a new record.
+    # The same results in another database.
     assert kwb("evaluate", "small", *CHECKED, "--db", "new.db").code == 0
     assert kwb("check", "--baseline", "baseline.json", "--db", "new.db").code == 0
-    # Trained for one epoch instead of six.
+    # A model trained for one epoch instead of six.
     write_registry(tmp_path, epochs=1)
     weak = kwb("evaluate", "small", *CHECKED, "--json").json["a_rob"]["value"]
     assert strong - weak > 0.05
@@ -82,9 +82,9 @@ def test_check_accepts_a_new_record_and_refuses_a_weaker_model(kwb: Kwbench, tmp
     plain = kwb("check", "--baseline", "baseline.json")
     assert plain.code == 1
     assert "regression" in plain.out
-    # So many points may be lost.
+    # A larger loss is allowed.
     assert kwb("check", "--baseline", "baseline.json", "--max-drop", "99").code == 0
-    # What was accepted is the new measure.
+    # The weaker results are accepted as the new baseline.
     assert kwb("check", "small", "--baseline", "baseline.json", "--update", "--json").json["models"] == ["small"]
     assert kwb("check", "--baseline", "baseline.json").code == 0
 
@@ -113,9 +113,9 @@ def test_compare_tests_two_models_on_the_same_samples(kwb: Kwbench) -> None:
     assert answer.code == 0
     assert "A_rob: " in answer.out
     assert "p = " in answer.out
-    (found,) = kwb("compare", "small", "small-random", "--json").json
-    assert {found["first"], found["second"]} == {"small", "small-random"}
-    assert 0 <= found["a_rob"]["p"] <= 1
+    (result,) = kwb("compare", "small", "small-random", "--json").json
+    assert {result["first"], result["second"]} == {"small", "small-random"}
+    assert 0 <= result["a_rob"]["p"] <= 1
     refused(kwb("compare", "small", "smal-random"), 2, "did you mean 'small-random'")
 
 
@@ -124,13 +124,13 @@ def test_claims_are_listed_linted_and_written_as_a_registry_without_a_database(k
     assert len(cells) == 435
     assert cells[0].keys() >= {"paper", "claimed_percent", "status", "model", "suite", "measured", "strong", "commands"}
     assert "72 runnable" in kwb("claims", "--paper", "costa2020").out
-    rules = {each["rule"]: len(each["cells"]) for each in kwb("claims", "--lint", "--paper", "costa2020", "--json").json}
+    rules = {remark["rule"]: len(remark["cells"]) for remark in kwb("claims", "--lint", "--paper", "costa2020", "--json").json}
     assert rules["coarse grid"] == 48
     assert "short of eps" in kwb("claims", "--lint").out
     assert kwb("claims", "--registry", "papers.yaml").code == 0
     assert "cifar10/densenet121-kwta0.1-at" in kwb("models", "--registry", "papers.yaml").out
     before = (tmp_path / "papers.yaml").read_bytes()
-    assert kwb("claims", "--registry", "papers.yaml").code == 0  # every cell's commands begin with it
+    assert kwb("claims", "--registry", "papers.yaml").code == 0  # the commands of every claim start with it
     assert (tmp_path / "papers.yaml").read_bytes() == before
     (tmp_path / "mine.yaml").write_text("models: {}\n")
     refused(kwb("claims", "--registry", "mine.yaml"), 2, "nothing is overwritten")

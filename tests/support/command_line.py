@@ -1,4 +1,4 @@
-"""Command lines run in this process, and what their answers must look like."""
+"""Command lines that run in the process of the test, and how they must refuse."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 FAST = ("--attack", "noop,fgsm,pgd", "--set", "pgd.steps=5", "--n", "48", "--eps", "0.08", "--tile", "16")
 
-# A model of one's own; `body` is what its forward pass does.
+# A user's file with a factory `net`; `body` is the body of its forward pass.
 OWN_MODEL = """\
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ Kwbench = Callable[..., Answer]
 
 
 def refused(answer: Answer, code: int, *parts: str) -> None:
-    """A clear message, that exit code, nothing on stdout and no traceback."""
+    """Require this exit code, one message with these parts, an empty stdout and no traceback."""
     assert answer.code == code, answer
     assert answer.out == ""
     assert "Traceback" not in answer.err

@@ -1,4 +1,4 @@
-"""What is installed, what is wrong, and how to mend it."""
+"""Examine an installation: what is installed, what is wrong, and how to fix it."""
 
 import hashlib
 import importlib
@@ -20,7 +20,7 @@ Level = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One line of the doctor's: what was looked at, what was found, and how to mend it if that is needed."""
+    """What was examined, what was found, and how to fix it if that is necessary."""
 
     subject: str
     level: Level
@@ -29,8 +29,8 @@ class Diagnosis:
 
 
 def examine(database: str) -> list[Diagnosis]:
-    """Look at everything, and at the record at this path or URL; never raises."""
-    looks: dict[str, Callable[[], list[Diagnosis]]] = {
+    """Examine the installation, and the database at this path or URL. Never raises."""
+    examinations: dict[str, Callable[[], list[Diagnosis]]] = {
         "python": _python,
         "packages": _packages,
         "torch": _torch,
@@ -41,12 +41,12 @@ def examine(database: str) -> list[Diagnosis]:
         "disk": lambda: _disk(record_file(database) or Path("record")),
         "registry": _registry,
     }
-    return [finding for subject, look in looks.items() for finding in _safely(subject, look)]
+    return [diagnosis for subject, examination in examinations.items() for diagnosis in _safely(subject, examination)]
 
 
-def _safely(subject: str, look: Callable[[], list[Diagnosis]]) -> list[Diagnosis]:
+def _safely(subject: str, examination: Callable[[], list[Diagnosis]]) -> list[Diagnosis]:
     try:
-        return look()
+        return examination()
     except Exception as failure:  # noqa: BLE001 - a broken installation may raise anything
         return [Diagnosis(subject, "problem", f"{type(failure).__name__}: {failure}")]
 
@@ -56,13 +56,13 @@ def _python() -> list[Diagnosis]:
 
 
 def _packages() -> list[Diagnosis]:
-    findings = []
+    diagnoses = []
     for package in ("pyautoattack", "foolbox", "pandas", "sqlalchemy", "jinja2", "safetensors", "scikit-learn", "scipy"):
         try:
-            findings.append(Diagnosis(package, "ok", version(package)))
+            diagnoses.append(Diagnosis(package, "ok", version(package)))
         except PackageNotFoundError:
-            findings.append(Diagnosis(package, "problem", "not installed", f"pip install {package}"))
-    return findings
+            diagnoses.append(Diagnosis(package, "problem", "not installed", f"pip install {package}"))
+    return diagnoses
 
 
 def _torch() -> list[Diagnosis]:
@@ -76,18 +76,18 @@ def _torchvision() -> list[Diagnosis]:
     from kwbench.torchvision_schemas import import_torchvision
 
     torchvision = import_torchvision()
-    findings = [Diagnosis("torchvision", "ok", torchvision.__version__)]
+    diagnoses = [Diagnosis("torchvision", "ok", torchvision.__version__)]
     extension = importlib.import_module("torchvision.extension")
     if not extension._has_ops():
-        findings.append(
+        diagnoses.append(
             Diagnosis(
                 "torchvision's extension",
                 "note",
                 "not loaded: it was built for another torch; models, transforms and data sets work without it",
-                "install the torch and torchvision builds that belong together if you need its operators",
+                "if you need its operators, install builds of torch and torchvision that belong together",
             )
         )
-    return findings
+    return diagnoses
 
 
 def _device() -> list[Diagnosis]:
@@ -95,7 +95,7 @@ def _device() -> list[Diagnosis]:
 
     if torch.cuda.is_available():
         return [Diagnosis("device", "ok", torch.cuda.get_device_name())]
-    return [Diagnosis("device", "note", "no GPU that torch can use; evaluations run on the processor")]
+    return [Diagnosis("device", "note", "no GPU that torch can use; evaluations run on the CPU")]
 
 
 def _sqlite() -> list[Diagnosis]:
@@ -105,24 +105,24 @@ def _sqlite() -> list[Diagnosis]:
 def _record(database: str) -> list[Diagnosis]:
     from kwbench.record.store import Store
 
-    # A password stands before it.
+    # Without the user and password of a URL.
     name = database.rpartition("@")[2]
     file = record_file(database)
     if file is not None and not file.exists():
-        return [Diagnosis("record", "ok", f"{name}: none yet; kwbench evaluate makes it")]
+        return [Diagnosis("record", "ok", f"{name}: none yet; kwbench evaluate creates it")]
     try:
         Store.open(database).close()
     except KwbenchError as failure:
-        return [Diagnosis("record", "problem", str(failure), "restore it from a copy, or name another with --db")]
+        return [Diagnosis("record", "problem", str(failure), "restore it from a backup, or name another with --db")]
     return [Diagnosis("record", "ok", name)]
 
 
 def _disk(database: Path) -> list[Diagnosis]:
-    # Where the folder is yet to be made, what holds it counts.
-    folder = next(each for each in database.resolve().parents if each.is_dir())
+    # The folder may not exist yet; then its nearest existing parent counts.
+    folder = next(parent for parent in database.resolve().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < 200_000_000:
-        remedy = "make room, or name another file with --db"
+        remedy = "free some space, or name another file with --db"
         return [Diagnosis("disk", "problem", f"{free / 1e6:.0f} MB free in {folder}", remedy)]
     return [Diagnosis("disk", "ok", f"{free / 1e9:.1f} GB free in {folder}")]
 
@@ -131,33 +131,33 @@ def _registry() -> list[Diagnosis]:
     try:
         registry = read_registry()
     except KwbenchError as failure:
-        return [Diagnosis("registry", "problem", str(failure), "mend the file, or name another with --registry")]
+        return [Diagnosis("registry", "problem", str(failure), "correct the file, or name another with --registry")]
     missing: dict[Path, list[str]] = {}
     damaged: dict[Path, list[str]] = {}
     for name, entry in registry.entries.items():
         if entry.checkpoint is None and entry.recipe is None:
             continue
-        path, home = registry.checkpoint_path(name), registry.owner_of(name).path
+        path, owner = registry.checkpoint_path(name), registry.owner_of(name).path
         if not path.is_file():
-            missing.setdefault(home, []).append(name)
+            missing.setdefault(owner, []).append(name)
         elif entry.checkpoint is not None and hashlib.sha256(path.read_bytes()).hexdigest() != entry.checkpoint.sha256:
-            damaged.setdefault(home, []).append(name)
-    findings = [
+            damaged.setdefault(owner, []).append(name)
+    diagnoses = [
         Diagnosis(
             "checkpoints",
             "problem",
-            f"{home}: the checkpoint is not the pinned one for {', '.join(names)}",
+            f"{owner}: the checkpoint is not the pinned one for {', '.join(names)}",
             "restore the files, or kwbench train NAME --pin",
         )
-        for home, names in damaged.items()
+        for owner, names in damaged.items()
     ]
-    findings += [
+    diagnoses += [
         Diagnosis(
             "checkpoints",
             "note",
-            f"{home}: no checkpoint for {', '.join(names)}",
-            "kwbench train NAME --pin makes one, kwbench convert NAME --download fetches a published one",
+            f"{owner}: no checkpoint for {', '.join(names)}",
+            "kwbench train NAME --pin trains one, kwbench convert NAME --download fetches a published one",
         )
-        for home, names in missing.items()
+        for owner, names in missing.items()
     ]
-    return findings or [Diagnosis("registry", "ok", f"{registry.path}: {len(registry.entries)} models")]
+    return diagnoses or [Diagnosis("registry", "ok", f"{registry.path}: {len(registry.entries)} models")]

@@ -59,11 +59,11 @@ def evaluate(
     """Attack models and report their robust accuracy."""
     options.prepare()
     with importing():
-        from kwbench.cli.progress import showing
+        from kwbench.cli.progress import progress_display
 
     requests = options.requests(models, chosen_suite(attack, suite, settings))
     store = options.store()
-    with showing() as show:
+    with progress_display() as show:
         results = _evaluated(requests, store, show, options.time_limit)
     print_summaries(results, as_json)
     require_complete(results)
@@ -98,12 +98,12 @@ def diagnose(
     """Judge whether a robust accuracy can be believed: evaluate, check the model and the record, and reach a verdict."""
     options.prepare()
     with importing():
-        from kwbench.cli.progress import showing
+        from kwbench.cli.progress import progress_display
 
     rival = [] if protocol is None else options.requests(models, _protocol_suite(protocol))
     judged = options.requests(models, replace(chosen_suite(None, suite, settings), diagnose=True))
     store = options.store()
-    with showing() as show:
+    with progress_display() as show:
         rivals = _evaluated(rival, store, show, options.time_limit) if rival else []
         results = _evaluated(judged, store, show, options.time_limit, thoroughly=True)
     require_complete(rivals)
@@ -182,7 +182,7 @@ def sweep(
     """Measure robust accuracy against the radius, or against a parameter of an attack such as its steps; default: of pgd."""
     options.prepare()
     with importing():
-        from kwbench.cli.progress import showing
+        from kwbench.cli.progress import progress_display
         from kwbench.evaluation.sweep import parse_sweep, run_sweep, sweep_svg
         from kwbench.files import write_whole
 
@@ -195,7 +195,7 @@ def sweep(
         for value in plan.values
     ]
     store = options.store()
-    with showing() as show:
+    with progress_display() as show:
         curves = run_sweep(plan, requests, chosen.name, store, show, command=command_line(), time_limit=options.time_limit)
     if svg is not None:
         write_whole(svg, sweep_svg(plan, curves, chosen.name))

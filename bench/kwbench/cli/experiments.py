@@ -227,7 +227,7 @@ def sparsity(
     If it is interrupted, the same command continues.
     """
     with importing():
-        from kwbench.cli.progress import showing
+        from kwbench.cli.progress import progress_display
         from kwbench.config.registry import read_registry
         from kwbench.evaluation.sparsity import evaluate_series, variants
 
@@ -237,7 +237,7 @@ def sparsity(
     registry = _train(series, folder, options)
     requests = replace(options, registry=registry).requests([variant.name for variant in series], chosen)
     store = options.store()
-    with showing() as show:
+    with progress_display() as show:
         results = evaluate_series(short, series, requests, store, show, command=command_line())
     if as_json:
         rows = [

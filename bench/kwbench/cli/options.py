@@ -267,21 +267,26 @@ def bundled(
 
     The options are sorted by panel.
     """
-    own = [each for each in inspect.signature(command).parameters.values() if each.name != parameter]
-    parameters = sorted([*(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own), *shared], key=_panel_rank)
+    own = [
+        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for option in inspect.signature(command).parameters.values()
+        if option.name != parameter
+    ]
+    options = sorted([*own, *shared], key=_panel_rank)
 
     @functools.wraps(command)
     def with_options(**values: Any) -> None:
         argument = bundle({option.name: values.pop(option.name) for option in shared})
         command(**{parameter: argument}, **values)
 
-    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {each.name: each.annotation for each in parameters}
+    with_options.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {option.name: option.annotation for option in options}
     return with_options
 
 
-def _panel_rank(parameter: inspect.Parameter) -> int:
-    (declared,) = (each for each in parameter.annotation.__metadata__ if isinstance(each, typer.models.ParameterInfo))
+def _panel_rank(option: inspect.Parameter) -> int:
+    """Return the position of an option's panel in the help."""
+    (declared,) = (value for value in option.annotation.__metadata__ if isinstance(value, typer.models.ParameterInfo))
     return _PANELS.index(declared.rich_help_panel)
 
 

@@ -1,4 +1,4 @@
-"""How an evaluation in progress looks: a bar with the time left on a terminal, plain lines elsewhere. On stderr, always."""
+"""The progress of evaluations on stderr: a bar on a terminal, plain lines elsewhere, both with the time left."""
 
 import sys
 import time
@@ -15,20 +15,20 @@ from kwbench.cli.output import printable
 if TYPE_CHECKING:
     from kwbench.evaluation.runner import Progress
 
-# A plain line is due when an attack begins or ends, and otherwise this often, in seconds.
-_QUIET = 15.0
+# Seconds between plain lines, apart from those at the start and the end of an attack.
+_INTERVAL = 15.0
 
 
 @contextmanager
-def showing(stream: TextIO | None = None) -> "Iterator[Callable[[Progress], None]]":
-    """Shows what it is called with until the block ends; on stderr, as it is then."""
+def progress_display(stream: TextIO | None = None) -> "Iterator[Callable[[Progress], None]]":
+    """Yield a function that displays the progress it is called with, until the block ends; by default on stderr."""
     stream = stream or sys.stderr
     console = Console(file=stream)
     if not console.is_terminal:
         yield _plain_lines(stream)
         return
     columns = (
-        # Without markup: brackets in a model's name are not colours.
+        # Without markup, because a model's name may contain brackets.
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
@@ -53,21 +53,22 @@ def showing(stream: TextIO | None = None) -> "Iterator[Callable[[Progress], None
 
 
 def _plain_lines(stream: TextIO) -> "Callable[[Progress], None]":
-    began: dict[str, float] = {}
-    # Rows that were on record before: what an attack begins with.
+    """Return a function that prints a line when an attack starts, when it ends, and every `_INTERVAL` seconds."""
+    started: dict[str, float] = {}
+    # Per model and attack, the rows that were on record when it started: they say nothing about the speed.
     recorded: dict[str, dict[str, int]] = {}
-    spoken = 0.0
+    last_line = 0.0
 
     def show(progress: "Progress") -> None:
-        nonlocal spoken
+        nonlocal last_line
         now = time.monotonic()
-        start = began.setdefault(progress.model, now)
-        already = recorded.setdefault(progress.model, {})
-        already.setdefault(progress.label, progress.done)
-        if 0 < progress.done < progress.samples and now - spoken < _QUIET:
+        start = started.setdefault(progress.model, now)
+        earlier = recorded.setdefault(progress.model, {})
+        earlier.setdefault(progress.label, progress.done)
+        if 0 < progress.done < progress.samples and now - last_line < _INTERVAL:
             return
-        spoken = now
-        fresh = progress.done_in_all - sum(already.values())
+        last_line = now
+        fresh = progress.done_in_all - sum(earlier.values())
         left = (now - start) / fresh * (progress.rows_in_all - progress.done_in_all) if fresh else None
         remaining = "" if left is None else f", about {left:.0f} s left"
         print(
