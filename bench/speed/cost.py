@@ -93,7 +93,7 @@ def alone(model: str, n: int, threads: int, data: Path | None) -> None:
     from kwbench.config.registry import dataset_of, read_registry
     from kwbench.data import load_dataset
     from kwbench.model import find_device
-    from kwbench.networks.loading import load_entry
+    from kwbench.networks.entries import load_entry
 
     torch.set_num_threads(threads)
     registry = read_registry()

@@ -33,7 +33,7 @@ from kwbench.claims.mapping import PUBLISHED, protocol_of
 from kwbench.config.registry import Registry, read_registry
 from kwbench.config.suite import Suite, read_suite
 from kwbench.errors import DamagedData, UsageError
-from kwbench.networks.loading import build_module
+from kwbench.networks.entries import build_module
 from kwbench.record.store import Store
 from kwbench.report import write_report
 from kwbench.report.claims import claims_markdown, claims_table

@@ -12,7 +12,7 @@ from torch import nn
 from defences.user_files.winner_take_all import KWTA, LWTA
 from kwbench.config.registry import read_registry
 from kwbench.networks.activations import Kwta, StochasticLwta
-from kwbench.networks.loading import load_entry
+from kwbench.networks.entries import load_entry
 from support.small_models import digits
 
 __all__ = ["FILE", "HIDDEN", "KWTA", "LWTA", "kwta", "slwta", "swap"]

@@ -17,7 +17,9 @@ from kwbench.config.strict_yaml import validate
 from kwbench.data import DataSet, load_dataset
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.model import Model
-from kwbench.networks.loading import _sources, build_module, is_file_model, load_entry, load_file_model, load_weights
+from kwbench.networks.entries import build_module, load_entry
+from kwbench.networks.user_files import imported_sources, is_file_model, load_file_model
+from kwbench.networks.weights import load_weights
 from kwbench.training import save_checkpoint
 
 ENTRY: dict[str, Any] = {"architecture": {"name": "cnn3", "width": 2, "hidden": 4}, "activation": {"name": "relu"}}
@@ -297,7 +299,7 @@ class TestFileModels:
         for factor in (1, 1, 2):
             (tmp_path / "lib" / "scaling.py").write_text(f"FACTOR = {factor}\n")
             digests.append(load_file_model(f"{tmp_path}/app/defence.py:net").sha256)
-            sources = dict(_sources(tmp_path / "app", ["scaling", "quopri", "torch", "kwbench.networks.loading"]))
+            sources = dict(imported_sources(tmp_path / "app", ["scaling", "quopri", "torch", "kwbench.networks.entries"]))
             assert sources == {"scaling": f"FACTOR = {factor}\n".encode()}
             for name in ("defence", "scaling"):
                 sys.modules.pop(name, None)
@@ -395,9 +397,8 @@ def test_a_folder_with_its_own_models_package_is_imported_in_a_process_of_its_ow
     (tmp_path / "models" / "__init__.py").write_text("from models.nets import net\n")
     (tmp_path / "models" / "nets.py").write_text(FACTORY.format(seed=0))
     (tmp_path / "defence.py").write_text("from models import net\n")
-    code = (
-        f"from kwbench.networks.loading import load_file_model; print(load_file_model({f'{tmp_path}/defence.py:net'!r}).module)"
-    )
+    model = f"{tmp_path}/defence.py:net"
+    code = f"from kwbench.networks.user_files import load_file_model; print(load_file_model({model!r}).module)"
     # From the root of the source tree, where a folder `models` holds the checkpoints.
     root = Path(__file__).resolve().parents[2]
     answer = subprocess.run(

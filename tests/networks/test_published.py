@@ -13,7 +13,7 @@ from kwbench.evaluation.evaluator import LocalEvaluator
 from kwbench.evaluation.request import Request
 from kwbench.model import Model
 from kwbench.networks.converting import convert_entry
-from kwbench.networks.loading import load_entry
+from kwbench.networks.entries import load_entry
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 

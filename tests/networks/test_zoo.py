@@ -15,7 +15,7 @@ from kwbench.data import DataSet, Split, load_dataset
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.networks.activations import Kwta, effective_sparsity
-from kwbench.networks.loading import load_entry
+from kwbench.networks.entries import load_entry
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
 from kwbench.training import accuracy, read_curve, recipe_hash

@@ -23,7 +23,7 @@ from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.geometry import TOLERANCE
 from kwbench.judge import FRESH_DRAWS, SCREENING_DRAWS, SELECTION_DRAWS
 from kwbench.model import Model
-from kwbench.networks.loading import load_entry
+from kwbench.networks.entries import load_entry
 from kwbench.outcome import Outcome
 from kwbench.randomness import SampleRandom
 from kwbench.record.comparability import comparison_key

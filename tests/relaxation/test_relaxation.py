@@ -17,7 +17,7 @@ from defences.spellings import KWTA, LWTA, kwta, slwta
 from kwbench.config.registry import read_registry
 from kwbench.gradients import EXACT, Relaxed
 from kwbench.networks.activations import Kwta
-from kwbench.networks.loading import load_entry
+from kwbench.networks.entries import load_entry
 from kwbench.randomness import SampleRandom
 from kwbench.relaxation import relaxed, relaxed_pass, survey
 from support.small_models import digits, first_images, trained_cnn, wrapped

@@ -7,7 +7,7 @@ from torch import nn
 from conftest import SHARED
 from defences.spellings import FILE, HIDDEN, KWTA, LWTA, kwta, slwta
 from kwbench.networks.activations import Kwta, StochasticLwta
-from kwbench.networks.loading import load_file_model
+from kwbench.networks.user_files import load_file_model
 from support.small_models import digits, first_images
 
 

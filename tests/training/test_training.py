@@ -21,7 +21,8 @@ from kwbench.config.strict_yaml import validate
 from kwbench.data import DataSet, Split, load_dataset
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.networks.activations import Kwta, activation_factory
-from kwbench.networks.loading import build_module, load_weights
+from kwbench.networks.entries import build_module
+from kwbench.networks.weights import load_weights
 from kwbench.training import Epoch, accuracy, read_curve, recipe_hash, save_checkpoint, train
 from kwbench.training.adversaries import kl_divergence, mixture_examples, pgd_examples, trades_examples
 from kwbench.training.augmentation import augment

@@ -191,7 +191,7 @@ class EvaluationOptions:
             from kwbench.config.prediction import parse_prediction_rule
             from kwbench.config.registry import read_registry
             from kwbench.evaluation.request import Request
-            from kwbench.networks.loading import is_file_model
+            from kwbench.networks.user_files import is_file_model
 
         if self.checkpoint is not None and len(models) > 1:
             raise UsageError("--checkpoint: one file cannot serve several models")

@@ -14,8 +14,10 @@ from kwbench.data import Batch, DataSet, load_dataset
 from kwbench.errors import UsageError
 from kwbench.evaluation.request import Request
 from kwbench.model import Model, Prediction, fill_tile, find_device
+from kwbench.networks.entries import load_entry
 from kwbench.networks.in_memory import device_of, loaded_in_memory
-from kwbench.networks.loading import Loaded, load_entry, load_file_model
+from kwbench.networks.loaded import Loaded
+from kwbench.networks.user_files import load_file_model
 from kwbench.threat import ThreatModel
 
 # Threads that torch uses unless told otherwise.

@@ -12,8 +12,8 @@ from kwbench.evaluation.model_facts import MeasuredFacts
 from kwbench.evaluation.preparation import Prepared
 from kwbench.evaluation.request import Request
 from kwbench.model import Model
-from kwbench.networks.activations.swap import swapped
-from kwbench.networks.loading import load_entry
+from kwbench.networks.activations.surrogates import swap_activations
+from kwbench.networks.entries import load_entry
 
 
 class SuiteAttacks:
@@ -85,7 +85,7 @@ class SuiteAttacks:
         """Return the model with its activations replaced. Raises NotApplicable where it has none to replace."""
         model, probe = self._prepared.model, self._prepared.batch.x[: self._request.tile]
         surrogate = Model(
-            swapped(model.module, name.removeprefix("swap:")),
+            swap_activations(model.module, name.removeprefix("swap:")),
             name=name,
             classes=model.classes,
             shape=self._prepared.dataset.shape,

@@ -1,7 +1,7 @@
-"""Other people's checkpoints, as safetensors: read without running their code, hashed before and after.
+"""Convert published checkpoints to safetensors, without running code in them, and check their hashes.
 
-A `.pt` file is a pickle. It is opened with `weights_only`, which builds tensors and refuses everything else, in a process
-of its own, and only if its bytes are the pinned ones where a registry entry pins them.
+A `.pt` file is a pickle. It is read with `weights_only`, which builds tensors and refuses everything else, in a process of
+its own. If a registry entry pins a hash, a file with another hash is not opened.
 """
 
 import hashlib
@@ -23,24 +23,25 @@ from torch import Tensor
 from kwbench.config.registry import Registry
 from kwbench.errors import CannotEvaluate, DamagedData, KwbenchError, UsageError, did_you_mean
 from kwbench.files import write_whole
-from kwbench.networks.loading import describe_content
+from kwbench.networks.weights import describe_content
 
 # Larger than the weights of any classifier that kwbench can evaluate; a file that unpacks to more is not opened.
 LARGEST = 4 << 30
 
 Tensors = dict[str, Tensor]
 
-# How the reading process begins an answer that is not a safetensors file; such a file begins with its header's length.
+# The first bytes of an error that the reading process returns. A safetensors file begins with the length of its header instead.
 _FAILURES: dict[bytes, type[KwbenchError]] = {b"use\xff" * 4: UsageError, b"bad\xff" * 4: DamagedData}
 
 
 def convert_entry(
     registry: Registry, name: str, output: Path | None = None, *, file: Path | None = None, download: bool = False
 ) -> tuple[Path, str]:
-    """Make the checkpoint that an entry pins out of what its authors published, and say where it lies and its SHA-256.
+    """Convert the checkpoint that an entry's authors published to the one that the entry pins; return its path and SHA-256.
 
-    The published file is `file`, or else downloaded from the entry's address. Both its hash and that of the result must be
-    the pinned ones. Raises UsageError if the entry names no source or no file is given, DamagedData where a hash differs.
+    The published file is `file`, or else downloaded from the entry's address if `download`. Its hash and that of the result
+    must be the pinned ones. Raises UsageError if the entry names no source or if neither option is given, DamagedData if a
+    hash differs.
     """
     short, entry = registry.find(name)
     checkpoint = entry.checkpoint
@@ -60,23 +61,23 @@ def convert_entry(
 
 
 def convert_pretrained(url: str, *, file: Path | None = None, download: bool = False) -> bytes:
-    """The weights that torchvision publishes at `url`, from a copy of the file or the address, as safetensors.
+    """Return the weights that torchvision publishes at `url` as safetensors, from a copy in `file` or by download.
 
-    Their SHA-256 must begin with the eight digits that end the file's name, as torchvision's names do. Raises UsageError if
-    there is neither a file nor leave to download, DamagedData where the hash differs.
+    Torchvision's file names end with the first eight digits of the SHA-256, which must agree. Raises UsageError if neither
+    `file` nor `download` is given, DamagedData if the hash differs.
     """
     if file is None and not download:
         raise UsageError(f"--download fetches {url}, --weights FILE takes a copy of it")
     content, where = (_read(file), str(file)) if file is not None else (fetch(url), url)
-    begins = url.rpartition("-")[2].removesuffix(".pth")
-    found = hashlib.sha256(content).hexdigest()
-    if not found.startswith(begins):
-        raise DamagedData(f"{where}: {describe_content(content)} with sha256 {found}, which must begin with {begins}")
+    prefix = url.rpartition("-")[2].removesuffix(".pth")
+    digest = hashlib.sha256(content).hexdigest()
+    if not digest.startswith(prefix):
+        raise DamagedData(f"{where}: {describe_content(content)} with sha256 {digest}, which must begin with {prefix}")
     return convert(content, where)
 
 
 def convert_file(file: Path, output: Path, *, key: str | None = None, strip_prefix: str = "") -> str:
-    """Write the state dict in a `.pt` file as safetensors; return the SHA-256. `key` is where the file keeps it.
+    """Write the state dict in a `.pt` file as safetensors and return the SHA-256. `key` is the dotted key of the state dict.
 
     Raises DamagedData if the file holds no plain state dict, or code.
     """
@@ -88,25 +89,25 @@ def convert_file(file: Path, output: Path, *, key: str | None = None, strip_pref
 def convert(
     content: bytes, name: str, *, key: str | None = None, strip_prefix: str = "", converter: str | None = None
 ) -> bytes:
-    """The bytes of a `.pt` file as those of a safetensors file: the same tensors give the same bytes.
+    """Convert the bytes of a `.pt` file to those of a safetensors file. The same tensors give the same bytes.
 
     The pickle is read in a freshly spawned process. Raises UsageError for an unknown converter, DamagedData otherwise.
     """
     if converter is not None and converter not in CONVERTERS:
         raise UsageError(f"converter {converter!r} is unknown; {did_you_mean(converter, CONVERTERS)}")
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_convert_apart, args=(theirs, content, name, key, strip_prefix, converter), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_convert_apart, args=(sender, content, name, key, strip_prefix, converter), daemon=True)
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        # Plain bytes: unpickling what that process says would undo what it is for.
-        answer = ours.recv_bytes()
+        # Raw bytes: unpickling the answer would defeat the purpose of that process.
+        answer = receiver.recv_bytes()
     except EOFError:
         process.join()
         raise DamagedData(f"{name}: the process that read it ended with code {process.exitcode}") from None
     finally:
-        ours.close()
+        receiver.close()
         process.join()
     for mark, kind in _FAILURES.items():
         if answer.startswith(mark):
@@ -115,12 +116,12 @@ def convert(
 
 
 def fetch(url: str) -> bytes:
-    """What lies at a public https address. Raises CannotEvaluate if it cannot be had, DamagedData if it is too large."""
+    """Download the content of a public https address. Raises CannotEvaluate if that fails, DamagedData if it is too large."""
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            if urlsplit(answer.url).scheme != urlsplit(url).scheme:
-                raise CannotEvaluate(f"{url}: redirects to {answer.url}")
-            content: bytes = answer.read(LARGEST + 1)
+        with urllib.request.urlopen(url, timeout=60) as response:
+            if urlsplit(response.url).scheme != urlsplit(url).scheme:
+                raise CannotEvaluate(f"{url}: redirects to {response.url}")
+            content: bytes = response.read(LARGEST + 1)
     except (OSError, urllib.error.URLError, ValueError) as failure:
         raise CannotEvaluate(f"{url}: cannot be downloaded ({failure}); fetch it yourself and name it with --from") from None
     _require_size(len(content), url)
@@ -146,37 +147,37 @@ def _convert_here(content: bytes, name: str, key: str | None, strip_prefix: str 
     tensors = _stripped(_state_dict(content, name, key), strip_prefix, name)
     if converter is not None:
         tensors = CONVERTERS[converter](tensors, name)
-    # Copies: safetensors refuses tensors that share memory.
-    return safetensors.torch.save({each: tensor.contiguous().clone() for each, tensor in tensors.items()})
+    # Copies, because safetensors does not accept tensors that share memory.
+    return safetensors.torch.save({key: tensor.contiguous().clone() for key, tensor in tensors.items()})
 
 
 def _state_dict(content: bytes, name: str, key: str | None) -> Tensors:
     if not content.startswith((b"PK\x03\x04", b"\x80")):
         raise DamagedData(f"{name}: {describe_content(content)}, not a torch.save file")
-    found = _unpickle(content, name)
+    value = _unpickle(content, name)
     for part in key.split(".") if key is not None else ():
-        if not isinstance(found, Mapping) or part not in found:
-            raise UsageError(f"{name}: has no key {part!r}; {_what_it_holds(found)}")
-        found = found[part]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(each, str) for each in found):
-        raise DamagedData(f"{name}: holds no state dict; {_what_it_holds(found)}")
-    if wrong := [each for each, value in found.items() if not isinstance(value, Tensor)]:
-        inner = [each for each in wrong if isinstance(found[each], Mapping)]
+        if not isinstance(value, Mapping) or part not in value:
+            raise UsageError(f"{name}: has no key {part!r}; {_describe_value(value)}")
+        value = value[part]
+    if not isinstance(value, Mapping) or not value or not all(isinstance(entry, str) for entry in value):
+        raise DamagedData(f"{name}: holds no state dict; {_describe_value(value)}")
+    if wrong := [entry for entry, held in value.items() if not isinstance(held, Tensor)]:
+        inner = [entry for entry in wrong if isinstance(value[entry], Mapping)]
         hint = f"; --key {inner[0]} may be where it is" if inner else ""
-        raise DamagedData(f"{name}: {wrong[0]!r} is no tensor, so this is no state dict{hint}; {_what_it_holds(found)}")
-    tensors = dict(found)
+        raise DamagedData(f"{name}: {wrong[0]!r} is no tensor, so this is no state dict{hint}; {_describe_value(value)}")
+    tensors = dict(value)
     _require_size(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), name)
-    for each, tensor in tensors.items():
+    for entry, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
-            raise DamagedData(f"{name}: {each} is no plain tensor ({tensor.layout}, {tensor.dtype})")
+            raise DamagedData(f"{name}: {entry} is no plain tensor ({tensor.layout}, {tensor.dtype})")
     return tensors
 
 
-def _what_it_holds(found: object) -> str:
-    if not isinstance(found, Mapping):
-        return f"it holds a {type(found).__name__}"
-    kinds = [f"{each!r}" for each in list(found)[:5]]
-    return f"it holds {', '.join(kinds)}{' and more' if len(found) > 5 else ''}" if found else "it is empty"
+def _describe_value(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return f"it holds a {type(value).__name__}"
+    keys = [f"{key!r}" for key in list(value)[:5]]
+    return f"it holds {', '.join(keys)}{' and more' if len(value) > 5 else ''}" if value else "it is empty"
 
 
 def _unpickle(content: bytes, name: str) -> object:
@@ -202,11 +203,11 @@ def _unpickle(content: bytes, name: str) -> object:
 def _stripped(tensors: Tensors, prefix: str, name: str) -> Tensors:
     if not prefix:
         return tensors
-    if not any(each.startswith(prefix) for each in tensors):
+    if not any(key.startswith(prefix) for key in tensors):
         raise UsageError(f"{name}: no key begins with {prefix!r}; the first is {next(iter(tensors))!r}")
     stripped: Tensors = {}
-    for each, tensor in tensors.items():
-        short = each.removeprefix(prefix)
+    for key, tensor in tensors.items():
+        short = key.removeprefix(prefix)
         if short in stripped:
             raise DamagedData(f"{name}: without {prefix!r}, two tensors are called {short!r}")
         stripped[short] = tensor
@@ -214,21 +215,21 @@ def _stripped(tensors: Tensors, prefix: str, name: str) -> Tensors:
 
 
 def _panousis2021_wide_resnet(tensors: Tensors, name: str) -> Tensors:
-    """The authors' keys in ours. Their forward pass uses neither `sub_block1` nor the `temp` of their activations."""
-    used = {key: each for key, each in tensors.items() if not key.startswith("sub_block1.") and not key.endswith(".temp")}
-    places = [match for key in used if (match := re.fullmatch(r"block[123]\.layer\.(\d+)\..+", key))]
-    if not places:
+    """Rename the authors' keys to ours. Their forward pass uses neither `sub_block1` nor the `temp` of their activations."""
+    used = {key: tensor for key, tensor in tensors.items() if not key.startswith("sub_block1.") and not key.endswith(".temp")}
+    matches = [match for key in used if (match := re.fullmatch(r"block[123]\.layer\.(\d+)\..+", key))]
+    if not matches:
         raise DamagedData(f"{name}: not a WideResNet of panousis2021: key 'block1.layer.0.bn1.weight' is missing")
-    blocks = 1 + max(int(match[1]) for match in places)
+    blocks = 1 + max(int(match[1]) for match in matches)
     converted: Tensors = {}
     for key, tensor in used.items():
-        found = re.fullmatch(r"block([123])\.layer\.(\d+)\.(.+)", key)
-        ours = f"blocks.{(int(found[1]) - 1) * blocks + int(found[2])}.{found[3]}" if found else key
+        match = re.fullmatch(r"block([123])\.layer\.(\d+)\.(.+)", key)
+        ours = f"blocks.{(int(match[1]) - 1) * blocks + int(match[2])}.{match[3]}" if match else key
         converted[ours.replace(".convShortcut.", ".shortcut.")] = tensor
     return converted
 
 
-# By the name that registry entries use: from the keys of a published state dict to those of our networks.
+# By the name in registry entries: functions from a published state dict to one with the keys of our networks.
 CONVERTERS: dict[str, Callable[[Tensors, str], Tensors]] = {"panousis2021-wide-resnet": _panousis2021_wide_resnet}
 
 

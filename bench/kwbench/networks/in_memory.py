@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kwbench.networks.loading import Loaded, held_values, is_installed
+from kwbench.networks.loaded import Loaded, held_values, is_installed
 
 
 def loaded_in_memory(module: nn.Module) -> Loaded:

@@ -16,7 +16,7 @@ from kwbench.data import DataSet
 from kwbench.errors import UsageError
 from kwbench.model import require_exact_float32
 from kwbench.networks.architectures import Normalised
-from kwbench.networks.loading import build_module
+from kwbench.networks.entries import build_module
 from kwbench.training.bfloat16_activations import bfloat16_activations
 from kwbench.training.checkpoint import load_pretrained, recipe_hash, round_weights
 from kwbench.training.learner import Learner

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kwbench.networks.activations import StochasticLwta
-from kwbench.networks.activations.fused import empty_like
+from kwbench.networks.activations.fused_operation import empty_like
 from kwbench.networks.activations.kwta import kwta
 from kwbench.networks.activations.lwta import lwta
 from kwbench.networks.activations.selection import Floats, kth_largest

@@ -1,4 +1,4 @@
-"""The activations, by the name that registry entries use, each with the parameters it takes."""
+"""The activations by the names of registry entries, and what can be measured of them in a network."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ ActivationFactory = Callable[[], nn.Module]
 
 
 def activation_factory(name: str, parameters: Mapping[str, Any]) -> ActivationFactory:
-    """Makes one fresh activation module a call. Raises UsageError for unknown names and impossible parameters."""
+    """Return a function that makes a new activation module. Raises UsageError for unknown names and invalid parameters."""
     if name not in ACTIVATIONS:
         raise UsageError(f"activation {name!r} is unknown; {did_you_mean(name, ACTIVATIONS)}")
 
@@ -60,16 +60,16 @@ def activation_factory(name: str, parameters: Mapping[str, Any]) -> ActivationFa
 
 
 def stochastic_divergence(module: nn.Module) -> Any:
-    """The KL term of eq. 9 over all layers that keep one in `kl`, of the last training pass, a scalar tensor; 0.0 without."""
+    """Return the KL term of eq. 9, the sum of `kl` over all layers that have it, of the last training pass; 0.0 if none has."""
     terms = [getattr(layer, "kl", None) for layer in module.modules()]
     return sum((term for term in terms if isinstance(term, Tensor)), start=0.0)
 
 
 def effective_sparsity(module: nn.Module, x: Tensor) -> dict[str, Fraction]:
-    """The share of a sample's values that really survive each winner-take-all layer, by the layer's name.
+    """Return the share of a sample's values that survive each winner-take-all layer, by the name of the layer.
 
     It differs from gamma where gamma * N is no whole number (k-WTA) or groups do not divide the channels (LWTA).
-    `x` is a batch of images (b, c, h, w) for one pass; a module without such layers is spared it.
+    `x` (b, c, h, w) are images for one forward pass, which a module without such layers does not make.
     """
     shares: dict[str, Fraction] = {}
 

@@ -7,33 +7,42 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kwbench.networks.activations.fraction import sparsity
-from kwbench.networks.activations.fused import at_a_time, fusible, has_zero, no_zeros, pass_on, run, scratch_for, zero_winners
+from kwbench.networks.activations.fused_operation import (
+    allocate_scratch,
+    cache_sized_slices,
+    can_fuse,
+    has_zero,
+    no_zero_winners,
+    run_fused,
+    write_winners,
+    zero_winner_indices,
+)
+from kwbench.networks.activations.sparsity import parse_sparsity
 
 
 def lwta(x: Tensor, units: int) -> Tensor:
-    """In each group of `units` consecutive channels the largest value survives at each position, with its value and sign.
+    """Keep the largest value of each group of `units` consecutive channels at each position; set the others to zero.
 
-    `x` is (b, c) or (b, c, ...). Channels left over by c / units form one smaller group; the first index wins ties.
+    `x` is (b, c) or (b, c, ...). If `units` does not divide c, the last channels form a smaller group. The first tie wins.
     The result must not be overwritten before the backward pass, as with ReLU.
     Raises ValueError if `units` is not positive or a value is NaN.
     """
     if units < 1:
         raise ValueError(f"units: {units} is not positive")
-    if fusible(x):
-        return run(x, partial(_compete, units))
+    if can_fuse(x):
+        return run_fused(x, partial(_compete, units))
     return _joined([torch.where(_winner(blocks), blocks, 0) for blocks in _blocks(x, units)])
 
 
 def _blocks(x: Tensor, units: int) -> list[Tensor]:
-    """The groups along dimension 2: the whole ones, and the one of the channels left over."""
+    """Return the full groups, and the smaller last one if there is one, each with its units along dimension 2."""
     whole = x.shape[1] // units * units
     parts = ((x[:, :whole], units), (x[:, whole:], x.shape[1] - whole))
     return [part.unflatten(1, (-1, size)) for part, size in parts if size and part.shape[1]]  # type: ignore[no-untyped-call]
 
 
 def _joined(blocks: list[Tensor]) -> Tensor:
-    parts = [each.flatten(1, 2) for each in blocks]
+    parts = [group.flatten(1, 2) for group in blocks]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -53,47 +62,47 @@ def _require_ranks(best: Tensor) -> None:
 
 
 def _compete(units: int, x: Tensor, out: Tensor) -> Tensor:
-    zeros, scratch = no_zeros(x), scratch_for(x, 3)
-    for some in at_a_time(x):
-        groups = _blocks(x[some], units)
-        zero_won = [_pass_on_winners(*pair, scratch) for pair in zip(groups, _blocks(out[some], units), strict=True)]
+    zeros, scratch = no_zero_winners(x), allocate_scratch(x, 3)
+    for samples in cache_sized_slices(x):
+        groups = _blocks(x[samples], units)
+        zero_won = [_write_group_winners(*pair, scratch) for pair in zip(groups, _blocks(out[samples], units), strict=True)]
         if any(zero_won):
-            zeros.append(zero_winners(x[some], _joined([_winner(blocks) for blocks in groups]), some.start))
+            zeros.append(zero_winner_indices(x[samples], _joined([_winner(blocks) for blocks in groups]), samples.start))
     return torch.cat(zeros)
 
 
-def _pass_on_winners(blocks: Tensor, out: Tensor, scratch: Tensor) -> bool:
-    """Write the winners along dimension 2; whether one of them is zero."""
+def _write_group_winners(blocks: Tensor, out: Tensor, scratch: Tensor) -> bool:
+    """Write the winners along dimension 2 into `out`, and return whether one of them is zero."""
     units = blocks.unbind(2)
-    best, free, won = (each[: units[0].numel()].view(units[0].shape) for each in scratch)
+    best, free, won = (memory[: units[0].numel()].view(units[0].shape) for memory in scratch)
     best.copy_(units[0])
     for unit in units[1:]:
         torch.maximum(best, unit, out=best)
     _require_ranks(best.max())
     free.fill_(1)
-    for unit, place in zip(units, out.unbind(2), strict=True):
+    for unit, result in zip(units, out.unbind(2), strict=True):
         torch.eq(unit, best, out=won)
         won.mul_(free)
         free.sub_(won)
-        pass_on(unit, won, place)
+        write_winners(unit, won, result)
     return has_zero(best, won)
 
 
 class Lwta(nn.Module):
     """LWTA in groups of round(1 / gamma) channels (halves round to even).
 
-    `effective_sparsity` tells how much really survives in a layer. Raises ValueError if gamma is not in (0, 1].
+    `effective_sparsity` gives the share that survives in a layer. Raises ValueError if gamma is not in (0, 1].
     """
 
     revision: ClassVar[int] = 1
 
     def __init__(self, gamma: Fraction | float | str) -> None:
         super().__init__()
-        self.gamma = sparsity(gamma)
+        self.gamma = parse_sparsity(gamma)
         self.units = round(1 / self.gamma)
 
     def effective_sparsity(self, channels: int) -> Fraction:
-        """The share of `channels` that survives: one of each group, the smaller last group included."""
+        """Return the share of `channels` that survives: one in each group, including the smaller last group."""
         return Fraction(-(-channels // self.units), channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ Counts = NDArray[np.intp]
 
 
 def kth_largest(rows: Floats, k: int) -> tuple[Floats, Counts]:
-    """The k-th largest of each row (b,), and how many more than k values are at least as large, by ties (b,).
+    """Return the k-th largest value of each row (b,), and by how many, due to ties, the values at least as large exceed k (b,).
 
     `rows` is (b, n), float32 or float64, with 1 <= k <= n. Raises ValueError if a value is NaN, which has no rank.
     """
     losers = rows.shape[1] - k
-    # NumPy compares many values with one instruction, which outdoes counting and guessing in Python.
+    # np.partition is vectorised, and faster than bisection by counting in Python.
     parted = np.partition(rows, losers, axis=1)
-    # NaN counts as largest there.
+    # np.partition orders NaN last, as the largest.
     if np.isnan(parted[:, losers:].max(axis=1)).any():
         raise ValueError("k-WTA met NaN, which has no rank")
     kth, below = parted[:, losers].copy(), parted[:, :losers]

@@ -7,23 +7,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kwbench.networks.activations.fused import (
-    at_a_time,
+from kwbench.networks.activations.fused_operation import (
+    allocate_scratch,
+    cache_sized_slices,
+    can_fuse,
     empty_like,
-    fusible,
     has_zero,
-    no_zeros,
-    pass_on,
-    run,
-    scratch_for,
-    zero_winners,
+    no_zero_winners,
+    run_fused,
+    write_winners,
+    zero_winner_indices,
 )
 
 Sampling = Literal["hard", "relaxed"]
 
 
 class StochasticLwta(nn.Module):
-    """In each block of `units` consecutive channels a winner is drawn at each position, with probability softmax of the values.
+    """Draw a winner among each block of `units` consecutive channels at each position, with the softmax of the values.
 
     The winner passes its value, the others zero (eq. 1 to 5). Training draws one relaxed sample at `train_temperature` (eq. 7)
     and keeps its contribution to the ELBO in `kl` (eq. 8). Evaluation draws hard one-hot samples, as in the paper, or relaxed
@@ -56,9 +56,9 @@ class StochasticLwta(nn.Module):
             raise ValueError(f"units: {x.shape[1]} channels do not divide into blocks of {self.units}")
         blocks: Tensor = x.unflatten(1, (-1, self.units))  # type: ignore[no-untyped-call]
         if not self.training and self.units == 2:
-            # Otherwise another order in memory would get the draws.
-            if self.sampling == "hard" and fusible(x) and x.is_contiguous():
-                return run(x, _draw)
+            # Contiguous only: with another memory order the values would get other draws.
+            if self.sampling == "hard" and can_fuse(x) and x.is_contiguous():
+                return run_fused(x, _draw)
             return self._duel(*blocks.unbind(2))
         if not self.training and self.sampling == "hard":
             return (blocks * _one_hot_sample(blocks.detach())).flatten(1, 2)
@@ -66,7 +66,7 @@ class StochasticLwta(nn.Module):
         if self.training:
             log_q = F.log_softmax(blocks, dim=2)
             mask = F.softmax((log_q + gumbel) / self.train_temperature, dim=2).to(blocks.dtype)
-            # log q - log p at the relaxed sample, summed over blocks and positions, meaned over samples.
+            # log q - log p at the relaxed sample, summed over blocks and positions, averaged over samples.
             self.kl = (mask * (log_q + math.log(self.units))).sum() / len(x)
             return (blocks * mask).flatten(1, 2)
         # softmax ignores the constant that separates values from log-probabilities.
@@ -74,7 +74,7 @@ class StochasticLwta(nn.Module):
         return (blocks * mask).flatten(1, 2)
 
     def _duel(self, first: Tensor, second: Tensor) -> Tensor:
-        """The same draw of two: the softmax of two values is the sigmoid of their difference, at half the cost."""
+        """Draw between two units at half the cost: the softmax of two values is the sigmoid of their difference."""
         lead = first - second
         if self.sampling == "hard":
             wins = torch.rand_like(lead, dtype=_at_least_float32(lead)) < lead.detach().to(_at_least_float32(lead)).sigmoid()
@@ -90,30 +90,30 @@ class StochasticLwta(nn.Module):
 
 
 def _draw(x: Tensor, out: Tensor) -> Tensor:
-    """The same draw of two, hard, as one operation. x is contiguous."""
+    """Draw hard between two units as one operation. x is contiguous."""
     blocks: Tensor = x.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
     results: Tensor = out.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
     lead = empty_like(out.view(-1)[: out.numel() // 2].view(blocks[:, :, 0].shape))
     torch.sub(blocks[:, :, 0], blocks[:, :, 1], out=lead)
     chance = lead.to(_at_least_float32(lead)).sigmoid_()
     drawn = empty_like(chance).uniform_()
-    zeros, scratch = no_zeros(x), scratch_for(x)[0]
-    for some in at_a_time(x):
-        won = scratch[: lead[some].numel()].view(lead[some].shape)
-        torch.lt(drawn[some], chance[some], out=won)
-        pass_on(blocks[some, :, 0], won, results[some, :, 0])
-        pass_on(blocks[some, :, 1], won.neg_().add_(1), results[some, :, 1])
-        if has_zero(x[some], scratch[: x[some].numel()].view(x[some].shape)):
-            wins = drawn[some] < chance[some]
-            zeros.append(zero_winners(x[some], torch.stack([wins, ~wins], dim=2).flatten(1, 2), some.start))
+    zeros, scratch = no_zero_winners(x), allocate_scratch(x)[0]
+    for samples in cache_sized_slices(x):
+        won = scratch[: lead[samples].numel()].view(lead[samples].shape)
+        torch.lt(drawn[samples], chance[samples], out=won)
+        write_winners(blocks[samples, :, 0], won, results[samples, :, 0])
+        write_winners(blocks[samples, :, 1], won.neg_().add_(1), results[samples, :, 1])
+        if has_zero(x[samples], scratch[: x[samples].numel()].view(x[samples].shape)):
+            wins = drawn[samples] < chance[samples]
+            zeros.append(zero_winner_indices(x[samples], torch.stack([wins, ~wins], dim=2).flatten(1, 2), samples.start))
     return torch.cat(zeros)
 
 
 def _one_hot_sample(blocks: Tensor) -> Tensor:
-    """One winner in dimension 2, drawn from softmax, as 0 and 1 in the dtype of the blocks."""
+    """Draw one winner in dimension 2 from the softmax; return it as 0 and 1 in the dtype of the blocks."""
     # Half precision would round probabilities and draws to a few hundred steps.
     cumulative = F.softmax(blocks, dim=2, dtype=_at_least_float32(blocks)).cumsum(dim=2)
-    # One uniform number a block falls into the interval of its winner; the last interval takes what rounding leaves over.
+    # One uniform number per block falls into the interval of its winner. The last interval extends to 1 despite rounding.
     passed = torch.rand_like(cumulative[:, :, :1]) < cumulative[:, :, :-1]
     reached = torch.cat([passed, torch.ones_like(passed[:, :, :1])], dim=2)
     before = torch.cat([torch.zeros_like(passed[:, :, :1]), passed], dim=2)

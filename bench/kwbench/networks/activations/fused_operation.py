@@ -1,4 +1,4 @@
-"""What the winner-take-all activations need to run as one operation: memory for its results, and its backward pass."""
+"""Run a winner-take-all activation as one operation, with memory of its own for the result and its own backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-# From here on NumPy asks for huge pages.
+# The size in bytes from which NumPy asks for huge pages.
 _LARGE = 2**22
-# What PyTorch aligns memory to; some kernels round otherwise elsewhere.
+# PyTorch aligns memory to this many bytes; with another alignment some kernels round differently.
 _ALIGNMENT = 64
-# Values.
+# The number of values that stay in the cache of a processor.
 _CACHED = 2**19
 _BATCHED = tuple(torch._C._dispatch_key_parse(key) for key in ("Batched", "FuncTorchBatched"))
 
 
-def fusible(x: Tensor) -> bool:
-    """Whether an activation of x may run outside PyTorch: floats on the CPU, and nobody who follows its operations."""
+def can_fuse(x: Tensor) -> bool:
+    """Whether an activation of x may run as one operation: floats on a CPU, and nothing traces single operations."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,16 +34,16 @@ def dense(x: Tensor) -> bool:
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
-def by_sample(x: Tensor) -> Tensor:
-    """The values of each sample of a dense tensor as a row (b, n), in the order in which they lie in memory."""
+def rows_in_memory(x: Tensor) -> Tensor:
+    """Return the values of each sample of a dense tensor as a row (b, n), in memory order."""
     return x.flatten(1) if x.is_contiguous() else x.permute(0, 2, 3, 1).flatten(1)
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """A tensor of the shape, strides and type of x, which is dense, with any values.
+    """Return an uninitialised tensor of the shape, strides and type of x, which is dense.
 
-    Large ones come from NumPy, which asks the system for huge pages: a pass over fresh memory in small ones mostly waits for
-    page faults.
+    Large tensors come from NumPy, which asks the system for huge pages. With small pages a pass over fresh memory spends most
+    of its time in page faults.
     """
     size = x.numel() * x.element_size()
     if size < _LARGE:
@@ -55,20 +55,20 @@ def empty_like(x: Tensor) -> Tensor:
     return fresh
 
 
-def at_a_time(x: Tensor) -> list[slice]:
-    """So many samples of x at a time that they stay in the processor's cache."""
+def cache_sized_slices(x: Tensor) -> list[slice]:
+    """Slices over the samples of x, each small enough to stay in the cache of a processor."""
     step = max(1, _CACHED * len(x) // max(x.numel(), 1))
     return [slice(start, start + step) for start in range(0, len(x), step)]
 
 
-def pass_on(x: Tensor, won: Tensor, out: Tensor) -> None:
-    """Write into `out` the values of x where `won`, of its type, is 1, and zero where it is 0."""
+def write_winners(x: Tensor, won: Tensor, out: Tensor) -> None:
+    """Write into `out` the values of x where `won` (1 or 0, of the type of x) is 1, and zero elsewhere."""
     torch.ops.aten.threshold_backward.grad_input(x, won, 0.5, grad_input=out)
 
 
-def scratch_for(x: Tensor, number: int = 1) -> Tensor:
-    """Memory (number, n) for results as large as what comes `at_a_time`; asked for anew each time, it would be fresh again."""
-    return torch.empty(number, x[at_a_time(x)[0]].numel() if len(x) else 0, dtype=x.dtype)
+def allocate_scratch(x: Tensor, number: int = 1) -> Tensor:
+    """Return memory (number, n) for results of one slice of `cache_sized_slices`, to be reused for all slices."""
+    return torch.empty(number, x[cache_sized_slices(x)[0]].numel() if len(x) else 0, dtype=x.dtype)
 
 
 def has_zero(x: Tensor, scratch: Tensor) -> bool:
@@ -76,24 +76,24 @@ def has_zero(x: Tensor, scratch: Tensor) -> bool:
     return bool(torch.eq(x, 0, out=scratch).max() > 0)
 
 
-def no_zeros(x: Tensor) -> list[Tensor]:
-    """The `zero_winners` of nothing, to begin with."""
+def no_zero_winners(x: Tensor) -> list[Tensor]:
+    """Return an empty list entry for `zero_winner_indices`, to concatenate others with."""
     return [torch.empty(0, x.dim(), dtype=torch.long)]
 
 
-def zero_winners(x: Tensor, winner: Tensor, before: int = 0) -> Tensor:
-    """Where a winner is zero, as indices (m, dimensions) into a tensor in which `before` samples come before those of x."""
-    places = ((x == 0) & winner).nonzero()
-    places[:, 0] += before
-    return places
+def zero_winner_indices(x: Tensor, winner: Tensor, before: int = 0) -> Tensor:
+    """Return the indices (m, dimensions) of winners that are zero, in a tensor with `before` samples before those of x."""
+    indices = ((x == 0) & winner).nonzero()
+    indices[:, 0] += before
+    return indices
 
 
 def _gradient(out: Tensor, zeros: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of the winners, zero elsewhere: of what is not zero in `out`, which is dense, and of what `zeros` names."""
+    """Return the gradient of the winners, zero elsewhere. Winners are the non-zero values of `out`, and those at `zeros`."""
     at = tuple(zeros.unbind(1))
     keys = torch._C._dispatch_keys(gradient)
     if torch.is_grad_enabled() or any(keys.has(key) for key in _BATCHED):
-        # For second derivatives, and for many gradients at once, it has to be operations that PyTorch knows.
+        # Second derivatives and batched gradients need operations that autograd can differentiate.
         passed: Tensor = torch.ops.aten.hardshrink_backward(gradient, out, 0.0)
         return passed.index_put(at, gradient[at]) if len(zeros) else passed
     passed = empty_like(out)
@@ -104,11 +104,11 @@ def _gradient(out: Tensor, zeros: Tensor, gradient: Tensor) -> Tensor:
 
 
 class _Competition(torch.autograd.Function):
-    """Keeps its result for the backward pass, as ReLU does, and nothing of its own."""
+    """Saves only its result for the backward pass, as ReLU does."""
 
     @staticmethod
     def forward(x: Tensor, compete: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """The result and the `zero_winners`."""
+        """Return the result and the `zero_winner_indices`."""
         x = x if dense(x) else x.contiguous()
         out = empty_like(x)
         return out, compete(x, out)
@@ -126,11 +126,11 @@ class _Competition(torch.autograd.Function):
         return _gradient(out, zeros, gradients[0]), None
 
 
-def run(x: Tensor, compete: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Let some values of x pass and make all others zero, as one operation with a backward pass of its own.
+def run_fused(x: Tensor, compete: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Keep some values of x and set all others to zero, as one operation with its own backward pass.
 
-    `compete(x, out)` writes the result for x, which is dense, into `out`, which lies in memory as x does, and tells the
-    `zero_winners`.
+    `compete(x, out)` writes the result for x, which is dense, into `out`, which has the strides of x, and returns the
+    `zero_winner_indices`.
     """
     out: Tensor = _Competition.apply(x, compete)[0]  # type: ignore[no-untyped-call]
     return out

@@ -1,7 +1,7 @@
-"""The same weights with gentler activations: surrogates whose gradients are not hidden.
+"""Surrogates with the weights of a network and smoother activations, whose gradients are informative.
 
-What an attack finds on them it can try on the network itself. Of MeanSparse, which thresholds as k-WTA does, such gradients
-took back all that it had gained (see its entries in RobustBench).
+Adversarial examples for a surrogate may transfer to the network. Such gradients removed the whole robustness gain of
+MeanSparse, which thresholds as k-WTA does (see its entries in RobustBench).
 """
 
 import copy
@@ -20,31 +20,31 @@ from kwbench.networks.activations.stochastic_lwta import StochasticLwta
 
 Swap = Literal["relu", "identity", "mean-field", "argmax"]
 
-# How soft a mean-field competition of k-WTA or LWTA is, in standard deviations of a sample's values. Of 96 test digits, what
-# was found on the surrogate left the adversarially trained k-WTA-0.1 41, 21, 14 and 33 % at 0.03, 0.1, 0.3 and 1; LWTA-0.2
-# 55, 26, 7 and 62 %.
+# The temperature of a mean-field competition of k-WTA or LWTA, in standard deviations of a sample's values. On 96 test digits
+# transfer from the surrogate left the adversarially trained k-WTA-0.1 a robust accuracy of 41, 21, 14 and 33 % at temperatures
+# 0.03, 0.1, 0.3 and 1; LWTA-0.2 kept 55, 26, 7 and 62 %.
 _SOFTNESS = 0.3
 
 
-def swapped(module: nn.Module, kind: str) -> nn.Module:
-    """A copy of the module, its winner-take-all activations replaced.
+def swap_activations(module: nn.Module, kind: str) -> nn.Module:
+    """Return a copy of the module with its winner-take-all activations replaced.
 
-    `relu` and `identity`: by those. `mean-field`: by x times the probability with which it wins, exact for stochastic LWTA
-    (the mean of hard samples), and softened by 0.3 of the values' deviation for the others. `argmax`: stochastic LWTA by
-    LWTA, where the likelier unit always wins.
-    Raises UsageError for an unknown kind, NotApplicable where there is nothing to replace.
+    `relu` and `identity` put these in their place. `mean-field` puts x times the probability with which it wins: exact for
+    stochastic LWTA (the mean of hard samples), at a temperature of 0.3 standard deviations for the others. `argmax` replaces
+    stochastic LWTA by LWTA, where the likelier unit always wins.
+    Raises UsageError for an unknown kind, NotApplicable if there is nothing to replace.
     """
     if kind not in get_args(Swap):
         raise UsageError(f"surrogate 'swap:{kind}' is unknown; {did_you_mean(kind, get_args(Swap))}")
     replaceable = (StochasticLwta,) if kind == "argmax" else (Kwta, Lwta, StochasticLwta)
     copied = copy.deepcopy(module)
-    places = [name for name, layer in copied.named_modules(remove_duplicate=False) if isinstance(layer, replaceable)]
-    if not places:
+    layers = [name for name, layer in copied.named_modules(remove_duplicate=False) if isinstance(layer, replaceable)]
+    if not layers:
         names = "stochastic LWTA" if kind == "argmax" else "k-WTA or LWTA"
         raise NotApplicable(f"swap:{kind} replaces kwbench's own {names} activations, and the model has none")
-    if places == [""]:
+    if layers == [""]:
         return _replacement(copied, kind)
-    for name in places:
+    for name in layers:
         parent, _, child = name.rpartition(".")
         setattr(copied.get_submodule(parent), child, _replacement(copied.get_submodule(name), kind))
     return copied.train(module.training)
@@ -72,7 +72,7 @@ def _replacement(layer: nn.Module, kind: str) -> nn.Module:
 
 
 class _Weighted(nn.Module):
-    """x times the weight of each of its values."""
+    """Multiplies x by a weight for each of its values."""
 
     def __init__(self, weight: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _Weighted(nn.Module):
 
 
 def _shares(x: Tensor, units: int, temperature: Tensor | float) -> Tensor:
-    """The softmax of each group of `units` consecutive channels; those left over form a smaller group."""
+    """Return the softmax of each group of `units` consecutive channels; the last group may be smaller."""
     logits = x / temperature
     whole = x.shape[1] // units * units
     groups: list[Tensor] = []
@@ -96,7 +96,7 @@ def _shares(x: Tensor, units: int, temperature: Tensor | float) -> Tensor:
 
 
 def _above_threshold(x: Tensor, k: int) -> Tensor:
-    """Near 1 above the middle between a sample's k-th value and the next, near 0 below."""
+    """Return a sigmoid of x around the midpoint between the k-th largest value of a sample and the next one."""
     flat = x.detach().flatten(1)
     largest = flat.topk(min(k + 1, flat.shape[1]), dim=1).values
     threshold = (largest[:, k - 1] + largest[:, -1]) / 2

@@ -5,8 +5,8 @@ from fractions import Fraction
 from kwbench.threat import exact_fraction
 
 
-def sparsity(gamma: Fraction | float | str) -> Fraction:
-    """gamma as written, exactly: 0.1 is one tenth. Raises ValueError outside (0, 1]."""
+def parse_sparsity(gamma: Fraction | float | str) -> Fraction:
+    """Return gamma exactly as written: 0.1 is one tenth. Raises ValueError if it is not a number in (0, 1]."""
     try:
         exact = exact_fraction(gamma)
     except ValueError:
