@@ -1,4 +1,4 @@
-"""Balls: what a projection, a step and a random start promise, in every norm."""
+"""Projections, steepest directions and random starts, in every norm."""
 
 import math
 
@@ -71,7 +71,7 @@ def test_a_projection_of_many_pixels_satisfies_the_judge(norm: str) -> None:
     threat = ThreatModel.of(norm, {"linf": "8/255", "l2": "2", "l1": "12"}[norm])
     far = distance(x, project(z, x, threat), threat.norm)
     assert bool((far <= threat.radius + TOLERANCE).all())
-    # The cut to the pixel range may shorten it, and hardly does here.
+    # Clipping to the pixel range may shorten the perturbation, but hardly does here.
     assert bool((far > 0.4 * threat.radius).all())
 
 
@@ -129,10 +129,10 @@ def test_sums_over_a_large_image_do_not_depend_on_its_company() -> None:
     torch.set_num_threads(2)
     try:
         for some in (images, images.square(), images[:, :1, :, :200], images.double()):
-            alone = torch.cat([total(each[None]) for each in some])
+            alone = torch.cat([total(image[None]) for image in some])
             assert torch.equal(total(some), alone)
         for norm in NORMS:
-            assert torch.equal(steepest(images, norm), torch.cat([steepest(each[None], norm) for each in images]))
+            assert torch.equal(steepest(images, norm), torch.cat([steepest(image[None], norm) for image in images]))
     finally:
         torch.set_num_threads(threads)
 

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, and on nothing else."""
+"""Random numbers depend on their address only."""
 
 import random
 

@@ -1,6 +1,6 @@
-"""Distances, projections, steepest steps and random starts: the only place that knows what a ball is.
+"""Distances, projections, steepest directions and random starts: the only module that knows the shape of a ball.
 
-Images are float32 (b, c, h, w) in [0, 1]; distances are (b,). Every function acts on each sample alone.
+Images are float32 (b, c, h, w) in [0, 1]; distances are (b,). Every function treats each sample independently.
 """
 
 import torch
@@ -9,15 +9,15 @@ from torch import Tensor
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
 
-# Raise it with any change that can change an outcome; see tests/golden.
+# Raise it with every change that can change an outcome; see tests/golden.
 REVISION = 1
 
-# Float32 rounding of x + delta; what the judge forgives, in the norm's own unit.
+# The distance beyond eps that the judge allows for the float32 rounding of x + delta, in the norm's unit.
 TOLERANCE = 1e-6
 
 
 def norms(delta: Tensor, norm: Norm) -> Tensor:
-    """The norm of each sample of (b, ...), as (b,)."""
+    """Return the norm of each sample of (b, ...), as (b,)."""
     if norm == "linf":
         return delta.flatten(1).abs().amax(dim=1)
     if norm == "l2":
@@ -26,24 +26,23 @@ def norms(delta: Tensor, norm: Norm) -> Tensor:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over each sample of (b, ...), as (b,).
+    """Return the sum over each sample of (b, ...), as (b,).
 
-    Rows of pixels first: the sum of all values of a large image is split among threads where it stands alone, and rounds
-    otherwise.
+    Rows of pixels are summed first. Torch splits the sum of all values of a large image among threads if it is alone in a
+    batch, which would change its rounding.
     """
     return values.sum(dim=-1).flatten(1).sum(dim=1) if values.dim() > 2 else values.sum(dim=1)
 
 
 def distance(x: Tensor, z: Tensor, norm: Norm) -> Tensor:
-    """How far each z lies from its x, as (b,). Measured in float64: the judge must not add its own rounding."""
+    """Return the distance of each z from its x, as (b,), in float64, so that the judge adds no rounding of its own."""
     return norms(z.double() - x.double(), norm)
 
 
 def project(z: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """The z moved into the ball around x and into [0, 1].
+    """Return z projected into the ball around x, then clipped to [0, 1], which never lengthens the perturbation.
 
-    linf and l2: the nearest point of the ball, then cut to the box, which never lengthens the perturbation.
-    l1: likewise; the nearest point of the ball follows Duchi et al. 2008 (ICML). Points inside stay where they are.
+    The projection is the nearest point of the ball; in l1 by Duchi et al. 2008 (ICML). Points inside do not move.
     """
     if threat.norm == "linf":
         eps = threat.radius
@@ -52,19 +51,21 @@ def project(z: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def settle(z: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """The z pulled back onto the ball where another library's float32 rounding left them outside: beyond what the judge
-    forgives, by less than 1e-5 of eps. What lies farther out stays there, for the judge to refuse.
+    """Return z projected into the ball if the float32 rounding of another library left it outside.
+
+    Moves points that lie beyond the judge's tolerance by less than 1e-5 of eps. Points farther out stay, for the judge to
+    refuse.
     """
     return _pulled_in(z, x, threat, threat.radius + TOLERANCE, threat.radius * (1 + 1e-5))
 
 
 def _pulled_in(z: Tensor, x: Tensor, threat: ThreatModel, beyond: float, limit: float) -> Tensor:
-    """The z in [0, 1], those at distances from `beyond` to `limit` moved into the ball."""
-    # Measured as the judge measures: in float32 the norm of many pixels is off by more than the tolerance.
+    """Return z clipped to [0, 1], points at distances above `beyond` and up to `limit` moved into the ball."""
+    # In float64 like the judge: in float32 the norm of many pixels is off by more than the tolerance.
     delta = z.double() - x.double()
     length = norms(delta, threat.norm)
     outside = ((length > beyond) & (length <= limit)).view(-1, 1, 1, 1)
-    # Rounding the result to float32 must not lead out again.
+    # Rounding the result to float32 must not leave the ball.
     eps = threat.radius * (1 - 1e-7)
     if threat.norm == "linf":
         onto = delta.clamp(-eps, eps)
@@ -87,10 +88,10 @@ def _onto_l1_ball(delta: Tensor, eps: float) -> Tensor:
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The direction of unit norm along which a linear function with this gradient rises fastest; zero where it is flat.
+    """Return the direction of unit norm along which a linear function with this gradient rises fastest; zero if it is zero.
 
-    It does not depend on the gradient's scale: those of a saturated model are tiny, and point the right way. A gradient that
-    is not a number has no direction: the step is not a number either, and the judge refuses where it leads.
+    It does not depend on the gradient's scale: gradients of a saturated model are tiny but point the right way. A NaN gradient
+    gives NaN, and the judge refuses the image that it leads to.
     """
     if norm == "linf":
         return _sign(gradient)
@@ -103,17 +104,18 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def _sign(values: Tensor) -> Tensor:
-    # torch's sign of not-a-number is 0.
+    # torch.sign(NaN) is 0.
     return torch.where(values.isnan(), values, values.sign())
 
 
 def random_start(x: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
-    """A point drawn uniformly from the ball around each x, cut to [0, 1]."""
+    """Return a point drawn uniformly from the ball around each x, clipped to [0, 1]."""
     shape, eps = x.shape[1:], threat.radius
     if threat.norm == "linf":
         delta = rng.uniform("start", shape, -eps, eps).to(x.device)
     else:
-        # In double: float32 powers and logarithms round by the place in a batch, vectors one way, their remainder another.
+        # In float64: float32 powers and logarithms round differently in vectorized loops and in their remainders, so that the
+        # result would depend on the position in the batch.
         length = rng.uniform("length", (1,)).double().pow(1 / shape.numel()).float().to(x.device) * eps
         if threat.norm == "l2":
             direction = steepest(rng.normal("start", shape).to(x.device), "l2")

@@ -1,6 +1,6 @@
-"""Random numbers that depend on what they are for, and on nothing else.
+"""Random numbers that depend on their address only.
 
-Every draw is addressed by (seed, purpose, path, sample), so batch size, order, early exit and resumption change nothing.
+The address of a draw is (seed, purpose, name, sample), so that batch size, order, early exit and resumption change nothing.
 The generator is numpy's counter-based Philox, keyed by a hash of the address.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Raise it with any change that can change an outcome; see tests/golden.
+# Raise it with every change that can change an outcome; see tests/golden.
 REVISION = 1
 
 _Draw = Callable[[np.random.Generator], npt.NDArray[np.float32]]
@@ -27,7 +27,7 @@ def _digest(*parts: object) -> bytes:
 
 
 def derived_seed(*parts: object) -> int:
-    """A 63-bit seed from an address, for libraries that take one integer."""
+    """Return a 63-bit seed for an address, for libraries that take one integer."""
     return int.from_bytes(_digest(*parts)[:8], "little") >> 1
 
 
@@ -35,7 +35,7 @@ def derived_seed(*parts: object) -> int:
 class SampleRandom:
     """A stream of random numbers for each sample of a batch.
 
-    `samples` are the samples' hashes, one a row. Calls with the same `name` return the same numbers.
+    `samples` are the hashes of the samples, one a row. Calls with the same `name` return the same numbers.
     """
 
     seed: int
@@ -43,30 +43,30 @@ class SampleRandom:
     samples: tuple[str, ...]
 
     def child(self, name: object) -> "SampleRandom":
-        """The streams for a named part of the work, such as a restart."""
+        """Return the streams for a named part of the work, such as a restart."""
         return replace(self, purpose=f"{self.purpose}/{name}")
 
     def take(self, rows: Sequence[int] | Tensor) -> "SampleRandom":
-        """The same streams for some of the rows."""
+        """Return the same streams for some of the rows."""
         chosen = rows.tolist() if isinstance(rows, Tensor) else rows
         return replace(self, samples=tuple(self.samples[row] for row in chosen))
 
     def for_parts(self, rows: Tensor, parts: Tensor) -> "SampleRandom":
-        """A stream for each of several parts of the work on a row, by the part's number, whatever else is under way."""
+        """Return a stream for each part of the work on a row: entry i is for part `parts[i]` of row `rows[i]`."""
         named = zip(rows.tolist(), parts.tolist(), strict=True)
         return replace(self, samples=tuple(f"{self.samples[row]}/{part}" for row, part in named))
 
     def batch_seed(self) -> int:
-        """One 63-bit integer for the whole batch, for code that cannot draw per sample."""
+        """Return a 63-bit seed for the whole batch, for code that cannot draw per sample."""
         return derived_seed(self.seed, self.purpose, *self.samples)
 
     def uniform(self, name: object, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Float32 (b, *shape), uniform on [low, high), on the CPU."""
+        """Return float32 numbers (b, *shape), uniform on [low, high), on the CPU."""
         draws = self._draw(name, shape, lambda generator: generator.random(tuple(shape), dtype=np.float32))
         return draws.mul_(high - low).add_(low)
 
     def normal(self, name: object, shape: Sequence[int]) -> Tensor:
-        """Float32 (b, *shape), standard normal, on the CPU."""
+        """Return standard normal float32 numbers (b, *shape) on the CPU."""
         return self._draw(name, shape, lambda generator: generator.standard_normal(tuple(shape), dtype=np.float32))
 
     def _draw(self, name: object, shape: Sequence[int], draw: _Draw) -> Tensor:
@@ -79,9 +79,9 @@ class SampleRandom:
 
 @contextmanager
 def seeded_globally(seed: int) -> Iterator[None]:
-    """Run a block under a seed of the global generators of torch, numpy and random, then put them back as they were.
+    """Seed the global generators of torch, numpy and random for a block, and restore their states afterwards.
 
-    For code that is not ours: stochastic models and attack libraries draw from the global generators.
+    For code from outside the package: stochastic models and attack libraries draw from the global generators.
     """
     started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = list(range(torch.cuda.device_count())) if started else []
@@ -90,7 +90,7 @@ def seeded_globally(seed: int) -> Iterator[None]:
         if started:
             torch.manual_seed(seed)
         else:
-            # The same numbers, without the stack trace that the other call keeps for a device that was never used.
+            # The same numbers; torch.manual_seed would also keep a stack trace for a device that was never used.
             torch.default_generator.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)

@@ -1,4 +1,4 @@
-"""At equal settings our attacks do what Foolbox, torchattacks and pyautoattack do; where they do not, it is shown why.
+"""At equal settings kwbench's attacks agree with Foolbox, torchattacks and pyautoattack; a test explains each difference.
 
 The eps are such that the rivals leave 30 to 70 % of the samples, where disagreement shows most.
 """
@@ -56,13 +56,13 @@ def _foolbox(kind: str, batch: Batch, threat: ThreatModel, **parameters: Any) ->
 def _foolbox_distances(kind: str, batch: Batch, norm: str, **parameters: Any) -> Tensor:
     victim = foolbox.PyTorchModel(ModelModule(cnn()), bounds=(0, 1), device="cpu")
     attack = getattr(foolbox.attacks, kind)(**parameters)
-    found, _, success = attack(victim, batch.x, foolbox.criteria.Misclassification(batch.y), epsilons=None)
+    nearest, _, success = attack(victim, batch.x, foolbox.criteria.Misclassification(batch.y), epsilons=None)
     assert bool(success.all())
-    return distance(batch.x, found, norm)  # type: ignore[arg-type]
+    return distance(batch.x, nearest, norm)  # type: ignore[arg-type]
 
 
 def _torchattacks(kind: str, batch: Batch, **parameters: Any) -> Tensor:
-    # A list of all parameters is how torchattacks finds the device.
+    # torchattacks reads the device from the list of parameters.
     attack = getattr(torchattacks, kind)(nn.Sequential(trained_cnn()), **parameters)
     return cnn().predict(attack(batch.x, batch.y))[0] != batch.y
 
@@ -110,7 +110,7 @@ def test_linf_pgd_with_random_start_agrees_with_torchattacks_within_two_points(b
 
 
 def test_torchattacks_l2_random_start_is_not_uniform_in_the_ball(batch: Batch) -> None:
-    """It draws the length uniformly, which in 64 dimensions starts near the image; ours and Foolbox's start near the edge."""
+    """It draws the length uniformly, which in 64 dimensions starts near the image; kwbench and Foolbox start near the edge."""
     x = torch.full((400, 1, 8, 8), 0.5)
     attack = torchattacks.PGDL2(nn.Sequential(trained_cnn()), eps=0.4, alpha=1e-9, steps=1)
     theirs = distance(x, attack(x, torch.zeros(400, dtype=torch.long)), "l2") / 0.4
@@ -129,7 +129,7 @@ def test_mim_agrees_with_torchattacks_sample_by_sample(batch: Batch) -> None:
 
 
 def test_foolbox_mim_sums_signs_where_the_paper_sums_gradients() -> None:
-    """Two steps of unlike size and opposite sign: the paper's sum follows each gradient's share, a sum of signs cancels."""
+    """Two gradients of different size and opposite sign: in the paper's sum the larger one wins, a sum of signs cancels."""
     first, second = torch.tensor([[3.0, 1.0]]), torch.tensor([[-1.0, 1.0]])
     paper = first / first.abs().sum() + second / second.abs().sum()
     assert paper.sign().tolist() == [[1.0, 1.0]]
@@ -224,7 +224,7 @@ def test_square_agrees_with_pyautoattack_once_that_reaches_the_whole_image(batch
     mended = [_square(_WholeImage, batch, threat, seed) for seed in seeds]
     assert 30 <= _left(mended) <= 70
     assert abs(_left(ours) - _left(mended)) <= 2
-    # As it is, it is weaker than it should be on small images: the last row and column are never touched.
+    # The package is weaker than the paper on small images: it never touches the last row and column.
     assert _left([_square(SquareAttack, batch, threat, seed) for seed in seeds]) > _left(ours) + 4
 
 
@@ -248,7 +248,7 @@ def test_autoattack_equals_pyautoattack_sample_by_sample(batch: Batch, version: 
 
 
 def test_autoattack_equals_pyautoattack_on_the_bare_network(batch: Batch) -> None:
-    """Without our tiles the last bits differ, the verdicts do not."""
+    """Without padded tiles the last bits differ, the verdicts do not."""
     few = batch.take(range(64))
     ours = broken(run("autoattack", {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}, few, LINF, seed=3))
     direct = pyautoattack.AutoAttack(
@@ -274,7 +274,7 @@ def test_autoattack_equals_pyautoattack_on_the_bare_network(batch: Batch) -> Non
 def test_autoattack_runs_with_few_classes(classes: int, parameters: dict[str, Any]) -> None:
     model, few = _few_classes(classes)
     assert broken(run("autoattack", parameters, few, ThreatModel.of("linf", "0.3"), model=model)).all()
-    # Where samples stand, every target is tried.
+    # Every target is tried on samples that hold.
     assert not broken(run("autoattack", parameters, few, ThreatModel.of("linf", "1e-5"), model=model)).any()
 
 

@@ -1,4 +1,4 @@
-"""Auto-PGD: as strong as the authors' own, exact in what it costs, honest about noise and about what is not a number."""
+"""Auto-PGD: as strong as the authors' code, exact in its cost, and sound under noise and NaN."""
 
 from typing import Any
 
@@ -67,8 +67,8 @@ def test_it_leaves_no_more_than_the_authors_own_at_equal_budget(
 def test_every_loss_breaks_what_plain_pgd_breaks_and_two_targets_more(loss: str, targets: int, threat: ThreatModel) -> None:
     batch = sharp(first_images(96))
     plain = broken(run("pgd", {"steps": 20, "relative_step_size": 0.1}, batch, threat))
-    found = broken(run("apgd", {"steps": 30, "loss": loss, "targets": targets}, batch, threat))
-    assert _left(found) <= _left(plain) + (4 if targets == 0 else 0)
+    ours = broken(run("apgd", {"steps": 30, "loss": loss, "targets": targets}, batch, threat))
+    assert _left(ours) <= _left(plain) + (4 if targets == 0 else 0)
 
 
 def test_checkpoints_are_those_of_the_authors() -> None:
@@ -84,7 +84,8 @@ def test_one_step_costs_a_forward_and_a_backward() -> None:
             assert 13 <= outcome.forwards <= 13 + most_lookaheads(12)
     for outcome in run("apgd", {"steps": 12, "targets": 3, "restarts": 2}, batch, threat):
         if outcome.status is Status.HELD:
-            # Before them, one forward for the likeliest classes, and one with nine backwards for how near they are.
+            # Before the climbs, one forward pass for the likeliest classes, and one with nine backward passes for their
+            # distances.
             assert (outcome.forwards, outcome.backwards) == (2 + 6 * 13, 9 + 6 * 12)
 
 
@@ -105,12 +106,12 @@ def test_in_focus_what_came_close_goes_on_as_ever_and_nothing_else_does() -> Non
         run("apgd", {"steps": 6, "restarts": restarts, "focus": focus}, batch, threat)
         for restarts, focus in ((1, None), (3, None), (3, 0.5))
     )
-    stand = [row for row, each in enumerate(once) if each.status is Status.HELD]
+    stand = [row for row, outcome in enumerate(once) if outcome.status is Status.HELD]
     close = {row for row in stand if focused[row].forwards > once[row].forwards}
     assert 0 < len(close) < len(stand)
     for row in range(len(batch)):
         if row in stand and row not in close:
-            # At the start, and after each of a third of the steps.
+            # At the start, and after each step of the first third.
             assert (focused[row].status, focused[row].backwards) == (Status.HELD, 1 + 2)
             assert 1 + 2 <= focused[row].forwards <= 1 + 2 + most_lookaheads(2)
         else:
@@ -118,7 +119,7 @@ def test_in_focus_what_came_close_goes_on_as_ever_and_nothing_else_does() -> Non
 
 
 def test_what_is_far_goes_on_if_at_its_pace_it_would_arrive() -> None:
-    # From a sixth of 30 steps to a third of them is a quarter of what is left.
+    # The 5 steps from a sixth of 30 steps to a third are a quarter of the 20 remaining steps.
     before, closest = torch.tensor([-0.09, -0.50, -0.49, -1.0]), torch.tensor([-0.09, -0.38, -0.40, -1.0])
     assert Apgd(steps=30, focus=0.1).narrowing.goes_on(before, closest).tolist() == [True, True, False, False]
     assert Apgd(steps=30, focus=0.5).narrowing.goes_on(before, closest).tolist() == [True, True, True, False]
@@ -132,11 +133,11 @@ def test_finalists_cost_less_and_break_what_all_targets_break() -> None:
         run("apgd", {"steps": 12, "loss": "probability_margin", "targets": 9, "finalists": finalists}, batch, threat)
         for finalists in (None, 2)
     )
-    stand = [row for row, each in enumerate(few) if each.status is Status.HELD]
-    # Nine lanes for 3 looks, six for 2, two for the other 7, and a last look of both; nothing to choose nine of nine.
+    stand = [row for row, outcome in enumerate(few) if outcome.status is Status.HELD]
+    # Nine climbs for 3 passes, six for 2, two for the other 7 and a last pass; choosing nine targets of nine costs nothing.
     assert {few[row].forwards for row in stand} == {9 * 3 + 6 * 2 + 2 * 7 + 2}
     assert all(few[row].forwards < everything[row].forwards for row in stand)
-    assert 0 < len(stand) <= sum(each.status is Status.HELD for each in everything) + 1
+    assert 0 < len(stand) <= sum(outcome.status is Status.HELD for outcome in everything) + 1
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
@@ -162,10 +163,10 @@ def test_a_quicker_search_breaks_as_many_where_steps_go_by_signs(targets: dict[s
     model.plan_passes(batch.x[:64])
     assert model.effective_precision("folded") == "folded"
     plain, *quicker = (
-        run("apgd", {"steps": 20, "precision": each, **targets}, batch, THREATS[0], model=model)
-        for each in ("float32", "folded", "bfloat16")
+        run("apgd", {"steps": 20, "precision": precision, **targets}, batch, THREATS[0], model=model)
+        for precision in ("float32", "folded", "bfloat16")
     )
-    assert all(broken(each).sum() >= broken(plain).sum() for each in quicker)
+    assert all(broken(search).sum() >= broken(plain).sum() for search in quicker)
     assert 0 < broken(plain).sum() < len(broken(plain))
 
 
@@ -173,7 +174,7 @@ def test_where_one_target_falls_the_others_end() -> None:
     batch, threat = first_images(32), ThreatModel.of("linf", "0.2")
     for outcome in run("apgd", {"steps": 20, "targets": 9}, batch, threat):
         if outcome.status is Status.BROKEN:
-            # Nine lanes each look as often, the last time when one of them is there.
+            # All nine climbs take the same number of passes and end when one of them succeeds.
             assert outcome.forwards % 9 == 0
             assert outcome.forwards < 2 + 9 * 21
 
@@ -182,8 +183,8 @@ def test_what_a_target_comes_to_does_not_depend_on_other_samples_or_targets() ->
     threat = ThreatModel.of("linf", "0.02")
     whole = run("apgd", {"steps": 6, "targets": 9, "finalists": 2, "restarts": 2}, first_images(40), threat)
     part = run("apgd", {"steps": 6, "targets": 9, "finalists": 2, "restarts": 2}, first_images(40).take(range(20, 40)), threat)
-    assert [(each.status, each.prediction, each.forwards) for each in whole[20:]] == [
-        (each.status, each.prediction, each.forwards) for each in part
+    assert [(outcome.status, outcome.prediction, outcome.forwards) for outcome in whole[20:]] == [
+        (outcome.status, outcome.prediction, outcome.forwards) for outcome in part
     ]
 
 
@@ -194,15 +195,15 @@ def test_further_restarts_climb_side_by_side_in_no_more_lanes_than_the_first() -
 
     def outcomes(rows: range, **parameters: int) -> list[tuple[Status, int | None, float | None, int]]:
         module.sizes.clear()
-        found = run("apgd", {"steps": 6, "restarts": 4, **parameters}, batch.take(rows), threat, model=model)
-        return [(each.status, each.prediction, each.distance, each.forwards) for each in found]
+        rows_of = run("apgd", {"steps": 6, "restarts": 4, **parameters}, batch.take(rows), threat, model=model)
+        return [(outcome.status, outcome.prediction, outcome.distance, outcome.forwards) for outcome in rows_of]
 
-    # Of nine targets two are left: six lanes of three restarts take the passes of one, the first being another.
+    # Two of nine targets are left: the six climbs of three restarts share the passes of one restart, after those of the first.
     together = outcomes(range(20), targets=9, finalists=2)
     assert len(module.sizes) < 3 * 7 + 5
-    assert [each for row in range(20) for each in outcomes(range(row, row + 1), targets=9, finalists=2)] == together
-    # Three restarts of as many lanes as there were take three times as many passes.
-    assert outcomes(range(20)) == [each for row in range(20) for each in outcomes(range(row, row + 1))]
+    assert [outcome for row in range(20) for outcome in outcomes(range(row, row + 1), targets=9, finalists=2)] == together
+    # Three restarts with as many climbs as the first take three times as many passes.
+    assert outcomes(range(20)) == [outcome for row in range(20) for outcome in outcomes(range(row, row + 1))]
     outcomes(range(20))
     assert len(module.sizes) > 4 * 6
 
@@ -210,7 +211,7 @@ def test_further_restarts_climb_side_by_side_in_no_more_lanes_than_the_first() -
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_first_target_is_the_nearest_class_of_a_linear_model(norm: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    # Some classes have long weights: their boundaries are near, however small their logits are.
+    # The boundaries of classes with long weights are near even if their logits are small.
     weight = torch.randn((10, 64), generator=generator) * torch.linspace(0.2, 3, 10)[:, None]
     model = wrapped(Linear(weight, torch.randn(10, generator=generator)))
     x = first_images(30).x
@@ -266,9 +267,9 @@ def test_against_noise_a_proposal_fails_more_often_than_one_of_plain_pgd() -> No
         return sum(outcome.fresh_correct for outcome in outcomes) / sum(outcome.fresh_draws for outcome in outcomes)
 
     gradient = {"kind": "eot", "draws": 4}
-    found = accuracy("apgd", {"gradient": gradient})
-    assert found < accuracy("pgd", {"gradient": gradient}) + 0.02
-    # Choosing among its own proposals must not pick luck: at no radius to speak of, nothing is found.
+    ours = accuracy("apgd", {"gradient": gradient})
+    assert ours < accuracy("pgd", {"gradient": gradient}) + 0.02
+    # Choosing among its own proposals must not select luck: at a tiny radius, nothing may be gained.
     nothing = run("apgd", {"steps": 5, "restarts": 3}, batch, ThreatModel.of("linf", "0.001"), model=model)
     clean = run("noop", {}, batch, THREATS[0], model=model)
     lost = sum(row.fresh_correct for row in clean) - sum(row.fresh_correct for row in nothing)
@@ -276,7 +277,7 @@ def test_against_noise_a_proposal_fails_more_often_than_one_of_plain_pgd() -> No
 
 
 class _Treacherous(nn.Module):
-    """Adds to the logits what has the value 0 and a gradient that is not a number."""
+    """Adds a term of value 0 and gradient NaN to the logits."""
 
     def forward(self, x: Tensor) -> Tensor:
         trap = (x.sum(dim=(1, 2, 3)) * 0).sqrt()
@@ -324,7 +325,7 @@ def test_what_makes_no_sense_is_refused(parameters: dict[str, Any], message: str
         build_attack("apgd", parameters)
 
 
-# Those that spend their whole budget on what stands.
+# Attacks that spend their whole budget on samples that they do not break.
 WHOLE_BUDGET = ("pgd", "apgd", "fgsm", "mim", "transfer", "square")
 
 
@@ -348,7 +349,7 @@ def test_no_attack_of_ours_costs_more_than_it_says() -> None:
             if name in ("autoattack", "autoattack-part", "foolbox"):
                 continue
             given = parameters.get(name, {})
-            # Who is likely to have fallen is looked at once more, or not; otherwise what stands has cost all of it.
+            # With lookaheads the number of passes varies; otherwise samples that hold cost the whole budget.
             looks_first = name in ("pgd", "mim") and not stochastic
             cases: list[tuple[dict[str, Any], bool]] = [(given, name in WHOLE_BUDGET and not looks_first)]
             if name in ("pgd", "mim", "apgd"):
@@ -410,6 +411,6 @@ def test_the_other_half_of_twice_the_budget_is_the_attack_itself_where_restarts_
     averaged, still = Pgd(gradient=Eot(draws=4)), Apgd(random_start=False)
     for alike in (Pgd(restarts=3), Apgd(), Square(restarts=2), LocalSearch(), LocalSearch(restarts=2, softness=(0.1,))):
         assert alike.other_half() == alike
-    # The second restart of this one is of another loss than the first.
+    # Restarts of the last attack alternate between losses.
     for unlike in (averaged, still, Rays(), LocalSearch(restarts=3)):
         assert unlike.other_half() == unlike.doubled(1) != unlike

@@ -1,4 +1,4 @@
-"""The parts of AutoAttack are the package's, and their proposals give its count."""
+"""Single parts of AutoAttack agree with the package, and their proposals give its count."""
 
 import logging
 from typing import Any
@@ -22,7 +22,7 @@ LINF = ThreatModel.of("linf", "0.1")
 
 
 class Short(pyautoattack.AutoAttack):
-    """The package, with a tenth of its steps."""
+    """The package with a tenth of its steps."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -66,8 +66,10 @@ def test_the_count_from_the_parts_is_the_packages_own_on_average() -> None:
     assert model.measure_randomness(few.x)
     clean = judge_clean(model, few, 0)
     attacks = {part: build_attack("autoattack-part", {"part": part}) for part in ("apgd-ce", "apgd-t")}
-    found = single_draw_accuracy(clean, [judge(model, attack, part, few, threat, 0, clean) for part, attack in attacks.items()])
-    assert found.checks == 3
+    accuracy = single_draw_accuracy(
+        clean, [judge(model, attack, part, few, threat, 0, clean) for part, attack in attacks.items()]
+    )
+    assert accuracy.checks == 3
     counts = []
     for seed in range(4):
         direct = package(model, threat, "standard", list(attacks), seed)
@@ -76,9 +78,9 @@ def test_the_count_from_the_parts_is_the_packages_own_on_average() -> None:
             _, answers = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
         counts.append(float((answers == few.y).double().mean()))
     # Four runs over 48 images: a standard error of at most 3.6 points, and the proposals differ from run to run.
-    assert found.expected.value == pytest.approx(np.mean(counts), abs=0.1)
-    assert found.expected.value < found.expected_noop.value < 1
-    assert found.corrected > found.expected.value
+    assert accuracy.expected.value == pytest.approx(np.mean(counts), abs=0.1)
+    assert accuracy.expected.value < accuracy.expected_noop.value < 1
+    assert accuracy.corrected > accuracy.expected.value
 
 
 def test_a_part_that_needs_more_classes_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""A row of the record depends on its sample alone: not on its company, its order, or who else was attacked."""
+"""A row of the record depends on its sample only: not on the other samples, their order, or which of them are attacked."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "foolbox": {"attack": "LinfProjectedGradientDescentAttack", "parameters": {"steps": 5}},
 }
 
-# They know no ball, only the range of pixels.
+# Natural perturbations ignore the ball and stay in the pixel range.
 NATURAL = {"gaussian-blind", "translation", "rotation", "colour-jitter"}
 
 
@@ -80,10 +80,10 @@ def test_a_stochastic_model_gives_the_same_rows_twice_and_in_any_order_of_tiles(
     def rows(pieces: list[Batch]) -> dict[str, Outcome]:
         model = wrapped(Noisy(trained_cnn(), 0.1), tile=16)
         model.stochastic = True
-        found: dict[str, Outcome] = {}
+        outcomes: dict[str, Outcome] = {}
         for piece in pieces:
-            found |= _timeless(run(name, parameters, piece, threat, model=model))
-        return found
+            outcomes |= _timeless(run(name, parameters, piece, threat, model=model))
+        return outcomes
 
     whole = rows([batch])
     assert rows(batch.tiles(16)[::-1]) == whole

@@ -1,4 +1,4 @@
-"""Local search finds what lies in corners between jumps, and nothing that is not there."""
+"""Local search finds adversarial examples in corners between jumps, and none that do not exist."""
 
 from typing import Any
 
@@ -24,9 +24,9 @@ def test_of_a_wide_layer_of_k_wta_it_breaks_what_auto_pgd_overlooks_and_nothing_
     right = model.predict(batch.x)[0] == batch.y
     there = right & ~stands
     plain = broken(run("apgd", {"targets": 9, "loss": "margin", "steps": 60}, batch, threat, model=model))
-    found = broken(run("local-search", {}, batch, threat, model=model))
-    assert not (found & stands).any()
-    assert (there & ~found).sum() <= 1
+    fallen = broken(run("local-search", {}, batch, threat, model=model))
+    assert not (fallen & stands).any()
+    assert (there & ~fallen).sum() <= 1
     assert (there & ~plain).sum() >= 4
 
 
@@ -68,7 +68,7 @@ def test_where_nothing_is_to_be_found_it_spends_what_it_says() -> None:
     parameters = {"steps": 4, "flips": 10, "restarts": 2, "targets": 3, "finalists": 2}
     outcomes = run("local-search", parameters, batch, threat)
     assert {outcome.status for outcome in outcomes} == {Status.HELD}
-    # One logit look, and for each target a forward and a backward a step, and a last forward.
+    # One forward pass to choose targets; for each target a forward and a backward pass a step, and a last forward pass.
     spent = 1 + 2 * (3 * (2 * 4 + 1) + 2 * 10)
     assert {outcome.forwards + outcome.backwards for outcome in outcomes} == {spent}
     assert spent <= attack.passes(stochastic=False)

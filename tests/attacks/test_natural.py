@@ -1,4 +1,4 @@
-"""Natural perturbations: as large as they say, one draw an image, and those of torchvision where it has them."""
+"""Natural perturbations: as large as declared, one draw an image, and equal to torchvision's where it has them."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def test_an_image_turns_as_torchvision_turns_it() -> None:
     angles = rng.uniform("angle", (), -30, 30).tolist()
     ours = drawn("rotation", x, degrees=30.0)
     theirs = torch.stack([functional.rotate(image, angle) for image, angle in zip(x, angles, strict=True)])
-    # Pixels half way between two may go either way.
+    # Positions half way between two pixels may be rounded either way.
     assert (ours == theirs).float().mean() > 0.99
     assert (drawn("rotation", x, degrees=0.01) == x).all()
     assert len({round(angle, 3) for angle in angles}) == 12
@@ -86,7 +86,7 @@ def test_a_jitter_is_one_of_the_six_orders_of_torchvisions_three() -> None:
 def test_grey_images_have_no_saturation_to_change() -> None:
     flat = torch.full((40, 1, 6, 6), 0.4)
     factors = SampleRandom(0, "colour-jitter", tuple(f"{row:032x}" for row in range(40))).uniform("factors", (3,), 0.6, 1.4)
-    # An even image has no contrast either.
+    # A constant image has no contrast.
     assert torch.allclose(drawn("colour-jitter", flat, strength=0.4), flat * factors[:, :1, None, None])
 
 
@@ -111,10 +111,12 @@ def test_what_leaves_a_smaller_ball_is_no_success() -> None:
 
 def test_images_that_were_wrong_before_are_perturbed_too_and_stay_wrong() -> None:
     outcomes = run("translation", {"pixels": 3}, first_images(360), EVERYWHERE)
-    wrong = [each for each in outcomes if each.status is Status.WRONG]
+    wrong = [outcome for outcome in outcomes if outcome.status is Status.WRONG]
     assert wrong
-    assert all(each.clean_prediction != each.label and each.distance is not None for each in wrong)
-    # Moved, some of them are read rightly.
-    assert any(each.prediction == each.label for each in wrong)
-    # Who searches leaves them alone.
-    assert all(each.forwards == 0 for each in run("fgsm", {}, first_images(360), EVERYWHERE) if each.status is Status.WRONG)
+    assert all(outcome.clean_prediction != outcome.label and outcome.distance is not None for outcome in wrong)
+    # After a shift some of them are predicted correctly.
+    assert any(outcome.prediction == outcome.label for outcome in wrong)
+    # Attacks that search skip samples that were wrong before.
+    assert all(
+        outcome.forwards == 0 for outcome in run("fgsm", {}, first_images(360), EVERYWHERE) if outcome.status is Status.WRONG
+    )

@@ -1,4 +1,4 @@
-"""On linear models the distance to the boundary is known, and every attack must meet it."""
+"""On linear models the distance to the boundary has a closed form, and every attack must reach it."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def _problem(classes: int, n: int = 12) -> tuple[Model, Batch, Tensor]:
     """A random linear model, images in the middle of the pixel range, and the differences of its rows (n, k - 1, pixels)."""
     generator = torch.Generator().manual_seed(classes)
     weight = torch.randn((classes, 64), generator=generator).clamp(-2, 2)
-    # Far enough from the boundaries for distances of some hundredths, and from black and white for nothing to be cut.
+    # Distances to the boundaries are a few hundredths, and pixels are far enough from black and white never to be clipped.
     x = 0.5 + 0.05 * weight[torch.arange(n) % classes].view(n, 1, 8, 8)
     x = x + 0.1 * (torch.rand(x.shape, generator=generator) - 0.5)
     bias = -(weight @ x.flatten(1).mean(dim=0))
@@ -32,7 +32,7 @@ def _problem(classes: int, n: int = 12) -> tuple[Model, Batch, Tensor]:
 
 
 def _distances(model: Model, batch: Batch, others: Tensor, norm: str) -> Tensor:
-    """The closed form: the least |margin| / dual norm of the difference of weights."""
+    """Return the distances: the least |margin| over the dual norm of the difference of weights."""
     logits = model(batch.x).double()
     keep = torch.ones_like(logits, dtype=torch.bool).scatter(1, batch.y[:, None], False)
     gaps = logits.gather(1, batch.y[:, None]) - logits[keep].view(len(batch), -1)
@@ -61,7 +61,7 @@ def test_of_two_classes_a_sample_breaks_just_beyond_its_distance(name: str, norm
         parameters, reach = {"steps": 100}, reach if norm == "linf" else 1.05
     model, batch, others = _problem(2)
     if norm == "l1":
-        # One pixel moves at a time and may hit the end of its range before the ball's: only soundness has a closed form.
+        # One pixel moves at a time and may reach the end of its range inside the ball: only soundness has a closed form.
         reach = None  # type: ignore[assignment]
     for row, near in enumerate(_distances(model, batch, others, norm).tolist()[: 4 if name == "autoattack" else None]):
         alone = batch.take([row])
@@ -74,7 +74,7 @@ def test_of_two_classes_a_sample_breaks_just_beyond_its_distance(name: str, norm
 
 MINIMUM: dict[str, tuple[dict[str, Any], float]] = {
     "deepfool": ({}, 1.05),  # overshoot of 2 %, and 1e-4 of distance
-    # It makes for the class whose logit leads, which may not be the nearest; tau falls in steps of 3 %.
+    # The attack climbs for the class of the largest logit, which may not be the nearest; tau falls in steps of 3 %.
     "cw": ({"steps": 400}, 1.15),
 }
 
@@ -86,11 +86,11 @@ def test_minimum_norm_attacks_find_the_distance(name: str, norm: str, classes: i
     parameters, factor = MINIMUM[name]
     model, batch, others = _problem(classes)
     near = _distances(model, batch, others, norm)
-    found = torch.tensor(
+    reached = torch.tensor(
         [outcome.distance or torch.nan for outcome in run(name, parameters, batch, ThreatModel.of(norm, "0.5"), model=model)]
     )
-    assert bool((found >= near * FACTOR).all())
-    assert bool((found <= near * factor + 2e-4).all()), (found / near).max()
+    assert bool((reached >= near * FACTOR).all())
+    assert bool((reached <= near * factor + 2e-4).all()), (reached / near).max()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -126,7 +126,7 @@ def test_of_ten_classes_margin_pgd_with_restarts_breaks_what_lies_within(norm: s
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_square_breaks_a_linear_model_of_one_sign_at_its_distance(norm: str) -> None:
-    """Where all weights agree, one big square is the best direction, and Square must come near it."""
+    """If all weights agree, one large square is the best direction, and Square must come near it."""
     generator = torch.Generator().manual_seed(0)
     slope = torch.ones(64) if norm == "linf" else 1 + 0.1 * torch.rand(64, generator=generator)
     model = wrapped(Linear(torch.stack([-slope, slope]), torch.tensor([33.0, -33.0])), classes=2)

@@ -1,4 +1,4 @@
-"""RayS: on labels alone it finds what lies within the ball, and nothing that does not."""
+"""RayS: from labels alone it finds adversarial examples within the ball, and none outside."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from support.small_models import Linear, Noisy, Quantised, broken, cnn, first_im
 
 
 class _Labels(nn.Module):
-    """One-hot answers: neither losses nor gradients say anything."""
+    """One-hot outputs, of which neither losses nor gradients are informative."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.one_hot(trained_cnn()(x).argmax(dim=1), 10).float() + 0 * x.sum()

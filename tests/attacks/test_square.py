@@ -1,4 +1,5 @@
-"""Square: restarts, a quicker search, comparisons under noise; what it breaks is held to where linear models and rivals are."""
+"""Square: restarts, a faster precision, and comparisons under noise. Its strength is tested with linear models and
+libraries."""
 
 from typing import Any
 
@@ -15,7 +16,7 @@ from support.small_models import broken, first_images, normed_cnn, run, sharp, t
 
 
 class _Watching(nn.Module):
-    """Keeps what it is shown, and says what the network behind it says, plus noise that all rows of a pass share."""
+    """Records its inputs, and adds noise that all rows of a pass share to the logits of a network."""
 
     def __init__(self, noise: float = 0.0) -> None:
         super().__init__()
@@ -64,8 +65,8 @@ def test_a_quicker_search_breaks_as_many() -> None:
     model.plan_passes(batch.x[:64])
     assert model.effective_precision("folded") == "folded"
     plain, quicker = (
-        run("square", {"steps": 100, "precision": each}, batch, ThreatModel.of("linf", "0.12"), model=model)
-        for each in ("float32", "folded")
+        run("square", {"steps": 100, "precision": precision}, batch, ThreatModel.of("linf", "0.12"), model=model)
+        for precision in ("float32", "folded")
     )
     assert broken(quicker).sum() >= broken(plain).sum()
     assert 0 < broken(plain).sum() < len(broken(plain))

@@ -1,4 +1,4 @@
-"""Gradient estimators: each on its own, and each in every gradient attack."""
+"""Gradient estimators: each alone, and each in every gradient attack."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def _rng(samples: tuple[str, ...]) -> SampleRandom:
 
 
 def _far_from_the_borders(x: Tensor) -> Tensor:
-    """Images near grey, whose pixels noise of 0.1 hardly ever takes out of [0, 1]."""
+    """Return images near grey, whose pixels hardly ever leave [0, 1] under noise of 0.1."""
     return 0.45 + 0.1 * x
 
 
@@ -54,16 +54,18 @@ def test_every_estimator_finds_the_gradient_of_a_linear_model(gradient: Gradient
     assert estimate.logits.shape == (5, 10)
     assert estimate.values.shape == (2, 5)
     expected = torch.stack([weight[0], weight[3] - weight[1]]).view(2, 1, 1, 8, 8).expand(2, 5, 1, 8, 8)
-    # The noise of a difference estimate is the gradient's length over the root of the draws: five times that.
+    # The standard error of a difference estimate is the gradient's length over the root of the draws; allow five of them.
     torch.testing.assert_close(estimate.gradients, expected, atol=slack, rtol=0)
     torch.testing.assert_close(estimate.logits, model(x))
 
 
-@pytest.mark.parametrize("gradient", [Smooth(sigma=0.1, draws=3), Es(sigma=0.1, draws=4000)], ids=lambda each: each.kind)
+@pytest.mark.parametrize(
+    "gradient", [Smooth(sigma=0.1, draws=3), Es(sigma=0.1, draws=4000)], ids=lambda gradient: gradient.kind
+)
 def test_noise_cut_to_the_pixel_range_points_the_right_way_in_every_pixel(gradient: Gradient) -> None:
     batch = first_images(5)
     assert {0.0, 1.0} <= {*batch.x.flatten().tolist()}
-    # Slopes of one size, so that the sign of each is told from what the noise leaves.
+    # Slopes of equal size, so that noise does not change the sign of any.
     weight = torch.randn((10, 64), generator=torch.Generator().manual_seed(0)).sign()
 
     def first(logits: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ def test_a_model_that_refuses_what_is_no_pixel_is_attacked_all_the_same(estimato
 @pytest.mark.parametrize(
     "gradient",
     [Smooth(sigma=0.1, draws=7), Smooth(sigma=1.0, draws="auto"), Es(sigma=0.1, draws=7)],
-    ids=lambda each: f"{each.kind}-{each.draws}",
+    ids=lambda gradient: f"{gradient.kind}-{gradient.draws}",
 )
 def test_some_rows_get_the_gradients_they_get_in_company(gradient: Gradient) -> None:
     batch, model = first_images(6), cnn()
@@ -141,7 +143,8 @@ def test_expectation_over_transformation_beats_one_draw_on_a_noisy_model() -> No
 
 @pytest.mark.parametrize(("noise", "draws"), [(0.1, 2), (3.0, 8), (6.0, 32)])
 def test_expectation_over_transformation_draws_until_two_halves_agree(noise: float, draws: int) -> None:
-    """Means of n draws, of noise s times the signal, have a cosine of 1 / (1 + s^2 / n): 0.3 needs two times 3.9 or 15."""
+    """Means of n draws, of noise s times the signal, have a cosine of 1 / (1 + s^2 / n): 0.3 needs two times 3.9 draws for s =
+    3, or 15 for s = 6."""
 
     class Shaky(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ def test_expectation_over_transformation_draws_until_two_halves_agree(noise: flo
 
 def test_expectation_over_transformation_gives_up_at_64_draws_and_takes_one_of_a_deterministic_model() -> None:
     class Static(torch.nn.Module):
-        """Logits of white noise, times the image."""
+        """Logits are the image times white noise."""
 
         def forward(self, x: Tensor) -> Tensor:
             return (x.flatten(1) @ torch.randn(64, 10)) * 1e-20
@@ -172,8 +175,7 @@ def test_expectation_over_transformation_gives_up_at_64_draws_and_takes_one_of_a
 
 
 def test_each_sample_meets_noise_until_two_halves_agree() -> None:
-    """A wave of s times the signal's slope is noise to it: as of a stochastic model's draws, s = 6 needs 32 and s = 12 more
-    than there are."""
+    """A wave with s times the slope of the signal acts as noise: s = 6 needs 32 draws, s = 12 more than the maximum."""
 
     class Waving(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -204,7 +206,7 @@ def test_a_flat_model_is_not_drawn_again_and_again(gradient: Gradient, looks: in
 
 def test_both_ends_of_a_difference_meet_the_same_randomness() -> None:
     class Offset(torch.nn.Module):
-        """A linear model behind an offset a pass, far larger than what its input does."""
+        """A linear model plus a random offset a pass, far larger than the effect of its input."""
 
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x.flatten(1), weight) + 1e3 * torch.randn((len(x), 10))

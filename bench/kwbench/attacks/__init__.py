@@ -1,4 +1,4 @@
-"""The attacks, by the name that users type. A new one is a file in this folder and a line in ATTACKS."""
+"""Attacks by the name that users write. A new one is a file in this folder and a line in ATTACKS."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -51,28 +51,28 @@ ATTACKS: dict[str, type[Attack]] = {
 
 
 def build_attack(name: str, parameters: Mapping[str, Any], surrogate: Callable[[str], Model] | None = None) -> Attack:
-    """The attack `name` with these parameters; what is not given takes its default.
+    """Return the attack `name` with these parameters, and defaults for the rest.
 
-    `foolbox:NAME` is Foolbox's attack NAME, the parameters being Foolbox's. `surrogate` loads the model that a transfer
-    attack names. Raises UsageError for an unknown attack or parameter, or a value out of range.
+    `foolbox:NAME` is Foolbox's attack NAME, with Foolbox's parameters. `surrogate` loads a model by the name that a transfer
+    attack gives. Raises UsageError for an unknown attack or parameter, or a value out of range.
     """
-    kind_name, _, rival = name.partition(":")
-    if kind_name not in ATTACKS or (rival and kind_name != "foolbox"):
+    kind_name, _, foolbox_name = name.partition(":")
+    if kind_name not in ATTACKS or (foolbox_name and kind_name != "foolbox"):
         raise UsageError(f"attack {name!r} is unknown; {did_you_mean(name, ATTACKS, listed_by='kwbench attacks')}")
     kind = ATTACKS[kind_name]
     known = [field.name for field in fields(kind) if field.metadata.get("parameter", True)]
-    if rival:
+    if foolbox_name:
         own = {key: value for key, value in parameters.items() if key == "judged"}
         theirs = {key: value for key, value in parameters.items() if key != "judged"}
-        parameters = {"attack": rival, "parameters": theirs, **own}
+        parameters = {"attack": foolbox_name, "parameters": theirs, **own}
     for parameter in parameters:
         if parameter not in known:
             raise UsageError(f"attack {name!r} has no parameter {parameter!r}; {did_you_mean(parameter, known)}")
     try:
-        # As JSON: strict validation then builds the nested estimator from a mapping, and still refuses "3" for 3.
+        # Strict validation of JSON builds the nested estimator from a mapping, and still refuses "3" for 3.
         attack: Attack = TypeAdapter(kind).validate_json(json.dumps(dict(parameters)))
     except ValidationError as invalid:
-        raise UsageError(_in_words(name, invalid)) from None
+        raise UsageError(_error_message(name, invalid)) from None
     if attack.surrogate is None:
         return attack
     if surrogate is None:
@@ -80,7 +80,7 @@ def build_attack(name: str, parameters: Mapping[str, Any], surrogate: Callable[[
     return replace(attack, source=surrogate(attack.surrogate))
 
 
-def _in_words(name: str, invalid: ValidationError) -> str:
+def _error_message(name: str, invalid: ValidationError) -> str:
     first = invalid.errors()[0]
     if first["type"] == "missing":
         return f"attack {name!r} needs the parameter {first['loc'][-1]!r}"
@@ -91,19 +91,19 @@ def _in_words(name: str, invalid: ValidationError) -> str:
 
 
 def parameters_of(attack: Attack) -> dict[str, Any]:
-    """Every parameter of an attack with its value, defaults included, as plain data; part of a run's identity."""
+    """Return every parameter of an attack with its value, defaults included, as plain data; part of a run's identity."""
     hidden = {field.name for field in fields(attack) if not field.metadata.get("parameter", True)}
     shallow = {field.name: getattr(attack, field.name) for field in fields(attack) if field.name not in hidden}
     return {name: _plain(value) for name, value in shallow.items()}
 
 
 def default_parameters(name: str) -> dict[str, Any]:
-    """The parameters that users can set and what they are when not set; None where there is no default."""
+    """Return the parameters that users can set, with their defaults; None for a required one."""
     defaults: dict[str, Any] = {}
-    for each in fields(ATTACKS[name]):
-        if each.metadata.get("parameter", True):
-            value = each.default_factory() if each.default_factory is not MISSING else each.default
-            defaults[each.name] = None if value is MISSING else _plain(value)
+    for parameter in fields(ATTACKS[name]):
+        if parameter.metadata.get("parameter", True):
+            value = parameter.default_factory() if parameter.default_factory is not MISSING else parameter.default
+            defaults[parameter.name] = None if value is MISSING else _plain(value)
     return defaults
 
 

@@ -28,15 +28,16 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """APGD, targeted APGD, targeted FAB and Square, each on what the ones before it left (`standard`); APGD with two losses
-    and 20 draws a gradient for stochastic models (`rand`); all six with more restarts (`plus`); or `attacks` in their order
-    (`custom`). Every other parameter is the package's.
+    """The attacks of `pyautoattack`, each on the samples that the ones before it did not break.
 
-    The seed is the suite's, as one would hand it to the package, and one tile is one batch: the proposals are those of
-    `pyautoattack` called on that tile. Of a stochastic model the package keeps the first proposal that fails once, in one
-    draw; that is its protocol, and the judge scores the proposal on fresh draws.
-    With fewer than 10 classes there are fewer targets; with fewer than 4, APGD-T, whose loss then does not exist, is left
-    out of `standard` and `plus`, and so is APGD-DLR with 2.
+    `version`: `standard` is APGD, targeted APGD, targeted FAB and Square; `rand`, for stochastic models, APGD with two losses
+    and 20 draws a gradient; `plus` all six with more restarts; `custom` the `attacks` in their order. Every other parameter is
+    the package's. The package gets the evaluation's seed and one tile as one batch, so that the proposals are those of
+    `pyautoattack` called on that tile. On a stochastic model the package keeps the first proposal that fails in one draw, as
+    its protocol says; the judge scores the proposal on fresh draws.
+
+    With fewer than 10 classes there are fewer targets. With fewer than 4, APGD-T is left out of `standard` and `plus`, because
+    its loss is undefined; with 2, so is APGD-DLR.
     """
 
     norms = frozenset({"linf", "l2", "l1"})
@@ -87,7 +88,7 @@ class AutoAttack(Attack):
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep the package's log to itself, and undo what its check for dynamic defences does to a debugger's trace."""
+    """Silence the package's log, and restore the debugger's trace function, which its check for dynamic defences replaces."""
     logger, trace = logging.getLogger("auto-attack"), sys.gettrace()
     disabled = logger.disabled
     logger.disabled = True

@@ -1,4 +1,4 @@
-"""The parts of AutoAttack (Croce and Hein 2020, arXiv:2003.01690), each by itself, through the package pyautoattack."""
+"""Single parts of AutoAttack (Croce and Hein 2020, arXiv:2003.01690), through the authors' package pyautoattack."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,10 +19,11 @@ from kwbench.threat import ThreatModel
 class AutoAttackPart(Attack):
     """One part with the settings that `version` gives it: `standard`, or `rand` with 20 draws a gradient.
 
-    Every sample is attacked, and what the part found is proposed as it is. The package itself looks once at the clean image
-    and once at each proposal, attacks only what was right so far, and goes back to the clean image where the look at the
-    proposal was right: of a stochastic model its count can be had from the parts' proposals and fresh draws
-    (`kwbench.record.single_draw_protocol`), without that chance. The seed is the suite's, and one tile is one batch.
+    Every sample is attacked, and the part's result is proposed unchanged. The package itself predicts the clean image once and
+    each proposal once, attacks only samples that were right so far, and returns the clean image if the proposal was predicted
+    right. For a stochastic model its count can be computed from the parts' proposals and fresh draws
+    (`kwbench.record.single_draw_protocol`), without that chance. The package gets the evaluation's seed, and one tile as one
+    batch.
     """
 
     norms = frozenset(NORMS)

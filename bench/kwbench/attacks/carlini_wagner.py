@@ -15,24 +15,23 @@ from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
 
-# Below a step of an 8-bit image there is nothing left to find.
+# One step of an 8-bit image; smaller perturbations do not matter.
 _LEAST_TAU = 1 / 256
 
 
 @dataclass(frozen=True)
 class CarliniWagner(Attack):
-    """Adam on `const` * max(0, confidence - margin) + penalty.
+    """Minimize `const` * max(0, confidence - margin) + penalty with Adam.
 
     l2 (section VI.A): the penalty is the squared distance, pixels are (tanh(w) + 1) / 2, and `const` is searched in
-    `binary_search_steps` rounds.
-    linf (section VI.C): the penalty is what each pixel moves beyond tau; a success lowers tau to `tau_factor` times the
-    distance found, a failure multiplies `const` by `const_factor`, and past `largest_const` the search is over. Pixels are
-    cut to the range after each step (section V.B, projected descent), because tanh hardly moves black and white ones.
-    Every sample has a const, tau, round and Adam of its own.
+    `binary_search_steps` rounds. linf (section VI.C): the penalty is the part of each pixel's change beyond tau. A success
+    lowers tau to `tau_factor` times its distance, a failure multiplies `const` by `const_factor`, and beyond `largest_const`
+    the search ends. Pixels are clipped to their range after each step (section V.B, projected descent), because tanh hardly
+    moves black and white ones. Every sample has its own const, tau, round and Adam state.
 
-    `norm`: that of the search; None is the threat model's. Papers that used Foolbox 2 searched in l2 and judged in linf.
-    `judged`: by the distance of what was found (the paper, Foolbox 2), or clipped into the ball and predicted again
-    (Foolbox 3). A round is at most `steps` long and ends early when a tenth of them brought no lower loss.
+    `norm`: that of the search; None for the threat model's. Papers that used Foolbox 2 searched in l2 and judged in linf.
+    `judged`: by the distance of the proposal (the paper, Foolbox 2), or clipped into the ball and predicted again (Foolbox 3).
+    A round takes at most `steps` steps and ends early when a tenth of them brought no lower loss.
 
     Foolbox 2's CarliniWagnerL2Attack is `steps: 1000, step_size: 0.005`; its other defaults are ours. Ours, in l2 0.02 for
     `step_size` (of w), found the same median distance to 0.2 % in a quarter of the passes. The authors' li_attack.py is
@@ -69,7 +68,7 @@ class CarliniWagner(Attack):
             raise ValueError("tau_factor must lie between 0 and 1, const_factor above 1")
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
-        """Propose images for x (b, c, h, w) with labels y (b,); x itself where nothing adversarial was found."""
+        """Propose images for x (b, c, h, w) with labels y (b,); x itself if no adversarial example was found."""
         norm: Norm = self.norm or threat.norm
         search = _TauSearch(self, x) if norm == "linf" else _BinarySearch(self, x)
         start = search.enter(x)
@@ -100,7 +99,7 @@ class CarliniWagner(Attack):
             far = norms(z - x[active], norm)
             closer = wins & (far < nearest[active])
             best[active[closer]], nearest[active[closer]] = z[closer], far[closer]
-            # A gradient that is not a number leads nowhere; the judge refuses the sample unless something was found.
+            # A NaN gradient leads nowhere; the judge refuses the sample unless it has an adversarial example already.
             lost = ~gradient.isfinite().flatten(1).all(dim=1)
             best[active[lost & nearest[active].isinf()]] = torch.nan
 
@@ -115,7 +114,7 @@ class CarliniWagner(Attack):
             done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
             if len(ended):
                 finished = search.next_round(ended, nearest)
-                # l2 starts each round at the image, linf where it last succeeded.
+                # In l2 each round starts at the image, in linf at the last success.
                 w[ended] = search.enter(best[ended]) if norm == "linf" else start[ended]
                 adam.reset(ended)
                 age[ended], lowest[ended], lowest_before[ended] = 0, torch.inf, torch.inf
@@ -134,7 +133,7 @@ class CarliniWagner(Attack):
 
 
 class _BinarySearch:
-    """The l2 attack's const: tenfold until a round succeeds, then halving the gap between failure and success."""
+    """The search for const in l2: multiply by ten until a round succeeds, then bisect between failure and success."""
 
     def __init__(self, attack: CarliniWagner, x: Tensor) -> None:
         self.attack = attack
@@ -180,7 +179,7 @@ class _BinarySearch:
 
 
 class _TauSearch:
-    """The linf attack's tau and const."""
+    """The search for tau and const in linf."""
 
     def __init__(self, attack: CarliniWagner, x: Tensor) -> None:
         self.attack = attack
@@ -218,22 +217,22 @@ class _TauSearch:
 
 
 class _Adam:
-    """Kingma and Ba 2015 (arXiv:1412.6980) with moments and a clock for each sample."""
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980) with moments and a step counter for each sample."""
 
     def __init__(self, like: Tensor, step_size: float) -> None:
         self.step_size = step_size
         self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
-        self.clock = torch.zeros(len(like), device=like.device)
+        self.steps_taken = torch.zeros(len(like), device=like.device)
 
     def step(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """What to subtract from the parameters of these rows (b, c, h, w)."""
-        self.clock[rows] += 1
-        clock = self.clock[rows].view(-1, 1, 1, 1)
+        """Return the step (b, c, h, w) to subtract from the parameters of these rows."""
+        self.steps_taken[rows] += 1
+        steps_taken = self.steps_taken[rows].view(-1, 1, 1, 1)
         self.mean[rows] = 0.9 * self.mean[rows] + 0.1 * gradient
         self.square[rows] = 0.999 * self.square[rows] + 0.001 * gradient.square()
-        mean, square = self.mean[rows] / (1 - 0.9**clock), self.square[rows] / (1 - 0.999**clock)
+        mean, square = self.mean[rows] / (1 - 0.9**steps_taken), self.square[rows] / (1 - 0.999**steps_taken)
         return self.step_size * mean / (square.sqrt() + 1e-8)
 
     def reset(self, rows: Tensor) -> None:
-        """Forget what these rows have seen."""
-        self.mean[rows], self.square[rows], self.clock[rows] = 0.0, 0.0, 0.0
+        """Reset the moments and counters of these rows."""
+        self.mean[rows], self.square[rows], self.steps_taken[rows] = 0.0, 0.0, 0.0

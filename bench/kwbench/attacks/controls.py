@@ -1,4 +1,4 @@
-"""Controls: attacks that know nothing. A sound evaluation is barely moved by them."""
+"""Controls: random changes and none. They must hardly lower the accuracy in a sound evaluation."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class NoOp(Attack):
         return
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
-        """A copy of x (b, c, h, w)."""
+        """Return a copy of x (b, c, h, w)."""
         return x.clone()
 
     def passes(self, stochastic: bool) -> int:
@@ -39,13 +39,13 @@ class NoOp(Attack):
 
 @dataclass(frozen=True)
 class RandomSign(Attack):
-    """One corner of the cube inside the ball, drawn blindly: every pixel moves by the same amount, up or down."""
+    """A random corner of the cube inside the ball: every pixel moves by the same amount, up or down."""
 
     norms = _ALL_NORMS
     needs = "nothing"
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
-        """Propose images for x (b, c, h, w); neither the model nor y is asked."""
+        """Propose images for x (b, c, h, w) without using the model or y."""
         signs = torch.where(rng.uniform("signs", x.shape[1:]) < 0.5, -1.0, 1.0).to(x.device)
         return project(x + signs * threat.radius / _length_of_ones(x, threat), x, threat)
 
@@ -56,10 +56,10 @@ class RandomSign(Attack):
 
 @dataclass(frozen=True)
 class GaussianNoise(Attack):
-    """Gaussian noise of half the size that fits, projected into the ball; the worst of `steps` draws.
+    """Gaussian noise projected into the ball; the worst of `steps` draws.
 
-    A pixel's standard deviation is eps / 2 in linf, eps / (2 sqrt(d)) in l2 and eps / (2 d) in l1, of d pixels. On a
-    stochastic model one draw is made: choosing among several by the model's answers would pick its own luck.
+    A pixel's standard deviation is eps / 2 in linf, eps / (2 sqrt(d)) in l2 and eps / (2 d) in l1, for d pixels. On a
+    stochastic model there is one draw: choosing among several by single predictions would select the model's luck.
     """
 
     norms = _ALL_NORMS
@@ -97,6 +97,6 @@ class GaussianNoise(Attack):
 
 
 def _length_of_ones(x: Tensor, threat: ThreatModel) -> float:
-    """The norm of an image of ones."""
+    """Return the norm of an image of ones."""
     pixels = x[0].numel()
     return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[threat.norm]

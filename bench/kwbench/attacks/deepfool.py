@@ -13,7 +13,7 @@ from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import Norm, ThreatModel
 
-# ImageNet's; no data set at hand has more.
+# The number of classes of ImageNet; no supported data set has more.
 _MOST_CLASSES = 1000
 
 _DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2"}
@@ -21,13 +21,12 @@ _DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2"}
 
 @dataclass(frozen=True)
 class DeepFool(Attack):
-    """Walks to the nearest boundary of the model's linear approximation, again and again, until the class changes.
+    """Repeated steps to the nearest decision boundary of the model's linear approximation, until the class changes.
 
     The defaults are Foolbox's and the authors' code's: at most 50 steps, the 10 most likely classes (`candidates`; None for
     all), the summed steps lengthened by `overshoot` 0.02, and 1e-4 added to each distance.
-    `judged`: by the distance of what was found (the paper, Foolbox 2), or clipped into the ball and predicted again
-    (Foolbox 3).
-    On a stochastic model a sample waits where an answer is wrong, and goes on when a later one is right.
+    `judged`: by the distance of the proposal (the paper, Foolbox 2), or clipped into the ball and predicted again (Foolbox 3).
+    On a stochastic model a sample stays where it is while predictions are wrong, and moves on when a later one is right.
     """
 
     norms = frozenset({"linf", "l2"})
@@ -56,7 +55,7 @@ class DeepFool(Attack):
         z, total = x.clone(), torch.zeros_like(x)
         for step in range(self.steps):
             if not model.stochastic:
-                # One look spares those that have fallen a gradient for every class.
+                # One forward pass saves misclassified samples a gradient for every class.
                 with torch.no_grad():
                     done = fooled(model(z, active), y[active])
                 if bool(done.any()):
@@ -84,7 +83,7 @@ class DeepFool(Attack):
         return 1 + self.steps * (1 + self.gradient.passes(rivals))
 
     def _others(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """The classes (b, m) whose boundaries are looked at: all but the true one, or the likeliest of them."""
+        """Return the classes (b, m) whose boundaries are considered: all but the true one, or the likeliest of them."""
         if self.candidates is None or self.candidates >= model.classes:
             return torch.stack([torch.cat([torch.arange(k), torch.arange(k + 1, model.classes)]) for k in y.tolist()]).to(
                 x.device
@@ -95,12 +94,13 @@ class DeepFool(Attack):
 
 
 def _to_nearest_boundary(values: Tensor, gradients: Tensor, norm: Norm) -> Tensor:
-    """The shortest step (b, c, h, w) to a boundary, where value + gradient * step = 0, among the m of (m, b, ...)."""
+    """Return the shortest step (b, c, h, w) to one of m boundaries, at which value (m, b) + gradient (m, b, c, h, w) * step =
+    0."""
     slopes = torch.stack([norms(gradient, _DUAL[norm]) for gradient in gradients])
     distances = values.abs() / slopes.clamp_min(1e-30)
     nearest = distances.argmin(dim=0)
     rows = torch.arange(len(nearest), device=nearest.device)
     length = distances[nearest, rows] + 1e-4
-    # A flat model has no boundary to walk to.
+    # A constant model has no boundary.
     length = torch.where(slopes[nearest, rows] > 0, length, 0)
     return steepest(gradients[nearest, rows], norm) * length.view(-1, 1, 1, 1)

@@ -16,9 +16,10 @@ from kwbench.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Fgsm(Attack):
-    """One step of length eps from the image itself along the steepest direction of the loss, cut to the pixel range.
+    """One step of length eps from the image along the steepest direction of the loss, clipped to the pixel range.
 
-    In linf the gradient's sign, as in the paper; in l2 its direction; in l1 the one pixel of largest slope.
+    The direction is the gradient's sign in linf, as in the paper; the normalized gradient in l2; the pixel of largest slope in
+    l1.
     """
 
     norms = frozenset({"linf", "l2", "l1"})

@@ -15,7 +15,7 @@ from kwbench.model import Model
 from kwbench.randomness import SampleRandom, seeded_globally
 from kwbench.threat import NORMS, ThreatModel
 
-# They cannot run from the images alone: one needs target classes, the other a data set to draw from.
+# These need more than images and labels: one needs target classes, the other a data set to draw from.
 _NOT_UNTARGETED = {"GenAttack", "DatasetAttack"}
 
 
@@ -24,11 +24,11 @@ class Foolbox(Attack):
     """The Foolbox attack `attack` with its `parameters`, and Foolbox's defaults for the rest.
 
     Fixed-budget attacks get eps and are clipped to it, as Foolbox does. Minimum-norm attacks run without eps, and their
-    proposals are `judged` by distance or clipped like those of our own. Also written `foolbox:NAME` with Foolbox's
-    parameters beside it.
+    proposals are `judged` by distance or clipped, like those of other minimum-norm attacks. Also written `foolbox:NAME` with
+    Foolbox's parameters beside it.
     """
 
-    # What any of them can do; an attack's own answers stand in the instance.
+    # The norms of all of its attacks; an instance has those of its own attack.
     norms = frozenset(NORMS)
     needs = "gradients"
     libraries = ("foolbox",)
@@ -51,7 +51,7 @@ class Foolbox(Attack):
         minimum_norm = issubclass(self._kind, MinimizationAttack)
         object.__setattr__(self, "minimum_norm", minimum_norm)
         if not minimum_norm:
-            # A fixed budget is in the attack's own norm; what a minimum-norm attack finds can be judged in any.
+            # A fixed budget is in the attack's own norm; the proposals of a minimum-norm attack can be judged in any norm.
             own = frozenset(name for name in NORMS if getattr(foolbox.distances, name) is self._kind.distance)
             object.__setattr__(self, "norms", own)
 
@@ -71,15 +71,15 @@ class Foolbox(Attack):
             adversary = self._kind(**parameters)
             victim = foolbox.models.pytorch.PyTorchModel(ModelModule(model), bounds=(0, 1), device=x.device)
             criterion = foolbox.criteria.Misclassification(y)
-            found, clipped, _ = adversary(victim, x, criterion, epsilons=None if self.minimum_norm else threat.radius)
-        return found.detach() if self.minimum_norm else settle(clipped.detach(), x, threat)
+            nearest, clipped, _ = adversary(victim, x, criterion, epsilons=None if self.minimum_norm else threat.radius)
+        return nearest.detach() if self.minimum_norm else settle(clipped.detach(), x, threat)
 
 
 @cache
 def foolbox_attacks() -> dict[str, Any]:
-    """Foolbox's attacks by name that can run untargeted from images and labels."""
+    """Return Foolbox's attacks by name that can run untargeted from images and labels."""
     with warnings.catch_warnings():
-        # Foolbox 3.3.4 takes a filter from an old place in scipy.
+        # Foolbox 3.3.4 imports a filter from a deprecated module of scipy.
         warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)
         import foolbox
     from foolbox.attacks.base import FixedEpsilonAttack, MinimizationAttack

@@ -19,10 +19,10 @@ class Mim(Attack):
     """Steps along the steepest direction of a decaying sum of gradients, each divided by its l1 norm; no random start.
 
     The defaults are the paper's: 10 steps of eps / 10, decay 1.0. `step_size` is in the norm's unit; None stands for
-    `relative_step_size` * eps, and that for eps / `steps`. Both norms of the paper (eq. 6 to 8).
-    On a deterministic model a sample stops at its first misclassified iterate (`early_exit`); papers report the last. In
-    `precision` folded or bfloat16 the steps are found in quicker arithmetic, and a sample stops when float32 has it
-    misclassified too.
+    `relative_step_size` * eps, and that for eps / `steps`. The norms are those of the paper (eq. 6 to 8).
+    On a deterministic model a sample stops at its first misclassified iterate (`early_exit`); papers report the last. With
+    `precision` folded or bfloat16 gradients are computed faster, and a sample stops when float32 confirms that it is
+    misclassified.
     """
 
     norms = frozenset({"linf", "l2"})
@@ -47,14 +47,14 @@ class Mim(Attack):
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
-        descend = self._descent(threat.radius)
-        return descend(model, x, y, threat, rng, start=x, rows=torch.arange(len(x), device=x.device))[0]
+        climb = self._ascent(threat.radius)
+        return climb(model, x, y, threat, rng, start=x, rows=torch.arange(len(x), device=x.device))[0]
 
     def passes(self, stochastic: bool) -> int:
         """See Attack."""
-        return self._descent(1.0).passes(stochastic)
+        return self._ascent(1.0).passes(stochastic)
 
-    def _descent(self, radius: float) -> Ascent:
+    def _ascent(self, radius: float) -> Ascent:
         relative = self.relative_step_size if self.relative_step_size is not None else 1 / self.steps
         step_size = self.step_size if self.step_size is not None else relative * radius
         return Ascent(self.steps, step_size, self.loss, self.gradient, self.early_exit, self.decay, self.precision)

@@ -21,12 +21,11 @@ class Pgd(RestartedAttack):
 
     `step_size` is in the norm's unit; None stands for `relative_step_size` * eps. The defaults are Foolbox's LinfPGD:
     40 steps of eps / 30 from a random start.
-    On a deterministic model a sample stops at its first misclassified iterate (`early_exit`), which also keeps a success
-    that a later step would lose; papers report the last iterate. In `precision` folded or bfloat16 the steps are found in
-    quicker arithmetic, and a sample stops when float32 has it misclassified too.
-    Of several restarts the first that succeeds is proposed.
-    A stochastic model is attacked to the last step, and among restarts the one with the highest mean loss over
-    `restart_draws` draws is proposed.
+
+    Deterministic models: a sample stops at its first misclassified iterate (`early_exit`), which also keeps a success that a
+    later step would lose; papers report the last iterate. The first restart that succeeds is proposed. With `precision` folded
+    or bfloat16 gradients are computed faster, and a sample stops when float32 confirms that it is misclassified.
+    Stochastic models: all steps are taken, and the restart with the highest mean loss over `restart_draws` draws is proposed.
     """
 
     norms = frozenset({"linf", "l2", "l1"})
@@ -53,14 +52,14 @@ class Pgd(RestartedAttack):
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
-        descend = self._descent(threat.radius)
+        climb = self._ascent(threat.radius)
         best = x.clone()
         best_loss = torch.full((len(x),), -torch.inf, device=x.device)
         rows = torch.arange(len(x), device=x.device)
         for restart in range(self.restarts):
             stream = rng.child(f"restart {restart}").take(rows)
             start = random_start(x[rows], threat, stream) if self.random_start else x[rows].clone()
-            z, broken = descend(model, x[rows], y[rows], threat, stream, start=start, rows=rows)
+            z, broken = climb(model, x[rows], y[rows], threat, stream, start=start, rows=rows)
             if self.restarts == 1:
                 return z
             if model.stochastic:
@@ -79,14 +78,14 @@ class Pgd(RestartedAttack):
     def passes(self, stochastic: bool) -> int:
         """See Attack."""
         choosing = 0 if self.restarts == 1 else self.restart_draws if stochastic else 1
-        return self.restarts * (self._descent(1.0).passes(stochastic) + choosing)
+        return self.restarts * (self._ascent(1.0).passes(stochastic) + choosing)
 
-    def _descent(self, radius: float) -> Ascent:
+    def _ascent(self, radius: float) -> Ascent:
         step_size = self.step_size if self.step_size is not None else self.relative_step_size * radius
         return Ascent(self.steps, step_size, self.loss, self.gradient, self.early_exit, precision=self.precision)
 
     def _mean_loss(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with torch.no_grad():
             losses = [LOSSES[self.loss](model(z, rows), y) for _ in range(self.restart_draws)]
-        # A loss that is not a number comes from an answer that the judge calls broken.
+        # A NaN loss comes from a prediction that the judge calls broken.
         return torch.stack(losses).nan_to_num(nan=torch.inf).mean(dim=0)

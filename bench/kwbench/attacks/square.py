@@ -1,4 +1,4 @@
-"""Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): random search, logits only."""
+"""Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): random search on logits."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,21 +15,22 @@ from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
-# Iterations whose random numbers are drawn together: making a generator costs as much as a small network's pass.
+# Steps whose random numbers are drawn at once: making a generator costs as much as a pass of a small network.
 _CHUNK = 100
 
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """Squares of extreme colour at random places, kept where they raise the margin loss.
+    """Random search: squares of extreme colour at random positions, kept if they raise the margin loss.
 
     The defaults are AutoAttack's: 5000 steps, p_init 0.8, one restart, the paper's schedule for 10,000 steps whatever
     `steps` is; `rescale_schedule` stretches it to `steps`, as the paper does. Squares reach the last row and column
-    (algorithm 2), which the authors' code leaves out.
-    Samples drop out as soon as they are broken; in another `precision` than float32, as soon as float32 agrees. `auto` is what
-    an evaluation makes of it: folded where there is what to fold and nothing hides its gradient, else float32. On a stochastic
-    model no sample drops out, and at every step the square and what it would replace are compared on the means of `draws` fresh
-    passes each, in which both meet the same randomness.
+    (algorithm 2), unlike in the authors' code.
+
+    A sample is done as soon as it is misclassified; if `precision` is not float32, as soon as float32 confirms it. `auto` is
+    `folded` if there is a batch norm to fold and nothing hides its gradient, else `float32`. On a stochastic model no sample is
+    done early; at every step the candidate and the current image are compared by their mean loss over `draws` fresh passes
+    each, in which both get the same random numbers.
     """
 
     norms = frozenset({"linf", "l2"})
@@ -67,11 +68,11 @@ class Square(Attack):
         """See Attack."""
         if stochastic:
             return self.restarts * (1 + 2 * self.steps) * self.draws
-        return self.restarts * (1 + self.steps) * (1 if self.arithmetic == "float32" else 2)
+        return self.restarts * (1 + self.steps) * (1 if self.search_precision == "float32" else 2)
 
     @property
-    def arithmetic(self) -> Precision:
-        """What it searches in: of `auto`, which nobody has made definite, float32."""
+    def search_precision(self) -> Precision:
+        """The precision of the search; float32 for an `auto` that has not been resolved."""
         return "float32" if self.precision == "auto" else self.precision
 
     def resolved(self, facts: ModelFacts) -> Self:
@@ -89,10 +90,10 @@ class Square(Attack):
     def _search(
         self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom, *, rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best images, their losses, and which of them are broken (none, for a stochastic model)."""
+        """Return the best images, their losses, and which of them are broken (none for a stochastic model)."""
         propose = _Linf(x, threat) if threat.norm == "linf" else _L2(x, threat)
         best = propose.start(rng)
-        (loss,), broken = self._look(model, [best], y, rows)
+        (loss,), broken = self._evaluate(model, [best], y, rows)
         active = (~broken).nonzero().squeeze(1)
         for step in range(self.steps):
             if not len(active):
@@ -100,11 +101,11 @@ class Square(Attack):
             if step % _CHUNK == 0:
                 count = min(_CHUNK, self.steps - step)
                 numbers = rng.take(active).uniform(f"steps from {step}", (count, propose.numbers)).to(x.device)
-            labels, payers = y[active], rows[active]
+            labels, active_rows = y[active], rows[active]
             z = propose(best[active], active, self._share(step), numbers[:, step % _CHUNK])
-            rivals = [z, best[active]] if model.stochastic else [z]
-            (new_loss, *again), newly_broken = self._look(model, rivals, labels, payers)
-            old_loss = again[0] if again else loss[active]
+            images = [z, best[active]] if model.stochastic else [z]
+            (new_loss, *current_loss), newly_broken = self._evaluate(model, images, labels, active_rows)
+            old_loss = current_loss[0] if current_loss else loss[active]
             better = (new_loss > old_loss) | newly_broken
             best[active[better]] = z[better]
             loss[active] = torch.where(better, new_loss, old_loss)
@@ -113,24 +114,24 @@ class Square(Attack):
                 active, numbers = active[~newly_broken], numbers[~newly_broken]
         return best, loss, broken
 
-    def _look(self, model: Model, images: list[Tensor], y: Tensor, rows: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The losses (b,) of each batch of images, and which of the first are broken (none, for a stochastic model)."""
+    def _evaluate(self, model: Model, images: list[Tensor], y: Tensor, rows: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the losses (b,) of each batch of images, and which of the first are broken (none for a stochastic model)."""
         if not model.stochastic:
-            with model.computing_in(self.arithmetic):
+            with model.computing_in(self.search_precision):
                 logits = model(images[0], rows)
-            return [margin(logits, y)], misclassified(model, images[0], logits, y, rows, self.arithmetic)
+            return [margin(logits, y)], misclassified(model, images[0], logits, y, rows, self.search_precision)
         means = means_under_same_draws(model, images, lambda logits: margin(logits, y), rows, self.draws)
         return means, torch.zeros(len(y), dtype=torch.bool, device=y.device)
 
     def _share(self, step: int) -> float:
-        """The share of the image that a square covers (section 4.1)."""
+        """Return the share of the image that a square covers (section 4.1)."""
         at = step * 10_000 / self.steps if self.rescale_schedule else step
         return float(self.p_init / 2 ** sum(at > halving for halving in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)))
 
 
-def _places(numbers: Tensor, room: int) -> Tensor:
-    """Whole numbers from 0 to `room`, from uniform ones on [0, 1)."""
-    return (numbers * (room + 1)).long().clamp_max(room)
+def _positions(numbers: Tensor, largest: int) -> Tensor:
+    """Return integers from 0 to `largest` from uniform numbers on [0, 1)."""
+    return (numbers * (largest + 1)).long().clamp_max(largest)
 
 
 def _signs(numbers: Tensor) -> Tensor:
@@ -138,7 +139,8 @@ def _signs(numbers: Tensor) -> Tensor:
 
 
 class _Linf:
-    """Algorithm 2: a square set to x + eps or x - eps, one sign a channel; the start is vertical stripes of width 1."""
+    """Algorithm 2: a square is set to x + eps or x - eps, one sign a channel. The search starts at vertical stripes of width
+    1."""
 
     def __init__(self, x: Tensor, threat: ThreatModel) -> None:
         self.x, self.threat = x, threat
@@ -152,7 +154,7 @@ class _Linf:
     def __call__(self, best: Tensor, rows: Tensor, share: float, numbers: Tensor) -> Tensor:
         height, width = best.shape[2:]
         side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
-        top, left = _places(numbers[:, 0], height - side), _places(numbers[:, 1], width - side)
+        top, left = _positions(numbers[:, 0], height - side), _positions(numbers[:, 1], width - side)
         down = torch.arange(height, device=best.device) - top[:, None]
         across = torch.arange(width, device=best.device) - left[:, None]
         inside = ((down >= 0) & (down < side))[:, None, :, None] & ((across >= 0) & (across < side))[:, None, None, :]
@@ -162,7 +164,7 @@ class _Linf:
 
 
 class _L2:
-    """Algorithm 3: the budget of one window, and what is left of eps, moves to another, as two opposite bumps."""
+    """Algorithm 3: the budget of one window and the unused part of eps move to another window, as two opposite bumps."""
 
     def __init__(self, x: Tensor, threat: ThreatModel) -> None:
         self.x, self.threat = x, threat
@@ -210,19 +212,19 @@ class _L2:
 
     @staticmethod
     def _window(down: Tensor, across: Tensor, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Row and column indices (b, 1, side, 1) and (b, 1, 1, side)."""
+        """Return row indices (b, 1, side, 1) and column indices (b, 1, 1, side)."""
         span = torch.arange(side, device=down.device)
-        top, left = _places(down, height - side), _places(across, width - side)
+        top, left = _positions(down, height - side), _positions(across, width - side)
         return (top[:, None] + span)[:, None, :, None], (left[:, None] + span)[:, None, None, :]
 
 
 def _unit(window: Tensor) -> Tensor:
-    """Each channel's window (b, c, s, s) at length 1."""
+    """Scale each channel's window (b, c, s, s) to length 1."""
     return window / window.square().sum(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def _bump(side: int, like: Tensor) -> Tensor:
-    """Two opposite pyramids of height falling as 1 / distance^2, one above the other, as (side, side) of length 1 (eq. 2)."""
+    """Return two opposite pyramids of height 1 / distance^2, one above the other, as (side, side) of length 1 (eq. 2)."""
     bump = torch.cat([_pyramid(side // 2, side, like), -_pyramid(side - side // 2, side, like)])
     return bump / bump.square().sum().sqrt()
 
@@ -233,7 +235,7 @@ def _pyramid(height: int, width: int, like: Tensor) -> Tensor:
     down = (torch.arange(height, device=like.device) - height // 2).abs()
     across = (torch.arange(width, device=like.device) - width // 2).abs()
     ring = torch.maximum(down[:, None], across[None, :])
-    # Nested rectangles: ring r lies in all of those from r outwards, the i-th of which adds 1 / (i + 1)^2.
+    # Nested rectangles: ring r lies in the rectangles from r outwards, the i-th of which adds 1 / (i + 1)^2.
     reach = max(height // 2, width // 2) + 1
     heights = torch.tensor([sum((i + 1) ** -2 for i in range(r, reach)) for r in range(reach)], device=like.device)
     pyramid = heights.to(like.dtype)[ring.clamp_max(reach - 1)]

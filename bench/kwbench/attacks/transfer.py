@@ -1,4 +1,4 @@
-"""Transfer: adversarial examples for another model (Papernot et al. 2017, arXiv:1602.02697)."""
+"""Transfer of adversarial examples from a surrogate model (Papernot et al. 2017, arXiv:1602.02697)."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,12 +17,12 @@ from kwbench.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Transfer(Attack):
-    """PGD on a surrogate, to its last step, or Auto-PGD, to its highest loss; the model under test is not asked.
+    """PGD on a surrogate to its last step, or Auto-PGD to its highest loss, without using the model under test.
 
     `surrogate` names a model of the registry, or is `swap:relu`, `swap:identity`, `swap:mean-field` or `swap:argmax`: the
     weights under test with other activations. `source` is the surrogate once loaded. The other defaults are Foolbox's
     LinfPGD; step sizes are PGD's.
-    It sees what hidden gradients hide: where it breaks more than the model's own gradients do, those are at fault.
+    Hidden gradients do not hinder it: if it breaks more than attacks on the model's own gradients, those are masked.
     """
 
     norms = Apgd.norms
@@ -39,19 +39,19 @@ class Transfer(Attack):
     source: Model | None = field(default=None, repr=False, compare=False, metadata={"parameter": False})
 
     def __post_init__(self) -> None:
-        self._descent()
+        self._search()
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,). Raises ValueError where no surrogate has been loaded."""
         if self.source is None:
             raise ValueError(f"the surrogate {self.surrogate!r} has not been loaded")
-        return self._descent()(self.source, x, y, threat, rng)
+        return self._search()(self.source, x, y, threat, rng)
 
     def passes(self, stochastic: bool) -> int:
-        """See Attack; they are the surrogate's."""
-        return self._descent().passes(stochastic)
+        """See Attack; the passes are those of the surrogate."""
+        return self._search().passes(stochastic)
 
-    def _descent(self) -> Pgd | Apgd:
+    def _search(self) -> Pgd | Apgd:
         if self.search == "apgd":
             return Apgd(
                 steps=self.steps,

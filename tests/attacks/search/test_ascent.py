@@ -1,4 +1,4 @@
-"""The loop of PGD and its kin: samples in and out of full tiles, and a quicker search that claims nothing."""
+"""The search of PGD and MIM: samples enter and leave full tiles, and a faster precision never confirms a success."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def test_whoever_is_done_makes_room_for_the_next(name: str) -> None:
         attack(model, batch.x, batch.y, LINF, SampleRandom(0, name, batch.samples))
         work = sum(model.work()[0])
     assert set(module.sizes) == {16}
-    # Only once nobody waits is there room left in a tile, for at most as many passes as there are steps.
+    # Tiles are padded only when no sample waits, for at most as many passes as there are steps.
     assert work / 16 <= len(module.sizes) <= work / 16 + 12
 
 
@@ -79,7 +79,7 @@ def test_all_steps_are_taken_and_no_more() -> None:
 
 
 class Misled(nn.Module):
-    """Wrong about every image in quicker arithmetic than its own; when folded, from the second pass on."""
+    """Wrong about every image in bfloat16 and, from the second pass on, with folded batch norms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,12 +87,12 @@ class Misled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x).float()
-        self.passes += not any(isinstance(each, nn.BatchNorm2d) for each in self.network.children())
+        self.passes += not any(isinstance(layer, nn.BatchNorm2d) for layer in self.network.children())
         return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") or self.passes > 1 else logits
 
 
 def misled() -> Model:
-    """With nothing to hint at it."""
+    """Return the model, planned while folding still looked exact."""
     model = wrapped(Misled(), tile=16)
     model.plan_passes(first_images(16).x)
     assert model.effective_precision("folded") == "folded"
@@ -121,7 +121,7 @@ def test_a_quicker_search_breaks_as_many(name: str, norm: str) -> None:
     plain, *quicker = (
         run(name, {"precision": precision}, batch, threat, model=model) for precision in ("float32", "folded", "bfloat16")
     )
-    assert all(broken(each).sum() >= broken(plain).sum() for each in quicker)
+    assert all(broken(search).sum() >= broken(plain).sum() for search in quicker)
     assert 0 < broken(plain).sum() < len(broken(plain))
 
 

@@ -1,4 +1,4 @@
-"""Looks before gradients: foretold from the sample alone, they spare backwards and change no image."""
+"""Lookaheads: expected from the sample alone, they save backward passes and change no image."""
 
 import math
 from typing import Any
@@ -86,7 +86,7 @@ def test_looks_spare_backwards_and_change_no_image(
             same, fewer, more = proposed(eps)
         assert torch.equal(images, same)
         extra = [looked - plain for looked, plain in zip(forwards, fewer, strict=True)]
-        assert all(0 <= each <= most_lookaheads(12) for each in extra)
+        assert all(0 <= passes <= most_lookaheads(12) for passes in extra)
         assert sum(backwards) < sum(more)
         if eps == "0.15":
             assert sum(extra) > 0, "some looks must be in vain"

@@ -1,4 +1,4 @@
-"""Losses: right in value and direction at any scale of the logits."""
+"""Losses: accurate in value and direction at any scale of the logits."""
 
 from collections.abc import Callable
 from functools import partial
@@ -87,11 +87,11 @@ def test_of_two_classes_every_loss_has_one_direction_at_any_scale(name: str) -> 
 def test_a_saturated_softmax_gives_the_direction_of_exact_arithmetic(name: str, gap: float) -> None:
     logits, labels = _logits(100, 10)
     logits = logits + gap * F.one_hot(labels, 10)
-    found = _gradient(_loss(name, labels, 10), logits).double()
+    gradient = _gradient(_loss(name, labels, 10), logits).double()
 
     wide, rows = logits.double(), torch.arange(100)
     target = (labels + 1) % 10 if name.startswith("targeted") else wide.scatter(1, labels[:, None], -torch.inf).argmax(1)
-    # By hand, without the difference 1 - p that cancels: p_o of the others, q = 1 - p_true as their sum.
+    # Computed without the cancelling difference 1 - p: q = 1 - p_true is the sum of the other probabilities p_o.
     p = wide.softmax(dim=1)
     q = p.clone().index_put((rows, labels), torch.zeros(100, dtype=torch.double)).sum(dim=1, keepdim=True)
     true = F.one_hot(labels, 10)
@@ -101,8 +101,8 @@ def test_a_saturated_softmax_gives_the_direction_of_exact_arithmetic(name: str, 
     if "probability" in name:
         at = p[rows, target][:, None]
         rise = rise * p[rows, labels][:, None] + at * (F.one_hot(target, 10) - p)
-    assert F.cosine_similarity(F.normalize(found, eps=0), F.normalize(rise, eps=0)).min() > 1 - 1e-6
-    assert found.norm(dim=1).min() > 1e-4
+    assert F.cosine_similarity(F.normalize(gradient, eps=0), F.normalize(rise, eps=0)).min() > 1 - 1e-6
+    assert gradient.norm(dim=1).min() > 1e-4
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(("cross_entropy", "probability_margin"))])
@@ -182,7 +182,7 @@ def test_losses_are_finite_and_the_margins_agree_in_sign(rows: list[list[float]]
         assert bool(_gradient(loss, logits).isfinite().all()), name
     wrong = margin(logits, labels) > 0
     assert bool(fooled(logits, labels)[wrong].all())
-    # A quotient of float32's smallest numbers may be zero.
+    # A quotient of the smallest float32 numbers may underflow to zero.
     assert bool((dlr(logits, labels)[wrong] >= 0).all())
     assert bool((dlr(logits, labels)[margin(logits, labels) > 1e-30] > 0).all())
     assert bool((probability_margin(logits, labels)[~wrong] <= 0).all())

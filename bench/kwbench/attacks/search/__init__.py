@@ -1,1 +1,1 @@
-"""Search procedures that several attacks share."""
+"""Search procedures, losses and predictions of success that attacks share."""

@@ -1,8 +1,8 @@
-"""Objectives that an attack raises, from logits (b, k) and labels (b,) to one value a sample (b,).
+"""Losses that an attack maximizes: from logits (b, k) and labels (b,) to one value a sample (b,).
 
-A row's value and gradient depend on that row's logits alone, and are right at any scale of them. Where a softmax saturates in
-float32 a loss goes on in a straight line, whose slope is exact in direction and does not vanish; logits that hardly differ are
-drawn apart first, as softmax would see no difference.
+The value and gradient of a row depend on its logits alone, and are accurate at any scale of them. If a softmax saturates in
+float32, the loss continues along its tangent, whose gradient has the exact direction and does not vanish. Logits that are
+nearly equal are spread first, because softmax would not distinguish them.
 """
 
 import math
@@ -15,29 +15,30 @@ from torch.nn import functional as F
 
 LossName = Literal["cross_entropy", "margin", "dlr", "probability_margin"]
 
-# The probability of all other classes below which float32 loses the gradient of a softmax.
+# The total probability of the other classes below which a softmax in float32 loses its gradient.
 _SATURATED = 1e-4
 
-# The spread of logits below which float32 loses their softmax, and what it is stretched to.
+# The spread of logits below which their softmax in float32 is constant, and the spread that they are stretched to.
 _FLAT, _STRETCHED = 1e-3, 10.0
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Minus the log-probability of the true class; torch's own, bit by bit, unless the true class is all but certain or all
-    logits within 1e-3.
+    """Return minus the log-probability of the true class.
 
-    With u the log-odds of the other classes it is log(1 + e^u). Below 1e-4 it follows the tangent in u, and so ends below 0.
+    Bit-identical to torch's cross-entropy unless the true class has a probability of nearly 1 or all logits lie within 1e-3.
+    With u the log-odds of the other classes it is log(1 + e^u). Below 1e-4 it follows the tangent in u, and may become
+    negative.
     """
     logits = _stretched(logits)
     value = F.cross_entropy(logits, y, reduction="none")
-    # Where it is above, e^u is too: nothing is saturated.
+    # If the value is above the threshold, so is e^u, and nothing is saturated.
     if value.numel() and value.detach().min().item() > 2 * _SATURATED:
         return value
     return _straight_below(value, _odds(logits, other_logits(logits, y), y))
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The largest other logit minus the true one: positive exactly where the sample is misclassified.
+    """Return the largest other logit minus the true one: positive exactly if the sample is misclassified.
 
     Carlini and Wagner 2017 (arXiv:1608.04644), f6 without its hinge.
     """
@@ -45,9 +46,10 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """The margin over the gap between the largest logit and the third: the difference of logits ratio, which no scale changes.
+    """Return the difference of logits ratio: the margin over the gap between the largest logit and the third.
 
-    Croce and Hein 2020 (arXiv:2003.01690), eq. 6. Of two classes it is the margin.
+    It is invariant to the scale of the logits. Croce and Hein 2020 (arXiv:2003.01690), eq. 6. With two classes it is the
+    margin.
     """
     if logits.shape[1] < 3:
         return margin(logits, y)
@@ -56,9 +58,9 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The largest other probability minus the true one (Xie et al. 2024, arXiv:2411.15210).
+    """Return the largest other probability minus the true one (Xie et al. 2024, arXiv:2411.15210).
 
-    Within 1e-4 of -1 it follows its tangent in the logarithm of the distance to -1, as `cross_entropy` does.
+    Within 1e-4 of -1 it follows its tangent in the logarithm of the distance to -1, like `cross_entropy`.
     """
     logits = _stretched(logits)
     others = other_logits(logits, y)
@@ -69,19 +71,19 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def targeted_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The log-probability of the target class."""
+    """Return the log-probability of the target class."""
     return -F.cross_entropy(_stretched(logits), target, reduction="none")
 
 
 def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The target's logit minus the true one."""
+    """Return the target's logit minus the true one."""
     return _at(logits, target) - _at(logits, y)
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The targeted margin over the gap between the largest logit and the mean of the third and fourth (eq. 7 of the paper).
+    """Return the targeted margin over the gap between the largest logit and the mean of the third and fourth.
 
-    Of fewer than four classes, where it does not exist, it is the margin.
+    Croce and Hein 2020 (arXiv:2003.01690), eq. 7. With fewer than four classes, where it is undefined, it is the margin.
     """
     if logits.shape[1] < 4:
         return targeted_margin(logits, y, target)
@@ -91,7 +93,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """The target's probability minus the true one; near -1 a straight line, as `probability_margin` is."""
+    """Return the target's probability minus the true one; near -1 its tangent, like `probability_margin`."""
     logits = _stretched(logits)
     probabilities, others = logits.softmax(dim=1), other_logits(logits, y)
     value = _at(probabilities, target) - _at(probabilities, y)
@@ -100,10 +102,11 @@ def targeted_probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Te
 
 
 def margin_after(loss: LossName, value: Tensor, rise: Tensor) -> Tensor:
-    """What tells by its sign, roughly, who is misclassified, once a loss of `value` (b,) has risen by `rise` (b,).
+    """Return the approximate margin (b,) once a loss of `value` (b,) has risen by `rise` (b,); its sign predicts
+    misclassification.
 
-    A margin, or of cross-entropy the log-odds of all other classes together, which are no less: in itself it hardly rises where
-    it is small.
+    For cross-entropy it is the log-odds of all other classes together, an upper bound of the margin, because the loss itself
+    hardly rises while it is small.
     """
     if loss != "cross_entropy":
         return value + rise
@@ -114,20 +117,20 @@ def margin_after(loss: LossName, value: Tensor, rise: Tensor) -> Tensor:
 
 
 def fooled(logits: Tensor, y: Tensor) -> Tensor:
-    """Which samples the judge would call broken: another class wins, or a logit is not finite."""
+    """Return which samples the judge would call broken, as (b,): another class wins, or a logit is not finite."""
     return (logits.argmax(dim=1) != y) | not_finite(logits)
 
 
 def not_finite(logits: Tensor) -> Tensor:
-    """Which rows of logits (b, k) hold one that is not finite, as (b,)."""
-    # A finite sum says at once that none does; finite logits may add up to infinity.
+    """Return which rows of logits (b, k) contain a value that is not finite, as (b,)."""
+    # A finite sum excludes such values cheaply; an infinite one does not prove them, because finite logits may overflow.
     if math.isfinite(logits.sum().item()):
         return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     return ~logits.isfinite().all(dim=1)
 
 
 def other_logits(logits: Tensor, y: Tensor) -> Tensor:
-    """The logits (b, k) with minus infinity in the place of the true one."""
+    """Return the logits (b, k) with the true one replaced by minus infinity."""
     return logits.scatter(1, y[:, None], -torch.inf)
 
 
@@ -150,7 +153,7 @@ def _at(values: Tensor, classes: Tensor) -> Tensor:
 
 
 def _stretched(logits: Tensor) -> Tensor:
-    """The logits; those of a row that are all within 1e-3 drawn apart, by a factor that carries no gradient."""
+    """Return the logits, rows whose logits all lie within 1e-3 stretched by a factor that carries no gradient."""
     low, top = logits.detach().aminmax(dim=1, keepdim=True)
     spread = top - low
     if not len(logits) or spread.min().item() >= _FLAT:
@@ -159,12 +162,12 @@ def _stretched(logits: Tensor) -> Tensor:
 
 
 def _odds(logits: Tensor, against: Tensor, y: Tensor) -> Tensor:
-    """log(sum of e^against) minus the true logit, (b,)."""
+    """Return log(sum of e^against) minus the true logit, as (b,)."""
     return against.logsumexp(dim=1) - _at(logits, y)
 
 
 def _straight_below(value: Tensor, log_value: Tensor) -> Tensor:
-    """A value that nears e^log_value as that falls, continued by its tangent where it is below 1e-4."""
+    """Return `value`, which approaches e^log_value as that falls, replaced by its tangent below 1e-4."""
     start = math.log(_SATURATED)
     saturated = log_value.detach() < start
     if not bool(saturated.any()):
@@ -173,6 +176,6 @@ def _straight_below(value: Tensor, log_value: Tensor) -> Tensor:
 
 
 def _not_zero(gap: Tensor, ordered: Tensor) -> Tensor:
-    """The gap, no less than a millionth of the spread of the logits, nor than 1e-20: equal logits have no third place."""
+    """Return the gap, at least a millionth of the spread of the logits and at least 1e-20: equal logits would give zero."""
     least = 1e-6 * (ordered[:, 0] - ordered[:, -1]).detach()
     return torch.maximum(gap, least.clamp_min(1e-20))
