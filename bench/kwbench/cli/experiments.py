@@ -87,10 +87,14 @@ def experiment(
 ) -> None:
     """Run an experiment and put it on record; `kwbench report --figures` draws it.
 
-    landscape: the loss around an image. logits: the logits along PGD. patterns: how far an input moves before the activation
-    pattern changes, and the jump in the output there. answers: probabilities of the true class, and examples, under the attacks
-    (default: fgsm,pgd,cw). weights: the loss as weights and images move. learning: the loss during training. fit: a network
-    fitted to a function of one variable. layers: theorem 1 of xiao2020 on random layers.
+    answers: probabilities of the true class under attacks (default: fgsm,pgd,cw)
+    fit: a network fitted to a function of one variable
+    landscape: the loss around an image
+    layers: theorem 1 of xiao2020 on random layers
+    learning: the loss during training
+    logits: the logits along PGD
+    patterns: how far an input moves until activations switch, and the jump there
+    weights: the loss as weights and images move
     """
     with importing():
         from kwbench.evaluation.experiment import parameters_in

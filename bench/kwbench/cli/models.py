@@ -157,13 +157,6 @@ def train(
         ),
     ],
     registry: RegistryFile = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the checkpoint here; default: as the entry states.", rich_help_panel=OUTPUT),
-    ] = None,
-    pin: Annotated[
-        bool, typer.Option("--pin", help="Write the checkpoint's hash into the registry.", rich_help_panel=OUTPUT)
-    ] = False,
     data: Annotated[
         Path | None,
         typer.Option(metavar="FILE|FOLDER", help="Your own images to train on: an npz file or a folder.", rich_help_panel=DATA),
@@ -177,6 +170,13 @@ def train(
         bool, typer.Option("--download", help="Download the data set and initial weights if missing.", rich_help_panel=DATA)
     ] = False,
     device: Device = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the checkpoint here; default: as the entry states.", rich_help_panel=OUTPUT),
+    ] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Write the checkpoint's hash into the registry.", rich_help_panel=OUTPUT)
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model by the recipe in its entry. If it is interrupted, the same command continues."""
