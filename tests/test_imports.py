@@ -5,7 +5,7 @@ import gc
 from kwbench.imports import importing
 
 
-def test_garbage_is_looked_for_again_after_an_import_but_not_in_what_it_left() -> None:
+def test_garbage_collection_continues_after_an_import_but_skips_what_it_created() -> None:
     before = gc.get_freeze_count()
     try:
         with importing():
@@ -17,7 +17,7 @@ def test_garbage_is_looked_for_again_after_an_import_but_not_in_what_it_left() -
         gc.unfreeze()
 
 
-def test_who_looks_for_no_garbage_need_not_do_so_after_an_import() -> None:
+def test_disabled_garbage_collection_stays_disabled_after_an_import() -> None:
     gc.disable()
     try:
         with importing():

@@ -1,14 +1,15 @@
-"""The judge: nothing an attack or a model does may pass for robustness, or for an attack's success, that is not."""
+"""No behaviour of an attack or a model may be mistaken for robustness, or for success of the attack."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from kwbench.attacks import build_attack
+from kwbench.attacks.attack import Attack, JudgingRule
 from kwbench.attacks.search.losses import fooled
 from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate
@@ -23,14 +24,15 @@ LINF = ThreatModel.of("linf", "0.12")
 
 
 @dataclass(frozen=True)
-class Proposing:
-    """Proposes what a function of (x, y) says."""
+class Proposing(Attack):
+    """Proposes the result of a function of (x, y)."""
 
     propose: Callable[[Tensor, Tensor], Any]
     minimum_norm: bool = False
     whole_tiles: bool = False
-    judged: str = "distance"
-    norms: ClassVar[frozenset[str]] = frozenset({"linf", "l2", "l1"})
+    judged: JudgingRule = "distance"
+    norms = frozenset({"linf", "l2", "l1"})
+    needs = "nothing"
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Any:
         return self.propose(x, y)
@@ -44,7 +46,7 @@ def _judged(
 
 
 class NotANumberNear(nn.Module):
-    """The network, but not-a-number wherever the first pixel is not black, as it is in every digit."""
+    """The network with logits of not-a-number unless the first pixel is black, as it is in every digit."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -77,40 +79,40 @@ def test_no_attack_lets_a_defence_hide_behind_not_a_number(name: str) -> None:
     assert fallen >= min(0.9, plain / len(outcomes) - 0.05)
     if name in ("pgd", "mim"):
         assert {outcome.status for outcome in outcomes} == {Status.BROKEN}
-        # To the last step: where the answer is no number there is no way on, and none is needed.
+        # Without early exit: from a point with logits of not-a-number no step leads on, and none is needed.
         outcomes = run(name, {"early_exit": False}, batch, ThreatModel.of("linf", "0.3"), model=model)
         assert Status.INVALID not in {outcome.status for outcome in outcomes}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "mim", "deepfool", "cw"])
-def test_gradients_that_are_not_numbers_are_no_robustness(name: str, norm: str) -> None:
+def test_gradients_of_not_a_number_never_count_as_robustness(name: str, norm: str) -> None:
     class Smeared(nn.Module):
-        """Adds the root of 0, whose slope is infinite, times 0."""
+        """Adds the square root of 0, whose slope is infinite, times 0."""
 
         def forward(self, x: Tensor) -> Tensor:
             return trained_cnn()(x) + (0 * x).abs().sqrt().flatten(1).sum(dim=1, keepdim=True)
 
     model = wrapped(Smeared())
     statuses = {outcome.status for outcome in run(name, {}, sharp(first_images(8)), ThreatModel.of(norm, "0.3"), model=model)}
-    # A random start may break a sample by itself.
+    # A random start alone may break a sample.
     assert Status.INVALID in statuses
     assert Status.HELD not in statuses
 
 
-def test_a_sample_is_fooled_by_another_class_or_by_no_number() -> None:
+def test_a_prediction_is_fooled_by_another_class_or_by_not_a_number() -> None:
     logits = torch.tensor([[2.0, 1.0], [1.0, 2.0], [torch.nan, torch.nan], [torch.inf, 0.0]])
     assert fooled(logits, torch.zeros(4, dtype=torch.long)).tolist() == [False, True, True, True]
 
 
-def test_a_model_that_says_not_a_number_of_a_clean_image_is_refused() -> None:
+def test_a_model_with_logits_of_not_a_number_on_a_clean_image_is_refused() -> None:
     batch = first_images(70)
     batch.x[67, 0, 0, 0] = 1.0
     with pytest.raises(CannotEvaluate, match="clean image 67 are not finite"):
         judge_clean(wrapped(NotANumberNear(torch.nan)), batch, 0)
 
 
-def test_a_stochastic_model_that_sometimes_says_not_a_number_of_a_clean_image_is_refused() -> None:
+def test_a_stochastic_model_with_rare_logits_of_not_a_number_is_refused() -> None:
     class Sometimes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.where(torch.rand(len(x), 1) < 0.02, torch.nan, trained_cnn()(x))
@@ -130,7 +132,7 @@ def test_a_model_that_raises_on_clean_images_is_refused_by_name() -> None:
         judge_clean(wrapped(Raising()), first_images(3), 0)
 
 
-def test_proposals_that_are_no_images_in_the_ball_are_invalid() -> None:
+def test_proposals_that_are_not_images_inside_the_ball_are_invalid() -> None:
     batch = sharp(first_images(40))
 
     def propose(x: Tensor, y: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ def test_a_proposal_beyond_the_pixel_range_is_invalid_even_for_minimum_norm_atta
 
 
 @pytest.mark.parametrize("proposal", [None, "image", torch.zeros(1, 1, 8, 8), torch.zeros(8, 3, 8, 8)], ids=str)
-def test_what_is_not_a_batch_of_images_is_invalid(proposal: Any) -> None:
+def test_a_proposal_that_is_not_a_batch_of_images_is_invalid(proposal: Any) -> None:
     outcomes = _judged(lambda x, y: proposal, sharp(first_images(8)))
     assert {outcome.status for outcome in outcomes} == {Status.INVALID}
     assert {outcome.status for outcome in outcomes} == {Status.INVALID}
@@ -186,7 +188,7 @@ def test_an_attack_that_raises_on_one_sample_leaves_the_others_judged() -> None:
     assert {outcome.status for outcome in whole} == {Status.ERROR}, "a tile that must stay whole cannot be taken apart"
 
 
-def test_a_model_that_raises_on_an_adversarial_image_is_an_error_and_no_robustness() -> None:
+def test_a_model_that_raises_on_an_adversarial_image_is_an_error() -> None:
     class Detecting(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if bool((x[:, 0, 0, 0] > 0).any()):
@@ -197,7 +199,7 @@ def test_a_model_that_raises_on_an_adversarial_image_is_an_error_and_no_robustne
     assert {outcome.status for outcome in outcomes} == {Status.ERROR}
 
 
-def test_running_out_of_memory_is_for_the_runner() -> None:
+def test_running_out_of_gpu_memory_is_raised_to_the_runner() -> None:
     def propose(x: Tensor, y: Tensor) -> Tensor:
         raise torch.OutOfMemoryError
 
@@ -205,7 +207,7 @@ def test_running_out_of_memory_is_for_the_runner() -> None:
         _judged(propose, sharp(first_images(8)))
 
 
-def test_running_out_of_a_processors_memory_is_for_the_runner_too() -> None:
+def test_running_out_of_cpu_memory_is_raised_to_the_runner() -> None:
     with pytest.raises(MemoryError, match="can't allocate"):
         _judged(lambda x, y: torch.empty(2**50), sharp(first_images(8)))
 
@@ -224,7 +226,7 @@ def test_an_attack_cannot_move_the_images_it_is_measured_against() -> None:
     assert {outcome.status for outcome in outcomes} == {Status.INVALID}
 
 
-def test_samples_that_were_wrong_before_are_not_attacked() -> None:
+def test_misclassified_samples_are_not_attacked() -> None:
     batch = first_images(200)
     seen: list[int] = []
 
@@ -243,13 +245,13 @@ def test_samples_that_were_wrong_before_are_not_attacked() -> None:
 
 
 def _mixed(x: Tensor, y: Tensor) -> Tensor:
-    """What a long PGD finds beyond the ball: wrong, and too far."""
+    """Return adversarial examples outside the ball, found by a long PGD."""
     far = ThreatModel.of("linf", "0.4")
     samples = tuple(str(row) for row in range(len(x)))
     return build_attack("pgd", {"early_exit": False})(cnn(), x, y, far, SampleRandom(0, "far", samples))
 
 
-def test_minimum_norm_attacks_are_judged_by_the_rule_they_name_and_the_other_is_kept() -> None:
+def test_minimum_norm_attacks_are_judged_by_their_rule_and_the_other_one_is_recorded() -> None:
     batch = sharp(first_images(40))
     by_distance = _judged(_mixed, batch, minimum_norm=True)
     clipped = _judged(_mixed, batch, minimum_norm=True, judged="clipped")
@@ -262,7 +264,7 @@ def test_minimum_norm_attacks_are_judged_by_the_rule_they_name_and_the_other_is_
     assert {outcome.other_status for outcome in fixed} == {None}
 
 
-def test_a_minimum_norm_attack_that_found_nothing_has_no_distance() -> None:
+def test_a_minimum_norm_attack_without_an_adversarial_example_has_no_distance() -> None:
     outcomes = _judged(lambda x, y: x, sharp(first_images(8)), minimum_norm=True)
     assert {(outcome.status, outcome.distance) for outcome in outcomes} == {(Status.HELD, None)}
     assert all("no adversarial image" in outcome.note for outcome in outcomes)
@@ -283,7 +285,7 @@ def test_a_stochastic_model_gets_selection_and_fresh_counts_for_every_sample() -
     assert judge(model, Proposing(_brighter), "test", batch, LINF, 0, clean) is not None
 
 
-def test_no_op_controls_leave_a_stochastic_model_where_it_was() -> None:
+def test_controls_that_do_nothing_leave_the_accuracy_of_a_stochastic_model_unchanged() -> None:
     model = wrapped(Noisy(trained_cnn(), 0.3))
     model.stochastic = True
     batch = first_images(192)
@@ -300,7 +302,7 @@ def test_no_op_controls_leave_a_stochastic_model_where_it_was() -> None:
 
 def test_the_majority_over_fresh_draws_decides_a_stochastic_status() -> None:
     class Coin(nn.Module):
-        """Right with the probability that the first pixel says."""
+        """Correct with the probability given by the first pixel."""
 
         def forward(self, x: Tensor) -> Tensor:
             heads = torch.rand(len(x)) < x[:, 0, 0, 0]
@@ -317,7 +319,7 @@ def test_the_majority_over_fresh_draws_decides_a_stochastic_status() -> None:
     assert [outcome.status for outcome in darker] == [Status.BROKEN, Status.WRONG]
 
 
-def test_the_clean_rows_name_each_sample() -> None:
+def test_the_clean_outcomes_identify_every_sample() -> None:
     batch = first_images(5)
     for row, outcome in enumerate(judge_clean(cnn(), batch, 0)):
         assert (outcome.sample, outcome.index, outcome.label) == (batch.samples[row], row, int(batch.y[row]))

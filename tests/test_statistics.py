@@ -38,7 +38,7 @@ def test_the_binomial_interval_is_scipys() -> None:
 
 
 def populations(p: float, rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Ways in which samples' probabilities may be spread with mean p."""
+    """Distributions of the samples' probabilities with mean p."""
     found = {"equal": np.full(shape, p), "zero or one": (rng.random(shape) < p).astype(float)}
     if 0 < p < 1:
         found |= {f"beta {spread}": rng.beta(p * spread, (1 - p) * spread, shape) for spread in (0.2, 1, 5, 50)}
@@ -129,7 +129,7 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant_samples() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.01 * np.pi])
-def test_the_sign_flip_test_counts_all_sign_vectors(scale: float) -> None:
+def test_the_sign_flip_test_enumerates_all_sign_vectors(scale: float) -> None:
     # Whole multiples take the counting path, the others enumeration; both must agree with brute force.
     d = scale * np.array([3, -1, 7, 20, 50, -11, 2, 3, 3, -3])
     sums = np.array(list(itertools.product((1, -1), repeat=len(d)))) @ np.abs(d)
@@ -165,7 +165,7 @@ def test_the_sign_flip_test_keeps_its_level_where_nothing_differs(one_sided: boo
     assert alarms <= stats.binom.ppf(0.999, 400, 0.05)
 
 
-def test_no_difference_is_no_evidence() -> None:
+def test_equal_values_have_a_p_value_of_one() -> None:
     same = np.array([0.0, 1.0, 1.0])
     assert paired_test(same, same, one_sided=True).p == 1
     assert paired_test(same / 3, same / 3, one_sided=False).p == 1

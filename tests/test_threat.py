@@ -46,8 +46,8 @@ def test_radii_must_be_numbers(eps: Any) -> None:
         ThreatModel.of("l2", eps)
 
 
-def test_radii_larger_than_any_image_are_refused() -> None:
-    with pytest.raises(UsageError, match="larger than any image"):
+def test_radii_larger_than_the_distance_of_any_two_images_are_refused() -> None:
+    with pytest.raises(UsageError, match="exceeds the distance of any two images"):
         ThreatModel.of("l2", "1e12")
 
 

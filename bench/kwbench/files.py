@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the one behind a record."""
+"""Atomic writes, and the file behind the address of a record."""
 
 import os
 import tempfile
@@ -9,9 +9,9 @@ from kwbench.errors import CannotEvaluate
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write bytes, or text as UTF-8, under a name beside it, then give it its own: no reader and no kill ever sees half of it.
+    """Write bytes, or text as UTF-8, atomically: to a temporary file in the same folder, which is then renamed.
 
-    Folders on the way are made. Raises CannotEvaluate if it cannot be written; what was there before stays.
+    Missing folders are created. Raises CannotEvaluate if the file cannot be written; an existing file is then unchanged.
     """
     draft = None
     try:
@@ -31,6 +31,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def record_file(database: str) -> Path | None:
-    """Where a record lies that is named by a path or a SQLAlchemy URL; None if it is no file."""
+    """Return the file of a record given by a path or a SQLAlchemy URL; None if it is not a file."""
     path = database.removeprefix("sqlite:///")
     return None if "://" in path else Path(path)

@@ -1,4 +1,4 @@
-"""How names and numbers are written down for people: names made harmless, accuracies as percentages."""
+"""Names and numbers as text for people: names made harmless, accuracies as percentages."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ _LONGEST = 200
 
 
 def plain(text: object, longest: int = _LONGEST) -> str:
-    """Text on one line that can only be read: control, format and bidirectional characters are spelt out, length is limited."""
+    """Return text on one line of limited length, with control, format and bidirectional characters escaped."""
     whole = str(text)
     short = whole if len(whole) <= longest else whole[: longest - 1] + "…"
     if short.isascii() and short.isprintable():
@@ -25,19 +25,19 @@ def _visible(character: str) -> str:
 
 
 def percent(value: float, n: int) -> str:
-    """A fraction as percent, with as many decimals as n samples warrant: 97.5; from 1,000 samples on, 97.53."""
+    """Return a fraction as percent with one decimal, from n = 1,000 samples on with two: 97.5, 97.53."""
     return f"{100 * value:.{1 if n < 1000 else 2}f}"
 
 
 def interval_text(interval: Interval | None, n: int, missing: str = "–") -> str:
-    """An accuracy in percent with its 95 % interval: "97.5 [95.3, 98.8]"."""
+    """Return an accuracy in percent with its 95 % interval: "97.5 [95.3, 98.8]"."""
     if interval is None:
         return missing
     return f"{percent(interval.value, n)} [{percent(interval.low, n)}, {percent(interval.high, n)}]"
 
 
 def count_text(value: float) -> str:
-    """A count in at most four characters and a suffix: 950, 12.3k, 4.56M, 1.2G."""
+    """Return a count in at most four characters and a suffix: 950, 12.3k, 4.56M, 1.2G."""
     for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size * 0.9995:
             return f"{value / size:.3g}{suffix}"
@@ -45,7 +45,7 @@ def count_text(value: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration: 0.42 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    """Return a duration as text: 0.42 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 9.95:
         return f"{seconds:.2g} s"
     whole = round(seconds)
@@ -57,10 +57,10 @@ def duration_text(seconds: float) -> str:
 
 
 def markdown(text: object, longest: int = _LONGEST) -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, no link, no mention, no table cell boundary."""
+    """Escape text so that Markdown shows it unchanged: no markup, HTML, links, mentions or table cells."""
     escaped = plain(text, longest).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     escaped = re.sub(r"([\\`*_{}\[\]()#|~!$])", r"\\\1", escaped)
-    # GitHub makes links of bare addresses and mentions of @names.
+    # GitHub turns bare addresses into links and @names into mentions.
     return escaped.replace("@", "&#64;").replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
@@ -83,11 +83,11 @@ _LATEX = {
 
 
 def latex(text: object) -> str:
-    """Text that LaTeX sets as it is."""
+    """Escape text for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in plain(text))
 
 
 def spreadsheet(text: object) -> str:
-    """Text that a spreadsheet does not run as a formula (CWE-1236)."""
+    """Escape text so that no spreadsheet runs it as a formula (CWE-1236)."""
     shown = plain(text)
     return f"'{shown}" if shown.lstrip(" ").startswith(("=", "+", "-", "@", "|", "%")) else shown

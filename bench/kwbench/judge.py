@@ -1,8 +1,17 @@
-"""The judge: it alone decides what an attack has achieved, by measuring everything again.
+"""The judge alone decides what an attack has achieved. It trusts nothing and measures everything again.
 
-Distances in float64, the pixel range, and fresh float32 predictions. For stochastic models a proposal is scored twice, on
-selection draws, by which the worst attack of a sample is chosen, and on fresh draws that no choice has seen. In a cascade the
-draws end as soon as it is certain that a proposal will not be chosen.
+The rules for a proposal, in this order:
+
+- It is `invalid` unless it is an image of the right shape, finite, within [0, 1], and inside the ball by its float64 distance.
+  Proposals of minimum-norm attacks may lie outside the ball.
+- A deterministic model is asked for its float32 prediction once. The sample is `broken` if the prediction is wrong or a logit
+  is not finite, else `held`.
+- A stochastic model is asked many times: selection draws choose the worst attack of a sample, and fresh draws, which no choice
+  has seen, score it. The sample is `broken` if most of the fresh draws are wrong. In a cascade, drawing stops as soon as the
+  proposal cannot be chosen any more.
+- A minimum-norm attack is judged by distance (a proposal outside the ball does not count) or clipped into the ball. The status
+  under the rule that was not chosen is recorded too.
+- An attack that raises leaves an `error`. Neither errors nor invalid proposals ever count as robustness.
 """
 
 import time
@@ -27,14 +36,14 @@ REVISION = 1
 
 SELECTION_DRAWS = 50
 FRESH_DRAWS = 100
-# In a cascade, the selection draws after which proposals that can no longer be chosen are left.
+# In a cascade, proposals that cannot be chosen any more are dropped after so many selection draws.
 SCREENING_DRAWS = 10
 
 
 def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:
-    """What the model says of the images themselves.
+    """Return one outcome per sample for the images themselves: `held` if the prediction is correct, otherwise `wrong`.
 
-    Raises CannotEvaluate if a logit is not finite: such a model cannot be evaluated, and argmax would call NaN class 0.
+    Raises CannotEvaluate if a logit is not finite: argmax would take NaN for class 0.
     """
     outcomes = []
     for tile in batch.tiles(model.tile):
@@ -46,7 +55,7 @@ def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:
             row = score.finite.index(False)
             raise CannotEvaluate(
                 f"{model.name}: logits of clean image {tile.indices[row]} are not finite; "
-                "mend the model, NaN and infinity are not predictions"
+                "repair the model, NaN and infinity are not predictions"
             )
         seconds = (time.perf_counter() - started) / len(tile)
         for row in range(len(tile)):
@@ -63,7 +72,7 @@ def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:
                 backwards=backwards[row],
                 seconds=seconds,
             )
-            outcomes.append(score.onto(outcome, row))
+            outcomes.append(score.add_counts(outcome, row))
     return outcomes
 
 
@@ -79,16 +88,28 @@ def judge(
     to_beat: Sequence[int] | None = None,
     keep: bool = False,
 ) -> list[Outcome]:
-    """One outcome for each sample of the batch. `label` is the attack's name in the suite, `clean` what `judge_clean` said.
+    """Run an attack and return one outcome per sample of the batch.
 
-    `to_beat`, for stochastic models in a cascade: the fewest right selection draws so far, one for each sample of the batch. A
-    proposal that does not fall below has no fresh draws and may have fewer selection draws; its status goes by those.
-    `keep`: outcomes carry the image that was judged, those of deterministic models where it is broken.
+    Samples that a deterministic model misclassifies before the attack are only attacked by natural perturbations, whose
+    predictions are recorded; their status stays `wrong`. Of a stochastic model, all samples are attacked.
 
-    Deterministic models: samples that are wrong before the attack are not attacked, but by natural perturbations, whose
-    predictions are kept; the status stays `wrong`. Stochastic models: all are.
-    An attack that raises, or drives the model to raise, leaves `error` rows. Running out of memory is raised on, for the
-    runner to back off; so is what ails the model as such. Raises UsageError for a norm in which the attack cannot search.
+    Args:
+        model: the model under attack.
+        attack: the attack.
+        label: the name of the attack in the suite; part of the address of its random numbers.
+        batch: the samples, with images in [0, 1].
+        threat: the threat model.
+        seed: the seed of the evaluation.
+        clean: the outcomes of `judge_clean`, at least for these samples.
+        to_beat: for stochastic models in a cascade, the fewest correct selection draws of any candidate so far, one per sample
+            of the batch. A proposal that does not fall below has no fresh draws and may have fewer selection draws, which
+            then decide its status.
+        keep: whether outcomes hold the judged image; for deterministic models, only if it is broken.
+
+    Raises:
+        UsageError: the attack cannot search in the norm.
+        MemoryError: out of memory, as is torch.OutOfMemoryError; the runner then takes fewer samples.
+        KwbenchError: a failure of the model itself.
     """
     if threat.norm not in attack.norms:
         raise UsageError(f"attack {label!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}")
@@ -104,27 +125,27 @@ def judge(
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """Who is attacked, by what, within which ball, where the random numbers come from, and what is asked for besides."""
+    """The arguments of `judge` that all samples share. `to_beat` is by sample; None: every proposal is scored in full."""
 
     model: Model
     attack: Attack
     label: str
     threat: ThreatModel
     seed: int
-    # By sample; None: every proposal is scored in full.
     to_beat: Mapping[str, int] | None
     keep: bool
 
     @property
     def searchers(self) -> list[Model]:
-        """The models whose work is the attack's."""
+        """Return the models whose passes count as the attack's."""
         source = self.attack.source
         return [self.model] if source is None or source is self.model else [self.model, source]
 
 
 def _judge_group(case: _Case, batch: Batch, clean: list[Outcome]) -> list[Outcome]:
-    right = [outcome.status is not Status.WRONG for outcome in clean]
-    rows = [row for row in range(len(batch)) if right[row] or case.model.stochastic or case.attack.natural]
+    """Judge the samples of a batch that are to be attacked; the others keep their clean prediction and the status `wrong`."""
+    correct = [outcome.status is not Status.WRONG for outcome in clean]
+    rows = [row for row in range(len(batch)) if correct[row] or case.model.stochastic or case.attack.natural]
     outcomes = [
         Outcome(
             sample=batch.samples[row],
@@ -138,13 +159,13 @@ def _judge_group(case: _Case, batch: Batch, clean: list[Outcome]) -> list[Outcom
     ]
     if not rows:
         return outcomes
-    # A library that draws from global generators must see a tile whole, so that its draws fall as they always do.
+    # An attack that draws from global generators must see the same whole tile each time, so that its draws repeat.
     chosen = list(range(len(batch))) if case.attack.whole_tiles else rows
     judged = _attack(case, batch.take(chosen), [outcomes[row] for row in chosen])
     attacked = set(rows)
     for row, outcome in zip(chosen, judged, strict=True):
         if row in attacked:
-            outcomes[row] = outcome if right[row] else replace(outcome, status=_unless_failed(outcome.status))
+            outcomes[row] = outcome if correct[row] else replace(outcome, status=_unless_failed(outcome.status))
     return outcomes
 
 
@@ -153,7 +174,7 @@ def _unless_failed(status: Status) -> Status:
 
 
 def _attack(case: _Case, batch: Batch, drafts: list[Outcome]) -> list[Outcome]:
-    """Run the attack; where it raises, find out which samples are to blame by attacking each alone (deterministic models)."""
+    """Run the attack. If it raises on a deterministic model, attack each sample alone to isolate the failing ones."""
     rng = SampleRandom(case.seed, case.label, batch.samples)
     started = time.perf_counter()
     try:
@@ -161,14 +182,14 @@ def _attack(case: _Case, batch: Batch, drafts: list[Outcome]) -> list[Outcome]:
             for searcher in case.searchers:
                 meters.enter_context(searcher.metering(len(batch)))
                 searcher.reseed(case.seed, case.label, "search", *batch.samples)
-            # Copies: an attack that writes into its input must not move the images it is measured against.
+            # Copies, because an attack may write into its input.
             proposal = case.attack(case.model, batch.x.clone(), batch.y.clone(), case.threat, rng)
             work = [searcher.work() for searcher in case.searchers]
         seconds = (time.perf_counter() - started) / len(batch)
-        outcomes = _verdicts(case, batch, proposal, drafts)
+        outcomes = _judge_proposals(case, batch, proposal, drafts)
     except (torch.OutOfMemoryError, MemoryError, KwbenchError):
         raise
-    except Exception as failure:  # noqa: BLE001 - foreign code may raise anything; it becomes a row, never robustness
+    except Exception as failure:  # noqa: BLE001 - foreign code may raise anything
         raise_if_memory_is_out(failure)
         if len(batch) > 1 and not case.model.stochastic and not case.attack.whole_tiles:
             return [outcome for row, draft in enumerate(drafts) for outcome in _attack(case, batch.take([row]), [draft])]
@@ -185,76 +206,100 @@ def _attack(case: _Case, batch: Batch, drafts: list[Outcome]) -> list[Outcome]:
     ]
 
 
-def _verdicts(case: _Case, batch: Batch, proposal: Tensor, drafts: list[Outcome]) -> list[Outcome]:
-    """Measure each proposal and ask the model again."""
+def _judge_proposals(case: _Case, batch: Batch, proposal: Tensor, drafts: list[Outcome]) -> list[Outcome]:
+    """Measure each proposal (b, c, h, w) and predict it again."""
     model, attack, threat, x = case.model, case.attack, case.threat, batch.x
     if not isinstance(proposal, Tensor) or proposal.shape != x.shape:
-        got = tuple(proposal.shape) if isinstance(proposal, Tensor) else type(proposal).__name__
-        note = f"proposed {got} where {tuple(x.shape)} was asked for"
+        kind = tuple(proposal.shape) if isinstance(proposal, Tensor) else type(proposal).__name__
+        note = f"proposed {kind} where {tuple(x.shape)} was expected"
         return [replace(draft, status=Status.INVALID, prediction=None, note=note) for draft in drafts]
     z = proposal.detach().to(x)
-    finite = z.isfinite().flatten(1).all(dim=1)
-    in_range = (z >= -TOLERANCE).flatten(1).all(dim=1) & (z <= 1 + TOLERANCE).flatten(1).all(dim=1)
-    far = distance(x, torch.where(finite.view(-1, 1, 1, 1), z, x), threat.norm)
-    inside = far <= threat.radius + TOLERANCE
-    valid = finite & in_range & (inside | attack.minimum_norm)
-    safe = torch.where(valid.view(-1, 1, 1, 1), z.clamp(0, 1), x)
-
-    at_distance = torch.where((valid & inside).view(-1, 1, 1, 1), safe, x)
-    by_rule = {"distance": at_distance, "clipped": project(safe, x, threat) if attack.minimum_norm else at_distance}
+    measured = _measure(z, x, threat)
+    valid = measured.finite & measured.in_range & (measured.inside | attack.minimum_norm)
+    clamped = torch.where(_per_image(valid), z.clamp(0, 1), x)
+    at_distance = torch.where(_per_image(valid & measured.inside), clamped, x)
+    by_rule = {"distance": at_distance, "clipped": project(clamped, x, threat) if attack.minimum_norm else at_distance}
     rule = attack.judged if attack.minimum_norm else "distance"
-    final = _score(model, batch, by_rule[rule], case.seed, case.label, case.to_beat)
-    other, found = None, [True] * len(drafts)
+
+    score = _score(model, batch, by_rule[rule], case.seed, case.label, case.to_beat)
+    other_score, adversarial = None, [True] * len(drafts)
     if attack.minimum_norm:
         other_rule = "clipped" if rule == "distance" else "distance"
-        other = _score(model, batch, by_rule[other_rule], case.seed, f"{case.label} {other_rule}", case.to_beat)
+        other_score = _score(model, batch, by_rule[other_rule], case.seed, f"{case.label} {other_rule}", case.to_beat)
         if not model.stochastic:
-            # The distance of a point that fools nobody is the distance of nothing.
-            found = _score(model, batch, safe, case.seed, case.label).broken
+            # Only an adversarial example has a distance worth recording.
+            adversarial = _score(model, batch, clamped, case.seed, case.label).broken
     surrogate = None
     if attack.source is not None:
         attack.source.reseed(case.seed, case.label, "surrogate", *batch.samples)
         surrogate = attack.source.predict(by_rule[rule])[0].tolist()
 
+    is_valid, lengths = valid.tolist(), measured.distance.tolist()
     outcomes = []
-    are_valid, are_finite, are_in_range, lengths = (each.tolist() for each in (valid, finite, in_range, far))
     for row, draft in enumerate(drafts):
-        if not are_valid[row]:
-            measured = lengths[row] if are_finite[row] else None
-            note = _why_invalid(are_finite[row], are_in_range[row], measured)
-            outcomes.append(replace(draft, status=Status.INVALID, prediction=None, distance=measured, note=note))
+        if not is_valid[row]:
+            outcomes.append(_invalid(draft, row, measured))
             continue
         outcome = replace(
             draft,
-            status=final.status(row),
-            other_status=other.status(row) if other is not None else None,
-            prediction=final.predicted[row],
-            distance=lengths[row] if found[row] else None,
+            status=score.status(row),
+            other_status=other_score.status(row) if other_score is not None else None,
+            prediction=score.predicted[row],
+            distance=lengths[row] if adversarial[row] else None,
             surrogate_prediction=surrogate[row] if surrogate is not None else None,
-            note=(
-                "the logits of the adversarial image are not finite"
-                if not final.finite[row]
-                else ""
-                if found[row]
-                else "found no adversarial image at any distance"
-            ),
+            note=_note(score.finite[row], adversarial[row]),
         )
-        if case.keep and (model.stochastic or final.broken[row]):
+        if case.keep and (model.stochastic or score.broken[row]):
             outcome = replace(outcome, image=by_rule[rule][row].cpu().numpy())
-        outcomes.append(final.onto(outcome, row))
+        outcomes.append(score.add_counts(outcome, row))
     return outcomes
 
 
-def _why_invalid(finite: bool, in_range: bool, far: float | None) -> str:
+@dataclass(frozen=True, slots=True)
+class _Measurements:
+    """Of each proposal (b,): whether all pixels are finite and within [0, 1], its distance, and whether it is in the ball.
+
+    The distance of a proposal with a pixel that is not finite is 0.
+    """
+
+    finite: Tensor
+    in_range: Tensor
+    distance: Tensor
+    inside: Tensor
+
+
+def _measure(z: Tensor, x: Tensor, threat: ThreatModel) -> _Measurements:
+    finite = z.isfinite().flatten(1).all(dim=1)
+    in_range = (z >= -TOLERANCE).flatten(1).all(dim=1) & (z <= 1 + TOLERANCE).flatten(1).all(dim=1)
+    length = distance(x, torch.where(_per_image(finite), z, x), threat.norm)
+    return _Measurements(finite, in_range, length, length <= threat.radius + TOLERANCE)
+
+
+def _per_image(flags: Tensor) -> Tensor:
+    """Return flags (b,) as (b, 1, 1, 1), to be broadcast over images."""
+    return flags.view(-1, 1, 1, 1)
+
+
+def _invalid(draft: Outcome, row: int, measured: _Measurements) -> Outcome:
+    """Return the outcome of a proposal that is no image inside the ball."""
+    length = float(measured.distance[row]) if bool(measured.finite[row]) else None
+    if length is None:
+        note = "proposed a pixel that is not finite"
+    elif not bool(measured.in_range[row]):
+        note = "proposed a pixel outside [0, 1]"
+    else:
+        note = f"proposed a point at distance {length:.6g}, outside the ball"
+    return replace(draft, status=Status.INVALID, prediction=None, distance=length, note=note)
+
+
+def _note(finite: bool, adversarial: bool) -> str:
     if not finite:
-        return "proposed a pixel that is not finite"
-    if not in_range:
-        return "proposed a pixel outside [0, 1]"
-    return f"proposed a point at distance {far:.6g}, outside the ball"
+        return "the logits of the adversarial image are not finite"
+    return "" if adversarial else "found no adversarial image at any distance"
 
 
 def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat: Mapping[str, int] | None = None) -> "_Score":
-    """What the model says of z (b, c, h, w), in float32 and anew."""
+    """Predict z (b, c, h, w) in float32, with random numbers that depend on the label and the samples only."""
     model.reseed(seed, label, "predict", *batch.samples)
     predicted, finite = model.predict(z)
     if not model.stochastic:
@@ -263,9 +308,9 @@ def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat
     bar = torch.full_like(rows, SELECTION_DRAWS + 1)
     if to_beat is not None:
         bar = torch.tensor([to_beat[sample] for sample in batch.samples], device=z.device)
-    # Right answers and draws of the selection, then of the scoring.
+    # Rows: correct selection draws, selection draws, correct fresh draws, fresh draws.
     tally = torch.zeros((4, len(z)), dtype=torch.long, device=z.device)
-    for purpose, right, draws in (
+    for purpose, row, draws in (
         ("selection", 0, SCREENING_DRAWS),
         (None, 0, SELECTION_DRAWS - SCREENING_DRAWS),
         ("fresh", 2, FRESH_DRAWS),
@@ -275,8 +320,8 @@ def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat
         rows = rows[tally[0, rows] < bar[rows]]
         if len(rows):
             correct, always_finite = model.count_correct(z[rows], batch.y[rows], draws)
-            tally[right, rows] += correct
-            tally[right + 1, rows] += draws
+            tally[row, rows] += correct
+            tally[row + 1, rows] += draws
             finite[rows] &= always_finite
     selection, selection_draws, fresh, fresh_draws = tally
     broken = torch.where(fresh_draws > 0, 2 * fresh < fresh_draws, 2 * selection < selection_draws)
@@ -285,23 +330,27 @@ def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat
 
 @dataclass(frozen=True, slots=True)
 class _Score:
-    """Row by row: predictions, which samples had only finite answers, and which are broken: by one answer if the model is
-    deterministic (also one that is not finite), else by most of the fresh draws, or of the selection draws where there are no
-    fresh ones. `counts` are a stochastic model's: right and all selection draws, right and all fresh draws, of each row.
+    """Predictions of a batch, one entry per sample.
+
+    Attributes:
+        predicted: the predicted class.
+        finite: whether all logits were finite.
+        broken: whether the sample is broken; without fresh draws, most of the selection draws decide.
+        counts: for a stochastic model, correct selection draws, selection draws, correct fresh draws, fresh draws.
     """
 
-    # Lists: to ask a tensor for one value after the other costs more than a small pass.
+    # Lists, because reading single values from a tensor costs more than a small forward pass.
     predicted: list[int]
     finite: list[bool]
     broken: list[bool]
     counts: list[list[int]] | None
 
     def status(self, row: int) -> Status:
-        """The status of a sample that was right before the attack."""
+        """Return the status of a sample that was correct before the attack."""
         return Status.BROKEN if self.broken[row] else Status.HELD
 
-    def onto(self, outcome: Outcome, row: int) -> Outcome:
-        """The outcome with the row's counts, if there are any."""
+    def add_counts(self, outcome: Outcome, row: int) -> Outcome:
+        """Return the outcome with the counts of the row, if there are any."""
         if self.counts is None:
             return outcome
         selection, selection_draws, fresh, fresh_draws = self.counts[row]

@@ -1,4 +1,4 @@
-"""What happened to one sample under one attack: the only thing that is ever stored about robustness."""
+"""The outcome of one attack on one sample. All numbers about robustness are derived from outcomes."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -6,24 +6,24 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-# The label of the images themselves among the attacks of an evaluation.
+# The label of the clean images among the attacks of an evaluation.
 CLEAN = "clean"
 
 
 def escalated(label: str, doubled: int) -> str:
-    """The label of an attack whose budget was doubled so many times: `es`, `es x2`, `es x4`."""
+    """Return the label of an attack after so many doublings of its budget: `es`, `es x2`, `es x4`."""
     return f"{label} x{2**doubled}" if doubled else label
 
 
 class Status(StrEnum):
-    """The judge's word on one sample under one attack.
+    """The judge's decision on one sample under one attack.
 
-    For a stochastic model the word follows the majority of the fresh draws; its accuracies use the counts instead.
+    For a stochastic model it follows the majority of the fresh draws; its accuracies use the counts instead.
     """
 
     WRONG = "wrong"  # misclassified before any attack
     BROKEN = "broken"  # the attack found a valid image inside the ball that is misclassified
-    HELD = "held"  # it did not
+    HELD = "held"  # the attack found no such image
     INVALID = "invalid"  # the proposal was not a finite image inside the ball
     ERROR = "error"  # the attack raised
 
@@ -32,10 +32,26 @@ class Status(StrEnum):
 class Outcome:
     """One row of the record.
 
-    `sample` is the hash of the image and its label, `index` its position in the data set's split.
-    `distance` is in the threat model's norm, None where there is no proposal to measure.
-    The draw counts are zero for deterministic models; for stochastic ones, selection draws choose the worst attack
-    of a sample and fresh draws, which no choice has seen, score it.
+    Attributes:
+        sample: the hash of the image and its label.
+        index: the position of the sample in the split of the data set.
+        label: the true class.
+        status: the judge's decision.
+        clean_prediction: the predicted class of the clean image.
+        prediction: the predicted class of the judged image; None without one.
+        distance: the distance of the proposal in the norm of the threat model; None if there is nothing to measure.
+        other_status: the status under the other judging rule; minimum-norm attacks only.
+        surrogate_prediction: the surrogate's predicted class of the judged image; transfer attacks only.
+        selection_correct: correct selection draws, which choose the worst attack of a sample. Draws are 0 for deterministic
+            models.
+        selection_draws: all selection draws.
+        fresh_correct: correct fresh draws, which score the chosen attack and which no choice has seen.
+        fresh_draws: all fresh draws.
+        forwards: forward passes that the attack spent on the sample.
+        backwards: backward passes that the attack spent on the sample.
+        seconds: the time of the batch, divided evenly among its samples.
+        note: what went wrong, for people.
+        image: the judged image, (c, h, w) in [0, 1], if it is to be kept. It takes no part in comparisons.
     """
 
     sample: str
@@ -45,9 +61,7 @@ class Outcome:
     clean_prediction: int | None = None
     prediction: int | None = None
     distance: float | None = None
-    # Minimum-norm attacks only: the status under the judging rule that was not chosen.
     other_status: Status | None = None
-    # Transfer attacks only: what the surrogate itself says about the proposal.
     surrogate_prediction: int | None = None
     selection_correct: int = 0
     selection_draws: int = 0
@@ -57,5 +71,4 @@ class Outcome:
     backwards: int = 0
     seconds: float = 0.0
     note: str = ""
-    # The image that was judged, (c, h, w), where it is to be kept. It is evidence for the row and no part of it.
     image: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)

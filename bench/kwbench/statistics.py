@@ -1,7 +1,7 @@
-"""Intervals for accuracies, and tests for two of them on the same samples. Pure numpy and scipy; accuracies are fractions of 1.
+"""Intervals for accuracies, and paired tests of two accuracies. Accuracies are fractions of 1.
 
-Nothing here assumes that an accuracy is far from 0 or 1: the robust accuracies that matter most are close to 0, where the
-textbook intervals fail (a percentile bootstrap covers 23 % at p = 0.002, n = 128).
+All methods hold for accuracies near 0 or 1. The most important robust accuracies are close to 0, where textbook intervals fail:
+a percentile bootstrap covers 23 % at p = 0.002, n = 128.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from scipy import special
 
 LEVEL = 0.95
 
-# Above this many additions the sign-flip test samples its null distribution instead of counting it out (about a second).
+# Above this many additions (about a second) the sign-flip test samples its null distribution instead of enumerating it.
 _EXACT_WORK = 200_000_000
 _FLIPS = 100_000
 
@@ -29,10 +29,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """Two classifiers on the same n samples.
+    """A paired test of two classifiers on the same n samples.
 
     `difference` is mean(first) - mean(second), in [-1, 1]. `gained` and `lost` count the samples on which the second is better
-    and worse. `p` is the p-value, `method` says of which test and which alternative.
+    and worse. `p` is the p-value, `method` the name of the test and its alternative.
     """
 
     difference: float
@@ -44,10 +44,10 @@ class PairedTest:
 
 
 def binomial_interval(hits: ArrayLike, n: ArrayLike, level: float = LEVEL) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The exact interval of Clopper and Pearson (Biometrika 26, 1934) for a proportion, for many proportions at once.
+    """Return exact intervals of Clopper and Pearson (Biometrika 26, 1934) for one or many proportions.
 
     Args:
-        hits: how many of n; in [0, n]. Any shape; broadcast with n.
+        hits: the number of hits, in [0, n]. Any shape; broadcast with n.
         n: number of samples, at least 1.
         level: confidence level in (0, 1).
 
@@ -66,13 +66,13 @@ def binomial_interval(hits: ArrayLike, n: ArrayLike, level: float = LEVEL) -> tu
 def mean_interval(
     means: ArrayLike, variances: ArrayLike, n: ArrayLike, level: float = LEVEL
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """An interval for the mean of values in [0, 1], from their sample mean and variance, for many means at once.
+    """Return intervals for means of values in [0, 1], from their sample means and variances.
 
-    Gaffke's bound (Learned-Miller and Thomas 2019, arXiv:1905.06208, section 2) adds the worst possible value, 1 for the upper
-    end, 0 for the lower, to the sample and takes the quantile of its mean under random Dirichlet(1, ..., 1) weights. On values
-    that are 0 or 1 it is the interval of Clopper and Pearson. That mean is distributed almost as a Beta variable with the same
-    two moments; we take that Beta's quantile, which needs no simulation and keeps both limits exactly. There is no proof of the
-    coverage of either; both were simulated, and tests/test_statistics.py holds ours to at least 93 % (nominal 95 %).
+    Gaffke's bound (Learned-Miller and Thomas 2019, arXiv:1905.06208, section 2) adds the worst possible value to the sample: 1
+    for the upper end, 0 for the lower. It then takes the quantile of the sample mean under random Dirichlet(1, ..., 1) weights.
+    For values of 0 or 1 this is the interval of Clopper and Pearson. The weighted mean is distributed almost as a Beta variable
+    with the same two moments. We use the quantile of that variable, which needs no simulation and keeps both limits exactly.
+    The coverage of neither is proved. Both were simulated; tests/test_statistics.py requires at least 93 % (nominal 95 %).
 
     Args:
         means: sample means in [0, 1].
@@ -86,7 +86,7 @@ def mean_interval(
     Raises:
         ValueError: a value out of range.
     """
-    mean, variance, size = np.broadcast_arrays(*(np.asarray(each, dtype=float) for each in (means, variances, n)))
+    mean, variance, size = np.broadcast_arrays(*(np.asarray(values, dtype=float) for values in (means, variances, n)))
     if np.any(size < 1) or np.any(~((mean >= 0) & (mean <= 1))) or np.any(~((variance >= 0) & (variance <= 0.25 + 1e-9))):
         raise ValueError("mean_interval: need values in [0, 1] and n >= 1")
     tail = (1 - level) / 2
@@ -97,13 +97,13 @@ def mean_interval(
 
 @lru_cache(maxsize=65536)
 def accuracy_of_hits(hits: int, n: int, level: float = LEVEL) -> Interval:
-    """hits / n with its Clopper-Pearson interval."""
+    """Return hits / n with its Clopper-Pearson interval."""
     low, high = binomial_interval(hits, n, level)
     return Interval(hits / n, float(low), float(high))
 
 
 def accuracy_of_values(values: ArrayLike, level: float = LEVEL) -> Interval:
-    """The mean of values in [0, 1], one for each sample, with the interval of `mean_interval`."""
+    """Return the mean of values in [0, 1], one per sample, with the interval of `mean_interval`."""
     array = np.asarray(values, dtype=float)
     mean = float(array.mean())
     # Rounding can leave a mean of ones a little above 1.
@@ -113,9 +113,10 @@ def accuracy_of_values(values: ArrayLike, level: float = LEVEL) -> Interval:
 
 
 def mcnemar(lost: int, gained: int, *, one_sided: bool) -> float:
-    """The exact p-value of McNemar's test (Psychometrika 12, 1947): of `lost + gained` discordant samples half are lost.
+    """Return the exact p-value of McNemar's test (Psychometrika 12, 1947): half of the discordant samples are lost.
 
-    One-sided: against more losses than gains. Two-sided: twice the smaller tail, at most 1.
+    There are `lost + gained` discordant samples. One-sided: against more losses than gains. Two-sided: twice the smaller
+    tail, at most 1.
 
     Raises:
         ValueError: a negative count.
@@ -134,11 +135,12 @@ def mcnemar(lost: int, gained: int, *, one_sided: bool) -> float:
 
 
 def sign_flip(differences: ArrayLike, *, one_sided: bool, seed: int = 0) -> float:
-    """The p-value of the paired permutation test: the sign of each difference is as likely as its opposite (Fisher 1935).
+    """Return the p-value of the paired permutation test: both signs of a difference are equally likely (Fisher 1935).
 
-    One-sided: against a mean difference above 0. Exact where the null distribution can be counted out, which holds for
-    differences of p-hats (multiples of 1/K) at any size we use, and for up to 20 arbitrary differences; otherwise estimated
-    from 100,000 sign vectors drawn with `seed`, counting the observed one, so that it is never 0 (Phipson and Smyth 2010).
+    One-sided: against a mean difference above 0. The p-value is exact if the null distribution can be enumerated: for
+    differences of estimated probabilities (multiples of 1/K) at any size we use, and for up to 20 arbitrary differences.
+    Otherwise it is estimated from 100,000 sign vectors drawn with `seed`. The observed vector counts too, so that the p-value
+    is never 0 (Phipson and Smyth 2010).
 
     Raises:
         ValueError: a difference that is not finite.
@@ -151,22 +153,22 @@ def sign_flip(differences: ArrayLike, *, one_sided: bool, seed: int = 0) -> floa
         return 1.0
     integers = _as_integers(d)
     if integers is not None and int(np.abs(integers).sum()) * integers.size <= _EXACT_WORK:
-        more, fewer = _count_out(integers)
+        more, fewer = _enumerate(integers)
     elif d.size <= 20:
         signs = 1 - 2 * ((np.arange(2**d.size)[:, None] >> np.arange(d.size)) & 1)
         more, fewer = _tails(signs @ np.abs(d), d)
     else:
-        more, fewer = _draw(d, seed)
+        more, fewer = _sample(d, seed)
     return more if one_sided else min(1.0, 2 * min(more, fewer))
 
 
 def paired_test(first: ArrayLike, second: ArrayLike, *, one_sided: bool) -> PairedTest:
-    """Is the second classifier worse than the first (one-sided), or are they different (two-sided)? On the same samples.
+    """Test whether the second classifier is worse than the first (one-sided) or different (two-sided) on the same samples.
 
     Args:
-        first: one value in [0, 1] for each sample; 0 or 1 for a deterministic model, a p-hat for a stochastic one.
+        first: one value in [0, 1] per sample: 0 or 1 for a deterministic model, an estimated probability for a stochastic one.
         second: the same for the other classifier, in the same order.
-        one_sided: the alternative: mean(second) < mean(first), or unequal means.
+        one_sided: whether the alternative is mean(second) < mean(first), not unequal means.
 
     Returns:
         McNemar's exact test where every value is 0 or 1, otherwise the sign-flip test.
@@ -187,7 +189,7 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, one_sided: bool) -> Pair
 
 
 def difference_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
-    """The mean of paired differences in [-1, 1], one for each sample, with the interval of `mean_interval` on (1 + d) / 2."""
+    """Return the mean of paired differences d in [-1, 1] with the interval of `mean_interval` for (1 + d) / 2."""
     half = accuracy_of_values((1 + np.asarray(differences, dtype=float)) / 2, level)
     return Interval(2 * half.value - 1, 2 * half.low - 1, 2 * half.high - 1)
 
@@ -203,7 +205,7 @@ def _beta_ends(
 def _gaffke_upper(
     mean: NDArray[np.float64], variance: NDArray[np.float64], n: NDArray[np.float64], tail: float
 ) -> NDArray[np.float64]:
-    """The upper end: the quantile of the Beta variable with the moments of the Dirichlet-weighted mean of sample and 1."""
+    """Return the upper end: a quantile of the Beta variable with the moments of the Dirichlet-weighted mean of sample and 1."""
     size = n + 1
     centre = (n * mean + 1) / size
     spread = np.maximum((n * (variance + mean**2) + 1) / size - centre**2, 0.0)
@@ -216,7 +218,7 @@ def _gaffke_upper(
 
 
 def _as_integers(d: NDArray[np.float64]) -> NDArray[np.int64] | None:
-    """The differences in units of 1/K for the smallest of the usual numbers of draws that makes them whole, or None."""
+    """Return the differences in units of 1/K, for the smallest usual number of draws K that makes them integers, or None."""
     for draws in (1, 50, 100, 128, 200, 250, 256, 500, 1000, 1024):
         scaled = d * draws
         whole = np.rint(scaled)
@@ -227,16 +229,16 @@ def _as_integers(d: NDArray[np.float64]) -> NDArray[np.int64] | None:
     return None
 
 
-def _count_out(d: NDArray[np.int64]) -> tuple[float, float]:
-    """P(sum >= observed) and P(sum <= observed) over all sign vectors, by Pagano and Tritchler's shifts (1983)."""
-    # In this order the part that is not zero stays short for long.
+def _enumerate(d: NDArray[np.int64]) -> tuple[float, float]:
+    """Return P(sum >= observed) and P(sum <= observed) over all sign vectors, by the shifts of Pagano and Tritchler (1983)."""
+    # In ascending order the nonzero part stays short for long.
     steps = np.sort(np.abs(d))
-    observed = int(d[d > 0].sum())  # the positive part; the whole sum is twice this less the total
+    observed = int(d[d > 0].sum())  # the positive part: the sum is twice this minus the total
     mass = np.zeros(int(steps.sum()) + 1)
     mass[0] = 1.0
     reached = 0
     for step in steps.tolist():
-        # The part above `reached` is zero; halving every time keeps the numbers in range.
+        # All above `reached` is zero. Halving each time keeps the numbers in range.
         halved = mass[: reached + 1] * 0.5
         mass[: reached + 1] = halved
         mass[step : reached + 1 + step] += halved
@@ -245,15 +247,15 @@ def _count_out(d: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def _tails(sums: NDArray[np.float64], d: NDArray[np.float64]) -> tuple[float, float]:
-    # Sums that are equal on paper may differ in the last bits.
+    # Equal sums may differ in the last bits.
     slack = 1e-9 * float(np.abs(d).sum())
     return float((sums >= d.sum() - slack).mean()), float((sums <= d.sum() + slack).mean())
 
 
-def _draw(d: NDArray[np.float64], seed: int) -> tuple[float, float]:
+def _sample(d: NDArray[np.float64], seed: int) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     sizes, counts = np.unique(np.abs(d), return_counts=True)
-    # Equal differences need only the number of them that stay positive.
+    # Of equal differences only the number that stays positive matters.
     positive = rng.binomial(counts, 0.5, size=(_FLIPS, counts.size)) if counts.size <= 2000 else None
     if positive is not None:
         sums = (2 * positive - counts) @ sizes

@@ -1,4 +1,4 @@
-"""The threat model: which norm bounds the perturbation, and by how much."""
+"""The threat model: the norm that bounds a perturbation, and its radius."""
 
 import math
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[str, ...] = get_args(Norm)
 
 
-# Farther apart than any two images, in any norm.
+# Larger than the distance of any two images, in any norm.
 _LARGEST = 10**9
 
 
 def exact_fraction(value: str | int | float | Fraction) -> Fraction:
-    """The number as it is written: 0.1 is one tenth, not the nearest binary fraction, and "8/255" is exact.
+    """Return a number exactly as it is written: 0.1 is one tenth, not the nearest binary fraction, and "8/255" is exact.
 
-    Raises ValueError for what is not a finite number. A decimal too small for a float is 0.
+    A decimal too small for a float becomes 0. Raises ValueError if the value is not a finite number.
     """
     if isinstance(value, Fraction):
         return value
     text = str(value)
     if "/" not in text:
-        # Asked first: as a fraction, 1e999999999 would fill the memory.
+        # Checked first, because 1e999999999 as a fraction would fill the memory.
         try:
             nearest = float(text)
         except ValueError:
@@ -42,7 +42,7 @@ def exact_fraction(value: str | int | float | Fraction) -> Fraction:
 
 
 def parse_eps(value: str | int | float | Fraction, norm: str) -> Fraction:
-    """The radius as an exact fraction, from "8/255", "0.031" or a number.
+    """Return the radius as an exact fraction, from "8/255", "0.031" or a number.
 
     Raises UsageError unless it is finite and positive, and at most 1 in linf (pixels lie in [0, 1]).
     """
@@ -51,17 +51,17 @@ def parse_eps(value: str | int | float | Fraction, norm: str) -> Fraction:
     except ValueError:
         raise UsageError(f"eps: {value!r} is not a number; write a fraction such as 8/255 or a decimal") from None
     if eps <= 0 or (eps < 1 and float(eps) == 0):
-        raise UsageError(f"eps: {value} is not positive; an attack needs room to move")
+        raise UsageError(f"eps: {value} is not positive; an attack needs a ball with a positive radius")
     if norm == "linf" and eps > 1:
         raise UsageError(f"eps: {value} exceeds 1, the whole range of a pixel in linf; 8 of 255 is written 8/255")
     if eps > _LARGEST:
-        raise UsageError(f"eps: {value} is larger than any image")
+        raise UsageError(f"eps: {value} exceeds the distance of any two images")
     return eps
 
 
 @dataclass(frozen=True, slots=True)
 class ThreatModel:
-    """A ball of radius `eps` in `norm` around each image, cut to the pixel range [0, 1].
+    """A ball of radius `eps` in `norm` around each image, clipped to the pixel range [0, 1].
 
     Two results are comparable only if their threat models are equal; hence the exact fraction.
     """
@@ -71,23 +71,23 @@ class ThreatModel:
 
     @classmethod
     def of(cls, norm: str, eps: str | int | float | Fraction) -> "ThreatModel":
-        """Checked construction. Raises UsageError for an unknown norm or an impossible radius."""
+        """Build a threat model from its text. Raises UsageError for an unknown norm or an impossible radius."""
         if norm not in NORMS:
             raise UsageError(f"norm: {norm!r} is unknown; one of {', '.join(NORMS)}")
         return cls(norm, parse_eps(eps, norm))  # type: ignore[arg-type]
 
     @property
     def radius(self) -> float:
-        """eps as the nearest float."""
+        """Return eps as the nearest float."""
         return float(self.eps)
 
     def pixel_radius(self, pixels: int) -> float:
-        """How far each of so many pixels moves where all move alike to the edge of the ball."""
+        """Return the change of each pixel if so many pixels change alike up to the boundary of the ball."""
         return self.radius * {"linf": 1.0, "l2": 1 / math.sqrt(pixels), "l1": 1 / pixels}[self.norm]
 
     @property
     def eps_text(self) -> str:
-        """eps as people write it: a decimal where it is short, otherwise the fraction."""
+        """Return eps as people write it: a decimal if it is short, otherwise a fraction."""
         decimal = f"{float(self.eps):.6g}"
         return decimal if Fraction(decimal) == self.eps else str(self.eps)
 

@@ -1,20 +1,20 @@
-"""Import torchvision beside a CPU build of torch whose operators its compiled extension does not match.
+"""Import torchvision although its compiled extension does not match the installed CPU build of torch.
 
-torchvision 0.28.0 then fails to import, because it registers a fake kernel for `torchvision::nms` and `torchvision::qnms`,
-operators that only the extension defines. Models, transforms and data sets need neither, so their bare schemas suffice.
-Nothing is defined where the extension loads.
+In that case torchvision 0.28.0 fails to import: it registers fake kernels for the operators `torchvision::nms` and
+`torchvision::qnms`, which only the extension defines. Models, transforms and data sets need neither, so that bare schemas of
+the operators suffice. Where the extension loads, nothing is defined.
 """
 
 from types import ModuleType
 
 import torch
 
-# Kept for the life of the process: a library's definitions vanish with it.
+# Kept alive for the whole process, because the definitions of a library vanish with it.
 _fragments: list[torch.library.Library] = []
 
 
 def import_torchvision() -> ModuleType:
-    """The torchvision package, imported. Raises ImportError if it is not installed."""
+    """Import and return torchvision. Raises ImportError if it is not installed."""
     try:
         import torchvision
     except RuntimeError as failure:

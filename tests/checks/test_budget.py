@@ -1,4 +1,4 @@
-"""Twice the budget raises a doubt where it finds more, and only there."""
+"""Twice the budget raises a doubt if and only if it breaks more."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,16 +17,16 @@ LINF = ThreatModel.of("linf", "0.2")
 ROWS = tuple(range(64))
 
 
-def again(attacks: dict[str, dict[str, Any]], network: nn.Module | None = None, **said: Any) -> Finding:
-    """What becomes of 64 samples, all of which stood unless said otherwise, when the attacks get twice their budget."""
+def again(attacks: dict[str, dict[str, Any]], network: nn.Module | None = None, **changes: Any) -> Finding:
+    """Attack 64 samples, all survivors by default, with twice the budget of the attacks."""
     model = wrapped(network or trained_cnn())
     images = sharp(first_images(120)).take(ROWS)
     model.measure_randomness(images.x, images.x)
-    values = {"rows": ROWS, "values": (1.0,) * 64, "standing": 1.0, "doubled": tuple(attacks)} | said
+    values = {"rows": ROWS, "values": (1.0,) * 64, "robust_accuracy": 1.0, "doubled": tuple(attacks)} | changes
     survivors = Survivors(**values)
     built = {label: build_attack(label, parameters, None) for label, parameters in attacks.items()}
     parts = [retried(model, images.take(part.rows), LINF, 0, part, built) for part in survivors.parts()]
-    return budget_is_enough(parts, survivors.standing)
+    return budget_is_enough(parts, survivors.robust_accuracy)
 
 
 def test_twice_the_budget_that_breaks_more_is_a_doubt() -> None:
@@ -35,7 +35,7 @@ def test_twice_the_budget_that_breaks_more_is_a_doubt() -> None:
     assert found.figure is not None
     assert found.figure > 0.5
     assert len(found.samples) > 32
-    assert "64 of the samples that stood" in found.statement
+    assert "64 of the surviving samples" in found.statement
 
 
 def test_twice_the_budget_of_a_useless_attack_brings_nothing() -> None:
@@ -43,35 +43,35 @@ def test_twice_the_budget_of_a_useless_attack_brings_nothing() -> None:
     assert (found.figure, found.fires) == (0, False)
 
 
-def test_the_gain_is_that_of_all_samples_of_which_these_are_some() -> None:
-    whole, tenth = (again({"pgd": {"steps": 20}}, standing=standing).figure for standing in (1.0, 0.1))
+def test_the_gain_is_scaled_to_all_survivors() -> None:
+    whole, tenth = (again({"pgd": {"steps": 20}}, robust_accuracy=standing).figure for standing in (1.0, 0.1))
     assert whole is not None
     assert tenth == pytest.approx(whole / 10, abs=1e-6)
 
 
-def test_what_a_useless_attack_seems_to_bring_on_a_stochastic_model_is_within_the_noise_of_its_draws() -> None:
+def test_the_gain_of_a_useless_attack_on_a_stochastic_model_is_within_the_noise_of_its_draws() -> None:
     network = Noisy(trained_cnn(), 0.8)
     model = wrapped(network)
     images = sharp(first_images(120)).take(ROWS)
     model.measure_randomness(images.x, images.x)
-    # As in an evaluation, from disjoint draws.
+    # From disjoint draws, as in an evaluation.
     to_beat, values = (
         tuple((model.count_correct(images.x, images.y, draws)[0] / draws).tolist()) for draws in (SELECTION_DRAWS, FRESH_DRAWS)
     )
-    said = {"values": values, "to_beat": to_beat, "standing": sum(values) / 64}
-    found = again({"pgd": {"steps": 1, "step_size": 1e-6, "random_start": False}}, network, **said)
+    changes = {"values": values, "to_beat": to_beat, "robust_accuracy": sum(values) / 64}
+    found = again({"pgd": {"steps": 1, "step_size": 1e-6, "random_start": False}}, network, **changes)
     assert found.figure is not None
     assert abs(found.figure) < 0.05
     assert 0.01 < found.threshold < 0.05
-    assert again({"pgd": {"steps": 20}}, network, **said).fires
+    assert again({"pgd": {"steps": 20}}, network, **changes).fires
 
 
-def test_nothing_left_needs_no_more_budget() -> None:
+def test_without_survivors_no_budget_is_needed() -> None:
     found = again({"pgd": {}}, rows=(), values=())
     assert (found.figure, found.fires) == (0, False)
 
 
-def test_without_an_attack_to_double_nothing_is_shown() -> None:
+def test_without_an_attack_to_double_there_is_no_figure() -> None:
     found = again({})
     assert (found.figure, found.fires) == (None, False)
     assert "could not be carried out" in found.statement
@@ -83,7 +83,7 @@ def test_where_none_that_gained_can_be_doubled_two_others_are() -> None:
     assert "(pgd, apgd;" in statement
 
 
-def test_an_attack_that_fails_on_the_way_leaves_no_figure() -> None:
+def test_an_attack_that_raises_leaves_no_figure() -> None:
     class Failing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -105,7 +105,7 @@ def test_one_part_that_failed_leaves_no_figure_for_all() -> None:
     assert budget_is_enough([good, Retried(failure="it hung")], 1.0).figure is None
 
 
-def test_survivors_are_parted_by_their_number_alone() -> None:
+def test_the_parts_of_survivors_depend_on_their_number_alone() -> None:
     survivors = Survivors(rows=tuple(range(70)), values=tuple(row / 70 for row in range(70)), doubled=("pgd",))
     parts = survivors.parts()
     assert [len(part.rows) for part in parts] == [23, 23, 24]
@@ -137,6 +137,6 @@ def _passes_of(pgd: dict[str, Any], tried: tuple[str, ...] = ("pgd",)) -> float:
         backwards += images_in[0].requires_grad
 
     model.module.register_forward_hook(count)
-    survivors = Survivors(rows=ROWS[:8], values=(1.0,) * 8, standing=1.0, doubled=("pgd",), tried=tried)
+    survivors = Survivors(rows=ROWS[:8], values=(1.0,) * 8, robust_accuracy=1.0, doubled=("pgd",), tried=tried)
     assert not retried(model, images, LINF, 0, survivors, {"pgd": build_attack("pgd", pgd, None)}).failure
     return backwards

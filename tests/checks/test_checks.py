@@ -1,4 +1,4 @@
-"""Each check fires where it should, and never on a sound model."""
+"""Every check fires on a model with its defect and on no sound model."""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +20,7 @@ L2 = ThreatModel.of("l2", "1")
 
 
 class Changed(nn.Module):
-    """The trained CNN behind some function of it and its input."""
+    """A function of the trained CNN and its input."""
 
     def __init__(self, change: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Changed(nn.Module):
 
 
 class Counting(nn.Module):
-    """Its answers drift from call to call."""
+    """A network whose logits drift from call to call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def killed(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def misled(network: nn.Module, x: Tensor) -> Tensor:
-    """Right answers, and autograd sees nothing but a ripple."""
+    """Correct logits, of which autograd sees nothing but a ripple."""
     return network(x.detach()) + 1e-3 * torch.sin(1e4 * x).flatten(1)[:, :10]  # type: ignore[no-any-return]
 
 
@@ -83,7 +83,7 @@ def findings(module: nn.Module, *checks: str, threat: ThreatModel = LINF) -> dic
 
 
 def linear() -> nn.Module:
-    """Class means against each other: the logits that least squares gives on the training digits."""
+    """The linear model that least squares fits to the training digits."""
     train = digits().train.batch(range(len(digits().train)))
     flat = torch.cat([train.x.flatten(1), torch.ones(len(train), 1)], dim=1)
     solution = torch.linalg.lstsq(flat.T @ flat + torch.eye(65), flat.T @ F.one_hot(train.y, 10).float()).solution
@@ -104,17 +104,17 @@ def test_every_check_stays_within_the_pixel_range(network: Callable[[], nn.Modul
     assert {x for x in findings(Refusing(network()), *CHECKS, threat=threat).values() if x.figure is None} == set()
 
 
-def test_a_noisy_network_is_called_random_and_nothing_worse() -> None:
+def test_on_a_noisy_network_only_the_randomness_fires() -> None:
     found = findings(Noisy(trained_cnn(), 0.2), *CHECKS)
     assert [each.check for each in found.values() if each.fires] == ["randomness"]
     assert found["randomness"].kind == "note"
 
 
-def test_a_deterministic_network_has_no_figure_of_randomness() -> None:
+def test_a_deterministic_network_has_no_finding_on_randomness() -> None:
     assert findings(trained_cnn(), "randomness", "gradient noise") == {}
 
 
-def test_a_quantised_input_shows_as_zero_gradients_and_plateaus_that_other_estimators_see_through() -> None:
+def test_a_quantised_input_masks_gradients_but_leaves_no_doubt() -> None:
     found = findings(Quantised(trained_cnn()), *CHECKS)
     masking = {each.check for each in found.values() if each.fires and each.kind == "masking"}
     misleading = {"zero gradients", "shattered gradients", "misleading gradients", "plateaus"}
@@ -125,7 +125,9 @@ def test_a_quantised_input_shows_as_zero_gradients_and_plateaus_that_other_estim
 
 
 @pytest.mark.parametrize("killer", [killed, lambda net, x: torch.from_numpy(net(x.detach()).numpy())], ids=["zero", "no graph"])
-def test_a_killed_gradient_is_noticed_and_function_values_still_lead_on(killer: Callable[[nn.Module, Tensor], Tensor]) -> None:
+def test_a_killed_gradient_fires_while_function_values_find_a_slope(
+    killer: Callable[[nn.Module, Tensor], Tensor],
+) -> None:
     found = findings(Changed(killer), "zero gradients", "unbounded attack")
     assert found["zero gradients"].fires
     assert found["unbounded attack"].fires
@@ -133,7 +135,7 @@ def test_a_killed_gradient_is_noticed_and_function_values_still_lead_on(killer: 
     assert not found["unreachable"].fires
 
 
-def test_a_gradient_that_says_something_else_than_the_function_does_is_shattered() -> None:
+def test_a_gradient_of_another_function_is_shattered() -> None:
     found = findings(Changed(misled), "zero gradients", "shattered gradients")
     assert not found["zero gradients"].fires
     assert found["shattered gradients"].fires
@@ -154,7 +156,7 @@ def test_a_constant_function_is_flat_and_unreachable_to_every_estimator() -> Non
     assert {found["flat"].kind, found["unreachable"].kind} == {"doubt"}
 
 
-def test_a_gradient_that_each_draw_gives_another_is_noise_even_on_average() -> None:
+def test_gradients_drowned_in_noise_are_noise_even_on_average() -> None:
     drowned = Changed(lambda net, x: net(x) + 100 * x.flatten(1) @ torch.randn(64, 10))
     found = findings(drowned, "gradient noise")
     assert found["gradient noise"].fires
@@ -164,7 +166,7 @@ def test_a_gradient_that_each_draw_gives_another_is_noise_even_on_average() -> N
     assert not calm["averaged gradient noise"].fires
 
 
-def test_a_loss_that_still_rises_is_noticed() -> None:
+def test_a_loss_that_still_rises_fires() -> None:
     def windowed(network: nn.Module, x: Tensor) -> Tensor:
         # Autograd sees one column at a time, so that each pixel moves rarely.
         column = torch.arange(8) == int(x.sum().abs() * 1e4) % 8
@@ -173,7 +175,7 @@ def test_a_loss_that_still_rises_is_noticed() -> None:
     assert findings(Changed(windowed), "rising loss")["rising loss"].fires
 
 
-def test_a_known_seed_helps_the_adversary_unless_gradients_lie() -> None:
+def test_a_known_seed_helps_the_adversary_unless_gradients_are_masked() -> None:
     about = case(Noisy(trained_cnn(), 0.3))
     (honest, bounded) = examine("frozen randomness", replace(about, robust=[0.1] * 64))
     assert not honest.fires
@@ -203,14 +205,14 @@ def test_logits_times_5000_saturate() -> None:
     assert (found.fires, found.figure) == (True, 1)
 
 
-def test_answers_that_depend_on_the_company_or_on_the_past_are_doubtful() -> None:
+def test_logits_that_depend_on_the_batch_or_on_earlier_calls_are_a_doubt() -> None:
     for module in (Changed(lambda net, x: net(x - 0.1 * x.mean())), Counting()):
         found = findings(module, "state")["state"]
         assert found.fires
         assert found.kind == "doubt"
 
 
-def test_a_wave_that_is_slow_beside_the_step_of_a_difference_misleads_across_the_ball() -> None:
+def test_a_wave_longer_than_the_difference_step_misleads_across_the_ball() -> None:
     folded = findings(Changed(lambda net, x: net(x + 0.04 * torch.sin(150 * x))), "misleading gradients", "shattered gradients")
     assert not folded["shattered gradients"].fires
     misled = folded["misleading gradients"]
@@ -222,8 +224,8 @@ def test_guesses_from_function_values_do_not_lead_further_than_true_gradients(mo
     assert not findings(module, "misleading gradients")["misleading gradients"].fires
 
 
-def test_gradients_that_have_nothing_in_common_within_the_ball_are_found() -> None:
-    """A wave 30 times as steep as the pixels themselves."""
+def test_gradients_without_a_common_direction_in_the_ball_are_incoherent() -> None:
+    """The wave is 30 times as steep as the pixels themselves."""
     waving = findings(Changed(lambda net, x: net(x + 0.1 * torch.sin(300 * x))), "incoherent gradients")["incoherent gradients"]
     assert (waving.fires, waving.kind) == (True, "masking")
     assert waving.figure is not None
@@ -234,12 +236,12 @@ def test_gradients_that_have_nothing_in_common_within_the_ball_are_found() -> No
 @pytest.mark.parametrize(
     "module", [trained_cnn(), Noisy(trained_cnn(), 0.1), Quantised(trained_cnn())], ids=["cnn", "noisy", "flat"]
 )
-def test_sound_gradients_and_those_that_are_not_there_are_not_incoherent(module: nn.Module, threat: ThreatModel) -> None:
+def test_sound_and_missing_gradients_are_not_incoherent(module: nn.Module, threat: ThreatModel) -> None:
     assert not findings(module, "incoherent gradients", threat=threat)["incoherent gradients"].fires
 
 
 class Remembering(nn.Module):
-    """Answers what is near an image that it knows as it answered that one, and blurred beside."""
+    """Changes the logits of images near to one that it has seen before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,17 +259,17 @@ class Remembering(nn.Module):
         return logits
 
 
-def test_a_model_that_remembers_what_was_near_is_doubtful() -> None:
+def test_a_model_that_remembers_neighbouring_images_is_a_doubt() -> None:
     found = findings(Remembering(), "state")["state"]
     assert (found.fires, found.figure) == (True, 1)
 
 
-def test_a_model_that_answers_otherwise_with_gradients_is_doubtful() -> None:
+def test_logits_that_change_with_gradients_enabled_are_a_doubt() -> None:
     found = findings(Changed(lambda net, x: net(1 - x if x.requires_grad else x)), "state")["state"]
     assert (found.fires, found.figure) == (True, 1)
 
 
-def test_jumps_and_what_cannot_be_copied_are_no_state() -> None:
+def test_jumps_and_models_that_cannot_be_copied_are_no_state() -> None:
     rounded = Changed(lambda net, x: net((x * 4).round() / 4))
     assert not findings(rounded, "state")["state"].fires
     rounded.lock = threading.Lock()  # type: ignore[assignment]
@@ -284,7 +286,7 @@ def test_noise_from_a_generator_of_its_own_is_state() -> None:
     assert findings(noisy, "state")["state"].fires
 
 
-def test_a_step_that_beats_many_is_noticed() -> None:
+def test_a_single_step_that_beats_many_fires() -> None:
     # Autograd works on clean images alone, whose pixels are sixteenths.
     hidden = Changed(lambda net, x: net(x if bool(((x * 16).round() == x * 16).all()) else x.detach()))
     found = findings(hidden, "eps sweep")["single step"]
@@ -292,7 +294,7 @@ def test_a_step_that_beats_many_is_noticed() -> None:
     assert found.kind == "masking"
 
 
-def test_accuracy_that_rises_with_eps_is_noticed() -> None:
+def test_accuracy_that_rises_with_eps_fires() -> None:
     images = first_images(80).x.flatten(1)
 
     def near_only(network: nn.Module, x: Tensor) -> Tensor:
@@ -305,7 +307,7 @@ def test_accuracy_that_rises_with_eps_is_noticed() -> None:
     assert found["large eps"].fires
 
 
-def test_operations_that_hide_gradients_are_named_and_so_is_what_cannot_be_seen() -> None:
+def test_operations_that_hide_gradients_and_unseen_ones_are_named() -> None:
     quantised = findings(Quantised(trained_cnn()), "operations")
     assert quantised["relaxed operations"].fires
     assert "round" in quantised["relaxed operations"].statement
@@ -315,7 +317,7 @@ def test_operations_that_hide_gradients_are_named_and_so_is_what_cannot_be_seen(
     assert "numpy" in detour.statement
 
 
-def test_checks_do_not_depend_on_what_was_metered_before() -> None:
+def test_checks_do_not_depend_on_earlier_metering() -> None:
     about = case(trained_cnn())
     before = examine("unbounded attack", about)
     with about.model.metering(3):
@@ -338,6 +340,6 @@ def test_a_check_that_raises_is_a_finding_without_a_figure() -> None:
     assert "no more" in found.statement
 
 
-def test_a_check_run_twice_finds_the_same() -> None:
+def test_a_check_repeats_its_findings() -> None:
     for module in (trained_cnn(), Noisy(trained_cnn(), 0.2)):
         assert findings(module, *CHECKS) == findings(module, *CHECKS)

@@ -135,7 +135,7 @@ def test_a_sound_network_is_confirmed(store: Store, suite: Suite, tmp_path: Path
     found = judged(store, request(write_registry(tmp_path), suite=suite, eps="0.03"))
     assert found.conclusion == "confirmed", found.sentence()
     assert found.reasons[0].check == "twice the budget"
-    assert "samples that stood" in found.reasons[0].statement
+    assert "surviving samples" in found.reasons[0].statement
 
 
 @pytest.mark.parametrize("model", ["small", "small-random"])

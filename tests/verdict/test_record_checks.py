@@ -1,4 +1,4 @@
-"""What the record says against itself, on made-up records: fires where it should, and not on sound ones."""
+"""Checks of the record on made-up records: each fires on its defect, and none on a sound record."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,8 @@ from kwbench.finding import Finding
 from kwbench.record.evaluation import AttackSpec, Evaluation
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
-from kwbench.verdict.record_checks import examine_record, group_of
+from kwbench.verdict.attack_groups import group_of
+from kwbench.verdict.record_checks import examine_record
 from support.records import deterministic, drawn, record, specification
 
 EXACT: dict[str, Any] = {"gradient": {"kind": "exact"}, "steps": 40, "relative_step_size": 1 / 30}
@@ -41,18 +42,18 @@ def found(store: Store, evaluation: Evaluation) -> dict[str, Finding]:
 
 
 def judged(store: Store, **letters: str) -> dict[str, Finding]:
-    """The findings of 100 samples where attacks that are not given break nothing."""
+    """Return the findings on 100 samples; attacks that are not given break nothing."""
     whole = {label: letters.get(label, "h").ljust(100, "h") for label in ATTACKS}
     return found(store, deterministic(store, whole, attacks=ATTACKS))
 
 
-def test_a_sound_record_raises_nothing(store: Store) -> None:
+def test_no_check_fires_on_a_sound_record(store: Store) -> None:
     everything = judged(store, fgsm="b" * 20, pgd="b" * 40, mim="b" * 38, square="b" * 41, transfer="b" * 9)
     assert [each for each in everything.values() if each.fires] == []
 
 
 @pytest.mark.parametrize(("label", "check"), [("square", "gradient-free"), ("mim", "softened"), ("transfer", "transfer")])
-def test_what_breaks_more_than_exact_gradients_masks_them(store: Store, label: str, check: str) -> None:
+def test_attacks_that_break_more_than_exact_gradients_reveal_masking(store: Store, label: str, check: str) -> None:
     everything = judged(store, pgd="b" * 40, **{label: "b" * 52})
     assert {name for name, each in everything.items() if each.fires} == {check}
     assert everything[check].figure == pytest.approx(0.12)
@@ -75,14 +76,14 @@ def test_two_samples_are_chance_whatever_their_share(store: Store) -> None:
     assert not found(store, few)["gradient-free"].fires
 
 
-def test_only_samples_that_exact_gradients_met_count_against_them(store: Store) -> None:
+def test_only_samples_on_which_exact_gradients_were_tried_count(store: Store) -> None:
     attacks = {label: ATTACKS[label] for label in ("clean", "square", "pgd")}
     letters = {"clean": "h" * 100, "square": "b" * 60 + "h" * 40, "pgd": "." * 60 + "h" * 40}
     cascade = deterministic(store, letters, attacks=attacks, spec={"cascade": True})
     assert found(store, cascade)["gradient-free"].figure == 0
 
 
-def test_a_single_step_that_beats_forty_is_noticed(store: Store) -> None:
+def test_a_single_step_that_beats_forty_fires(store: Store) -> None:
     everything = judged(store, fgsm="b" * 30, pgd="h" * 10 + "b" * 30)
     assert everything["single step on record"].fires
     assert everything["single step on record"].figure == pytest.approx(0.10)
@@ -93,7 +94,7 @@ def test_errors_and_invalid_rows_are_a_doubt(store: Store) -> None:
     assert (failures.fires, failures.kind, len(failures.samples)) == (True, "doubt", 3)
 
 
-def test_a_model_that_says_the_same_of_every_image_is_constant(store: Store) -> None:
+def test_a_model_with_one_prediction_for_all_images_is_constant(store: Store) -> None:
     spec = specification(attacks=("clean", "pgd"), n=20)
     same = [each.__class__(**{**_fields(each), "clean_prediction": 3}) for each in drawn([50] * 20, [90] * 20)]
     assert found(store, record(store, spec, {"clean": same, "pgd": same}))["constant"].fires
@@ -104,7 +105,7 @@ def _fields(outcome: Any) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in outcome.__dataclass_fields__}
 
 
-def test_a_last_doubling_that_still_takes_points_is_a_doubt(store: Store) -> None:
+def test_a_last_doubling_that_still_breaks_samples_is_a_doubt(store: Store) -> None:
     attacks: dict[str, dict[str, Any]] = {"clean": {}, "pgd": EXACT, "es": {}, "es x2": {}, "es x4": {}}
     letters = {
         "clean": "h" * 100,
@@ -122,24 +123,24 @@ def test_a_last_doubling_that_still_takes_points_is_a_doubt(store: Store) -> Non
     assert "es x4" in last.statement
 
 
-def test_without_doublings_on_record_nothing_is_said_of_them(store: Store) -> None:
+def test_without_doublings_on_record_there_is_no_finding_on_them(store: Store) -> None:
     assert "escalation" not in judged(store)
 
 
-def test_stochastic_models_are_held_to_fresh_draws_at_the_chosen_candidate(store: Store) -> None:
+def test_stochastic_models_are_compared_by_fresh_draws_of_the_chosen_candidate(store: Store) -> None:
     attacks = {label: ATTACKS[label] for label in ("clean", "pgd", "square")}
     spec = specification(attacks=attacks, n=50, stochastic=True)
     clean, held, broken = (drawn([each] * 50, [each] * 50) for each in (95, 80, 20))
     masked = found(store, record(store, spec, {"clean": clean, "pgd": held, "square": broken}))
     assert masked["gradient-free"].figure == pytest.approx(0.6)
     assert masked["gradient-free"].fires
-    # Lower by luck on the selection draws alone: fresh ones tell the truth.
+    # Lower by luck on the selection draws alone, which fresh draws correct.
     lucky = drawn([75] * 50, [80] * 50)
     spec = specification("lucky", attacks=attacks, n=50, stochastic=True)
     assert found(store, record(store, spec, {"clean": clean, "pgd": held, "square": lucky}))["gradient-free"].figure == 0
 
 
-def test_steps_that_cannot_cross_the_ball_are_noticed(store: Store) -> None:
+def test_steps_that_cannot_cross_the_ball_fire(store: Store) -> None:
     attacks: dict[str, dict[str, Any]] = {"clean": {}, "pgd": {"steps": 10, "step_size": 0.002}, "mim": EXACT}
     short = found(store, deterministic(store, {"clean": "hhh", "pgd": "hhh", "mim": "hhh"}, attacks=attacks))["reach"]
     assert short.fires
@@ -155,7 +156,7 @@ def test_accuracy_above_the_best_known_is_a_doubt(store: Store) -> None:
         assert (best.fires, best.kind, best.threshold) == (fires, "doubt", 0.7371)
 
 
-def test_a_smaller_ball_than_the_table_s_and_an_unknown_data_set_have_no_best_known(store: Store) -> None:
+def test_smaller_balls_than_in_the_table_and_unknown_data_sets_have_no_best_known(store: Store) -> None:
     letters = {"clean": "hhhh", "pgd": "hhhh"}
     small = deterministic(store, letters, dataset="cifar10", eps="4/255")
     assert "best known" not in found(store, small)
@@ -172,7 +173,7 @@ def test_a_model_far_above_its_relu_twin_is_a_doubt(store: Store) -> None:
     assert "twin" not in found(store, by_name["resnet18-relu-at"])
 
 
-def test_a_twin_under_another_threat_is_none(store: Store) -> None:
+def test_a_model_under_another_threat_is_no_twin(store: Store) -> None:
     for name, eps in (("resnet18-relu-at", "4/255"), ("resnet18-slwta2-at", "8/255")):
         mine = deterministic(store, {"clean": "hhhh", "pgd": "hhhh"}, model=name, eps=eps)
     assert "twin" not in found(store, mine)
@@ -194,5 +195,19 @@ def test_a_twin_under_another_threat_is_none(store: Store) -> None:
         ("noop", {}, None),
     ],
 )
-def test_attacks_are_grouped_by_what_they_know(attack: str, parameters: dict[str, Any], group: str | None) -> None:
+def test_attacks_of_earlier_versions_are_grouped_by_name(attack: str, parameters: dict[str, Any], group: str | None) -> None:
     assert group_of(AttackSpec("label", "0", {"attack": attack, "parameters": parameters})) == group
+
+
+@pytest.mark.parametrize(
+    ("declared", "relaxes", "group"),
+    [
+        ({"evidence_group": "gradient-free", "relaxes": False}, True, "gradient-free"),
+        ({"evidence_group": "softened", "relaxes": True}, True, "softened"),
+        ({"evidence_group": "softened", "relaxes": True}, False, "exact"),
+        ({"evidence_group": None, "relaxes": False}, True, None),
+    ],
+)
+def test_attacks_are_grouped_by_what_they_declare(declared: dict[str, Any], relaxes: bool, group: str | None) -> None:
+    spec = AttackSpec("label", "0", {"attack": "pgd", "parameters": {}, "declared": declared})
+    assert group_of(spec, relaxes=relaxes) == group

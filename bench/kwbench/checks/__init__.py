@@ -1,55 +1,70 @@
-"""Checks of a model that tell whether attacks on it can be believed. A new one is a function here and a line in CHECKS."""
+"""Checks of a model: can the attacks on it be believed? A new check is a function in this folder and a line in CHECKS."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import torch
 
-from kwbench.checks.answers import answers_are_logits, answers_depend_on_the_image, answers_vary, operations_are_seen
-from kwbench.checks.attacks import (
-    free_attack_succeeds,
-    frozen_is_weaker,
-    more_leaves_less,
-)
+from kwbench.checks.attacks import CONVERGENCE, RADII, UNBOUNDED_ATTACK
 from kwbench.checks.budget import Retried, Survivors, budget_is_enough, retried
 from kwbench.checks.case import Case, Question
-from kwbench.checks.gradients import (
-    answer_moves_with_the_image,
-    gradient_is_coherent,
-    gradient_is_one,
-    gradient_is_there,
-    gradient_is_true,
-    gradient_leads,
-    loss_has_settled,
-)
-from kwbench.finding import Finding
+from kwbench.checks.directions import COHERENT, GUIDANCE, PREDICTION
+from kwbench.checks.operations import OPERATIONS
+from kwbench.checks.outputs import OUTPUTS
+from kwbench.checks.randomness import FREEZING, REPETITION, VARIATION
+from kwbench.checks.state import DEPENDENCE
+from kwbench.checks.zero_gradients import EXISTENCE, REACTION
+from kwbench.finding import Check, Criterion, Finding
 
-__all__ = ["CHECKS", "Case", "Question", "Retried", "Survivors", "budget_is_enough", "examine", "retried"]
+__all__ = [
+    "CHECKS",
+    "Case",
+    "Question",
+    "Retried",
+    "Survivors",
+    "budget_is_enough",
+    "examine",
+    "outdated",
+    "retried",
+]
 
-# About 200 forward and backward passes of one tile together.
-CHECKS: dict[str, Callable[[Case], list[Finding]]] = {
-    "outputs": answers_are_logits,
-    "state": answers_depend_on_the_image,
-    "randomness": answers_vary,
-    "operations": operations_are_seen,
-    "zero gradients": gradient_is_there,
-    "shattered gradients": gradient_is_true,
-    "misleading gradients": gradient_leads,
-    "incoherent gradients": gradient_is_coherent,
-    "gradient noise": gradient_is_one,
-    "plateaus": answer_moves_with_the_image,
-    "rising loss": loss_has_settled,
-    "eps sweep": more_leaves_less,
-    "unbounded attack": free_attack_succeeds,
-    "frozen randomness": frozen_is_weaker,
+# In the order in which their findings are recorded.
+CHECKS: dict[str, Check[Case]] = {
+    check.name: check
+    for check in (
+        OUTPUTS,
+        DEPENDENCE,
+        VARIATION,
+        OPERATIONS,
+        EXISTENCE,
+        PREDICTION,
+        GUIDANCE,
+        COHERENT,
+        REPETITION,
+        REACTION,
+        CONVERGENCE,
+        RADII,
+        UNBOUNDED_ATTACK,
+        FREEZING,
+    )
 }
 
 
 def examine(check: str, case: Case) -> list[Finding]:
-    """What one of CHECKS finds. One that cannot be carried out leaves a finding without a figure, which supports nothing."""
+    """Run one of CHECKS. If it raises, its finding has no figure, and confirms nothing."""
     try:
-        return CHECKS[check](case)
+        return CHECKS[check].examine(case)
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as failure:  # noqa: BLE001 - foreign code may raise anything
-        why = f"could not be carried out: {type(failure).__name__}: {failure}"[:500]
-        return [Finding(check, None, 0.0, False, why, (), "doubt")]
+    except Exception as failure:  # noqa: BLE001 - foreign modules may raise anything
+        reason = f"could not be carried out: {type(failure).__name__}: {failure}"
+        return [Criterion(check, kind="doubt").not_measured(reason)]
+
+
+def outdated(findings: Iterable[Finding]) -> set[str]:
+    """Return the names of the checks of which a finding was measured by another revision than today's."""
+    checks = {criterion.name: (name, criterion) for name, check in CHECKS.items() for criterion in check.criteria}
+    return {
+        checks[finding.check][0]
+        for finding in findings
+        if finding.check in checks and finding.revision != checks[finding.check][1].revision
+    }

@@ -1,4 +1,4 @@
-"""Twice the budget: attacks that spend as much again, with other random numbers, must find nothing new."""
+"""Twice the budget: attacks that spend as much again, with other random numbers, must break nothing new."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,41 +8,49 @@ import torch
 
 from kwbench.attacks.attack import Attack
 from kwbench.data import Batch
-from kwbench.finding import Finding
+from kwbench.finding import Criterion, Finding
 from kwbench.judge import FRESH_DRAWS, judge, judge_clean
 from kwbench.model import Model
 from kwbench.outcome import Status
 from kwbench.randomness import derived_seed
 from kwbench.threat import ThreatModel
 
-CHECK = "twice the budget"
-# Points of robust accuracy that twice the budget may bring.
+# The robust accuracy that twice the budget may take.
 GAIN = 0.01
-# At most so many survivors are attacked together, and never all, so that every worker has some: whatever their number, for the
-# same rows.
+# At most so many survivors are attacked together, and never all, so that two workers share them. The parts do not depend on
+# the number of workers, so that the rows do not either.
 _TOGETHER = 32
+
+TWICE_THE_BUDGET = Criterion(
+    "twice the budget", kind="doubt", role="budget", remedy="a larger budget: doubling it still breaks more samples"
+)
 
 
 @dataclass(frozen=True)
 class Survivors:
-    """Samples that an evaluation did not break, by positions in the slice, with their accuracies in `values`; `standing` is the
-    share of all samples that survived it, weighted by their accuracies.
+    """Samples that an evaluation did not break.
 
-    `to_beat` are the shares of right selection draws by which the candidates behind `values` were chosen, for a stochastic
-    model. `doubled` are the labels of attacks whose budget is to be doubled; where none of them can be, the first two of
-    `otherwise` that can. `tried` are those that have been made on all of these samples.
+    Attributes:
+        rows: their positions in the slice.
+        values: their robust accuracies.
+        to_beat: for a stochastic model, the shares of correct selection draws by which the candidates behind `values` were
+            chosen.
+        robust_accuracy: the sum of the accuracies of all survivors, of which these may be some, over all samples.
+        doubled: labels of the attacks whose budget is to be doubled.
+        otherwise: labels of other attacks; if none of `doubled` can be doubled, the first two of these that can are.
+        tried: labels of the attacks that have seen all of these samples.
     """
 
     rows: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
     to_beat: tuple[float, ...] = ()
-    standing: float = 0.0
+    robust_accuracy: float = 0.0
     doubled: tuple[str, ...] = ()
     otherwise: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
 
     def parts(self) -> "list[Survivors]":
-        """Those that are attacked together, about as many in each part."""
+        """Return parts of about equal size, whose samples are attacked together."""
         number = min(len(self.rows), max(2, -(-len(self.rows) // _TOGETHER)))
         cuts = [len(self.rows) * part // number for part in range(number + 1)] if number else []
         return [
@@ -53,9 +61,9 @@ class Survivors:
 
 @dataclass(frozen=True)
 class Retried:
-    """What attacks of twice their budget, by their labels, leave of some survivors: their accuracies before and after.
+    """The accuracies of some survivors before and after attacks of twice the budget.
 
-    `failure` says why they could not be carried out.
+    `attacks` holds the labels of the attacks; `failure`, unless empty, is the reason why they could not be carried out.
     """
 
     attacks: tuple[str, ...] = ()
@@ -69,12 +77,12 @@ class Retried:
 def retried(
     model: Model, batch: Batch, threat: ThreatModel, seed: int, survivors: Survivors, attacks: Mapping[str, Attack]
 ) -> Retried:
-    """Attack the survivors, which `batch` holds, with those of the attacks that are to be doubled."""
+    """Attack the survivors, which `batch` holds, with the attacks that are to be doubled."""
     doubled = _doubled(attacks, survivors)
     if not doubled:
         return Retried(failure="none of the suite's attacks can be given twice its budget")
     try:
-        after = _after(model, batch, threat, derived_seed(seed, CHECK), survivors, doubled)
+        after = _after(model, batch, threat, derived_seed(seed, TWICE_THE_BUDGET.name), survivors, doubled)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as failure:  # noqa: BLE001 - foreign code may raise anything
@@ -82,36 +90,36 @@ def retried(
     return Retried(tuple(doubled), batch.samples, survivors.values, tuple(after), model.stochastic)
 
 
-def budget_is_enough(parts: Sequence[Retried], standing: float) -> Finding:
-    """Whether twice the budget finds more. The gain is scaled to the whole evaluation by `standing`, as of `Survivors`. On a
-    stochastic model the threshold allows for two standard errors of the draws.
+def budget_is_enough(parts: Sequence[Retried], robust_accuracy: float) -> Finding:
+    """Return whether twice the budget breaks more.
+
+    The gain is scaled to the whole evaluation by `robust_accuracy`, as in `Survivors`. For a stochastic model the threshold
+    allows for two standard errors of the draws.
     """
     if not parts:
-        return Finding(CHECK, 0.0, GAIN, False, "nothing is left that twice the budget could break", (), "doubt")
+        return TWICE_THE_BUDGET.finding(0.0, GAIN, "no sample is left that twice the budget could break")
     for part in parts:
         if part.failure:
-            return Finding(CHECK, None, 0.0, False, f"could not be carried out: {part.failure}"[:500], (), "doubt")
+            return TWICE_THE_BUDGET.not_measured(f"could not be carried out: {part.failure}")
     samples = [sample for part in parts for sample in part.samples]
     before = [value for part in parts for value in part.before]
     after = [value for part in parts for value in part.after]
-    # To all that stood, of which these are some.
-    scale = standing / sum(before) if sum(before) else 0.0
+    scale = robust_accuracy / sum(before) if sum(before) else 0.0
     gain = (sum(before) - sum(after)) * scale
     variance = sum(p * (1 - p) / FRESH_DRAWS for pair in zip(before, after, strict=True) if pair[0] != pair[1] for p in pair)
     threshold = round(GAIN + 2 * scale * variance**0.5, 6) if parts[0].stochastic else GAIN
     statement = (
-        f"twice the budget ({', '.join(parts[0].attacks)}; {len(samples)} of the samples that stood) takes {100 * gain:.1f} "
+        f"twice the budget ({', '.join(parts[0].attacks)}; {len(samples)} of the surviving samples) takes {100 * gain:.1f} "
         "points of robust accuracy"
     )
-    lowered = tuple(sample for sample, one, other in zip(samples, before, after, strict=True) if other < one - 0.5)
-    return Finding(CHECK, round(gain, 6), threshold, gain > threshold, statement, lowered, "doubt")
+    lowered = [sample for sample, old, new in zip(samples, before, after, strict=True) if new < old - 0.5]
+    return TWICE_THE_BUDGET.finding(gain, threshold, statement, samples=lowered)
 
 
 def _after(
     model: Model, batch: Batch, threat: ThreatModel, seed: int, survivors: Survivors, attacks: Mapping[str, Attack]
 ) -> list[float]:
-    """The accuracies of the survivors once all of the attacks have tried; as in an evaluation, selection draws choose and fresh
-    ones score."""
+    """Return the accuracies of the survivors after all attacks; selection draws choose, fresh ones score."""
     clean = judge_clean(model, batch, seed)
     values, to_beat = list(survivors.values), list(survivors.to_beat or survivors.values)
     rows = list(range(len(batch)))
@@ -132,7 +140,10 @@ def _after(
 
 
 def _doubled(attacks: Mapping[str, Attack], survivors: Survivors) -> dict[str, Attack]:
-    """The attacks that are asked for, as they make up twice their budget; without those that have none to double."""
+    """Return the requested attacks at twice their budget, without those that cannot be doubled.
+
+    An attack that has seen all of the samples only makes the other half.
+    """
 
     def doubled(labels: Sequence[str]) -> dict[str, Attack]:
         known = {label: attacks[label] for label in labels if label in attacks}

@@ -1,4 +1,4 @@
-"""What a check is given, and what it measures with."""
+"""The subject of a check: a model, the samples to examine it on, and ways to measure it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +8,24 @@ from torch import Tensor
 
 from kwbench.attacks.search.losses import fooled
 from kwbench.data import Batch
-from kwbench.finding import Finding, Kind
 from kwbench.gradients import EXACT, Estimate, Gradient, Objective
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
-# Fresh draws behind a sample's accuracy in a check.
+# Fresh draws for the accuracy of one sample under a stochastic model.
 DRAWS = 10
+
+# What torch raises where no graph leads from the logits back to the pixels.
+_NO_GRAPH = ("does not require grad", "not have been used in the graph")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be examined, by positions in the slice: a tile of samples that were right before any attack, `robust` being
-    their robust accuracies if they are known."""
+    """The samples to examine, by their positions in the slice, all correctly classified before any attack.
+
+    `robust` holds their robust accuracies, or is empty if those are unknown.
+    """
 
     rows: tuple[int, ...]
     robust: tuple[float, ...] = ()
@@ -31,8 +35,13 @@ class Question:
 class Case:
     """One model under examination.
 
-    `batch` holds samples that were right before any attack; `robust` are their robust accuracies, if known. `precision` is that
-    in which attacks on exact gradients search.
+    Attributes:
+        model: the model.
+        batch: samples that are classified correctly before any attack.
+        threat: the threat model of the evaluation.
+        seed: the seed of the evaluation.
+        robust: the robust accuracies of the samples; empty if unknown.
+        precision: the precision in which attacks on exact gradients search.
     """
 
     model: Model
@@ -43,51 +52,53 @@ class Case:
     precision: Precision = "float32"
 
     def random(self, check: str) -> SampleRandom:
-        """The random numbers of a check, one stream a sample; the model's own start anew."""
+        """Return one stream of random numbers per sample for a check, and restart the model's own randomness."""
         self.same_draws(check)
         return SampleRandom(self.seed, f"diagnose {check}", self.batch.samples)
 
     def same_draws(self, *address: object) -> None:
-        """Let the model's own randomness repeat what it did after the last call with this address."""
+        """Make the model's own randomness repeat what it did after the last call with this address."""
         self.model.reseed(self.seed, "diagnose", *address, *self.batch.samples)
 
-    def right(self, z: Tensor) -> Tensor:
-        """The accuracy of each z (b, c, h, w), as (b,): 0 or 1, or the share of right answers in fresh draws."""
+    def accuracy(self, z: Tensor) -> Tensor:
+        """Return the accuracy (b,) on each of z (b, c, h, w): 0 or 1, or the share of correct fresh draws."""
         if not self.model.stochastic:
             with torch.no_grad():
                 return (~fooled(self.model(z), self.batch.y)).float()
         correct, _ = self.model.count_correct(z, self.batch.y, DRAWS)
         return correct / DRAWS
 
-    def slope(self, x: Tensor, objective: Objective, rng: SampleRandom, gradient: Gradient = EXACT) -> Estimate:
-        """What an estimator says at x; gradients of zero where no graph leads from the logits back to the pixels."""
+    def estimate(self, x: Tensor, objective: Objective, rng: SampleRandom, gradient: Gradient = EXACT) -> Estimate:
+        """Estimate the gradient of an objective at x (b, c, h, w); zero where no graph leads back to the pixels."""
         try:
             return gradient(self.model, x, objective, rng)
         except RuntimeError as failure:
-            if "does not require grad" not in str(failure) and "not have been used in the graph" not in str(failure):
+            if not has_no_graph(failure):
                 raise
         with torch.no_grad():
             logits = self.model(x)
             values = objective(logits)
         return Estimate(logits, values, x.new_zeros((len(values), *x.shape)))
 
-    def finding(
-        self,
-        check: str,
-        figure: float,
-        threshold: float,
-        statement: str,
-        kind: Kind,
-        *,
-        fires: bool | None = None,
-        concerned: Tensor | None = None,
-    ) -> Finding:
-        """A finding that fires where the figure exceeds the threshold unless said otherwise. `concerned`: samples (b,)."""
-        fired = figure > threshold if fires is None else fires
-        samples = () if concerned is None else tuple(self.batch.samples[row] for row in concerned.nonzero().flatten().tolist())
-        return Finding(check, round(figure, 6), threshold, bool(fired), statement, samples, kind)
+    def values_under_same_draws(self, check: str, objective: Objective, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the objective (b,) at each batch of images (b, c, h, w), all under the same draws of the model."""
+        values = []
+        for images in inputs:
+            self.same_draws(check)
+            with torch.no_grad():
+                values.append(objective(self.model(images))[0])
+        return values
+
+    def samples(self, concerned: Tensor) -> tuple[str, ...]:
+        """Return the hashes of the samples for which `concerned` (b,) is true."""
+        return tuple(self.batch.samples[row] for row in concerned.nonzero().flatten().tolist())
+
+
+def has_no_graph(failure: RuntimeError) -> bool:
+    """Return whether autograd failed because the logits do not depend on the pixels by any graph."""
+    return any(text in str(failure) for text in _NO_GRAPH)
 
 
 def percent(share: float) -> str:
-    """A share as whole percent."""
+    """Return a share as whole percent."""
     return f"{100 * share:.0f} %"

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from kwbench.checks import CHECKS, Question, Retried, Survivors, budget_is_enough
+from kwbench.checks import CHECKS, Case, Question, Retried, Survivors, budget_is_enough, outdated
+from kwbench.checks.budget import TWICE_THE_BUDGET
+from kwbench.checks.operations import RELAXED_OPERATIONS
 from kwbench.evaluation.executors import Executor
 from kwbench.evaluation.tasks import RetrySurvivors, RunCheck, Task
-from kwbench.finding import Finding
+from kwbench.finding import Check, Criterion, Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
@@ -16,13 +18,11 @@ from kwbench.record.summary import Summary, summaries
 from kwbench.verdict import robustness_is_negligible
 from kwbench.verdict.record_checks import examine_record, twin_of
 
-# Samples examined at once, on which the checks cost about 190 forward and backward passes each.
+# Samples examined at once.
 EXAMINED = 64
 # A stochastic model's sample has fallen when it is right less often than this.
 _ALIVE = 0.05
 
-# The checks of what the model answers, and through which operations: the cheap ones.
-_OF_ANSWERS = ("outputs", "state", "randomness", "operations")
 _LEFT_OUT = Finding(
     "left out",
     None,
@@ -52,17 +52,19 @@ def diagnose(
     outcomes = {attack.name: store.outcomes(evaluation.attack_runs[attack.name]) for attack in mine.attacks}
     outcomes[CLEAN] = store.outcomes(evaluation.attack_runs[CLEAN])
     found = list(store.findings(evaluation.id))
-    skipped = any(each.check == _LEFT_OUT.check for each in found)
-    if not found or (thoroughly and skipped):
+    brief = not thoroughly and robustness_is_negligible(mine)
+    due = _due(found, brief)
+    if due:
         right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
         question = _question(mine, right or mine.index.tolist())
-        brief = not thoroughly and robustness_is_negligible(mine)
         survivors = _survivors(mine, outcomes)
-        parts = [] if brief else survivors.parts()
-        checks = [check for check in CHECKS if (check in _OF_ANSWERS or not brief) and not (check in _OF_ANSWERS and skipped)]
-        # The longest go first.
+        budget_is_due = not brief and not any(_is_current(each, TWICE_THE_BUDGET) for each in found)
+        parts = survivors.parts() if budget_is_due else []
+        # Long tasks first, so that workers finish together.
         tasks: list[Task[Any]] = [RetrySurvivors(part) for part in parts]
-        tasks += [RunCheck(check, question) for check in reversed(checks)]
+        tasks += [
+            RunCheck(check.name, question) for check in sorted(CHECKS.values(), key=_cost, reverse=True) if check.name in due
+        ]
         by_check: dict[str, list[Finding]] = {}
         again: dict[Survivors, Retried] = {}
         report(0, len(tasks))
@@ -72,18 +74,44 @@ def diagnose(
             elif isinstance(task, RetrySurvivors):
                 again[task.survivors] = result
             report(done, len(tasks))
-        found = [each for each in found if each.check != _LEFT_OUT.check]
-        found += [finding for check in CHECKS for finding in by_check.get(check, [])]
+        fresh = [finding for check in CHECKS for finding in by_check.get(check, [])]
         if brief:
-            found += [_LEFT_OUT]
-        else:
-            found += [budget_is_enough([again[part] for part in parts], survivors.standing)]
-    relaxes = not any(each.check == "relaxed operations" and each.figure == 0 for each in found)
-    fresh = examine_record(mine, outcomes, others, relaxes=relaxes)
-    renewed = {each.check for each in fresh}
-    kept = [each for each in found if each.check not in renewed]
-    store.record_findings(evaluation.id, [*fresh, *kept], instead_of=[_LEFT_OUT.check])
+            fresh += [_LEFT_OUT]
+        elif budget_is_due:
+            fresh += [budget_is_enough([again[part] for part in parts], survivors.robust_accuracy)]
+        found = [*_without([*fresh, _LEFT_OUT], found), *fresh]
+    relaxes = not any(each.check == RELAXED_OPERATIONS.name and each.figure == 0 for each in found)
+    of_record = examine_record(mine, outcomes, others, relaxes=relaxes)
+    store.record_findings(evaluation.id, [*of_record, *_without(of_record, found)], instead_of=[_LEFT_OUT.check])
     return store.findings(evaluation.id)
+
+
+def _due(findings: Sequence[Finding], brief: bool) -> set[str]:
+    """Return the names of the checks of the model that are not on record at their current revision.
+
+    If `brief`, checks that do not always run are not due.
+    """
+    due = outdated(findings)
+    left_out = any(finding.check == _LEFT_OUT.check for finding in findings)
+    if not brief and (not findings or left_out):
+        due |= {name for name, check in CHECKS.items() if not check.always}
+    if not findings:
+        due |= {name for name, check in CHECKS.items() if check.always}
+    return due
+
+
+def _cost(check: Check[Case]) -> int:
+    return check.passes
+
+
+def _is_current(finding: Finding, criterion: Criterion) -> bool:
+    return (finding.check, finding.revision) == (criterion.name, criterion.revision)
+
+
+def _without(replacements: Sequence[Finding], findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings that none of the replacements replaces."""
+    names = {finding.check for finding in replacements}
+    return [finding for finding in findings if finding.check not in names]
 
 
 def _least_shares(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[int, float]:
@@ -116,7 +144,7 @@ def _survivors(standing: Summary, outcomes: Mapping[str, Sequence[Outcome]]) -> 
         rows=tuple(rows),
         values=tuple(values[chosen].tolist()),
         to_beat=tuple(shares.get(row, 1.0) for row in rows) if shares else (),
-        standing=float(values[alive].sum() / standing.n),
+        robust_accuracy=float(values[alive].sum() / standing.n),
         doubled=tuple(label for label in gained if escalated(label, 1) not in ran),
         otherwise=tuple(label for label in ran if label not in again),
         tried=tuple(label for label in ran if {each.index for each in outcomes[label]}.issuperset(rows)),

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from kwbench.checks.answers import surveyed
+from kwbench.checks.operations import surveyed
 from kwbench.model import Model, Precision
 from kwbench.threat import ThreatModel
 

@@ -1,4 +1,4 @@
-"""The verdict on a robust accuracy, from the record alone. Nothing here imports torch."""
+"""Verdicts on robust accuracies, from the record alone. Nothing here imports torch."""
 
 from kwbench.verdict.verdict import (
     CAVEAT,

@@ -1,32 +1,36 @@
-"""What the record of an evaluation says about how far it can be believed; pure, and without torch.
+"""Checks of the record of an evaluation, without torch. A new check is a function and a line in RECORD_CHECKS.
 
-Attacks are grouped by what they know: the model's own gradients, softened ones, none at all, or another model's. Where a group
-breaks what exact gradients saw and did not break, exact gradients are masked (Athalye et al. 2018, arXiv:1802.00420; Carlini
-et al. 2019, arXiv:1902.06705).
+Attacks are grouped by the knowledge that they use: exact gradients, softened ones, function values alone, or another model.
+Where a group breaks samples that exact gradients were tried on and did not break, exact gradients are masked (Athalye et al.
+2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705).
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from kwbench.finding import Finding
+from kwbench.finding import Check, Criterion, Finding
 from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.record.comparability import comparison_key
-from kwbench.record.evaluation import AttackSpec
 from kwbench.record.summary import Summary
 from kwbench.statistics import difference_interval
+from kwbench.verdict.attack_groups import Group, group_of, parameters_of, steps_of
 
-# On sound models other means break what strong gradients did not in up to 1 % of the samples: they start elsewhere.
+# Other attacks break up to 1 % of the samples that strong gradient attacks did not, on sound models: they start elsewhere.
 GAP = 0.02
 # Fewer samples than these are chance.
 FEWEST = 3
-# Points of robust accuracy that the last doubling of a budget may bring.
+# From how many steps on an attack is held against a single step.
+MANY_STEPS = 10
+# The robust accuracy that the last doubling of a budget may take.
 GAIN = 0.01
-# A model may be better than its ReLU twin, but not by so much without a reason.
-TWIN = 0.05
+# The robust accuracy by which a model may exceed its ReLU twin without a reason.
+TWIN_LEAD = 0.05
+# The activations in names of models that have a twin.
+_ACTIVATION = re.compile(r"(?:kwta|slwta|lwta)[0-9.]*")
 
 # The best robust accuracies that are believed, by data set, norm and eps: RobustBench (arXiv:2010.09670, March 2025).
 BEST_KNOWN: dict[tuple[str, str, Fraction], float] = {
@@ -34,109 +38,123 @@ BEST_KNOWN: dict[tuple[str, str, Fraction], float] = {
     ("cifar10", "l2", Fraction(1, 2)): 0.8486,  # Wang et al. 2023, arXiv:2302.04638, WRN-70-16
 }
 
-_FREE = {"square", "rays", "gaussian-noise", "random-sign"}
-# Gradient attacks that take no estimator, or the exact one where they are not told otherwise.
-_GRADIENT = {"fgsm", "pgd", "apgd", "mim", "deepfool", "cw"}
-_GROUPS = {"exact": "exact", "eot": "exact", "smooth": "softened", "relaxed": "softened", "es": "gradient-free"}
-_ACTIVATION = re.compile(r"(?:kwta|slwta|lwta)[0-9.]*")
+FAILURES = Criterion("failures", kind="doubt", remedy="a repair of the attacks or the model, so that every row has an outcome")
+CONSTANT = Criterion("constant", kind="doubt", role="constant")
+SINGLE_STEP = Criterion("single step on record", kind="masking")
+ESCALATION = Criterion(
+    "escalation", kind="doubt", role="budget", remedy="a larger budget: doubling it still breaks more samples"
+)
+REACH = Criterion("reach", kind="masking")
+BEST = Criterion(
+    "best known", kind="doubt", remedy="an attack designed for this model, or a reproduction of its robustness by others"
+)
+TWIN = Criterion(
+    "twin", kind="doubt", remedy="an attack designed for this model, or a reason why it is more robust than its twin"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the checks of a record read.
+
+    Attributes:
+        summary: the numbers of the evaluation.
+        outcomes: by label of the attack, the outcome of each sample by its hash; the clean images included.
+        others: evaluations of other models, at least those of the ReLU twin (`twin_of`).
+        groups: by label of the attack, its group; None for an attack of no single group.
+    """
+
+    summary: Summary
+    outcomes: Mapping[str, Mapping[str, Outcome]]
+    others: Sequence[Summary]
+    groups: Mapping[str, Group | None]
+
+    def labels_of(self, group: Group) -> list[str]:
+        """Return the labels of the attacks of a group."""
+        return [label for label, other in self.groups.items() if other == group]
+
+    def labels_with_steps(self, least: int, most: float = float("inf")) -> list[str]:
+        """Return the labels of the attacks on exact gradients with so many steps."""
+        exact = self.labels_of("exact")
+        return [
+            attack.name for attack in self.summary.attacks if attack.name in exact and least <= steps_of(attack.spec) <= most
+        ]
 
 
 def examine_record(
-    standing: Summary,
+    summary: Summary,
     outcomes: Mapping[str, Sequence[Outcome]],
     others: Sequence[Summary] = (),
     *,
     relaxes: bool = True,
 ) -> list[Finding]:
-    """Every check of the record.
+    """Return the findings of all checks of the record.
 
-    `outcomes` are those of each attack by label, the clean images included; `others` are evaluations of other models, those
-    of the ReLU twin (`twin_of`) at least. `relaxes` is false for a model without operations to relax: its relaxed gradients
-    are exact.
+    Args:
+        summary: the numbers of the evaluation.
+        outcomes: the outcomes of each attack by label, the clean images included.
+        others: evaluations of other models, at least those of the ReLU twin (`twin_of`).
+        relaxes: false for a model without operations to relax, whose relaxed gradients are exact.
     """
-    rows = {label: {each.sample: each for each in found} for label, found in outcomes.items()}
-    found = [_failures(standing, rows), *_constant(rows)]
-    groups = {attack.name: group_of(attack.spec, relaxes=relaxes) for attack in standing.attacks}
-    exact = [label for label, group in groups.items() if group == "exact"]
-    for group, words in (
-        ("gradient-free", "attacks without gradients"),
-        ("softened", "softened gradients"),
-        ("transfer", "images made against another model"),
-    ):
-        if exact and (labels := [label for label, each in groups.items() if each == group]):
-            found.append(_gap(standing, rows, group, labels, exact, f"{words} ({', '.join(labels)}) break", "exact gradients"))
-    single = [label for label in exact if _steps(_spec(standing, label)) == 1]
-    many = [label for label in exact if _steps(_spec(standing, label)) >= 10]
-    if single and many:
-        words = f"a single step ({', '.join(single)}) breaks"
-        found.append(_gap(standing, rows, "single step on record", single, many, words, "many steps"))
-    found += _escalations(standing, rows)
-    found += _reach(standing)
-    found += _best_known(standing)
-    found += _twin(standing, others)
-    return found
+    rows = {label: {outcome.sample: outcome for outcome in run} for label, run in outcomes.items()}
+    groups = {attack.name: group_of(attack.spec, relaxes=relaxes) for attack in summary.attacks}
+    record = Record(summary, rows, others, groups)
+    return [finding for check in RECORD_CHECKS.values() for finding in check.examine(record)]
 
 
-def group_of(spec: AttackSpec, *, relaxes: bool = True) -> str | None:
-    """`exact`, `softened`, `gradient-free` or `transfer`; None for what is a mixture, does nothing or cannot be told."""
-    name, parameters = _name(spec), _parameters(spec)
-    if name in _FREE:
-        return "gradient-free"
-    if name == "transfer":
-        return "transfer"
-    if name == "autoattack":
-        # The standard version holds Square.
-        return "exact" if parameters.get("version") == "rand" else None
-    if name == "local-search":
-        # Its climbs follow softened gradients, its flips none.
-        return "softened"
-    if name not in _GRADIENT:
-        return None
-    gradient = parameters.get("gradient")
-    kind = str(gradient.get("kind", "exact")) if isinstance(gradient, Mapping) else "exact"
-    return "exact" if kind == "relaxed" and not relaxes else _GROUPS.get(kind)
+def rows_have_outcomes(record: Record) -> list[Finding]:
+    """Count rows that are invalid or errors."""
+    runs = record.outcomes.values()
+    failed = [outcome.sample for run in runs for outcome in run.values() if outcome.status in (Status.INVALID, Status.ERROR)]
+    share = len(failed) / max(1, sum(len(run) for run in runs))
+    statement = f"{len(failed)} rows are invalid or errors: attacks that failed for a technical reason"
+    return [FAILURES.finding(share, 0.0, statement, fires=bool(failed), samples=tuple(dict.fromkeys(failed)))]
 
 
-def twin_of(model: str) -> str | None:
-    """The name of the same network with ReLU; None for a name that holds no other activation."""
-    name = _ACTIVATION.sub("relu", model, count=1)
-    return None if name == model else name
-
-
-_Rows = Mapping[str, Mapping[str, Outcome]]
-
-
-def _failures(standing: Summary, rows: _Rows) -> Finding:
-    bad = [each.sample for found in rows.values() for each in found.values() if each.status in (Status.INVALID, Status.ERROR)]
-    share = len(bad) / max(1, sum(len(found) for found in rows.values()))
-    statement = f"{len(bad)} rows are invalid or errors: attacks that failed for a technical reason"
-    return Finding("failures", round(share, 6), 0.0, bool(bad), statement, tuple(dict.fromkeys(bad)), "doubt")
-
-
-def _constant(rows: _Rows) -> list[Finding]:
-    """Whether the model says the same of every image."""
-    clean = rows.get(CLEAN, {}).values()
-    answers, labels = {each.clean_prediction for each in clean}, {each.label for each in clean}
+def predictions_differ(record: Record) -> list[Finding]:
+    """Find a model that predicts the same class for all images."""
+    clean = record.outcomes.get(CLEAN, {}).values()
+    predicted = {outcome.clean_prediction for outcome in clean}
+    labels = {outcome.label for outcome in clean}
     if len(labels) < 2:
         return []
-    statement = f"the images of {len(labels)} classes get {len(answers)} different answer{'s' if len(answers) > 1 else ''}"
-    return [Finding("constant", float(len(answers)), 1.0, len(answers) == 1, statement, (), "doubt")]
+    statement = f"images of {len(labels)} classes get {len(predicted)} different prediction{'s' if len(predicted) > 1 else ''}"
+    return [CONSTANT.finding(float(len(predicted)), 1.0, statement, fires=len(predicted) == 1)]
 
 
-def _gap(
-    standing: Summary, rows: _Rows, check: str, labels: Sequence[str], first: Sequence[str], words: str, than: str
-) -> Finding:
-    drops = _drops(rows, [CLEAN, *first], labels, seen_by=first, stochastic=standing.stochastic)
-    total = sum(drops.values())
-    share = total / standing.n
-    concerned = tuple(sample for sample, drop in drops.items() if drop > 0.5)
-    statement = f"{words} {100 * share:.1f} % of the samples that {than} ({', '.join(first)}) met and did not break"
-    return Finding(check, round(share, 6), GAP, share > GAP and total >= FEWEST, statement, concerned, "masking")
+@dataclass(frozen=True, slots=True)
+class GroupCheck:
+    """Does a group of attacks break samples that exact gradients were tried on and did not break?"""
+
+    criterion: Criterion
+    group: Group
+    subject: str
+
+    def __call__(self, record: Record) -> list[Finding]:
+        """Return the finding; none where the record lacks attacks of either group."""
+        exact, others = record.labels_of("exact"), record.labels_of(self.group)
+        if not exact or not others:
+            return []
+        return [_gap(record, self.criterion, f"{self.subject} ({', '.join(others)}) break", others, "exact gradients", exact)]
+
+    @classmethod
+    def of(cls, group: Group, subject: str) -> Check[Record]:
+        """Return the check of a group, whose attacks a statement calls `subject`."""
+        criterion = Criterion(group, kind="masking")
+        return Check(group, cls(criterion, group, subject), (criterion,))
 
 
-def _escalations(standing: Summary, rows: _Rows) -> list[Finding]:
-    """The gain of the last run of every attack whose budget was doubled."""
-    labels = [attack.name for attack in standing.attacks]
+def one_step_is_weaker_than_many(record: Record) -> list[Finding]:
+    """Find samples that a single step on exact gradients breaks and many steps do not."""
+    single, many = record.labels_with_steps(1, 1), record.labels_with_steps(MANY_STEPS)
+    if not single or not many:
+        return []
+    return [_gap(record, SINGLE_STEP, f"a single step ({', '.join(single)}) breaks", single, "many steps", many)]
+
+
+def escalation_has_ended(record: Record) -> list[Finding]:
+    """Measure the gain of the last run of every attack whose budget was doubled."""
+    labels = [attack.name for attack in record.summary.attacks]
     last: dict[str, str] = {}
     for label in labels:
         base, times, factor = label.rpartition(" x")
@@ -144,24 +162,124 @@ def _escalations(standing: Summary, rows: _Rows) -> list[Finding]:
             last[base] = label
     if not last:
         return []
-    gains = {}
-    for label in last.values():
-        before = labels[: labels.index(label)]
-        gains[label] = _drops(rows, [CLEAN, *before], [label], seen_by=[CLEAN], stochastic=standing.stochastic)
+    gains = {label: _drops(record, [CLEAN, *labels[: labels.index(label)]], [label], tried=[CLEAN]) for label in last.values()}
     most = max(gains, key=lambda label: sum(gains[label].values()))
-    gain = sum(gains[most].values()) / standing.n
-    statement = f"{most}, a last doubling of a budget, took {100 * gain:.1f} points of robust accuracy"
-    concerned = tuple(sample for sample, drop in gains[most].items() if drop > 0.5)
-    return [Finding("escalation", round(gain, 6), GAIN, gain > GAIN, statement, concerned, "doubt")]
+    gain = sum(gains[most].values()) / record.summary.n
+    statement = f"{most}, the last doubling of a budget, took {100 * gain:.1f} points of robust accuracy"
+    return [ESCALATION.finding(gain, GAIN, statement, samples=_broken(gains[most]))]
 
 
-def _drops(
-    rows: _Rows, first: Sequence[str], second: Sequence[str], *, seen_by: Sequence[str], stochastic: bool
-) -> dict[str, float]:
-    """By how much the second group of attacks lowers the value of each sample that one of `seen_by` was tried on."""
-    seen = {sample for label in seen_by for sample in rows.get(label, ())}
+def steps_cross_the_ball(record: Record) -> list[Finding]:
+    """Compare the number of steps times the step size with eps, for the attacks of the protocol or else for all."""
+    summary = record.summary
+    reaches = {}
+    for attack in summary.attacks:
+        if summary.protocol and attack.name not in summary.protocol:
+            continue
+        parameters = parameters_of(attack.spec)
+        step_size = parameters.get("step_size")
+        if step_size is None and parameters.get("relative_step_size") is not None:
+            step_size = parameters["relative_step_size"] * summary.threat.radius
+        if step_size is not None and parameters.get("steps") is not None:
+            reaches[attack.name] = float(parameters["steps"]) * float(step_size) / summary.threat.radius
+    if not reaches:
+        return []
+    shortest = min(reaches, key=lambda label: reaches[label])
+    reach = reaches[shortest]
+    statement = f"all steps of {shortest} together are {reach:.3g} eps long; below 1 it cannot cross the ball"
+    return [REACH.finding(reach, 1.0, statement, fires=reach < 1)]
+
+
+def accuracy_is_at_most_the_best_known(record: Record) -> list[Finding]:
+    """Compare the robust accuracy with the best that is believed for the data set and threat model."""
+    summary = record.summary
+    if summary.a_rob is None:
+        return []
+    for (dataset, norm, eps), best in BEST_KNOWN.items():
+        same = summary.dataset.lower().startswith(dataset) or summary.model.startswith(f"{dataset}/")
+        # Robustness in a larger ball is robustness in the smaller one.
+        if same and norm == summary.threat.norm and summary.threat.eps >= eps:
+            value = summary.a_rob.value
+            statement = (
+                f"the robust accuracy is {100 * value:.1f} %; the best that is believed on {dataset} at {norm} {eps} "
+                f"is {100 * best:.2f} % (RobustBench)"
+            )
+            return [BEST.finding(value, best, statement, fires=summary.a_rob.low > best)]
+    return []
+
+
+def lead_over_the_twin_is_small(record: Record) -> list[Finding]:
+    """Compare the robust accuracy with that of the same network with ReLU, on the same samples under the same suite."""
+    summary = record.summary
+    name = twin_of(summary.model)
+    values = summary.robust_values
+    if name is None or values is None:
+        return []
+    key = comparison_key(summary.evaluation)
+    twins = [
+        other
+        for other in record.others
+        if other.model == name
+        and other.robust_values is not None
+        and (other.dataset, other.n, other.threat) == (summary.dataset, summary.n, summary.threat)
+        and comparison_key(other.evaluation).data == key.data
+        and comparison_key(other.evaluation).suite == key.suite
+    ]
+    if not twins:
+        return []
+    newest = max(twins, key=lambda other: (other.evaluation.asked, other.evaluation.id))
+    assert newest.robust_values is not None
+    lead = difference_interval(np.asarray(values) - np.asarray(newest.robust_values), level=0.98)
+    statement = f"the robust accuracy differs by {100 * lead.value:+.1f} points from {name}, the same network with ReLU"
+    return [TWIN.finding(lead.value, TWIN_LEAD, statement, fires=lead.low > TWIN_LEAD)]
+
+
+def twin_of(model: str) -> str | None:
+    """Return the name of the same network with ReLU; None for a name that holds no other activation."""
+    name = _ACTIVATION.sub("relu", model, count=1)
+    return None if name == model else name
+
+
+# In the order in which their findings are recorded.
+RECORD_CHECKS: dict[str, Check[Record]] = {
+    check.name: check
+    for check in (
+        Check("failures", rows_have_outcomes, (FAILURES,)),
+        Check("constant", predictions_differ, (CONSTANT,)),
+        GroupCheck.of("gradient-free", "gradient-free attacks"),
+        GroupCheck.of("softened", "softened gradients"),
+        GroupCheck.of("transfer", "adversarial examples of another model"),
+        Check("single step on record", one_step_is_weaker_than_many, (SINGLE_STEP,)),
+        Check("escalation", escalation_has_ended, (ESCALATION,)),
+        Check("reach", steps_cross_the_ball, (REACH,)),
+        Check("best known", accuracy_is_at_most_the_best_known, (BEST,)),
+        Check("twin", lead_over_the_twin_is_small, (TWIN,)),
+    )
+}
+
+
+def _gap(
+    record: Record, criterion: Criterion, subject: str, labels: Sequence[str], than: str, reference: Sequence[str]
+) -> Finding:
+    """Return the share of samples that the attacks `labels` break and those of `reference`, tried on them, did not."""
+    drops = _drops(record, [CLEAN, *reference], labels, tried=reference)
+    total = sum(drops.values())
+    share = total / record.summary.n
+    statement = (
+        f"{subject} {100 * share:.1f} % of the samples that {than} ({', '.join(reference)}) were tried on and did not break"
+    )
+    return criterion.finding(share, GAP, statement, fires=share > GAP and total >= FEWEST, samples=_broken(drops))
+
+
+def _broken(drops: Mapping[str, float]) -> tuple[str, ...]:
+    return tuple(sample for sample, drop in drops.items() if drop > 0.5)
+
+
+def _drops(record: Record, first: Sequence[str], second: Sequence[str], *, tried: Sequence[str]) -> dict[str, float]:
+    """Return by how much the second attacks lower the value of each sample that one of `tried` was tried on."""
+    rows, stochastic = record.outcomes, record.summary.stochastic
     drops = {}
-    for sample in sorted(seen):
+    for sample in sorted({sample for label in tried for sample in rows.get(label, ())}):
         before = _value([rows[label][sample] for label in first if sample in rows.get(label, ())], stochastic)
         after = _value([rows[label][sample] for label in (*first, *second) if sample in rows.get(label, ())], stochastic)
         if before is not None and after is not None and before != after:
@@ -170,91 +288,15 @@ def _drops(
 
 
 def _value(candidates: Sequence[Outcome], stochastic: bool) -> float | None:
-    """1 or 0, right or not under all of them; or the fresh share of the candidate that the selection draws choose."""
+    """Return 1 or 0: correct under all candidates or not.
+
+    For a stochastic model, the share of correct fresh draws of the candidate that the selection draws choose.
+    """
     if not stochastic:
-        words = {each.status for each in candidates}
-        return 0.0 if words & {Status.BROKEN, Status.WRONG} else 1.0 if Status.HELD in words else None
-    scored = [each for each in candidates if each.fresh_draws and each.selection_draws]
+        statuses = {candidate.status for candidate in candidates}
+        return 0.0 if statuses & {Status.BROKEN, Status.WRONG} else 1.0 if Status.HELD in statuses else None
+    scored = [candidate for candidate in candidates if candidate.fresh_draws and candidate.selection_draws]
     if not scored:
         return None
-    chosen = min(scored, key=lambda each: each.selection_correct / each.selection_draws)
+    chosen = min(scored, key=lambda candidate: candidate.selection_correct / candidate.selection_draws)
     return chosen.fresh_correct / chosen.fresh_draws
-
-
-def _reach(standing: Summary) -> list[Finding]:
-    """Can the attacks of the protocol, or else all, cross the ball: steps times step_size against eps?"""
-    reaches = {}
-    for attack in standing.attacks:
-        if standing.protocol and attack.name not in standing.protocol:
-            continue
-        parameters = _parameters(attack.spec)
-        step_size = parameters.get("step_size")
-        if step_size is None and parameters.get("relative_step_size") is not None:
-            step_size = parameters["relative_step_size"] * standing.threat.radius
-        if step_size is not None and parameters.get("steps") is not None:
-            reaches[attack.name] = float(parameters["steps"]) * float(step_size) / standing.threat.radius
-    if not reaches:
-        return []
-    shortest = min(reaches, key=lambda label: reaches[label])
-    reach = reaches[shortest]
-    statement = f"all steps of {shortest} together are {reach:.3g} eps long; below 1 it cannot cross the ball"
-    return [Finding("reach", round(reach, 6), 1.0, reach < 1, statement, (), "masking")]
-
-
-def _best_known(standing: Summary) -> list[Finding]:
-    if standing.a_rob is None:
-        return []
-    for (dataset, norm, eps), best in BEST_KNOWN.items():
-        same = standing.dataset.lower().startswith(dataset) or standing.model.startswith(f"{dataset}/")
-        # What stands in a larger ball stands in the smaller one.
-        if same and norm == standing.threat.norm and standing.threat.eps >= eps:
-            value = standing.a_rob.value
-            statement = (
-                f"the robust accuracy is {100 * value:.1f} %; the best that is believed on {dataset} at {norm} {eps} "
-                f"is {100 * best:.2f} % (RobustBench)"
-            )
-            return [Finding("best known", round(value, 6), best, standing.a_rob.low > best, statement, (), "doubt")]
-    return []
-
-
-def _twin(standing: Summary, others: Sequence[Summary]) -> list[Finding]:
-    """How far the model stands above the one of the same name with ReLU, on the same samples under the same suite."""
-    name = twin_of(standing.model)
-    mine = standing.robust_values
-    if name is None or mine is None:
-        return []
-    key = comparison_key(standing.evaluation)
-    twins = [
-        other
-        for other in others
-        if other.model == name
-        and other.robust_values is not None
-        and (other.dataset, other.n, other.threat) == (standing.dataset, standing.n, standing.threat)
-        and comparison_key(other.evaluation).data == key.data
-        and comparison_key(other.evaluation).suite == key.suite
-    ]
-    if not twins:
-        return []
-    twin = max(twins, key=lambda other: (other.evaluation.asked, other.evaluation.id)).robust_values
-    assert twin is not None
-    lead = difference_interval(np.asarray(mine) - np.asarray(twin), level=0.98)
-    statement = f"the robust accuracy is {100 * lead.value:+.1f} points from that of {name}, the same network with ReLU"
-    return [Finding("twin", round(lead.value, 6), TWIN, lead.low > TWIN, statement, (), "doubt")]
-
-
-def _spec(standing: Summary, label: str) -> AttackSpec:
-    return next(attack.spec for attack in standing.attacks if attack.name == label)
-
-
-def _steps(spec: AttackSpec) -> int:
-    """How many steps an attack makes; 0 where it does not say."""
-    return 1 if _name(spec) == "fgsm" else int(_parameters(spec).get("steps") or 0)
-
-
-def _name(spec: AttackSpec) -> str:
-    return str(spec.spec.get("attack", spec.label))
-
-
-def _parameters(spec: AttackSpec) -> Mapping[str, Any]:
-    parameters = spec.spec.get("parameters", {})
-    return parameters if isinstance(parameters, Mapping) else {}

@@ -1,62 +1,57 @@
-"""The verdict about a pair of model and protocol: can the protocol's number be believed, and can ours? Pure, without torch.
+"""The verdict on a model and a protocol: is the accuracy under the protocol credible, and is the robust accuracy? No torch.
 
 Passing is evidence, never proof.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from kwbench.finding import Finding
+from kwbench.finding import Criterion, Finding
 from kwbench.record.summary import Summary
 from kwbench.statistics import Interval, accuracy_of_values, difference_interval
+from kwbench.verdict.record_checks import FAILURES
 
 Conclusion = Literal["degenerate", "overestimated", "confirmed", "inconclusive"]
 
 CAVEAT = "Passing the checks is evidence, never proof."
 
-# Points by which a protocol may overestimate.
+# The accuracy by which a protocol may overestimate.
 OVERESTIMATE = 0.01
-# One-sided 99 %: an interval whose lower end is passed by chance once in a hundred.
+# A two-sided level of 98 %: chance passes the lower end once in a hundred times.
 LEVEL = 0.98
-# Below this nothing can be much too high.
+# A robust accuracy of at most this cannot be much too high.
 NEGLIGIBLE = 0.005
-
-# A model is at chance if what it may have beyond it is less than this share of all that there is beyond it.
+# A model is at chance if its accuracy exceeds chance by at most this share of what a perfect model would.
 NEAR_CHANCE = 0.1
 
-# Checks that tried twice the budget; without one of them nothing is confirmed.
-_PROOFS = ("twice the budget", "escalation")
-
-# Checks that say that gradients are no guide. Where nothing else was one either, no search has been one.
-_MISLEADING = ("shattered gradients", "misleading gradients", "incoherent gradients", "averaged gradient noise", "plateaus")
-
-_REMEDIES = {
-    "twice the budget": "a larger budget: it still brings something",
-    "escalation": "a larger budget: it still brings something",
-    "chance": "more images",
-    "failures": "mending the attacks or the model, so that every row has an answer",
-    "state": "a model whose answer depends on the image alone",
-    "unseen": "an attack that knows the operations that could not be seen, or a model that spells them so that they can",
-    "best known": "an attack made for this model, or its reproduction by others",
-    "twin": "an attack made for this model, or a reason for its lead over its twin",
-    "above standard": "an evaluation in which attacked images do not fare better than the images themselves",
-    "flat": "an estimator that sees a slope where none of ours does",
-    "unreachable": "an estimator that leads an unbounded attack to success",
-    "hidden gradients": "an attack made for this model, or another proof that nothing is hidden",
-}
+_AT_CHANCE = Criterion("degenerate", kind="note")
+_PERHAPS_AT_CHANCE = Criterion("chance", kind="doubt", remedy="more images")
+_LITTLE_LEFT = Criterion("robust accuracy", kind="note")
+_HIDDEN_GRADIENTS = Criterion(
+    "hidden gradients", kind="doubt", remedy="an attack designed for this model, or other proof that nothing is hidden"
+)
+_BUDGET_NOT_TRIED = Criterion(
+    "twice the budget", kind="doubt", role="budget", remedy="`kwbench diagnose`, which tries twice the budget"
+)
+_NO_DOUBT = Criterion("no doubt", kind="note")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`conclusion` is about the pair of the model and the protocol of that name.
+    """A conclusion about a model and a protocol, with its reasons.
 
-    `overestimate` is the accuracy that the protocol leaves less the robust accuracy, on the same samples, with its 98 %
-    interval; None where there is no protocol. `reasons` are the findings that led to the verdict; `would_settle` says what
-    would make an inconclusive one conclusive, and is empty otherwise.
+    Attributes:
+        conclusion: `overestimated`: the accuracy under the protocol is too high. `degenerate`: the model is constant or at
+            chance. `confirmed`: the robust accuracy is credible. `inconclusive`: it may be too high.
+        protocol: the name of the protocol.
+        overestimate: the accuracy under the protocol minus the robust accuracy, on the same samples, with its 98 % interval;
+            None without a protocol or a robust accuracy.
+        reasons: the findings that led to the conclusion.
+        would_settle: what would make an inconclusive verdict conclusive; empty for the others.
     """
 
     conclusion: Conclusion
@@ -66,80 +61,84 @@ class Verdict:
     would_settle: str = ""
 
     def sentence(self) -> str:
-        """The verdict in one sentence."""
+        """Return the verdict as one sentence."""
         if self.conclusion == "overestimated":
             assert self.overestimate is not None
-            each = self.overestimate
+            gap = self.overestimate
             return (
-                f"Overestimated: {self.protocol} leaves {100 * each.value:.1f} points more than the strongest attacks "
-                f"[{100 * each.low:.1f}, {100 * each.high:.1f}]."
+                f"Overestimated: the accuracy under {self.protocol} is {100 * gap.value:.1f} points higher than under the "
+                f"strongest attacks [{100 * gap.low:.1f}, {100 * gap.high:.1f}]."
             )
-        if self.conclusion == "confirmed":
-            return f"Confirmed: {'; '.join(each.statement for each in self.reasons)}."
-        if self.conclusion == "degenerate":
-            return f"Degenerate: {'; '.join(each.statement for each in self.reasons)}."
-        return f"Inconclusive: {'; '.join(each.statement for each in self.reasons)}. What would settle it: {self.would_settle}."
+        because = "; ".join(reason.statement for reason in self.reasons)
+        settled = f" What would settle it: {self.would_settle}." if self.conclusion == "inconclusive" else ""
+        return f"{self.conclusion.capitalize()}: {because}.{settled}"
 
 
-def verdict(standing: Summary, findings: Sequence[Finding], protocol: tuple[str, ArrayLike] | None = None) -> Verdict:
-    """The verdict from the numbers of a strong evaluation and what the checks found.
+def verdict(summary: Summary, findings: Sequence[Finding], protocol: tuple[str, ArrayLike] | None = None) -> Verdict:
+    """Decide from the numbers of a strong evaluation and the findings of the checks. The first rule that applies decides.
 
-    A constant model, or one at chance, is degenerate. One that too few images tell from chance is not confirmed, but its
-    protocol may overestimate all the same.
+    1. Without a robust accuracy: inconclusive.
+    2. A constant model, or one at chance: degenerate.
+    3. The protocol leaves more than OVERESTIMATE above the robust accuracy: overestimated.
+    4. A negligible robust accuracy: confirmed; unless the images are too few to tell the model from chance, or operations
+       could not be seen and the protocol's accuracy is not negligible, so that nobody understands why the attacks succeed.
+    5. Any doubt that fires or could not be measured, gradients that mislead, or no attempt at a larger budget: inconclusive.
+    6. Otherwise: confirmed.
 
-    `protocol` is the name of another protocol and the values that it leaves, one a sample in the order of `standing.index`; by
-    default the suite's own.
+    Args:
+        summary: the numbers of the evaluation.
+        findings: the findings of all checks.
+        protocol: the name of another protocol and the accuracy of each sample under it, in the order of `summary.index`; by
+            default the protocol of the suite.
     """
-    name, values = protocol or (", ".join(standing.protocol), standing.protocol_values)
-    robust = standing.robust_values
-    overestimate = None
-    if values is not None and robust is not None:
-        gaps = np.asarray(values, dtype=float) - robust
-        # The suite's own protocol is part of what it is held against: on a deterministic model no gap can be negative.
-        nested = protocol is None and not standing.stochastic
-        overestimate = accuracy_of_values(gaps, LEVEL) if nested else difference_interval(gaps, LEVEL)
-    masked = tuple(each for each in findings if each.fires and each.kind == "masking")
-    doubts = tuple(each for each in findings if each.kind == "doubt" and (each.fires or each.figure is None))
+    name, values = protocol or (", ".join(summary.protocol), summary.protocol_values)
+    robust = summary.robust_values
+    if summary.a_rob is None or robust is None:
+        failure = replace(FAILURES.not_measured(f"there is no robust accuracy: {'; '.join(summary.missing)}"), fires=True)
+        return Verdict("inconclusive", name, None, (failure,), FAILURES.remedy)
+    # The suite's own protocol is among the attacks behind the robust accuracy, so that on deterministic models no gap is
+    # negative.
+    nested = protocol is None and not summary.stochastic
+    overestimate = None if values is None else _overestimate(np.asarray(values, dtype=float) - robust, nested=nested)
+    masking = [finding for finding in findings if finding.fires and finding.kind == "masking"]
+    doubts = [finding for finding in findings if finding.kind == "doubt" and (finding.fires or finding.figure is None)]
 
-    if standing.a_rob is None or robust is None:
-        why = Finding("failures", None, 0.0, True, f"there is no robust accuracy: {'; '.join(standing.missing)}", (), "doubt")
-        return Verdict("inconclusive", name, None, (why,), _REMEDIES["failures"])
-    if (found := _degenerate(standing, findings)) is not None:
-        return Verdict("degenerate", name, overestimate, (found,))
-    if (uncertain := _perhaps_at_chance(standing)) is not None:
-        doubts = (*doubts, uncertain)
+    if (degenerate := _degenerate(summary, findings)) is not None:
+        return Verdict("degenerate", name, overestimate, (degenerate,))
+    perhaps_at_chance = _perhaps_at_chance(summary)
+    doubts += perhaps_at_chance
     if overestimate is not None and overestimate.low > OVERESTIMATE:
-        return Verdict("overestimated", name, overestimate, (*masked, *doubts))
-    # Where operations could not be seen, how nothing came to be left is not understood, unless the protocol says so too.
-    unseen = any(each.check == "unseen" and each.fires for each in findings)
+        return Verdict("overestimated", name, overestimate, (*masking, *doubts))
+    unseen = any(finding.role == "unseen" and finding.fires for finding in findings)
     unexplained = unseen and (values is None or np.asarray(values, dtype=float).mean() > NEGLIGIBLE)
-    if standing.a_rob.value <= NEGLIGIBLE and uncertain is None and not unexplained:
-        left = f"{100 * standing.a_rob.value:.1f} % are left, which cannot be much too high"
-        return Verdict(
-            "confirmed", name, overestimate, (Finding("robust accuracy", standing.a_rob.value, NEGLIGIBLE, False, left),)
-        )
-    if (hidden := _hidden(masked, standing.a_rob.value, overestimate)) is not None:
-        doubts = (*doubts, hidden)
-    reasons, would_settle = _open_questions(findings, doubts)
-    if reasons:
-        return Verdict("inconclusive", name, overestimate, reasons, would_settle)
-    shown = tuple(each for each in findings if each.check in _PROOFS)
-    return Verdict("confirmed", name, overestimate, (*shown, _no_doubt(findings)))
+    if summary.a_rob.value <= NEGLIGIBLE and not perhaps_at_chance and not unexplained:
+        statement = f"the robust accuracy is {100 * summary.a_rob.value:.1f} %, which cannot be much too high"
+        little = _LITTLE_LEFT.finding(summary.a_rob.value, NEGLIGIBLE, statement, fires=False)
+        return Verdict("confirmed", name, overestimate, (little,))
+    doubts += _hidden_gradients(masking, summary.a_rob.value, overestimate)
+    budget = [finding for finding in findings if finding.role == "budget"]
+    would_settle = _would_settle(doubts)
+    if not doubts and not budget:
+        doubts = [_BUDGET_NOT_TRIED.not_measured("twice the budget was not tried")]
+        would_settle = _BUDGET_NOT_TRIED.remedy
+    if doubts:
+        return Verdict("inconclusive", name, overestimate, tuple(doubts), would_settle)
+    return Verdict("confirmed", name, overestimate, (*budget, _no_doubt(findings)))
 
 
-def robustness_is_negligible(standing: Summary) -> bool:
-    """Whether the suite's own protocol leaves next to nothing, and so do all attacks together."""
-    values = standing.protocol_values
-    return standing.a_rob is not None and values is not None and max(standing.a_rob.value, float(values.mean())) <= NEGLIGIBLE
+def robustness_is_negligible(summary: Summary) -> bool:
+    """Return whether both the accuracy under the suite's own protocol and the robust accuracy are negligible."""
+    values = summary.protocol_values
+    return summary.a_rob is not None and values is not None and max(summary.a_rob.value, float(values.mean())) <= NEGLIGIBLE
 
 
-def verdict_on_record(standing: Summary) -> Verdict | None:
-    """The verdict on an evaluation that has been diagnosed; None if it has not."""
-    return verdict(standing, standing.findings) if standing.findings else None
+def verdict_on_record(summary: Summary) -> Verdict | None:
+    """Return the verdict on an evaluation that has been diagnosed; None if it has not."""
+    return verdict(summary, summary.findings) if summary.findings else None
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:
-    """A finding as JSON values."""
+    """Return a finding as JSON values."""
     return {
         "check": finding.check,
         "kind": finding.kind,
@@ -152,85 +151,88 @@ def finding_json(finding: Finding) -> dict[str, Any]:
 
 
 def verdict_json(verdict: Verdict | None) -> dict[str, Any] | None:
-    """A verdict as JSON values, fractions of 1; None (null) for none."""
+    """Return a verdict as JSON values, accuracies as fractions of 1; None (null) for no verdict."""
     if verdict is None:
         return None
-    each = verdict.overestimate
+    gap = verdict.overestimate
     return {
         "verdict": verdict.conclusion,
         "sentence": verdict.sentence(),
         "protocol": verdict.protocol,
-        "overestimate": None if each is None else {"value": each.value, "low": each.low, "high": each.high},
+        "overestimate": None if gap is None else {"value": gap.value, "low": gap.low, "high": gap.high},
         "reasons": [finding_json(reason) for reason in verdict.reasons],
         "would_settle": verdict.would_settle,
         "caveat": CAVEAT,
     }
 
 
-def _degenerate(standing: Summary, findings: Sequence[Finding]) -> Finding | None:
-    for each in findings:
-        if each.check == "constant" and each.fires:
-            return each
-    chance = _chance(standing)
-    if standing.a_std is None or chance is None or standing.a_std.low > chance:
+def _overestimate(gaps: NDArray[np.float64], *, nested: bool) -> Interval:
+    return accuracy_of_values(gaps, LEVEL) if nested else difference_interval(gaps, LEVEL)
+
+
+def _degenerate(summary: Summary, findings: Sequence[Finding]) -> Finding | None:
+    """Return why the model is degenerate: it is constant, or its accuracy is at chance; None if it is not."""
+    for finding in findings:
+        if finding.role == "constant" and finding.fires:
+            return finding
+    chance = _chance(summary)
+    if summary.a_std is None or chance is None or summary.a_std.low > chance:
         return None
-    if standing.a_std.value <= chance:
-        which = f"is not above chance, {100 * chance:.1f} %"
-    elif standing.a_std.high <= chance + NEAR_CHANCE * (1 - chance):
-        which = f"cannot be told from chance, {100 * chance:.1f} %, and is at most {100 * standing.a_std.high:.1f} %"
+    if summary.a_std.value <= chance:
+        relation = f"is not above chance, {100 * chance:.1f} %"
+    elif summary.a_std.high <= chance + NEAR_CHANCE * (1 - chance):
+        relation = f"cannot be told from chance, {100 * chance:.1f} %, and is at most {100 * summary.a_std.high:.1f} %"
     else:
         return None
-    statement = f"the accuracy on the images themselves, {100 * standing.a_std.value:.1f} %, {which}"
-    return Finding("degenerate", round(standing.a_std.value, 6), chance, True, statement)
+    statement = f"the clean accuracy, {100 * summary.a_std.value:.1f} %, {relation}"
+    return _AT_CHANCE.finding(summary.a_std.value, chance, statement, fires=True)
 
 
-def _hidden(masked: Sequence[Finding], robust: float, overestimate: Interval | None) -> Finding | None:
-    """That gradients mislead, for models of which the attacks that go by something else have broken no more: those may be blind
-    too, as function values are in thousands of dimensions."""
-    misleading = [each.check for each in masked if each.check in _MISLEADING]
-    if not misleading or robust <= OVERESTIMATE:
-        return None
-    gain = "" if overestimate is None else f", by {100 * overestimate.value:.1f} points"
-    statement = f"gradients mislead ({', '.join(misleading)}), and no attack that goes by something else gained much{gain}"
-    return Finding("hidden gradients", round(robust, 6), OVERESTIMATE, True, statement, (), "doubt")
-
-
-def _perhaps_at_chance(standing: Summary) -> Finding | None:
-    """For models that are not degenerate: that the images are too few to say so."""
-    chance = _chance(standing)
-    if standing.a_std is None or chance is None or standing.a_std.low > chance:
-        return None
+def _perhaps_at_chance(summary: Summary) -> list[Finding]:
+    """Return the doubt that the images are too few to tell a model that is not degenerate from chance, if they are."""
+    chance = _chance(summary)
+    if summary.a_std is None or chance is None or summary.a_std.low > chance:
+        return []
     statement = (
-        f"{standing.n} images are too few to tell the accuracy on them, {100 * standing.a_std.value:.1f} %, "
-        f"from chance, {100 * chance:.1f} %"
+        f"{summary.n} images are too few to tell the clean accuracy, {100 * summary.a_std.value:.1f} %, from chance, "
+        f"{100 * chance:.1f} %"
     )
-    return Finding("chance", round(standing.a_std.value, 6), chance, True, statement, (), "doubt")
+    return [_PERHAPS_AT_CHANCE.finding(summary.a_std.value, chance, statement, fires=True)]
 
 
-def _chance(standing: Summary) -> float | None:
-    """The share of right guesses, where the record says how many classes there are."""
-    classes = standing.evaluation.origin.get("classes")
+def _chance(summary: Summary) -> float | None:
+    """Return the accuracy of guessing; None if the record does not hold the number of classes."""
+    classes = summary.evaluation.origin.get("classes")
     return 1 / classes if isinstance(classes, int) else None
 
 
-def _open_questions(findings: Sequence[Finding], doubts: tuple[Finding, ...]) -> tuple[tuple[Finding, ...], str]:
-    """What stands against believing the robust accuracy, and what would settle it; nothing and nothing if all is well."""
-    if not doubts and not any(each.check in _PROOFS for each in findings):
-        why = Finding("twice the budget", None, OVERESTIMATE, False, "twice the budget was not tried", (), "doubt")
-        return (why,), "`kwbench diagnose`, which tries twice the budget"
-    remedies = dict.fromkeys(
-        f"the check {each.check!r}, carried out"
-        if each.figure is None
-        else _REMEDIES.get(each.check, f"{each.check}, explained")
-        for each in doubts
-    )
-    return doubts, "; ".join(remedies)
+def _hidden_gradients(masking: Sequence[Finding], robust: float, overestimate: Interval | None) -> list[Finding]:
+    """Return the doubt that gradients mislead while no gradient-free attack gained anything, if so.
+
+    In thousands of dimensions a random search is too weak to count as evidence.
+    """
+    misleading = [finding.check for finding in masking if finding.role == "misleading"]
+    if not misleading or robust <= OVERESTIMATE:
+        return []
+    gain = "" if overestimate is None else f": {100 * overestimate.value:.1f} points"
+    statement = f"gradients mislead ({', '.join(misleading)}), and attacks that do not rely on them gained little{gain}"
+    return [_HIDDEN_GRADIENTS.finding(robust, OVERESTIMATE, statement, fires=True)]
+
+
+def _would_settle(doubts: Sequence[Finding]) -> str:
+    """Return what would settle these doubts, each remedy once."""
+    remedies = [
+        f"the check {doubt.check!r}, carried out"
+        if doubt.figure is None
+        else doubt.remedy or f"an explanation of {doubt.check!r}"
+        for doubt in doubts
+    ]
+    return "; ".join(dict.fromkeys(remedies))
 
 
 def _no_doubt(findings: Sequence[Finding]) -> Finding:
-    checks = [each for each in findings if each.kind == "doubt"]
-    masked = [each.check for each in findings if each.kind == "masking" and each.fires]
-    hidden = f", though the model hides its gradients from weaker attacks ({', '.join(masked)})" if masked else ""
-    return Finding(
-        "no doubt", 0.0, 0.0, False, f"none of {len(checks)} checks casts doubt on the robust accuracy{hidden}", (), "note"
-    )
+    count = sum(finding.kind == "doubt" for finding in findings)
+    masking = [finding.check for finding in findings if finding.kind == "masking" and finding.fires]
+    hidden = f", though the model hides its gradients from weaker attacks ({', '.join(masking)})" if masking else ""
+    statement = f"none of {count} checks casts doubt on the robust accuracy{hidden}"
+    return _NO_DOUBT.finding(0.0, 0.0, statement, fires=False)

@@ -99,7 +99,7 @@ def select_findings(connection: sa.Connection, evaluation: int | None = None) ->
     findings: dict[int, list[Finding]] = {}
     for owner, text in connection.execute(query):
         fields = json.loads(text)
-        findings.setdefault(owner, []).append(Finding(**{**fields, "samples": tuple(fields["samples"])}))
+        findings.setdefault(owner, []).append(Finding.from_json(fields))
     return findings
 
 

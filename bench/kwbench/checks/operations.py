@@ -1,0 +1,63 @@
+"""Which operations of the model hide gradients, and which ones did the relaxation not see?"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kwbench.checks.case import Case
+from kwbench.finding import Check, Criterion, Finding
+from kwbench.model import Model, fill_tile
+from kwbench.randomness import derived_seed
+from kwbench.relaxation.survey import Survey, survey
+
+# The images whose forward pass is surveyed, and how many operations a statement names.
+_SURVEYED = 8
+NAMED = 6
+
+RELAXED_OPERATIONS = Criterion("relaxed operations", kind="note")
+UNSEEN = Criterion(
+    "unseen",
+    kind="doubt",
+    role="unseen",
+    remedy="an attack that knows the operations that could not be seen, or a model written with operations that can be",
+)
+
+
+def surveyed(model: Model, x: Tensor, seed: int = 0) -> Survey:
+    """Survey the first few of these images (b, c, h, w), or a whole tile if the module accepts nothing less.
+
+    Raises whatever the module raises.
+    """
+    try:
+        return survey(model.module, x[:_SURVEYED], seed)
+    except Exception:  # noqa: BLE001 - foreign modules may raise anything
+        return survey(model.module, fill_tile(x, model.tile), seed)
+
+
+def operations_are_seen(case: Case) -> list[Finding]:
+    """Report operations whose gradients had to be relaxed, and those that the relaxation did not see."""
+    operations = surveyed(case.model, case.batch.x, derived_seed(case.seed, "survey"))
+    counts = Counter(relaxed.operation for relaxed in operations.relaxed)
+    named = [f"{name}{f' in {count} places' if count > 1 else ''}" for name, count in counts.items()]
+    relaxed, unseen = len(operations.relaxed), len(operations.unseen)
+    return [
+        RELAXED_OPERATIONS.finding(
+            float(relaxed),
+            0.0,
+            f"operations with relaxed gradients: {_listed(named)}" if named else "no operation hides its gradient",
+        ),
+        UNSEEN.finding(
+            float(unseen),
+            0.0,
+            f"not seen by the relaxation: {_listed(operations.unseen)}" if unseen else "the relaxation sees every operation",
+        ),
+    ]
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return ", ".join(items[:NAMED]) + more
+
+
+OPERATIONS = Check("operations", operations_are_seen, (RELAXED_OPERATIONS, UNSEEN), passes=1, always=True)

@@ -1,0 +1,93 @@
+"""Does the output depend on the image alone?"""
+
+from contextlib import suppress
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from kwbench.checks.case import Case, percent
+from kwbench.finding import Check, Criterion, Finding
+from kwbench.randomness import derived_seed
+
+# Relative to the largest logit. Permuted rows of equal tiles give equal bits; other kernels round by 1e-6.
+ROUNDING = 1e-4
+# The distance between neighbouring images, per pixel: half a step of 8-bit pixels.
+_NEAR = 1 / 512
+
+STATE = Criterion("state", kind="doubt", remedy="a model whose output depends on the image alone")
+
+
+def outputs_depend_on_the_image_alone(case: Case) -> list[Finding]:
+    """Compare the logits of the same images when they are repeated.
+
+    They are repeated after other images, among other images of the batch, with gradients enabled, and by a copy of the model
+    that has not seen neighbouring images. The global generators have the same seed each time, as in every pass. The noise of a
+    stochastic model depends on the position in the batch, so that only deterministic models get other batches.
+
+    A model that remembers queries (as Li et al. 2022, "Blacklight", arXiv:2006.14042) knows the images themselves by now.
+    Mixtures of images with noise are new to it.
+    """
+    model, x = case.model, case.batch.x
+    rng = case.random("state")
+    noise = rng.uniform("noise", x.shape[1:]).to(x)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(derived_seed(case.seed, "company"))).to(x.device)
+    with torch.no_grad():
+        case.same_draws("state")
+        first = model(x)
+        model(noise)
+        case.same_draws("state")
+        repeated = [model(x)]
+        if not model.stochastic:
+            permuted = torch.empty_like(first)
+            permuted[order] = model(x[order])
+            half = len(x) // 2
+            mixed = model(torch.cat([x[:half], noise[half:]]))
+            repeated += [permuted, torch.cat([mixed[:half], first[half:]])]
+    case.same_draws("state")
+    # A module that raises with gradients enabled makes the attacks fail, which other checks report.
+    with torch.enable_grad(), suppress(Exception):
+        repeated.append(model(x.detach().clone().requires_grad_()).detach())
+    differ = torch.stack([_differ(logits, first) for logits in repeated]).any(dim=0) | _remembers(case, (x + noise) / 2)
+    share = differ.float().mean().item()
+    statement = (
+        f"the logits of {percent(share)} of the samples change in another batch, the second time, with gradients enabled, or "
+        "after neighbouring images; the output of a classifier must depend on the image alone"
+    )
+    return [STATE.finding(share, 0.0, statement, samples=case.samples(differ))]
+
+
+def _differ(first: Tensor, second: Tensor) -> Tensor:
+    """Return which rows (b,) of two batches of logits (b, k) differ by more than rounding."""
+    relative = (first - second).abs().amax(dim=1) / second.abs().amax(dim=1).clamp_min(1e-30)
+    return relative.nan_to_num(nan=torch.inf) > ROUNDING
+
+
+def _remembers(case: Case, x: Tensor) -> Tensor:
+    """Return for which new images (b, c, h, w) neighbouring queries change the output, as (b,).
+
+    None, if the model cannot be copied.
+    """
+    try:
+        copy = deepcopy(case.model.module)
+    except Exception:  # noqa: BLE001 - foreign modules may hold what cannot be copied
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    signs = torch.where(case.random("near").uniform("signs", x.shape[1:]).to(x) < 0.5, -1.0, 1.0)
+    near = (x + _NEAR * signs).clamp(0, 1)
+    outputs = []
+    for module, queries in ((case.model.module, (x, near)), (copy, (near,))):
+        # Without CUDA graphs: a replayed graph would skip Python code that remembers.
+        with torch.no_grad(), case.model.replacing_forward(partial(_forward, module)):
+            for images in queries:
+                case.same_draws("near")
+                logits = case.model(images)
+        outputs.append(logits)
+    return _differ(*outputs)
+
+
+def _forward(module: nn.Module, _: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    return module(x), 1
+
+
+DEPENDENCE = Check("state", outputs_depend_on_the_image_alone, (STATE,), passes=9, always=True)
