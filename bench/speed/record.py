@@ -1,10 +1,10 @@
-"""The record at scale: writing it, reporting it, resuming an evaluation in it, start-up, and the memory an evaluation takes.
+"""Measure the record at scale: writing, reporting, resuming an evaluation, start-up, and the memory of an evaluation.
 
     python bench/speed/record.py [--models 1000] [--attacks 20] [--samples 512] [--db FILE] [--output FILE]
 
-Makes a record up, 10 million outcomes by default, through the same interface as an evaluation, in a temporary folder, or in
-`--db`, which is kept and used again. Every figure but the writing is of a whole command in a process of its own, start-up
-included; those of a finished evaluation follow the evaluation itself. Writes a page of Markdown to stdout, or to `--output`.
+Generates a record, 10 million outcomes by default, through the same interface as an evaluation. It lies in a temporary folder,
+or in `--db`, which is kept and reused. All figures but those of writing are of a whole command in a process of its own,
+start-up included. Writes a page of Markdown to stdout, or to `--output`.
 """
 
 import argparse
@@ -33,22 +33,22 @@ from kwbench.threat import ThreatModel
 T = TypeVar("T")
 
 KWBENCH = str(Path(sys.executable).with_name("kwbench"))
-# One model in so many answers at random, and has draws on record.
+# One model in ten is stochastic, and has draws on record.
 STOCHASTIC_EVERY = 10
 FRESH, SELECTION = 100, 50
 
 
 @dataclass(frozen=True, slots=True)
-class Took:
-    """A command's time on the clock and on the cores, in seconds, and the most memory that its first process held, in MiB."""
+class Cost:
+    """Wall-clock and processor time of a command in seconds, and the peak memory of its first process in MiB."""
 
     wall: float
     cpu: float
     memory: float
 
 
-def run(*command: str) -> Took:
-    """Run a kwbench command to its end; raises CalledProcessError if it fails."""
+def run(*command: str) -> Cost:
+    """Run a kwbench command. Raises CalledProcessError if it fails."""
     began = time.perf_counter()
     with subprocess.Popen([KWBENCH, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -56,41 +56,42 @@ def run(*command: str) -> Took:
     wall = time.perf_counter() - began
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return Took(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def timed(name: str, target: str, *command: str, rounds: int) -> list[str]:
-    """A line of the table of commands."""
-    found = [run(*command) for _ in range(rounds)]
-    wall, cpu = spread(each.wall for each in found), spread(each.cpu for each in found)
-    memory = max(each.memory for each in found)
-    return [name, str(wall), f"{min(each.wall for each in found):.2f}", str(cpu), f"{memory:.0f}", target]
+    """Return a row of the table of commands."""
+    costs = [run(*command) for _ in range(rounds)]
+    wall, cpu = spread(cost.wall for cost in costs), spread(cost.cpu for cost in costs)
+    memory = max(cost.memory for cost in costs)
+    return [name, str(wall), f"{min(cost.wall for cost in costs):.2f}", str(cpu), f"{memory:.0f}", target]
 
 
 def digest(*parts: object) -> str:
-    """The name of something made up."""
+    """Return the hash of something that does not exist."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def specification(model: str, attacks: int, n: int, stochastic: bool) -> EvaluationSpec:
-    """An evaluation as an evaluation of real networks has it: with every parameter, version and hash."""
+    """Return a specification as large as that of a real evaluation: with every parameter, version and hash."""
     from kwbench.attacks import ATTACKS, default_parameters
 
     names = [name for name in ATTACKS if name not in ("foolbox", "autoattack-part")]
-    labels = [names[at] if at < len(names) else f"{names[at % len(names)]}-{at // len(names)}" for at in range(attacks)]
+    labels = [names[i] if i < len(names) else f"{names[i % len(names)]}-{i // len(names)}" for i in range(attacks)]
     origin = {
         "model_sha256": digest(model),
         "data_sha256": digest("data"),
         "prediction": {"kind": "draw", "draws": 1},
         "seed": 0,
+        "engine": {"judge": 1},
         "versions": versions(),
         "code_sha256": digest("code"),
     }
     specs = [AttackSpec(CLEAN, digest(model, CLEAN), {"attack": CLEAN, "parameters": {}})]
-    for at, label in enumerate(labels):
-        name = names[at % len(names)]
+    for i, label in enumerate(labels):
+        name = names[i % len(names)]
         specs.append(AttackSpec(label, digest(model, label), {"attack": name, "parameters": default_parameters(name)}))
-    protocol = [{"label": label, "attack": names[at % len(names)], "when": "always"} for at, label in enumerate(labels)]
+    protocol = [{"label": label, "attack": names[i % len(names)], "when": "always"} for i, label in enumerate(labels)]
     return EvaluationSpec(
         identity=digest(model),
         model=model,
@@ -100,19 +101,19 @@ def specification(model: str, attacks: int, n: int, stochastic: bool) -> Evaluat
         n=n,
         stochastic=stochastic,
         attacks=tuple(specs),
-        spec={"origin": origin, "suite": "made-up", "attacks": [each.identity for each in specs], "protocol": protocol},
+        spec={"origin": origin, "suite": "made-up", "attacks": [attack.identity for attack in specs], "protocol": protocol},
         provenance={**machine(), "device": "cpu", "threads": 1, "command": "kwbench evaluate"},
     )
 
 
 def outcomes(rng: np.random.Generator, samples: Sequence[str], robust: float, stochastic: bool) -> Iterator[list[Outcome]]:
-    """What the clean images and then ever other attacks find on one model, an attack at a time: hard samples fall first."""
+    """Yield the outcomes of the clean images, then of one attack after the other, on one model. Hard samples break first."""
     n = len(samples)
     order = (np.random.default_rng(99).random(n) * 0.8 + rng.random(n) * 0.2).argsort().argsort() / n
     right = order < 0.95
-    left = np.ones(n, dtype=bool)
+    robust_samples = np.ones(n, dtype=bool)
     while True:
-        held = right & left
+        held = right & robust_samples
         status = np.where(held, Status.HELD, np.where(right, Status.BROKEN, Status.WRONG)).tolist()
         chance = np.where(held, 0.9, 0.1)
         selected = rng.binomial(SELECTION, chance) if stochastic else np.zeros(n, dtype=int)
@@ -121,11 +122,11 @@ def outcomes(rng: np.random.Generator, samples: Sequence[str], robust: float, st
         yield [
             Outcome(
                 sample=sample,
-                index=at,
-                label=at % 10,
+                index=index,
+                label=index % 10,
                 status=Status(word),
-                clean_prediction=at % 10,
-                prediction=at % 10,
+                clean_prediction=index % 10,
+                prediction=index % 10,
                 distance=distance,
                 selection_correct=chosen,
                 selection_draws=SELECTION if stochastic else 0,
@@ -133,31 +134,31 @@ def outcomes(rng: np.random.Generator, samples: Sequence[str], robust: float, st
                 fresh_draws=FRESH if stochastic else 0,
                 forwards=40,
                 backwards=40,
-                seconds=took,
+                seconds=time_taken,
             )
-            for at, (sample, word, distance, chosen, scored, took) in enumerate(
+            for index, (sample, word, distance, chosen, scored, time_taken) in enumerate(
                 zip(samples, status, distances.tolist(), selected.tolist(), fresh.tolist(), seconds.tolist(), strict=True)
             )
         ]
-        left = order < robust + (0.95 - robust) * rng.random()
+        robust_samples = order < robust + (0.95 - robust) * rng.random()
 
 
 def make(path: Path, models: int, attacks: int, n: int) -> tuple[float, float]:
-    """Put a record of made-up models into a new database; the seconds that the store took of it, and those of a core in all."""
+    """Write invented models to a new database, and return the seconds spent in the store and the processor seconds in total."""
     started = time.process_time()
     rng = np.random.default_rng(0)
-    samples = [digest("sample", at)[:32] for at in range(n)]
+    samples = [digest("sample", index)[:32] for index in range(n)]
     store = Store.open(str(path), create=True)
     writing = 0.0
     for number in range(models):
         stochastic = number % STOCHASTIC_EVERY == STOCHASTIC_EVERY - 1
-        found = outcomes(rng, samples, robust=rng.random() * 0.7, stochastic=stochastic)
+        generated = outcomes(rng, samples, robust=rng.random() * 0.7, stochastic=stochastic)
         spec = specification(f"network-{number}", attacks, n, stochastic)
         began = time.perf_counter()
         evaluation = store.register(spec)
         writing += time.perf_counter() - began
         for attack_run in evaluation.attack_runs.values():
-            rows = next(found)
+            rows = next(generated)
             began = time.perf_counter()
             store.append(attack_run, rows)
             writing += time.perf_counter() - began
@@ -165,15 +166,17 @@ def make(path: Path, models: int, attacks: int, n: int) -> tuple[float, float]:
     return writing, time.process_time() - started
 
 
-def apart(function: Callable[..., T], *arguments: Any) -> T:
-    """What a function returns in a process of its own. A command counts as its own the memory of the process that starts it,
-    so this one must not load torch."""
+def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Return what a function returns in a process of its own.
+
+    The memory of a command includes that of the process that starts it, so this process must not load torch.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
 
 def repeated_digits(path: Path, repeats: int) -> int:
-    """Write the test digits so many times, each time with other noise, as an npz file; returns their number."""
+    """Write `repeats` copies of the test digits with different noise to an npz file, and return the number of images."""
     from kwbench.data import load_dataset
 
     images = load_dataset("digits").test
@@ -185,15 +188,15 @@ def repeated_digits(path: Path, repeats: int) -> int:
 
 
 def memory(folder: Path, repeats: int) -> list[str]:
-    """A line of the table of memory: the digits under FGSM in tiles of 16."""
-    samples = apart(repeated_digits, folder / "digits.npz", repeats)
+    """Return a row of the table of memory: the digits under FGSM in tiles of 16."""
+    samples = in_new_process(repeated_digits, folder / "digits.npz", repeats)
     command = ["evaluate", "resnet18-relu", "--data", str(folder / "digits.npz"), "--attack", "fgsm", "--eps", "0.2"]
-    took = run(*command, "--tile", "16", "--threads", "1", "--db", str(folder / f"{repeats}.db"), "--json")
-    return [f"{samples:,}", f"{took.memory:.0f}", f"{took.cpu:.1f}"]
+    cost = run(*command, "--tile", "16", "--threads", "1", "--db", str(folder / f"{repeats}.db"), "--json")
+    return [f"{samples:,}", f"{cost.memory:.0f}", f"{cost.cpu:.1f}"]
 
 
 def main() -> None:
-    """Make the record, time what reads it, and write the page."""
+    """Generate the record, time the commands that read it, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--attacks", type=int, default=20)
@@ -201,42 +204,42 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--db", type=Path)
     parser.add_argument("--output", type=Path)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        page = "\n".join(measured(asked, folder, asked.db or folder / "results.db"))
-    if asked.output is not None:
-        asked.output.write_text(page, encoding="utf-8")
+        page = "\n".join(paragraphs(arguments, folder, arguments.db or folder / "results.db"))
+    if arguments.output is not None:
+        arguments.output.write_text(page, encoding="utf-8")
     else:
         print(page, end="")
 
 
-def measured(asked: argparse.Namespace, folder: Path, db: Path) -> Iterator[str]:
-    """The parts of the page."""
-    rows = asked.models * (asked.attacks + 1) * asked.samples
+def paragraphs(arguments: argparse.Namespace, folder: Path, db: Path) -> Iterator[str]:
+    """Yield the paragraphs of the page."""
+    rows = arguments.models * (arguments.attacks + 1) * arguments.samples
     yield "# The record at scale\n"
     yield "Made by `python bench/speed/record.py`.\n"
-    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
     yield f"{machine_line(os.cpu_count() or 1)}. Load of the machine before, by others: {load}.\n"
     yield (
         "Seconds on the clock are those of this load; seconds of cores are nearer to what a machine without it would take, "
         "where a report reads the record on all cores.\n"
     )
-    # A record that is there already leaves the writing to be measured on a twentieth of it.
-    fresh, models = (folder / "written.db", -(-asked.models // 20)) if db.exists() else (db, asked.models)
-    writing, cpu = apart(make, fresh, models, asked.attacks, asked.samples)
-    os.sync()  # what is read next need not wait for what was written
-    size, written = db.stat().st_size, models * (asked.attacks + 1) * asked.samples
+    # If the record exists already, writing is measured on a twentieth of it.
+    fresh, models = (folder / "written.db", -(-arguments.models // 20)) if db.exists() else (db, arguments.models)
+    writing, cpu = in_new_process(make, fresh, models, arguments.attacks, arguments.samples)
+    os.sync()  # later reads must not wait for these writes
+    size, written = db.stat().st_size, models * (arguments.attacks + 1) * arguments.samples
     yield (
-        f"{asked.models:,} models x {asked.attacks} attacks and the clean images x {asked.samples} samples: {rows:,} outcomes, "
-        f"{size / 2**20:,.0f} MiB, {size / rows:.0f} bytes an outcome."
+        f"{arguments.models:,} models x {arguments.attacks} attacks and the clean images x {arguments.samples} samples: "
+        f"{rows:,} outcomes, {size / 2**20:,.0f} MiB, {size / rows:.0f} bytes an outcome."
     )
     yield (
-        f"{written:,} of them written in {models * (asked.attacks + 1):,} transactions: {writing:,.0f} s, "
+        f"{written:,} of them written in {models * (arguments.attacks + 1):,} transactions: {writing:,.0f} s, "
         f"{written / writing:,.0f} a second; {cpu:,.0f} s of a core, their making included.\n"
     )
     header = ["command", "seconds, median [quartiles]", "least", "seconds of cores", "MiB", "target, s"]
-    record, rounds = ["--db", str(db)], asked.rounds
+    record, rounds = ["--db", str(db)], arguments.rounds
     output = ["--output", str(folder / "reports")]
     lines = [timed("`kwbench --help`", "0.5", "--help", rounds=rounds)]
     for flag, target in (("html", "5"), ("markdown", ""), ("csv", ""), ("latex", "")):

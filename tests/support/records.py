@@ -1,4 +1,4 @@
-"""Records made up for tests: evaluations with chosen outcomes, in a real database."""
+"""Invented records for tests: evaluations with chosen outcomes, in a real database."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,38 +23,38 @@ def sample(index: int) -> str:
 
 
 def rows(letters: str, *, start: int = 0, **fields: Any) -> list[Outcome]:
-    """One outcome a letter; w, b, h, i, e are the statuses, a dot is a missing row."""
+    """Return one outcome per letter: w, b, h, i and e are the statuses, a dot is a missing row."""
     return [
         Outcome(
-            sample=sample(start + at),
-            index=start + at,
-            label=at % 10,
+            sample=sample(start + offset),
+            index=start + offset,
+            label=offset % 10,
             status=LETTERS[letter],
-            clean_prediction=at % 10,
-            prediction=at % 10,
+            clean_prediction=offset % 10,
+            prediction=offset % 10,
             distance=0.1,
             **{"forwards": 3, "backwards": 2, "seconds": 0.25} | fields,
         )
-        for at, letter in enumerate(letters)
+        for offset, letter in enumerate(letters)
         if letter != "."
     ]
 
 
 def drawn(selection: Sequence[int], fresh: Sequence[int], draws: int = 100) -> list[Outcome]:
-    """Outcomes of a stochastic model: how many of the draws were right, per sample."""
+    """Return outcomes of a stochastic model from the number of right selection draws and of right fresh draws per sample."""
     return [
         Outcome(
-            sample=sample(at),
-            index=at,
-            label=at % 10,
-            status=Status.HELD if 2 * score >= draws else Status.BROKEN,
-            selection_correct=int(chosen),
+            sample=sample(index),
+            index=index,
+            label=index % 10,
+            status=Status.HELD if 2 * fresh_correct >= draws else Status.BROKEN,
+            selection_correct=int(selection_correct),
             selection_draws=draws,
-            fresh_correct=int(score),
+            fresh_correct=int(fresh_correct),
             fresh_draws=draws,
             forwards=1,
         )
-        for at, (chosen, score) in enumerate(zip(selection, fresh, strict=True))
+        for index, (selection_correct, fresh_correct) in enumerate(zip(selection, fresh, strict=True))
     ]
 
 
@@ -104,30 +104,30 @@ def specification(
 
 
 def record(store: Store, spec: EvaluationSpec, outcomes: Mapping[str, Sequence[Outcome]]) -> Evaluation:
-    """Register an evaluation and append what each attack found."""
+    """Register an evaluation and append the outcomes of each attack."""
     evaluation = store.register(spec)
-    for label, found in outcomes.items():
-        store.append(evaluation.attack_runs[label], found)
+    for label, rows_of_attack in outcomes.items():
+        store.append(evaluation.attack_runs[label], rows_of_attack)
     return evaluation
 
 
 def deterministic(store: Store, letters: Mapping[str, str], **options: Any) -> Evaluation:
-    """An evaluation of a deterministic model from one string of letters an attack."""
+    """Record an evaluation of a deterministic model from one string of letters per attack; see `rows`."""
     n = options.pop("n", len(next(iter(letters.values()))))
     parameters = options.pop("attacks", {label: {} for label in letters})
     return record(
-        store, specification(attacks=parameters, n=n, **options), {name: rows(each) for name, each in letters.items()}
+        store, specification(attacks=parameters, n=n, **options), {label: rows(statuses) for label, statuses in letters.items()}
     )
 
 
 def network(
     store: Store, model: str, a_std: float, drops: Mapping[str, float], *, n: int = 360, seed: int = 0, **options: Any
 ) -> Evaluation:
-    """A plausible deterministic model: harder samples fall first; `drops` gives the accuracy that each attack leaves."""
+    """Record a plausible deterministic model: hard samples break first; `drops` gives the accuracy under each attack."""
     rng = np.random.default_rng(seed)
     hardness = np.random.default_rng(99).random(n) * 0.8 + rng.random(n) * 0.2
     order = hardness.argsort().argsort() / n
-    letters = {"clean": "".join("h" if at < a_std else "w" for at in order)}
-    for name, left in drops.items():
-        letters[name] = "".join("w" if at >= a_std else "h" if at < left else "b" for at in order)
+    letters = {"clean": "".join("h" if rank < a_std else "w" for rank in order)}
+    for name, accuracy in drops.items():
+        letters[name] = "".join("w" if rank >= a_std else "h" if rank < accuracy else "b" for rank in order)
     return deterministic(store, letters, model=model, **options)
