@@ -14,7 +14,8 @@ from types import ModuleType
 import pytest
 
 from kwbench import judge
-from kwbench.evaluation.evaluator import Facts, LocalEvaluator
+from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.request import Facts
 from kwbench.evaluation.runner import describe
 from kwbench.networks.architectures.cnn3 import Cnn3
 from support.small_registry import request, write_registry

@@ -1,8 +1,10 @@
-"""The record survives repetition, company, damage and full disks, and takes no impossible row."""
+"""The record survives repeated and concurrent writes, damage and full disks, and refuses impossible rows."""
 
 import multiprocessing
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -35,10 +37,13 @@ def store(path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def test_what_is_appended_is_what_is_read(store: Store) -> None:
-    found = [*rows("whbie", surrogate_prediction=3), replace(rows("h", start=5)[0], distance=None, note="ü\n", prediction=None)]
-    evaluation = record(store, specification(n=6), {"pgd": found})
-    assert store.outcomes(evaluation.attack_runs["pgd"]) == found
+def test_outcomes_are_read_as_they_were_appended(store: Store) -> None:
+    outcomes = [
+        *rows("whbie", surrogate_prediction=3),
+        replace(rows("h", start=5)[0], distance=None, note="ü\n", prediction=None),
+    ]
+    evaluation = record(store, specification(n=6), {"pgd": outcomes})
+    assert store.outcomes(evaluation.attack_runs["pgd"]) == outcomes
 
 
 def test_appending_twice_changes_nothing(store: Store) -> None:
@@ -46,19 +51,19 @@ def test_appending_twice_changes_nothing(store: Store) -> None:
     before = store.outcomes(evaluation.attack_runs["pgd"])
     store.append(evaluation.attack_runs["pgd"], rows("whbhh"))
     assert store.outcomes(evaluation.attack_runs["pgd"])[:4] == before
-    # A row that is there stays as it is, whatever comes later.
+    # Rows on record never change.
     store.append(evaluation.attack_runs["pgd"], rows("hhhhh"))
     assert store.outcomes(evaluation.attack_runs["pgd"])[:4] == before
 
 
-def test_registering_twice_finds_the_same_evaluation(store: Store) -> None:
+def test_registering_twice_returns_the_same_evaluation(store: Store) -> None:
     first, second = (store.register(specification()) for _ in range(2))
     assert (first.id, first.attack_runs, first.spec) == (second.id, second.attack_runs, second.spec)
     assert len(store.evaluations()) == 1
     assert second.asked >= first.asked
 
 
-def test_attack_runs_are_shared_between_evaluations_that_ask_for_the_same(store: Store) -> None:
+def test_evaluations_share_equal_attack_runs(store: Store) -> None:
     spec = specification(attacks=["clean", "pgd"])
     small = store.register(spec)
     store.append(small.attack_runs["clean"], rows("whhh"))
@@ -70,7 +75,7 @@ def test_attack_runs_are_shared_between_evaluations_that_ask_for_the_same(store:
     assert list(large.attack_runs) == ["clean", "pgd", "cw"]
 
 
-def test_findings_are_read_as_they_were_recorded_and_replaced_check_by_check(store: Store) -> None:
+def test_findings_are_read_as_recorded_and_replaced_by_check(store: Store) -> None:
     evaluation, other = deterministic(store, {"pgd": "h"}), deterministic(store, {"pgd": "b"}, model="other")
     first = Finding("flat", 0.5, 0.01, True, "Half of the gradients are zero.", ("a", "b"), "masking")
     second = Finding("random", None, 0.0, False, "ü was not measured.")
@@ -88,7 +93,7 @@ def test_findings_are_read_as_they_were_recorded_and_replaced_check_by_check(sto
     assert store.findings(evaluation.id) == [second, again]
 
 
-def test_kept_images_are_read_to_the_last_bit_and_stay_as_they_are(store: Store) -> None:
+def test_kept_images_are_read_bit_by_bit_and_never_change(store: Store) -> None:
     image = np.random.default_rng(0).random((3, 4, 5), dtype=np.float32)
     held, broken = rows("hb")
     evaluation = record(store, specification(n=2), {"pgd": [held, replace(broken, image=image)]})
@@ -96,7 +101,7 @@ def test_kept_images_are_read_to_the_last_bit_and_stay_as_they_are(store: Store)
     (kept,) = store.adversarials(run).values()
     assert kept.dtype == np.float32
     assert (kept == image).all()
-    # A row that is there may get its image later, and then keeps it.
+    # A row on record may get its image later, and then keeps it.
     store.append(run, [replace(held, image=image + 1), replace(broken, image=image + 1)])
     assert store.with_adversarials(run) == {held.sample, broken.sample}
     assert (store.adversarials(run)[held.sample] == image + 1).all()
@@ -104,7 +109,7 @@ def test_kept_images_are_read_to_the_last_bit_and_stay_as_they_are(store: Store)
     assert store.outcomes(run) == [held, broken]
 
 
-def test_a_damaged_image_is_named(store: Store, path: Path) -> None:
+def test_a_damaged_image_is_reported_with_its_sample(store: Store, path: Path) -> None:
     (row,) = rows("b")
     evaluation = record(store, specification(n=1), {"pgd": [replace(row, image=np.zeros((1, 2, 2), dtype=np.float32))]})
     for change in ("image = x'00'", "width = 3"):
@@ -119,7 +124,7 @@ _SINCE = {1: ("arrays", "experiments", "findings", "adversarials"), 2: ("arrays"
 
 
 def _as_version(path: Path, version: int) -> list[tuple[object, ...]]:
-    """Make the database what an earlier kwbench left; its outcomes."""
+    """Turn the database into one of an earlier schema version, and return its outcomes."""
     with closing(sqlite3.connect(path)) as connection:
         for table in _SINCE[version]:
             connection.execute(f"DROP TABLE {table}")
@@ -129,9 +134,7 @@ def _as_version(path: Path, version: int) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_its_data(
-    store: Store, path: Path, version: int
-) -> None:
+def test_a_database_of_an_earlier_schema_version_is_migrated_and_keeps_its_rows(store: Store, path: Path, version: int) -> None:
     deterministic(store, {"clean": "whhh", "pgd": "whbe"})
     before = store.evaluations()
     store.close()
@@ -153,23 +156,28 @@ def _measured(identity: str = "i0", **arrays: NDArray[np.float64]) -> Measuremen
     return Measurement(identity, "landscape", "net", "digits", {"points": 2}, {"device": "cpu"}, arrays)
 
 
-def test_an_experiment_comes_back_as_it_was_and_a_second_recording_changes_nothing_but_the_order(store: Store) -> None:
+def test_an_experiment_is_read_as_recorded_and_recording_it_again_changes_only_the_order(store: Store) -> None:
     grid = np.array([[0.1, np.nan], [-np.inf, 1e-300]])
     store.record_experiment(_measured(loss=grid, empty=np.zeros((0, 3)), one=np.array(2.5)))
     store.record_experiment(_measured("i1"))
     store.record_experiment(_measured(loss=grid + 1))
-    other, found = store.experiments()
+    other, measurement = store.experiments()
     assert (other.identity, other.arrays) == ("i1", {})
-    assert (found.spec, found.provenance, found.model, found.dataset) == ({"points": 2}, {"device": "cpu"}, "net", "digits")
-    np.testing.assert_array_equal(found.arrays["loss"], grid)
-    assert found.arrays["empty"].shape == (0, 3)
-    assert found.arrays["one"].shape == ()
-    assert [each.identity for each in store.experiments("i1")] == ["i1"]
+    assert (measurement.spec, measurement.provenance, measurement.model, measurement.dataset) == (
+        {"points": 2},
+        {"device": "cpu"},
+        "net",
+        "digits",
+    )
+    np.testing.assert_array_equal(measurement.arrays["loss"], grid)
+    assert measurement.arrays["empty"].shape == (0, 3)
+    assert measurement.arrays["one"].shape == ()
+    assert [one.identity for one in store.experiments("i1")] == ["i1"]
     assert store.experiments("i2") == []
 
 
 @pytest.mark.parametrize("change", ["numbers = x'00'", "shape = '[3]'", "shape = 'no'"])
-def test_a_damaged_array_is_named(store: Store, path: Path, change: str) -> None:
+def test_a_damaged_array_is_reported_with_its_name(store: Store, path: Path, change: str) -> None:
     store.record_experiment(_measured(loss=np.zeros(2)))
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"UPDATE arrays SET {change}")  # noqa: S608 - a test's own text
@@ -193,7 +201,7 @@ def _open(path: str, barrier: object) -> None:
     Store.open(path).close()
 
 
-def test_two_processes_bring_a_database_up_to_date_at_once(store: Store, path: Path) -> None:
+def test_two_processes_may_migrate_a_database_at_once(store: Store, path: Path) -> None:
     deterministic(store, {"clean": "whhh", "pgd": "whbe"})
     store.close()
     _as_version(path, 1)
@@ -214,12 +222,12 @@ def _append(path: str, start: int, barrier: object) -> None:
     evaluation = store.register(specification(n=200))
     for offset in range(0, 100, 5):
         store.append(evaluation.attack_runs["pgd"], rows("h" * 5, start=start + offset))
-        # What the other process writes as well.
+        # The other process writes these rows, too.
         store.append(evaluation.attack_runs["clean"], rows("h" * 5, start=offset))
     store.close()
 
 
-def test_two_processes_open_register_and_append_at_once(path: Path) -> None:
+def test_two_processes_may_create_register_and_append_at_once(path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
     writers = [context.Process(target=_append, args=(str(path), start, barrier)) for start in (0, 100)]
@@ -239,13 +247,13 @@ def test_a_new_database_leaves_nothing_else_in_the_folder(store: Store, path: Pa
     assert os.listdir(path.parent) == ["results.db"]
 
 
-def test_a_missing_database_is_not_made_by_reading(path: Path) -> None:
+def test_reading_does_not_create_a_missing_database(path: Path) -> None:
     with pytest.raises(CannotEvaluate, match="no such database"):
         Store.open(str(path))
     assert not path.exists()
 
 
-def test_an_empty_file_is_refused_and_left_alone(path: Path) -> None:
+def test_an_empty_file_is_refused_and_not_changed(path: Path) -> None:
     path.touch()
     for create in (False, True):
         with pytest.raises(DamagedData, match="0 bytes"):
@@ -265,7 +273,7 @@ def test_other_files_are_refused(path: Path) -> None:
         Store.open(str(path), create=True)
 
 
-def test_a_database_of_ours_without_its_tables_is_refused(path: Path) -> None:
+def test_a_kwbench_database_without_tables_is_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("CREATE TABLE other (name)")
@@ -280,12 +288,12 @@ def test_a_truncated_database_is_refused(path: Path, share: float) -> None:
     deterministic(store, {"clean": "h" * 2000, "pgd": "hb" * 1000})
     store.close()
     os.truncate(path, int(path.stat().st_size * share))
-    # SQLite itself answers count(*) from a file that has lost its end; hence the check of its length.
+    # SQLite itself counts rows in a file that was cut short, hence the check of the length.
     with pytest.raises(DamagedData):
         Store.open(str(path), create=True)
 
 
-def test_damage_inside_is_named_when_it_is_met(path: Path) -> None:
+def test_damage_inside_is_reported_when_it_is_read(path: Path) -> None:
     store = Store.open(str(path), create=True)
     deterministic(store, {"clean": "h" * 2000})
     store.close()
@@ -315,7 +323,7 @@ def test_a_missing_folder_and_a_folder_as_file_are_refused(tmp_path: Path) -> No
         Store.open(str(tmp_path), create=True)
 
 
-def test_a_place_that_cannot_be_written_is_named() -> None:
+def test_a_folder_that_is_not_writable_is_reported() -> None:
     with pytest.raises(CannotEvaluate, match="/proc"):
         Store.open("/proc/results.db", create=True)
 
@@ -327,10 +335,10 @@ def test_a_malformed_url_is_refused() -> None:
         Store.open("nosuchdatabase://host/name")
 
 
-def test_a_full_disk_is_named_and_loses_nothing(store: Store) -> None:
+def test_a_full_disk_is_reported_and_loses_no_row(store: Store) -> None:
     evaluation = record(store, specification(n=5000), {"pgd": rows("h" * 50)})
     attack_run = evaluation.attack_runs["pgd"]
-    # As full as it gets without a disk of one's own: no page may be added. The pragma lives in the connection.
+    # Simulates a full disk: no page may be added. The pragma is a property of the connection.
     sa.event.listen(
         store._engine, "begin", lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1"), insert=True
     )
@@ -351,7 +359,7 @@ def test_a_full_disk_is_named_and_loses_nothing(store: Store) -> None:
         {"selection_correct": -1},
     ],
 )
-def test_impossible_rows_are_refused_and_take_their_batch_with_them(store: Store, change: dict[str, float]) -> None:
+def test_an_impossible_row_is_refused_with_its_whole_batch(store: Store, change: dict[str, float]) -> None:
     evaluation = store.register(specification())
     good, bad = rows("hh")
     with pytest.raises(CannotEvaluate):
@@ -373,7 +381,7 @@ def test_after_a_return_to_an_older_checkpoint_its_evaluation_is_the_newest(stor
     store.register(specification(checkpoint="old"))
     store.register(specification(checkpoint="new"))
     again = store.register(specification(checkpoint="old"))
-    assert max(store.evaluations(), key=lambda each: each.asked).id == again.id == 1
+    assert max(store.evaluations(), key=lambda evaluation: evaluation.asked).id == again.id == 1
 
 
 def test_tallies_equal_packed_frames(store: Store) -> None:
@@ -389,35 +397,29 @@ def test_tallies_equal_packed_frames(store: Store) -> None:
             assert getattr(tallies[run], name) == getattr(packed[run], name)
 
 
-def test_attack_runs_are_the_same_read_side_by_side(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_reading_gives_the_same_tallies(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     letters = "".join(np.random.default_rng(0).choice([*"wbhie"], 40))
-    found = {"clean": rows("h" * 40), **{f"attack-{at}": rows(letters[at:] + letters[:at]) for at in range(9)}}
-    evaluation = record(store, specification(attacks=list(found), n=40), found)
+    outcomes = {"clean": rows("h" * 40), **{f"attack-{i}": rows(letters[i:] + letters[:i]) for i in range(9)}}
+    evaluation = record(store, specification(attacks=list(outcomes), n=40), outcomes)
     whole = store.tallies()
     monkeypatch.setattr("kwbench.record.database.statements.IDS_PER_QUERY", 2)
     parts = store.tallies()
     assert whole.keys() == parts.keys() == set(evaluation.attack_runs.values())
     for label, run in evaluation.attack_runs.items():
-        assert whole[run].status.tolist() == parts[run].status.tolist() == [each.status[:1].encode() for each in found[label]]
-        # Whatever stands on the same samples is compared by identity.
+        assert whole[run].status.tolist() == parts[run].status.tolist() == [row.status[:1].encode() for row in outcomes[label]]
+        # Attack runs on the same samples share one array.
         assert parts[run].index is parts[evaluation.attack_runs["clean"]].index
 
 
-def test_a_page_waits_for_no_library_that_it_does_not_need() -> None:
-    import subprocess
-    import sys
-
+def test_rendering_a_page_imports_no_slow_library() -> None:
     slow = ("torch", "pandas", "pydantic", "ruamel.yaml")
     code = f"import sys, kwbench.report.page, kwbench.cli.progress; print({{*{slow}}} & {{*sys.modules}})"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "bench")}
-    found = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
-    assert found.stdout == "set()\n"
+    process = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert process.stdout == "set()\n"
 
 
 def test_importing_the_store_and_the_reports_does_not_import_torch() -> None:
-    import subprocess
-    import sys
-
     code = "import sys, kwbench.report, kwbench.regression.gate; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "bench")}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

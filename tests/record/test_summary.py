@@ -1,4 +1,4 @@
-"""Every number of an evaluation means what the design says."""
+"""The numbers of an evaluation follow their definitions."""
 
 import json
 from collections.abc import Iterator
@@ -23,27 +23,27 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def only(store: Store) -> Summary:
-    (found,) = summaries(store)
-    return found
+    (summary,) = summaries(store)
+    return summary
 
 
 def value(interval: object) -> float:
     return interval.value  # type: ignore[attr-defined, no-any-return]
 
 
-def test_a_deterministic_model_is_scored_by_what_held(store: Store) -> None:
+def test_the_accuracy_of_a_deterministic_model_is_the_share_that_held(store: Store) -> None:
     deterministic(store, {"clean": "whhhh", "pgd": "whbhh", "fgsm": "wbhhh"})
-    found = only(store)
-    assert found.complete
-    assert value(found.a_std) == 0.8
-    assert [value(attack.accuracy) for attack in found.attacks] == [0.6, 0.6]
+    summary = only(store)
+    assert summary.complete
+    assert value(summary.a_std) == 0.8
+    assert [value(attack.accuracy) for attack in summary.attacks] == [0.6, 0.6]
 
 
-def test_a_rob_is_the_worst_case_of_each_sample_not_of_the_attacks(store: Store) -> None:
+def test_a_rob_is_the_worst_case_per_sample_not_per_attack(store: Store) -> None:
     deterministic(store, {"clean": "whhhh", "pgd": "whbhh", "fgsm": "wbhhh"})
-    found = only(store)
-    assert value(found.a_rob) == 0.4
-    assert value(found.a_rob_as_in_paper) == 0.6
+    summary = only(store)
+    assert value(summary.a_rob) == 0.4
+    assert value(summary.a_rob_as_in_paper) == 0.6
 
 
 def test_a_rob_as_in_the_paper_takes_only_the_papers_attacks(store: Store) -> None:
@@ -58,67 +58,67 @@ def test_a_rob_as_in_the_paper_is_none_while_one_of_its_attacks_is_missing(store
 
 
 @pytest.mark.parametrize("letters", ["whb.", "whbi", "whbe", "...."])
-def test_missing_invalid_and_error_rows_leave_no_accuracy_and_no_rank(store: Store, letters: str) -> None:
+def test_missing_invalid_and_error_rows_leave_an_attack_without_accuracy(store: Store, letters: str) -> None:
     deterministic(store, {"clean": "whhh", "fgsm": "whhb", "pgd": letters})
-    found = only(store)
-    assert not found.complete
-    assert found.a_rob is None
-    assert found.robust_values is None
-    assert found.missing[0].startswith("pgd: ")
-    assert value(found.a_std) == 0.75
-    assert [attack.accuracy is None for attack in found.attacks] == [False, True]
+    summary = only(store)
+    assert not summary.complete
+    assert summary.a_rob is None
+    assert summary.robust_values is None
+    assert summary.missing[0].startswith("pgd: ")
+    assert value(summary.a_std) == 0.75
+    assert [attack.accuracy is None for attack in summary.attacks] == [False, True]
 
 
-def test_without_the_clean_images_there_is_no_number(store: Store) -> None:
+def test_without_the_clean_images_there_is_no_accuracy(store: Store) -> None:
     deterministic(store, {"pgd": "hhbb"})
-    found = only(store)
-    assert found.a_std is found.a_rob is None
-    assert not found.complete
+    summary = only(store)
+    assert summary.a_std is summary.a_rob is None
+    assert not summary.complete
 
 
 def test_without_an_attack_there_is_no_robust_accuracy(store: Store) -> None:
     deterministic(store, {"clean": "hhhh"})
-    found = only(store)
-    assert value(found.a_std) == 1
-    assert found.a_rob is None
-    assert found.missing == ("there is no attack",)
+    summary = only(store)
+    assert value(summary.a_std) == 1
+    assert summary.a_rob is None
+    assert summary.missing == ("there is no attack",)
 
 
-def test_an_attack_on_other_samples_does_not_count(store: Store) -> None:
+def test_an_attack_on_other_samples_leaves_no_a_rob(store: Store) -> None:
     spec = specification(n=3)
     record(store, spec, {"clean": rows("hhh"), "pgd": rows("hhh", start=5)})
-    found = only(store)
-    assert found.a_rob is None
-    assert "other samples" in found.missing[0]
+    summary = only(store)
+    assert summary.a_rob is None
+    assert "other samples" in summary.missing[0]
 
 
-def test_a_stochastic_model_is_scored_by_the_means_of_its_fresh_draws(store: Store) -> None:
+def test_the_accuracy_of_a_stochastic_model_is_the_mean_of_its_fresh_draws(store: Store) -> None:
     spec = specification(n=3, stochastic=True)
     record(store, spec, {"clean": drawn([90, 80, 70], [88, 81, 72]), "pgd": drawn([90, 20, 75], [10, 25, 70])})
-    found = only(store)
-    assert value(found.a_std) == pytest.approx((0.88 + 0.81 + 0.72) / 3)
-    assert value(found.attacks[0].accuracy) == pytest.approx((0.10 + 0.25 + 0.70) / 3)
+    summary = only(store)
+    assert value(summary.a_std) == pytest.approx((0.88 + 0.81 + 0.72) / 3)
+    assert value(summary.attacks[0].accuracy) == pytest.approx((0.10 + 0.25 + 0.70) / 3)
 
 
-def test_a_stochastic_a_rob_scores_the_candidate_that_selection_chose_the_earliest_in_a_tie(store: Store) -> None:
+def test_a_stochastic_a_rob_scores_the_selected_candidate_and_the_earliest_in_a_tie(store: Store) -> None:
     spec = specification(n=3, stochastic=True)
     # Sample 0 ties: the clean image is first. Sample 1: pgd. Sample 2: the clean image, although pgd's fresh draws are worse.
     record(store, spec, {"clean": drawn([90, 80, 70], [88, 81, 72]), "pgd": drawn([90, 20, 75], [10, 25, 70])})
     assert value(only(store).a_rob) == pytest.approx((0.88 + 0.25 + 0.72) / 3)
 
 
-def test_twenty_controls_that_do_nothing_leave_a_rob_at_a_std(store: Store) -> None:
+def test_twenty_attacks_that_do_nothing_leave_a_rob_at_a_std(store: Store) -> None:
     rng = np.random.default_rng(0)
     n, p = 360, rng.beta(4, 1, 360)
     labels = ["clean", *(f"noop-{number}" for number in range(20))]
-    found_rows = {label: drawn(rng.binomial(50, p) * 2, rng.binomial(100, p)) for label in labels}
-    record(store, specification(attacks=labels, n=n, stochastic=True), found_rows)
-    found = only(store)
-    assert found.a_std is not None
-    assert found.a_std.low <= value(found.a_rob) <= found.a_std.high
-    # The guard: the minimum of the scored values, which this test exists to rule out, falls far below.
-    scored = np.array([[row.fresh_correct / 100 for row in rows_] for rows_ in found_rows.values()])
-    assert scored.min(axis=0).mean() < found.a_std.low - 0.03
+    outcomes = {label: drawn(rng.binomial(50, p) * 2, rng.binomial(100, p)) for label in labels}
+    record(store, specification(attacks=labels, n=n, stochastic=True), outcomes)
+    summary = only(store)
+    assert summary.a_std is not None
+    assert summary.a_std.low <= value(summary.a_rob) <= summary.a_std.high
+    # Guard: the minimum over fresh draws, which this test rules out, is far lower.
+    scored = np.array([[row.fresh_correct / 100 for row in rows_] for rows_ in outcomes.values()])
+    assert scored.min(axis=0).mean() < summary.a_std.low - 0.03
 
 
 def test_an_attack_that_works_on_a_stochastic_model_lowers_a_rob(store: Store) -> None:
@@ -135,30 +135,30 @@ def test_an_attack_that_works_on_a_stochastic_model_lowers_a_rob(store: Store) -
     assert value(only(store).a_rob) == pytest.approx(p.mean() / 2, abs=0.02)
 
 
-def test_stochastic_rows_without_draws_leave_no_number(store: Store) -> None:
+def test_stochastic_rows_without_draws_leave_no_a_rob(store: Store) -> None:
     record(store, specification(n=2, stochastic=True), {"clean": drawn([50, 50], [50, 50]), "pgd": rows("hh")})
-    found = only(store)
-    assert found.a_rob is None
-    assert found.missing == ("pgd: rows without draws",)
+    summary = only(store)
+    assert summary.a_rob is None
+    assert summary.missing == ("pgd: rows without draws",)
 
 
-def test_a_cascade_counts_what_is_left_after_each_attack(store: Store) -> None:
+def test_a_cascade_has_the_remaining_accuracy_after_each_attack(store: Store) -> None:
     deterministic(store, {"clean": "whhh", "pgd": ".hbh", "fgsm": ".b.h"}, spec={"cascade": True})
-    found = only(store)
-    assert found.cascade
-    assert found.complete
-    assert value(found.a_rob) == 0.25
-    assert [attack.accuracy for attack in found.attacks] == [None, None]
-    assert [value(attack.remaining) for attack in found.attacks] == [0.5, 0.25]
-    assert [attack.n for attack in found.attacks] == [3, 2]
+    summary = only(store)
+    assert summary.cascade
+    assert summary.complete
+    assert value(summary.a_rob) == 0.25
+    assert [attack.accuracy for attack in summary.attacks] == [None, None]
+    assert [value(attack.remaining) for attack in summary.attacks] == [0.5, 0.25]
+    assert [attack.n for attack in summary.attacks] == [3, 2]
 
 
-def test_a_cascade_with_a_gap_that_no_earlier_attack_explains_is_incomplete(store: Store) -> None:
+def test_a_cascade_is_incomplete_if_an_unbroken_sample_has_no_row(store: Store) -> None:
     deterministic(store, {"clean": "whhh", "pgd": ".hbh", "fgsm": ".b.."}, spec={"cascade": True})
     assert only(store).a_rob is None
 
 
-def test_gaps_are_no_cascade_unless_the_evaluation_says_so(store: Store) -> None:
+def test_missing_rows_are_allowed_in_cascades_only(store: Store) -> None:
     deterministic(store, {"clean": "whhh", "pgd": ".hbh"})
     assert not only(store).complete
 
@@ -190,7 +190,7 @@ def test_minimum_norm_attacks_show_the_other_judging_rule(store: Store) -> None:
     assert shown["other_accuracy"]["value"] == pytest.approx(1 / 3)
 
 
-def test_transfer_shows_the_surrogates_own_accuracy_on_what_was_made_against_it(store: Store) -> None:
+def test_transfer_shows_the_accuracy_of_the_surrogate_on_its_own_adversarial_examples(store: Store) -> None:
     spec = specification(n=4, attacks={"clean": {}, "transfer": {"surrogate": "vgg"}})
     proposals = [*rows("w"), *rows("hbh", start=1, surrogate_prediction=1)]
     record(store, spec, {"clean": rows("whhh"), "transfer": proposals})
@@ -201,15 +201,15 @@ def test_transfer_shows_the_surrogates_own_accuracy_on_what_was_made_against_it(
     assert to_json(only(store))["attacks"][0]["surrogate"]["name"] == "vgg"
 
 
-def test_the_view_of_a_frame_equals_the_view_of_the_database(store: Store) -> None:
+def test_the_summary_of_a_frame_equals_that_of_the_database(store: Store) -> None:
     first = deterministic(store, {"clean": "whhh", "pgd": "whbe", "fgsm": "wb.h"})
     second = deterministic(store, {"clean": "whhh", "pgd": ".hbh", "fgsm": ".b.h"}, spec={"cascade": True})
     spec = specification(model="random", n=3, stochastic=True)
     third = record(store, spec, {"clean": drawn([90, 80, 70], [88, 81, 72]), "pgd": drawn([90, 20, 75], [10, 25, 70])})
-    for evaluation, found in zip((first, second, third), summaries(store), strict=True):
+    for evaluation, summary in zip((first, second, third), summaries(store), strict=True):
         frame = store.frame(list(evaluation.attack_runs.values()))
-        assert summarize(evaluation, frame) == found
-        assert to_json(summarize(evaluation, frame)) == to_json(found)
+        assert summarize(evaluation, frame) == summary
+        assert to_json(summarize(evaluation, frame)) == to_json(summary)
 
 
 def test_the_order_of_the_rows_does_not_matter(store: Store) -> None:
@@ -222,11 +222,11 @@ def test_the_order_of_the_rows_does_not_matter(store: Store) -> None:
     assert only(store).robust_values.tolist() == [0, 1, 0, 1]  # type: ignore[union-attr]
 
 
-def test_the_json_has_the_promised_keys_and_null_where_there_is_no_truthful_number(store: Store) -> None:
+def test_the_json_has_the_documented_keys_and_null_where_there_is_no_number(store: Store) -> None:
     evaluation = deterministic(store, {"clean": "whhh", "pgd": "whb."})
     shown = json.loads(json.dumps(to_json(only(store)), allow_nan=False))
-    promised = {"model", "dataset", "n", "threat", "stochastic", "complete", "run", "a_std", "a_rob", "cascade"}
-    assert promised | {"a_rob_as_in_paper", "attacks"} <= set(shown)
+    documented = {"model", "dataset", "n", "threat", "stochastic", "complete", "run", "a_std", "a_rob", "cascade"}
+    assert documented | {"a_rob_as_in_paper", "attacks"} <= set(shown)
     assert shown["threat"]["norm"] == "linf"
     assert shown["threat"]["eps"] == pytest.approx(8 / 255)
     assert shown["run"] == evaluation.spec.identity
@@ -267,7 +267,7 @@ def test_only_equal_protocols_on_equal_data_are_comparable(store: Store) -> None
         {"stochastic": True, "origin": {"prediction": {"kind": "mean_logits", "draws": 10}}},
     ):
         assert key(**options) != base, options
-    # One draw of a stochastic model and the answer of a deterministic one are the same rule.
+    # One draw of a stochastic model and the prediction of a deterministic one are the same rule.
     assert key(stochastic=True) == base
 
 
