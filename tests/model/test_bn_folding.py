@@ -1,4 +1,4 @@
-"""Batch norms folded into convolutions: the same answers, and only of what follows what."""
+"""Batch norms folded into convolutions: the same logits, and only where a norm directly follows a convolution."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from support.small_models import first_images, normed_cnn, trained_cnn, wrapped
 
 def _norms(module: nn.Module | None) -> int:
     assert module is not None
-    return sum(isinstance(each, nn.BatchNorm2d) for each in module.modules())
+    return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
 def _normed(channels: int, generator: torch.Generator) -> nn.BatchNorm2d:
@@ -24,7 +24,7 @@ def _normed(channels: int, generator: torch.Generator) -> nn.BatchNorm2d:
 
 
 class Branching(nn.Module):
-    """What the convolution says goes to the norm, and past it too."""
+    """The output of the convolution goes to the norm, and past it too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,8 +34,8 @@ class Branching(nn.Module):
         convolution, norm, *rest = self.network.children()
         inner = convolution(x)
         y: Tensor = norm(inner) + inner
-        for each in rest:
-            y = each(y)
+        for layer in rest:
+            y = layer(y)
         return y
 
 
@@ -68,7 +68,7 @@ class Before(nn.Module):
 
 
 class Batchwise(nn.Module):
-    """Its norm goes by the batch at hand, also in evaluation."""
+    """Its norm uses the statistics of the batch, also in evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,14 +109,14 @@ class Hooked(nn.Module):
 
 
 class Lofty(Branching):
-    """Logits that are alike but for little."""
+    """Logits with a large common offset and small differences."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 1000 + 0.05 * super().forward(x)
 
 
 class Elsewhere(nn.Module):
-    """Goes by the norm only where many images pass together."""
+    """Uses the norm alone only in small batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class Elsewhere(nn.Module):
 
 
 class Named(nn.Module):
-    """Its convolution and its norm go by two names."""
+    """Its convolution and its norm have two names each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,13 +162,13 @@ def test_norms_after_convolutions_are_folded_into_them_and_the_module_is_left_al
     assert copy is not None
     torch.testing.assert_close(copy(x), before, rtol=1e-4, atol=1e-4)
     assert torch.equal(module(x), before)
-    assert not any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
     assert not any(weights.requires_grad for weights in copy.parameters())
-    assert copy.get_submodule("7").weight is module.get_submodule("7").weight, "what stays need not be there twice"
+    assert copy.get_submodule("7").weight is module.get_submodule("7").weight, "other weights are shared"
 
 
 @pytest.mark.parametrize("module", [trained_cnn, Twice, Before, Batchwise])
-def test_where_no_norm_simply_follows_a_convolution_there_is_nothing_to_fold(module: Callable[[], nn.Module]) -> None:
+def test_nothing_is_folded_unless_a_norm_directly_follows_a_convolution(module: Callable[[], nn.Module]) -> None:
     assert fold_batch_norms(module().eval(), first_images(2).x) is None
 
 
@@ -187,7 +187,7 @@ def test_where_no_norm_simply_follows_a_convolution_there_is_nothing_to_fold(mod
         (Before, False),
     ],
 )
-def test_a_search_computes_folded_only_where_the_answers_are_the_same(module: Callable[[], nn.Module], folds: bool) -> None:
+def test_folded_norms_are_used_only_if_logits_and_gradients_stay_the_same(module: Callable[[], nn.Module], folds: bool) -> None:
     images = first_images(48).x
     model = wrapped(module(), tile=16)
     model.plan_passes(images)
@@ -196,13 +196,13 @@ def test_a_search_computes_folded_only_where_the_answers_are_the_same(module: Ca
     with model.computing_in("folded"):
         quick = model(images)
         for rows in (slice(0, 1), slice(3, 10), slice(0, 40)):
-            assert torch.equal(model(images[rows]), quick[rows]), "a row must not depend on its company"
+            assert torch.equal(model(images[rows]), quick[rows]), "a row must not depend on other rows"
     assert torch.equal(quick, exact) is not folds
     torch.testing.assert_close(quick, exact, rtol=1e-4, atol=1e-4)
     assert torch.equal(model(images), exact)
 
 
-def test_of_random_models_and_before_anything_is_measured_nothing_is_folded() -> None:
+def test_nothing_is_folded_in_random_models_or_before_passes_are_planned() -> None:
     model = wrapped(normed_cnn(), tile=16)
     assert model.effective_precision("folded") == "float32"
     model.plan_passes(first_images(16).x)
@@ -212,7 +212,7 @@ def test_of_random_models_and_before_anything_is_measured_nothing_is_folded() ->
     assert model.effective_precision("folded") == "float32"
 
 
-def test_where_memory_is_short_nobody_takes_it_for_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped(normed_cnn(), tile=16)
     model.plan_passes(first_images(16).x)
 
@@ -226,7 +226,7 @@ def test_where_memory_is_short_nobody_takes_it_for_something_else(monkeypatch: p
     assert model.effective_precision("folded") == "folded"
 
 
-def test_a_search_that_is_the_first_to_fold_folds_the_bare_module() -> None:
+def test_folding_uses_the_module_itself_even_while_its_forward_is_replaced() -> None:
     model = wrapped(normed_cnn(), tile=16)
     model.plan_passes(first_images(16).x)
     with model.replacing_forward(lambda module, x: (torch.zeros(len(x), 10), 1)):

@@ -1,4 +1,4 @@
-"""Replayed passes, by a stand-in for CUDA graphs: like theirs, its replays overwrite the memory of the one before."""
+"""Recorded passes, with a stand-in for CUDA graphs whose replays also overwrite the memory of earlier ones."""
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -14,26 +14,26 @@ from support.small_models import first_images, wrapped
 
 
 class Graphs:
-    """Records as a GPU does, counts replays, and has a clock: what is replayed takes `cost` of the time."""
+    """Records as a GPU does, counts replays, and has a fake clock: a replay takes `cost` times the time of a pass."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: float = 0.5) -> None:
         self.replays, self.now, self.rate, self.cost = 0, 0.0, 1.0, cost
         monkeypatch.setattr("kwbench.model.pass_plan.find_recorder", lambda _: self.record)
         monkeypatch.setattr("time.process_time", lambda: self.now)
 
-    def record(self, works: Sequence[Computation]) -> list[tuple[Callable[[], None], Tensor]]:
-        return [self._recorded(work) for work in works]
+    def record(self, computations: Sequence[Computation]) -> list[tuple[Callable[[], None], Tensor]]:
+        return [self._recorded(computation) for computation in computations]
 
-    def _recorded(self, work: Computation) -> tuple[Callable[[], None], Tensor]:
-        left = work().clone()
+    def _recorded(self, compute: Computation) -> tuple[Callable[[], None], Tensor]:
+        result = compute().clone()
 
         def replay() -> None:
             self.replays += 1
             with torch.set_grad_enabled(gradients), self._quick():
-                left.copy_(work())
+                result.copy_(compute())
 
         gradients = torch.is_grad_enabled()
-        return replay, left
+        return replay, result
 
     @contextmanager
     def _quick(self) -> Any:
@@ -43,7 +43,7 @@ class Graphs:
 
 
 class Timed(nn.Module):
-    """Takes a second of the clock of those graphs."""
+    """Advances the fake clock by a second."""
 
     def __init__(self, graphs: Graphs) -> None:
         super().__init__()
@@ -68,22 +68,22 @@ def gradient(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.autograd.grad(call(leaf).square().sum(), leaf)[0]
 
 
-def test_a_replay_has_the_bits_of_the_pass_also_where_others_came_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_has_the_bits_of_its_pass_even_after_other_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = Graphs(monkeypatch)
     module = Timed(graphs)
     one, other = first_images(16).x, first_images(32).x[16:]
     recorded = RecordedPass(module, one, graphs.record, gradients=True)
-    leaves = [each.clone().requires_grad_() for each in (one, other)]
+    leaves = [images.clone().requires_grad_() for images in (one, other)]
     logits = [recorded(leaf) for leaf in leaves]
-    for leaf, found in zip(leaves, logits, strict=True):
-        assert torch.equal(found, module(leaf))
+    for leaf, output in zip(leaves, logits, strict=True):
+        assert torch.equal(output, module(leaf))
         expected = gradient(module, leaf.detach())
-        # The first has been overwritten by the second; and each is asked twice.
+        # The second pass overwrote the first, and every gradient is computed twice.
         for _ in range(2):
-            assert torch.equal(torch.autograd.grad(found.square().sum(), leaf, retain_graph=True)[0], expected)
+            assert torch.equal(torch.autograd.grad(output.square().sum(), leaf, retain_graph=True)[0], expected)
 
 
-def test_gradients_right_after_their_pass_cost_no_other_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_right_after_its_pass_needs_no_second_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = Graphs(monkeypatch)
     x = first_images(16).x
     recorded = RecordedPass(Timed(graphs), x, graphs.record, gradients=True)
@@ -102,7 +102,7 @@ def test_without_gradients_logits_outlive_the_next_replay(monkeypatch: pytest.Mo
         assert torch.equal(first, module(one))
 
 
-def test_a_search_that_replays_proposes_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replayed_logits_and_gradients_equal_computed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = Graphs(monkeypatch)
     batch = first_images(40)
     plain, model = (measured_model(Timed(graphs), batch.x) for _ in range(2))
@@ -127,12 +127,12 @@ def assert_is_tried_and_no_more(module: Timed) -> None:
 
 
 @pytest.mark.parametrize("cost", [1.0, 2.0])
-def test_what_is_no_quicker_is_not_replayed(monkeypatch: pytest.MonkeyPatch, cost: float) -> None:
+def test_a_recording_that_is_not_faster_is_not_replayed(monkeypatch: pytest.MonkeyPatch, cost: float) -> None:
     assert_is_tried_and_no_more(Timed(Graphs(monkeypatch, cost)))
 
 
 class Remembering(Timed):
-    """Goes by a number that Python counts, which a replay does not."""
+    """Depends on a counter in Python, which a replay does not advance."""
 
     def __init__(self, graphs: Graphs) -> None:
         super().__init__(graphs)
@@ -143,17 +143,17 @@ class Remembering(Timed):
         return super().forward(x) + self.calls
 
 
-def test_what_gives_other_bits_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_with_other_bits_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_is_tried_and_no_more(Remembering(Graphs(monkeypatch)))
 
 
-def test_a_module_that_cannot_be_recorded_passes_as_before_and_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_cannot_be_recorded_is_tried_once_and_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = Graphs(monkeypatch)
     batch = first_images(16)
     asked = []
 
-    def refuse(works: Sequence[Computation]) -> Any:
-        asked.append(len(works))
+    def refuse(computations: Sequence[Computation]) -> Any:
+        asked.append(len(computations))
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr("kwbench.model.pass_plan.find_recorder", lambda _: refuse)
@@ -164,7 +164,7 @@ def test_a_module_that_cannot_be_recorded_passes_as_before_and_is_tried_once(mon
     assert asked == [2]
 
 
-def test_where_memory_runs_out_recordings_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limiting_memory_drops_the_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = Graphs(monkeypatch)
     batch = first_images(16)
     model = measured_model(Timed(graphs), batch.x)
@@ -176,5 +176,5 @@ def test_where_memory_runs_out_recordings_go(monkeypatch: pytest.MonkeyPatch) ->
     assert not model.limit_to_tiles()
 
 
-def test_a_processor_records_nothing() -> None:
+def test_a_cpu_records_nothing() -> None:
     assert find_recorder(torch.device("cpu")) is None

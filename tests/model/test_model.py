@@ -1,4 +1,4 @@
-"""The model: rows that depend on themselves alone, honest counts, and randomness found by trial."""
+"""The model: rows that do not depend on each other, correct counts of passes, and randomness detected by trial."""
 
 import platform
 import random
@@ -39,7 +39,7 @@ def _gradient(model: Any, x: Tensor) -> Tensor:
     return gradient
 
 
-def test_a_row_depends_on_itself_alone_forward_and_backward_to_the_bit() -> None:
+def test_logits_and_gradient_of_a_row_are_bit_identical_in_every_batch() -> None:
     model, x = wrapped(Deep(), tile=16), first_images(50).x
     logits, gradient = model(x), _gradient(model, x)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
@@ -48,8 +48,8 @@ def test_a_row_depends_on_itself_alone_forward_and_backward_to_the_bit() -> None
         assert torch.equal(_gradient(model, x[rows]), gradient[rows])
 
 
-def test_without_equal_tiles_the_last_bits_would_differ() -> None:
-    """Otherwise the test above would prove nothing."""
+def test_without_tiles_of_equal_size_the_last_bits_differ() -> None:
+    """Otherwise the test above would pass for any model."""
     x = first_images(50).x
     bare = wrapped(Deep(), tile=50)
     small = torch.cat([wrapped(Deep(), tile=size)(x) for size in (50,)])
@@ -59,7 +59,7 @@ def test_without_equal_tiles_the_last_bits_would_differ() -> None:
 
 
 class Watched(nn.Module):
-    """Notes the size of every batch."""
+    """Records the size of every batch."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -71,16 +71,18 @@ class Watched(nn.Module):
         return logits
 
 
-def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
+def test_few_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
     x = first_images(50).x
     whole = wrapped(Deep().to(memory_format=torch.channels_last), tile=32)  # type: ignore[call-overload]
     logits, gradient = whole(x), _gradient(whole, x)
     module = Watched(Deep())
     model = wrapped(module, tile=32)
     model.plan_passes(x[:20])
-    assert not module.sizes, "what is not needed is not measured"
+    assert not module.sizes, "trials wait until they are needed"
     sizes = [model.batch_sizes(gradients=gradients) for gradients in (False, True)]
-    assert max(each[-1] for each in sizes) < 32, "on this machine no smaller batch has equal bits: the test says nothing"
+    assert max(batch_sizes[-1] for batch_sizes in sizes) < 32, (
+        "on this machine no smaller batch has equal bits, so the test checks nothing"
+    )
     for rows in (torch.arange(3), torch.arange(40, 50), torch.arange(44), torch.arange(1), torch.arange(20, 37)):
         module.sizes.clear()
         with torch.no_grad():
@@ -95,7 +97,7 @@ def test_fewer_rows_pass_in_smaller_batches_with_the_same_bits() -> None:
 
 
 class Busy(nn.Module):
-    """Takes a time that depends on the number of rows, by a clock of its own that nothing else moves."""
+    """Advances a fake clock by a time that depends on the number of rows."""
 
     def __init__(self, module: nn.Module, seconds: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
@@ -108,7 +110,7 @@ class Busy(nn.Module):
         return logits
 
 
-def test_more_rows_than_a_tile_pass_at_once_where_that_is_quicker_and_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_larger_than_a_tile_are_used_if_faster_and_bit_identical(monkeypatch: pytest.MonkeyPatch) -> None:
     x = first_images(300).x
     whole = wrapped(Deep().to(memory_format=torch.channels_last), tile=32)  # type: ignore[call-overload]
     module = Watched(Busy(Deep(), lambda rows: 0.02, monkeypatch))
@@ -122,7 +124,7 @@ def test_more_rows_than_a_tile_pass_at_once_where_that_is_quicker_and_changes_no
     assert module.sizes[-3:-1] == [128, 128]
 
 
-def test_no_more_than_a_tile_passes_at_once_where_a_row_takes_as_long_or_a_tile_takes_long(
+def test_batches_larger_than_a_tile_are_not_used_if_no_faster_per_row_or_if_a_tile_takes_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x = first_images(64).x
@@ -132,7 +134,7 @@ def test_no_more_than_a_tile_passes_at_once_where_a_row_takes_as_long_or_a_tile_
         assert model.batch_sizes(gradients=False)[0] == model.batch_sizes(gradients=True)[0] == 16
 
 
-def test_where_memory_wants_it_no_more_rows_than_a_tile_pass_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_can_be_limited_to_tiles_to_save_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     x = first_images(300).x
     module = Watched(Busy(Deep(), lambda rows: 0.02, monkeypatch))
     model = wrapped(module, tile=32)
@@ -143,11 +145,11 @@ def test_where_memory_wants_it_no_more_rows_than_a_tile_pass_at_once(monkeypatch
     module.sizes.clear()
     assert torch.equal(_gradient(model, x), gradient)
     assert max(module.sizes) == 32
-    assert not model.limit_to_tiles(), "there is no more to save"
+    assert not model.limit_to_tiles(), "a second call changes nothing"
 
 
 class Laid(nn.Module):
-    """A convolution that notes whether its images and weights have channels last."""
+    """A convolution that records whether its images and weights have channels last."""
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -156,35 +158,35 @@ class Laid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.convolution.weight
-        self.seen.append(tuple(each.is_contiguous(memory_format=torch.channels_last) for each in (x, weight)))  # type: ignore[arg-type]
+        self.seen.append(tuple(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (x, weight)))  # type: ignore[arg-type]
         logits: Tensor = self.convolution(self.change(x)).flatten(1)
         return logits
 
 
-def as_it_lies(x: Tensor) -> Tensor:
-    """The values in the order in which they lie in memory, as foreign code may read them."""
+def in_memory_order(x: Tensor) -> Tensor:
+    """The values in memory order, as foreign code may read them."""
     return x.as_strided(x.shape, (192, 64, 8, 1))
 
 
 @pytest.mark.parametrize(
     ("change", "last"),
-    [(lambda x: x, True), (as_it_lies, False), (lambda x: x.view(len(x), -1).view(x.shape), False)],
+    [(lambda x: x, True), (in_memory_order, False), (lambda x: x.view(len(x), -1).view(x.shape), False)],
     ids=["logical order", "order in memory", "view"],
 )
-def test_channels_lie_last_where_that_changes_no_answer(change: Callable[[Tensor], Tensor], last: bool) -> None:
+def test_channels_last_is_used_if_it_changes_no_logit(change: Callable[[Tensor], Tensor], last: bool) -> None:
     module = Laid(change)
     model = wrapped(module, tile=8, shape=(3, 8, 8))
     x = torch.rand((9, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     before = model(x)
     model.plan_passes(x)
-    assert not any(any(each) for each in module.seen)
+    assert not any(any(layouts) for layouts in module.seen)
     torch.testing.assert_close(model(x), before)
     module.seen.clear()
     _gradient(model, x[:3])
     assert set(module.seen) == {(last, last)}
 
 
-def test_a_stochastic_module_is_laid_out_as_it_came() -> None:
+def test_a_stochastic_module_keeps_its_memory_layout() -> None:
     module = Laid(lambda x: x)
     model = wrapped(module, tile=8, shape=(3, 8, 8))
     model.stochastic = True
@@ -194,7 +196,7 @@ def test_a_stochastic_module_is_laid_out_as_it_came() -> None:
 
 
 class Waiting(nn.Module):
-    """As much work for few rows as for many; while others use the processor a whole tile waits for it."""
+    """Works as long for few rows as for many; a full tile also waits, as if other processes used the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) == 32:
@@ -203,7 +205,7 @@ class Waiting(nn.Module):
         return x.flatten(1)[:, 20:30].round()
 
 
-def test_a_busy_machine_does_not_cut_passes_small() -> None:
+def test_waiting_for_the_cpu_does_not_make_a_batch_size_look_slow() -> None:
     module = Watched(Waiting())
     model = wrapped(module, tile=32)
     model.plan_passes(first_images(32).x)
@@ -215,7 +217,7 @@ def test_a_busy_machine_does_not_cut_passes_small() -> None:
 
 
 class Backwards(torch.autograd.Function):
-    """The identity, whose gradients round by the size of the batch."""
+    """The identity, whose gradients round differently at every batch size."""
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
@@ -235,7 +237,7 @@ class Backwards(torch.autograd.Function):
     ],
     ids=["forward", "forward under autograd", "backward"],
 )
-def test_a_module_that_rounds_by_the_size_of_a_batch_gets_whole_tiles_only(rounding: Any, forward: list[int]) -> None:
+def test_a_module_that_rounds_differently_at_every_batch_size_gets_full_tiles_only(rounding: Any, forward: list[int]) -> None:
     class Rounding(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.as_tensor(rounding(x)).flatten(1)[:, :10]
@@ -244,14 +246,14 @@ def test_a_module_that_rounds_by_the_size_of_a_batch_gets_whole_tiles_only(round
     x = first_images(40).x
     model.plan_passes(x)
     sizes = model.batch_sizes(gradients=False)
-    # Where smaller batches agree, larger ones do, and may be quicker.
+    # If smaller batches agree, larger ones do too, and may be faster.
     assert [size for size in sizes if size <= 32] == forward
     assert sizes == forward or len(forward) > 1
     assert model.batch_sizes(gradients=True) == [32]
     assert torch.equal(_gradient(model, x)[:3], _gradient(model, x[:3]))
 
 
-def test_a_module_that_takes_no_other_batch_or_has_no_gradients_is_asked_as_before() -> None:
+def test_a_module_that_accepts_one_batch_size_or_has_no_gradients_still_runs() -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.view(16, 64)[:, :10]
@@ -271,7 +273,7 @@ def test_a_module_that_takes_no_other_batch_or_has_no_gradients_is_asked_as_befo
         assert torch.equal(model(x), x.flatten(1)[:, :10])
 
 
-def test_what_was_measured_of_the_bare_module_holds_for_nothing_else() -> None:
+def test_measured_batch_sizes_apply_to_the_deterministic_module_only() -> None:
     module = Watched(trained_cnn())
     model = wrapped(module, tile=16)
     model.plan_passes(first_images(16).x)
@@ -292,7 +294,7 @@ def test_a_search_in_bfloat16_rounds_and_ends_with_its_block() -> None:
 
     class Vector(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return F.linear(x.view(len(x), -1), torch.ones(10, 128))  # not of channels-last
+            return F.linear(x.view(len(x), -1), torch.ones(10, 128))  # fails with channels last
 
     x = torch.rand((6, 2, 8, 8), generator=torch.Generator().manual_seed(0))
     for module in (Image(), Vector()):
@@ -323,7 +325,7 @@ class Refusing(nn.Module):
 
 
 class Astray(Refusing):
-    """Gives other answers in bfloat16."""
+    """Predicts other classes in bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x).float()
@@ -331,20 +333,20 @@ class Astray(Refusing):
 
 
 @pytest.mark.parametrize(
-    ("module", "has", "bears"),
+    ("module", "has", "tolerates"),
     [(trained_cnn, True, True), (trained_cnn, False, False), (Refusing, True, False), (Astray, True, False)],
 )
-def test_a_search_is_in_bfloat16_only_where_machine_and_module_bear_it(
-    module: Callable[[], nn.Module], has: bool, bears: bool, monkeypatch: pytest.MonkeyPatch
+def test_bfloat16_is_tolerated_only_if_device_and_module_allow_it(
+    module: Callable[[], nn.Module], has: bool, tolerates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kwbench.model.search_precision.has_bfloat16", lambda device: has)
     model = wrapped(module(), tile=16)
-    assert model.tolerates_bfloat16(first_images(40).x) is bears
+    assert model.tolerates_bfloat16(first_images(40).x) is tolerates
     model.stochastic = True
     assert not model.tolerates_bfloat16(first_images(40).x)
 
 
-def test_a_module_that_writes_into_its_input_does_not_reach_ours() -> None:
+def test_a_module_that_writes_into_its_input_does_not_change_the_images() -> None:
     class Writing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             x.mul_(0.5)
@@ -369,7 +371,7 @@ def test_a_module_that_writes_into_its_input_does_not_reach_ours() -> None:
         (lambda x: x.flatten(1)[:, :10].long(), "floating point"),
     ],
 )
-def test_wrong_answers_are_refused_in_words(answer: Any, message: str) -> None:
+def test_output_that_is_no_logits_is_refused_with_the_reason(answer: Any, message: str) -> None:
     class Answering(nn.Module):
         def forward(self, x: Tensor) -> Any:
             return answer(x)
@@ -418,14 +420,14 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [NumpyNoise, PythonNoise, Dropout, Counting])
-def test_randomness_is_found_whatever_its_source(kind: type[nn.Module]) -> None:
+def test_randomness_of_any_source_is_detected(kind: type[nn.Module]) -> None:
     model = wrapped(kind())
     assert model.measure_randomness(first_images(8).x)
     assert model.stochastic
 
 
 @pytest.mark.parametrize("kind", [NumpyNoise, PythonNoise, Dropout])
-def test_randomness_repeats_from_a_named_place_and_leaves_the_global_generators_alone(kind: type[nn.Module]) -> None:
+def test_reseeding_repeats_randomness_and_leaves_the_global_generators_alone(kind: type[nn.Module]) -> None:
     model, x = wrapped(kind()), first_images(8).x
     model.stochastic = True
     torch.manual_seed(5)
@@ -445,12 +447,12 @@ def test_randomness_repeats_from_a_named_place_and_leaves_the_global_generators_
     assert not torch.equal(answers[0][0], answers[0][1]), "every pass is a draw of its own"
 
 
-def test_a_deterministic_model_is_found_to_be_one() -> None:
+def test_a_deterministic_model_is_detected() -> None:
     for model in (cnn(), wrapped(nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 10)))):
         assert not model.measure_randomness(first_images(8).x)
 
 
-def test_not_a_number_is_not_taken_for_randomness_nor_does_it_hide_it() -> None:
+def test_nan_neither_counts_as_randomness_nor_hides_it() -> None:
     class Broken(nn.Module):
         def __init__(self, noise: float) -> None:
             super().__init__()
@@ -465,7 +467,7 @@ def test_not_a_number_is_not_taken_for_randomness_nor_does_it_hide_it() -> None:
     assert wrapped(Broken(1.0)).measure_randomness(first_images(4).x)
 
 
-def test_the_mean_of_logits_is_the_mean_and_pays_for_its_draws() -> None:
+def test_mean_logits_averages_its_draws_and_counts_every_one() -> None:
     x = first_images(4).x
     model = wrapped(Noisy(trained_cnn(), 0.3), tile=4, prediction=Prediction("mean_logits", 6))
     single = wrapped(Noisy(trained_cnn(), 0.3), tile=4)
@@ -500,7 +502,7 @@ class Chosen(nn.Module):
         ([[0.0, 0.0, 1.0], [0.0, 5.0, 4.0], [0.0, 4.0, 4.5]], 2, 2),
     ],
 )
-def test_a_vote_is_won_by_most_draws_and_a_tie_by_the_larger_mean_logit(
+def test_a_vote_goes_to_the_majority_and_a_tie_to_the_larger_mean_logit(
     answers: list[list[float]], mean: int, majority: int
 ) -> None:
     for kind, expected in (("mean_logits", mean), ("vote", majority)):
@@ -513,14 +515,14 @@ def test_a_vote_is_won_by_most_draws_and_a_tie_by_the_larger_mean_logit(
         assert finite.all()
 
 
-def test_a_vote_in_which_a_draw_is_not_a_number_is_not_finite() -> None:
+def test_a_vote_with_a_nan_draw_is_not_finite() -> None:
     model = wrapped(Chosen([0.0, 1.0], [0.0, 1.0], [0.0, torch.nan]), classes=2, prediction=Prediction("vote", 3))
     model.stochastic = True
     assert not model.predict(first_images(2).x)[1].any()
-    assert [len(each) for each in model.predict(first_images(0).x)] == [0, 0]
+    assert [len(output) for output in model.predict(first_images(0).x)] == [0, 0]
 
 
-def test_a_vote_can_be_searched_by_its_gradient() -> None:
+def test_a_vote_has_a_gradient_to_search_by() -> None:
     model, x = wrapped(Noisy(trained_cnn(), 0.3), prediction=Prediction("vote", 5)), first_images(8).x
     assert model.measure_randomness(x)
     leaf = x.clone().requires_grad_()
@@ -531,7 +533,7 @@ def test_a_vote_can_be_searched_by_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("kind", [NumpyNoise, PythonNoise, Dropout])
-def test_frozen_randomness_makes_a_deterministic_classifier_whatever_the_company_of_a_sample(kind: type[nn.Module]) -> None:
+def test_frozen_randomness_makes_a_deterministic_classifier_in_every_batch(kind: type[nn.Module]) -> None:
     x = first_images(20).x
     frozen = [wrapped(kind(), tile=8, prediction=Prediction("frozen", seed=seed)) for seed in (0, 1)]
     for model in frozen:
@@ -549,7 +551,7 @@ def test_frozen_randomness_makes_a_deterministic_classifier_whatever_the_company
     assert torch.equal(frozen[0](x[:1].expand(20, -1, -1, -1)), logits[:1].expand(20, -1))
 
 
-def test_randomness_that_no_seed_reaches_cannot_be_frozen() -> None:
+def test_randomness_outside_the_global_generators_cannot_be_frozen() -> None:
     model = wrapped(Counting(), prediction=Prediction("frozen"))
     with pytest.raises(CannotEvaluate, match="cannot be frozen"):
         model.measure_randomness(first_images(4).x)
@@ -576,11 +578,11 @@ def test_work_is_counted_row_by_row() -> None:
         for index in range(3):
             torch.autograd.grad(logits[0, index], leaf, retain_graph=True)
         assert model.work() == ([1, 2, 1, 2, 1, 2], [0, 0, 0, 3, 0, 0])
-        model(x[:3])  # nobody is named: shared, rounded up
+        model(x[:3])  # without rows: shared equally, rounded up
         assert model.work()[0] == [2, 3, 2, 3, 2, 3]
 
 
-def test_a_model_can_be_asked_outside_of_any_metering() -> None:
+def test_a_model_can_be_called_without_metering() -> None:
     cnn()(first_images(2).x, torch.tensor([0, 7]))
 
 
@@ -595,7 +597,7 @@ def test_a_non_finite_answer_is_never_counted_correct() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-60, 1e60])
-def test_logits_in_float64_keep_their_order_and_their_slopes_at_any_scale(scale: float) -> None:
+def test_float64_logits_keep_their_order_and_gradients_at_any_scale(scale: float) -> None:
     class Scaled(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return scale * x.double().flatten(1)[:, 20:30] @ torch.eye(10, dtype=torch.float64)
@@ -611,12 +613,12 @@ def test_logits_in_float64_keep_their_order_and_their_slopes_at_any_scale(scale:
     assert bool((slope != 0).flatten(1)[:, 20:30].all())
 
 
-def test_logits_in_float64_that_float32_holds_come_as_they_are() -> None:
+def test_float64_logits_within_the_range_of_float32_are_only_rounded() -> None:
     model = wrapped(nn.Sequential(nn.Flatten(), Doubled()))
     x = first_images(8).x
     assert torch.equal(model(x), x.flatten(1)[:, :10])
     infinite = wrapped(nn.Sequential(nn.Flatten(), Doubled(torch.inf)))
-    assert not infinite.predict(x + 1)[1].any(), "infinity stays what it is"
+    assert not infinite.predict(x + 1)[1].any(), "infinity stays infinite"
 
 
 class Doubled(nn.Module):
@@ -628,12 +630,12 @@ class Doubled(nn.Module):
         return x[:, :10].double() * self.scale
 
 
-def test_no_images_make_no_logits() -> None:
+def test_an_empty_batch_gives_empty_logits() -> None:
     assert cnn()(torch.zeros(0, 1, 8, 8)).shape == (0, 10)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries go on as they do")
-def test_memory_that_was_freed_is_not_cleared_by_the_system_again() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is of glibc")
+def test_freed_memory_is_reused_without_page_faults() -> None:
     keep_freed_memory()
 
     def faults() -> int:

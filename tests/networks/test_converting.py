@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import kwbench.networks.converting
-from cli.test_cli import Kwbench, kwb  # noqa: F401 - a fixture
+from cli.conftest import kwb  # noqa: F401 - a fixture
 from kwbench.config.registry import Registry, read_registry
 from kwbench.errors import CannotEvaluate, DamagedData, KwbenchError, UsageError
 from kwbench.networks.architectures import build_network
@@ -27,6 +27,7 @@ from kwbench.networks.converting import (
     convert_pretrained,
     fetch,
 )
+from support.command_line import Kwbench
 
 ENTRY = """\
 models:

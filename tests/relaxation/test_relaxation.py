@@ -1,3 +1,5 @@
+"""Relaxed backward passes: the module's own output, useful gradients, and a report of what could not be followed."""
+
 import gc
 import subprocess
 import sys
@@ -83,7 +85,7 @@ def differences(module: nn.Module, x: Tensor, weights: Tensor, sigma: float = 0.
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", EVERY_WAY)
-def test_the_answers_are_those_of_the_module_bit_for_bit(way: str, form: str) -> None:
+def test_the_output_is_that_of_the_module_bit_for_bit(way: str, form: str) -> None:
     module, x = Of(EVERY_WAY[way]), FORMS[form](rows())
     expected = seeded(plainly, module, x)
     assert torch.equal(seeded(relaxed, module, x.clone().requires_grad_()), expected)
@@ -91,7 +93,7 @@ def test_the_answers_are_those_of_the_module_bit_for_bit(way: str, form: str) ->
 
 
 @pytest.mark.parametrize("way", EVERY_WAY)
-def test_the_gradient_points_where_the_smoothed_function_rises(way: str) -> None:
+def test_the_gradient_points_uphill_on_the_smoothed_function(way: str) -> None:
     module, x = Of(EVERY_WAY[way]), rows()
     copies = 200 if way in HIDING_AND_RANDOM else 1
     width = plainly(module, x).shape[1]
@@ -106,7 +108,7 @@ def test_the_gradient_points_where_the_smoothed_function_rises(way: str) -> None
 
 
 @pytest.mark.parametrize("way", HIDING)
-def test_the_gradient_of_a_sample_does_not_depend_on_its_company(way: str) -> None:
+def test_the_gradient_of_a_sample_does_not_depend_on_the_rest_of_the_batch(way: str) -> None:
     module, x = Of(HIDING[way]), rows()
     together = gradient(module, x)
     for other in (rows(seed=7), 100 * rows(seed=8)):
@@ -114,7 +116,7 @@ def test_the_gradient_of_a_sample_does_not_depend_on_its_company(way: str) -> No
     torch.testing.assert_close(torch.cat([gradient(module, row) for row in x.split(1)]), together)
 
 
-def test_nor_where_the_batch_is_folded_into_the_first_dimension() -> None:
+def test_nor_if_other_dimensions_are_flattened_into_the_batch() -> None:
     def folded(x: Tensor) -> Tensor:
         blocks = x.view(-1, 2)  # (3b, 2)
         return (blocks * torch.softmax(blocks / 0.01, dim=1)).view(x.shape)
@@ -125,16 +127,16 @@ def test_nor_where_the_batch_is_folded_into_the_first_dimension() -> None:
 
 
 @pytest.mark.parametrize("way", HIDING)
-def test_the_survey_sees_every_way_that_it_covers(way: str) -> None:
+def test_the_survey_reports_every_relaxed_operation(way: str) -> None:
     found = survey(Of(HIDING[way]), rows())
-    # What is read where a mask is true has a shape that depends on the pixels, which nothing smooth can follow.
+    # Reading by a boolean mask gives a shape that depends on the pixels, which no relaxation can follow.
     assert found.unseen == (("the gradient ends at index",) if way == "writes where true" else ())
     assert found.relaxed or way == "data"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("way", ["sign", "table", "writes into a view", "top members", "saturated sigmoid", "rank", "no_grad"])
-def test_other_float_types_keep_theirs(way: str, dtype: torch.dtype) -> None:
+def test_gradients_have_the_float_type_of_the_input(way: str, dtype: torch.dtype) -> None:
     module, x = Of(HIDING[way]), rows().to(dtype)
     answer = relaxed(module, x.clone().requires_grad_())
     assert torch.equal(answer, plainly(module, x))
@@ -143,7 +145,7 @@ def test_other_float_types_keep_theirs(way: str, dtype: torch.dtype) -> None:
     assert bool((found != 0).any())
 
 
-def test_attention_that_is_fused_is_seen_where_it_saturates() -> None:
+def test_saturated_fused_attention_is_relaxed() -> None:
     def attend(x: Tensor) -> Tensor:
         query = x.view(-1, 1, N, 1)
         return F.scaled_dot_product_attention(100 * query, query, query).view(x.shape)
@@ -153,7 +155,7 @@ def test_attention_that_is_fused_is_seen_where_it_saturates() -> None:
     assert torch.equal(relaxed(module, x.clone().requires_grad_()), module(x))
     cosines = F.cosine_similarity(gradient(module, x, weights=weights), differences(module, x, weights), dim=1)
     assert cosines.mean() > 0.5
-    assert [each.operation for each in survey(module, x).relaxed if "attention" in each.operation]
+    assert [relaxation.operation for relaxation in survey(module, x).relaxed if "attention" in relaxation.operation]
 
 
 # Sound networks.
@@ -215,17 +217,17 @@ def test_the_gradient_of_a_sound_network_is_the_exact_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18-slwta2", "resnet18-kwta0.1", "resnet18-lwta0.2"])
-def test_nothing_hides_in_the_zoo(name: str) -> None:
+def test_every_gradient_of_the_zoo_is_followed(name: str) -> None:
     module, x = zoo(name), first_images(8).x.contiguous(memory_format=torch.channels_last)
     expected = seeded(plainly, module, x)
     assert torch.equal(seeded(relaxed, module, x.clone().requires_grad_()), expected)
     found = survey(module, x)
     assert found.unseen == ()
-    assert any("layers" in each.where or "blocks" in each.where for each in found.relaxed), found.relaxed
+    assert any("layers" in relaxation.where or "blocks" in relaxation.where for relaxation in found.relaxed), found.relaxed
 
 
 @pytest.mark.parametrize(("family", "way"), [*[("lwta", way) for way in LWTA], *[("kwta", way) for way in KWTA]])
-def test_nothing_hides_in_any_spelling_but_numpy(family: str, way: str) -> None:
+def test_every_spelling_is_followed_except_numpy(family: str, way: str) -> None:
     module, x = (slwta if family == "lwta" else kwta)(way), first_images(4).x
     expected = seeded(plainly, module, x)
     torch.manual_seed(1)
@@ -236,10 +238,10 @@ def test_nothing_hides_in_any_spelling_but_numpy(family: str, way: str) -> None:
     assert [text for text in unseen if "leave PyTorch" in text] if way == "numpy" else unseen == ()
 
 
-# What modules do besides.
+# Other things that modules do.
 
 
-def test_a_detour_through_numpy_is_guessed_and_costs_a_second_pass() -> None:
+def test_a_detour_through_numpy_is_guessed_in_a_second_pass() -> None:
     module, x = Of(through_numpy), rows()
     answer, passes = relaxed_pass(module, x.clone().requires_grad_())
     assert torch.equal(answer, module(x))
@@ -250,7 +252,7 @@ def test_a_detour_through_numpy_is_guessed_and_costs_a_second_pass() -> None:
     assert relaxed_pass(Of(HIDING["sign"]), x.clone().requires_grad_())[1] == 1
 
 
-def test_a_guess_meets_the_same_randomness() -> None:
+def test_a_second_pass_has_the_same_randomness() -> None:
     module = Of(lambda x: through_numpy(x + torch.randn_like(x)) + float(np.random.rand()))
     x = rows()
     torch.manual_seed(1)
@@ -261,7 +263,7 @@ def test_a_guess_meets_the_same_randomness() -> None:
     assert torch.equal(relaxed(module, x.clone().requires_grad_()), expected)
 
 
-def test_the_work_of_a_guess_is_metered() -> None:
+def test_the_second_pass_is_counted() -> None:
     def forwards(module: nn.Module) -> int:
         model = wrapped(module)
         x = first_images(4).x
@@ -290,14 +292,14 @@ def _halve(x: Tensor) -> Tensor:
     return x * 0.5
 
 
-def test_so_is_an_operation_of_ones_own_that_has_none() -> None:
+def test_so_is_a_custom_operation_without_a_gradient() -> None:
     module, x = Of(lambda x: _halve(x) + 0.1 * x), rows()
     assert torch.equal(relaxed(module, x.clone().requires_grad_()), module(x))
     assert survey(module, x).unseen == ("the gradient ends at kwbench_tests.halve",)
     assert survey(Of(_halve), x).unseen[-1] == "no gradient at all reaches the pixels"
 
 
-def test_control_flow_that_depends_on_the_pixels_is_followed_and_named() -> None:
+def test_control_flow_that_depends_on_the_pixels_is_followed_and_reported() -> None:
     module, x = Of(lambda x: x.sign() if bool(x.sum() > 0) else x * (x > 0)), 0.5 + 0.1 * rows()
     for images in (x, x - 2):
         assert torch.equal(relaxed(module, images.clone().requires_grad_()), module(images))
@@ -346,14 +348,14 @@ def test_buffers_are_written_once_a_pass() -> None:
     assert one.calls == 1
 
 
-def test_a_module_that_writes_into_its_input_does_not_reach_ours() -> None:
+def test_a_module_that_writes_into_its_input_does_not_change_the_images() -> None:
     module, x = Of(lambda x: x.mul_(2).round_()), rows()
     before = x.clone()
     assert torch.equal(relaxed(module, x.requires_grad_()), (2 * before).round())
     assert torch.equal(x, before)
 
 
-def test_what_the_backward_pass_needs_survives_being_written_into() -> None:
+def test_tensors_saved_for_the_backward_pass_survive_in_place_writes() -> None:
     def reused(x: Tensor) -> Tensor:
         with torch.no_grad():
             y = x.sigmoid()
@@ -367,7 +369,7 @@ def test_what_the_backward_pass_needs_survives_being_written_into() -> None:
     )
 
 
-def test_what_is_overwritten_has_no_gradient_left() -> None:
+def test_overwritten_values_have_no_gradient() -> None:
     def overwritten(x: Tensor) -> Tensor:
         mask = x > 0
         mask[:, :3] = True
@@ -377,7 +379,7 @@ def test_what_is_overwritten_has_no_gradient_left() -> None:
     assert bool((gradient(Of(overwritten), rows()) == 0).all())
 
 
-def test_modules_with_an_active_gradient_mode_of_their_own_leave_it_as_it_was() -> None:
+def test_global_modes_of_torch_are_restored_even_after_an_error() -> None:
     fast = torch.backends.mha.get_fastpath_enabled()
     relaxed(Of(HIDING["sign"]), rows().requires_grad_())
     assert torch.is_grad_enabled()
@@ -391,42 +393,42 @@ def _raises(x: Tensor) -> Tensor:
     raise ValueError("not today")
 
 
-def test_scripted_and_traced_modules_are_seen_inside() -> None:
+def test_the_inside_of_scripted_and_traced_modules_is_relaxed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         inner = nn.Sequential(nn.Linear(N, N), nn.Softmax(dim=1)).requires_grad_(False)
         inner[0].weight.mul_(100)
         modules = [torch.jit.script(inner), torch.jit.trace(inner, rows())]
     for module in modules:
-        for _ in range(3):  # the interpreter changes its mind after a few passes
+        for _ in range(3):  # the interpreter optimises after a few passes
             assert torch.equal(relaxed(module, rows().requires_grad_()), module(rows()))
             assert bool((gradient(module, rows()) != 0).any(dim=1).all())
 
 
-def test_more_softness_is_a_gradient_nearer_to_a_straight_line() -> None:
+def test_more_softness_makes_gradients_flatter() -> None:
     def steepest(softness: float) -> float:
         return gradient(Of(HIDING["sign"]), rows(), lambda module, x: relaxed(module, x, softness)).abs().max().item()
 
     assert steepest(0.1) > steepest(1.0) > steepest(10.0) > 0
 
 
-def test_all_spellings_of_an_activation_have_one_gradient() -> None:
+def test_all_spellings_of_an_activation_have_the_same_gradient() -> None:
     x = torch.randn(3, 40, 4, 4, generator=torch.Generator().manual_seed(0))
     found = [gradient(nn.Sequential(way(0.1), nn.Flatten()), x) for way in (*KWTA.values(), Kwta)]
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
 
 
-def test_memory_does_not_wait_for_the_garbage_collector() -> None:
+def test_memory_is_freed_without_the_garbage_collector() -> None:
     module = Of(
         lambda x: sum(EVERY_WAY[way](x).sum(dim=1, keepdim=True) for way in ("exp over sum", "rank", "place of the largest"))
     )
 
     def alive() -> int:
         gradient(module, rows())
-        return sum(type(each) is Tensor for each in gc.get_objects())
+        return sum(type(item) is Tensor for item in gc.get_objects())
 
-    alive()  # whatever is made once
+    alive()  # creates what is created once
     gc.collect()
     gc.disable()
     try:
@@ -435,7 +437,7 @@ def test_memory_does_not_wait_for_the_garbage_collector() -> None:
         gc.enable()
 
 
-def test_softness_is_chosen_by_whether_the_model_is_random() -> None:
+def test_automatic_softness_depends_on_whether_the_model_is_random() -> None:
     batch = first_images(4)
     rng = SampleRandom(0, "test", ("a", "b", "c", "d"))
     for module, softness in (
@@ -481,10 +483,10 @@ def test_the_compiler_is_not_imported_for_a_module_that_does_not_use_it() -> Non
 
 
 def test_a_compiled_part_is_relaxed_like_any_other() -> None:
-    hard = F.softmax  # so sharp that its own gradient is nothing
+    hard = F.softmax  # so sharp that its own gradient vanishes
     plain, compiled = Of(lambda x: hard(500 * x, dim=1)), Of(torch.compile(lambda x: hard(500 * x, dim=1), backend="eager"))
     x = rows(4)
-    compiled(x)  # whatever compiles has done so before it is relaxed
+    compiled(x)  # compile before it is relaxed
     found = []
     for module in (plain, compiled):
         leaf = x.clone().requires_grad_()
@@ -502,7 +504,7 @@ def test_ties_do_not_change_which_operations_k_wta_runs() -> None:
 
 
 @pytest.mark.parametrize("gamma", ["1/8", "1/4", "1/2"])
-def test_the_gradient_of_a_k_wta_sample_does_not_depend_on_ties_in_its_company(gamma: str) -> None:
+def test_the_gradient_of_a_k_wta_sample_does_not_depend_on_ties_in_other_samples(gamma: str) -> None:
     x = rows()
     tied = torch.ones_like(x)
     found = gradient(Kwta(gamma), x)

@@ -1,4 +1,4 @@
-"""The networks, by the name that registry entries use. Each takes pixels in [0, 1] and gives logits."""
+"""The architectures by the names of registry entries. Each network maps pixels in [0, 1] to logits."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 class Normalised(nn.Module):
-    """A network behind the usual (x - mean) / std of its training data, channel by channel."""
+    """A network on images normalised by (x - mean) / std of each channel of its training data."""
 
     revision: ClassVar[int] = 1
 
@@ -62,11 +62,11 @@ class Normalised(nn.Module):
 def build_network(
     name: str, parameters: Mapping[str, Any], activation: ActivationFactory, channels: int, classes: int
 ) -> nn.Module:
-    """An untrained network. Raises UsageError for unknown names and impossible parameters."""
+    """Build an untrained network. Raises UsageError for unknown names and invalid parameters."""
     if name not in ARCHITECTURES:
         raise UsageError(f"architecture {name!r} is unknown; {did_you_mean(name, ARCHITECTURES)}")
     own = {"channels", "classes", "activation", "convolution", "injected"}
-    known = [each for each in inspect.signature(ARCHITECTURES[name]).parameters if each not in own]
+    known = [parameter for parameter in inspect.signature(ARCHITECTURES[name]).parameters if parameter not in own]
     for parameter, value in parameters.items():
         if parameter not in known:
             raise UsageError(f"architecture {name!r} has no parameter {parameter!r}; {did_you_mean(parameter, known)}")

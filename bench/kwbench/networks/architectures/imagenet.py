@@ -1,4 +1,4 @@
-"""AlexNet and ResNet-18 as torchvision has them, for images scaled up to 224 pixels (costa2020 3.2).
+"""AlexNet and ResNet-18 as in torchvision, for images scaled up to 224 pixels (costa2020 3.2).
 
 Their weights have torchvision's names, so that what was learned on ImageNet fits; only the last layer has classes of its own.
 """

@@ -26,7 +26,7 @@ class GatedConv2d(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, *sizes: Any, **options: Any) -> None:
         super().__init__(inputs, outputs, *sizes, **options)
         blocks = (outputs + 1) // 2
-        # Logits of q(z); kernels begin enabled.
+        # Logits of q(z); kernels are enabled at first.
         self.utility = nn.Parameter(torch.full((blocks,), 3.0))
         # Kumaraswamy's a and b, through softplus; many blocks need a mean of u near 1, or the last ones have no prior left.
         self.stick = nn.Parameter(torch.stack([torch.full((blocks,), float(blocks)), torch.full((blocks,), 0.54)]))

@@ -5,14 +5,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-# Where He et al. start their noise.
+# The initial alpha of He et al.
 _INITIAL = 0.25
 
 
 class NoiseInjection(nn.Module):
     """Parametric noise injection (He et al. 2019, arXiv:1811.09135): x + alpha * s * n, n standard normal, at every pass.
 
-    s is the deviation of the sample's own values, so that no sample depends on its company; alpha is learned.
+    s is the standard deviation of the values of the sample itself, so that samples stay independent. alpha is learned.
     """
 
     revision: ClassVar[int] = 1
@@ -28,9 +28,9 @@ class NoiseInjection(nn.Module):
 
 
 class Smoothed(nn.Module):
-    """A network that sees its images under Gaussian noise (Cohen et al. 2019, arXiv:1902.02918).
+    """A network with Gaussian noise on its input (Cohen et al. 2019, arXiv:1902.02918).
 
-    One pass is one draw; the smoothed classifier itself is the vote of many (`prediction: {kind: vote, draws: ...}`).
+    One pass is one draw. The smoothed classifier itself is the vote of many draws (`prediction: {kind: vote, draws: ...}`).
     """
 
     revision: ClassVar[int] = 1
