@@ -86,7 +86,7 @@ def _at(chosen: Tensor, images: Sequence[Tensor]) -> Tensor:
 def _proposed(subject: Subject, label: str, attack: Attack, tile: Batch) -> Tensor:
     """Images that the judge would accept; where the attack has none, the image itself."""
     rng = SampleRandom(subject.seed, label, tile.samples)
-    for each in (subject.model, getattr(attack, "source", None)):
+    for each in (subject.model, attack.source):
         if each is not None:
             each.reseed(subject.seed, label, "search", *tile.samples)
     z = attack(subject.model, tile.x.clone(), tile.y.clone(), subject.threat, rng).detach()
