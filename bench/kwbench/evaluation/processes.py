@@ -4,12 +4,14 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.context import SpawnProcess
+from types import ModuleType
 
 from kwbench.imports import importing
 
@@ -63,7 +65,7 @@ def _started(module: str) -> Serving:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(module, theirs), daemon=True)
-    with _interrupts_ignored():
+    with _interrupts_ignored(), _main_module_hidden():
         process.start()
     theirs.close()
     return Serving(process, ours)
@@ -80,6 +82,17 @@ def _interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Processes that start in this block do not import the main script again, which may lack a __main__ guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _serve(module: str, pipe: multiprocessing.connection.Connection) -> None:

@@ -1,0 +1,241 @@
+"""The Python API; `kwbench.evaluate`, `kwbench.attack` and `kwbench.diagnose` are these functions."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kwbench.config.prediction import parse_prediction_rule
+from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_names, suite_of
+from kwbench.data import DATA_SETS, DataSet, dataset_from_arrays, load_dataset
+from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.evaluation.request import Request
+from kwbench.evaluation.result import EvaluationResult, result_of
+from kwbench.evaluation.runner import Progress
+from kwbench.evaluation.runner import evaluate as run
+from kwbench.networks.in_memory import unchanged
+from kwbench.record.store import Store
+from kwbench.record.summary import Summary, summaries
+from kwbench.verdict import verdict as reach_verdict
+
+
+def evaluate(model: str | nn.Module, x: Any = None, y: Any = None, **options: Any) -> EvaluationResult:
+    """See kwbench.evaluate, whose options these are."""
+    call = _Call(model, x, y, **options)
+    with call.opened() as store:
+        summary = call.run(call.suite(), store)
+        return result_of(store, summary, call.images(summary))
+
+
+def diagnose(
+    model: str | nn.Module, x: Any = None, y: Any = None, *, protocol: str | None = None, **options: Any
+) -> EvaluationResult:
+    """See kwbench.diagnose, whose options these are."""
+    call = _Call(model, x, y, **options)
+    with call.opened() as store:
+        rival = None if protocol is None else call.run(_protocol_suite(protocol), store)
+        if rival is not None and not rival.complete:
+            raise CannotEvaluate(f"{rival.model}: {protocol} is incomplete: {'; '.join(rival.missing)}")
+        summary = call.run(replace(call.suite(default="strong"), diagnose=True), store, thoroughly=True)
+        if rival is not None and (rival.threat, rival.index.tolist()) != (summary.threat, summary.index.tolist()):
+            raise UsageError(f"protocol {protocol} attacks at {rival.threat}, the suite at {summary.threat}; give norm and eps")
+        against = None if rival is None or rival.robust_values is None else (str(protocol), rival.robust_values)
+        return result_of(store, summary, call.images(summary), reach_verdict(summary, summary.findings, against))
+
+
+def attack(name: str, model: str | nn.Module, x: Any, y: Any, options: Mapping[str, Any], **parameters: Any) -> Tensor:
+    """See kwbench.attack. `options` are those of evaluate, `parameters` the attack's own."""
+    suite = Suite(name=name, attacks=(SuiteAttack(name, name, parameters=dict(parameters)),), by_name=True)
+    call = _Call(model, x, y, **options)
+    with call.opened() as store:
+        summary = call.run(suite, store)
+        if not summary.complete:
+            notes = (outcome.note for outcome in store.outcomes(summary.evaluation.attack_runs[name]) if outcome.note)
+            raise CannotEvaluate(f"{name}: {'; '.join(summary.missing)} ({next(notes, 'no reason was given')})")
+        return result_of(store, summary, call.images(summary)).adversarials
+
+
+class _Call:
+    """One call of the API: what was asked for, checked and brought into the form of a request."""
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        x: Any,
+        y: Any,
+        *,
+        suite: str | Path | None = None,
+        attacks: str | Sequence[str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        eps: str | float | Fraction | None = None,
+        norm: str | None = None,
+        n: int | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        dataset: str | None = None,
+        data: str | Path | None = None,
+        data_dir: str | Path | None = None,
+        download: bool = False,
+        split: Literal["test", "validation"] = "test",
+        registry: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        prediction: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        tile: int = 64,
+        time_limit: float | None = None,
+        db: str | Path | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        keep_adversarials: bool = True,
+    ) -> None:
+        if not isinstance(model, str | nn.Module):
+            raise UsageError(f"model: {type(model).__name__}; give a torch.nn.Module, a name, or path/to/file.py:factory")
+        if isinstance(model, nn.Module) and checkpoint is not None:
+            raise UsageError("checkpoint: load the weights into the module before it is evaluated")
+        if split not in ("test", "validation"):
+            raise UsageError(f"split: {split!r}; it is test or validation")
+        if suite is not None and attacks is not None:
+            raise UsageError("suite and attacks: give one of them; a suite lists its attacks")
+        self._module = model if isinstance(model, nn.Module) else None
+        self._suite_name, self._attacks, self._parameters = suite, attacks, dict(parameters or {})
+        self._db, self._progress, self._time_limit = db, progress or (lambda _: None), time_limit
+        images = None
+        if x is not None:
+            images = _in_memory(x, y, n, name or type(model).__name__ if self._module is not None else "images", dataset)
+        elif self._module is not None and dataset is None and data is None:
+            raise UsageError("x, y: give images and labels, or name a data set with dataset=, for a module in memory")
+        elif y is not None:
+            raise UsageError("y: labels without images")
+        self._request = Request(
+            model=name or (model if isinstance(model, str) else type(model).__name__),
+            suite=Suite("", ()),
+            module=self._module,
+            images=images,
+            registry=_path(registry),
+            checkpoint=_path(checkpoint),
+            dataset=dataset,
+            data=_path(data),
+            data_dir=_path(data_dir),
+            download=download,
+            split=split,
+            n=n,
+            norm=norm,
+            eps=str(eps) if isinstance(eps, float | int) else eps,
+            seed=seed,
+            tile=tile,
+            device=str(device),
+            threads=threads,
+            prediction=parse_prediction_rule(prediction) if prediction is not None else None,
+            keep_adversarials=keep_adversarials,
+        )
+        if isinstance(model, str):
+            self._request = replace(self._request, model=model)
+
+    def suite(self, default: str = "all") -> Suite:
+        """Return the suite that was asked for, with its parameters. Raises UsageError for unknown names."""
+        if self._suite_name is not None:
+            suite = read_suite(str(self._suite_name))
+        elif self._attacks is not None:
+            suite = suite_of([self._attacks] if isinstance(self._attacks, str) else list(self._attacks))
+        else:
+            suite = read_suite(default)
+        settings = [f"{key}={json.dumps(value, default=str)}" for key, value in self._parameters.items()]
+        return override(suite, settings)
+
+    @contextmanager
+    def opened(self) -> Iterator[Store]:
+        """Open the database; without one, a temporary one that is deleted in the end."""
+        with nullcontext(self._db) if self._db is not None else tempfile.TemporaryDirectory(prefix="kwbench-") as place:
+            store = Store.open(str(place) if self._db is not None else f"{place}/results.db", create=True, deferred=True)
+            try:
+                yield store
+            finally:
+                store.close()
+
+    def run(self, suite: Suite, store: Store, *, thoroughly: bool = False) -> Summary:
+        """Evaluate under a suite and return the summary. The module is left as it was given."""
+        request = replace(self._request, suite=suite.on(self._request.dataset_name))
+        threads = torch.get_num_threads()
+        with unchanged(self._module) if self._module is not None else nullcontext():
+            try:
+                evaluation = run(
+                    request,
+                    store,
+                    self._progress,
+                    command="Python API",
+                    time_limit=self._time_limit,
+                    thoroughly=thoroughly,
+                )
+            finally:
+                torch.set_num_threads(threads)
+        return summaries(store, [evaluation])[0]
+
+    def images(self, summary: Summary) -> Tensor | None:
+        """Return the clean images of an evaluation (n, c, h, w); None where adversarial images were not kept."""
+        request = self._request
+        if not request.keep_adversarials:
+            return None
+        dataset = request.images or load_dataset(request.dataset_name, data=request.data, data_dir=request.data_dir)
+        split = dataset.test if request.split == "test" else dataset.validation
+        return split.batch(summary.index.tolist()).x
+
+
+def _protocol_suite(protocol: str) -> Suite:
+    named = protocol in suite_names() or protocol.endswith((".yaml", ".yml"))
+    return read_suite(protocol) if named else suite_of([name.strip() for name in protocol.split(",")])
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _in_memory(x: Any, y: Any, n: int | None, name: str, dataset: str | None) -> DataSet:
+    """Return images and labels in memory as a data set; float32 images are not copied."""
+    if y is None:
+        x, y = _collected(x, n)
+    if dataset is not None and dataset not in DATA_SETS:
+        raise UsageError(f"dataset: {dataset!r} is unknown; it names the data set that the images are like")
+    options = {} if dataset is None else {"threat": DATA_SETS[dataset].threat}
+    return dataset_from_arrays(x, y, name if dataset is None else dataset, **options)
+
+
+def _collected(samples: Any, n: int | None) -> tuple[Tensor, Tensor]:
+    """Return images (n, c, h, w) and labels (n,) of a DataLoader or a Dataset; at most the first `n`."""
+    loader = isinstance(samples, torch.utils.data.DataLoader)
+    if not loader and not (hasattr(samples, "__getitem__") and hasattr(samples, "__len__") and not isinstance(samples, Tensor)):
+        raise UsageError("y: labels are missing; give x and y, a Dataset of (image, label), or a DataLoader")
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    size = 0
+    for batch in samples if loader else _items(samples):
+        if n is not None and size >= n:
+            break
+        try:
+            image, label = batch
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"x: {type(samples).__name__} yields {type(batch).__name__}; it must yield (image, label)"
+            ) from None
+        try:
+            image, label = torch.as_tensor(image), torch.as_tensor(label)
+        except (TypeError, RuntimeError):
+            raise UsageError(f"x: images are {type(image).__name__}; add transforms.ToTensor()") from None
+        image = image if loader else image[None]
+        images.append(image)
+        labels.append(label.reshape(-1))
+        size += len(image)
+    if not images:
+        raise UsageError("x: holds no samples")
+    return torch.cat(images)[:n], torch.cat(labels)[:n]
+
+
+def _items(samples: Any) -> Iterable[Any]:
+    """Iterate over a map-style data set, whose __getitem__ need not raise IndexError."""
+    return (samples[index] for index in range(len(samples)))

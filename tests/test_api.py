@@ -1,0 +1,272 @@
+"""The Python API, on small real models, in this process and in scripts as users write them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import kwbench
+from kwbench.evaluation.api import _in_memory
+from kwbench.evaluation.runner import Progress
+from kwbench.networks.in_memory import loaded_in_memory
+from support.small_models import Noisy, first_images, sharp, trained_cnn
+
+EPS = 0.1
+
+# The lines of the package's docstring, as a user's script without a __main__ guard, on digits.
+SCRIPT = """\
+import json
+
+import torch
+from sklearn.datasets import load_digits
+
+import kwbench
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+torch.manual_seed(0)
+pixels, labels = load_digits(return_X_y=True)
+x, y = torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(labels)
+model = Net()
+optimizer = torch.optim.Adam(model.parameters(), 0.01)
+for _ in range(100):
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+x, y = x[:24], y[:24]
+
+result = kwbench.evaluate(model, x, y, suite="strong", eps="8/255", db="results.db")
+adversarial = kwbench.attack("apgd", model, x, y, eps="8/255", steps=50)
+named = kwbench.evaluate("resnet18-relu", attacks=["fgsm"], n=8)
+print(json.dumps({
+    "a_std": [result.a_std.value, result.a_std.low, result.a_std.high],
+    "a_rob": [result.a_rob.value, result.a_rob.low, result.a_rob.high],
+    "verdict": result.verdict.conclusion,
+    "attacks": len(result.attacks),
+    "samples": len(result.samples),
+    "adversarials": list(result.adversarials.shape),
+    "adversarial": list(adversarial.shape),
+    "farthest": (adversarial - x).abs().max().item(),
+    "named": named.a_std.value,
+    "record": len(kwbench.results("results.db")),
+}))
+"""
+
+
+def images(n: int = 24) -> tuple[Tensor, Tensor]:
+    batch = first_images(n)
+    return batch.x, batch.y
+
+
+def test_the_lines_of_the_docstring_work_in_a_fresh_process_with_a_class_of_the_script(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    for name in ("a_std", "a_rob"):
+        value, low, high = answer[name]
+        assert low <= value <= high
+    assert answer["a_rob"][0] <= answer["a_std"][0]
+    assert answer["verdict"] in ("confirmed", "overestimated", "inconclusive", "degenerate")
+    assert answer["samples"] == 24
+    assert answer["adversarials"] == answer["adversarial"] == [24, 1, 8, 8]
+    assert 0 < answer["farthest"] <= 8 / 255 + 1e-6
+    assert answer["record"] == answer["attacks"] + 1, "every attack that ran, and the clean images"
+    assert answer["named"] > 0.9
+
+
+def test_numbers_tables_and_images_tell_the_same() -> None:
+    x, y = images()
+    model = trained_cnn()
+    result = kwbench.evaluate(model, x, y, attacks=["fgsm", "pgd"], parameters={"pgd.steps": 10}, eps=EPS)
+    assert result.a_std is not None
+    assert result.a_rob is not None
+    with torch.no_grad():
+        clean, attacked = (model(z).argmax(dim=1) == y for z in (x, result.adversarials))
+    assert result.a_std.value == pytest.approx(clean.float().mean().item())
+    assert result.a_rob.value == pytest.approx(attacked.float().mean().item())
+    assert 0 < result.a_rob.value < result.a_std.value, "the images must tell something"
+    assert (result.adversarials - x).abs().max() <= EPS + 1e-6
+    assert result.samples["status"].tolist() == [
+        "wrong" if not right else "held" if robust else "broken" for right, robust in zip(clean, attacked, strict=True)
+    ]
+    assert result.samples["robust"].mean() == pytest.approx(result.a_rob.value)
+    assert list(result.attacks.index) == ["fgsm", "pgd"]
+    assert result.attacks["accuracy"].min() >= result.a_rob.value
+    assert (result.model, result.n, str(result.threat)) == ("Sequential", 24, "linf 0.1")
+    assert "A_rob" in str(result)
+    assert result.to_json()["a_rob"]["value"] == result.a_rob.value
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        TensorDataset,
+        lambda x, y: DataLoader(TensorDataset(x, y), batch_size=7),
+        lambda x, y: [(image, int(label)) for image, label in zip(x, y, strict=True)],
+    ],
+    ids=["Dataset", "DataLoader", "list"],
+)
+def test_samples_come_from_a_dataset_or_a_loader_as_from_tensors(source: Callable[[Tensor, Tensor], Any]) -> None:
+    x, y = images()
+    whole = kwbench.evaluate(trained_cnn(), x, y, attacks="fgsm", eps=EPS, n=20)
+    found = kwbench.evaluate(trained_cnn(), source(x, y), attacks="fgsm", eps=EPS, n=20)
+    assert found.samples.equals(whole.samples)
+    assert found.n == 20
+
+
+def test_arrays_of_whole_pixels_are_images_too() -> None:
+    x, y = images(8)
+    pixels = (x.numpy() * 255).round().astype(np.uint8)
+    result = kwbench.evaluate(trained_cnn(), pixels, y.numpy(), attacks="noop", eps=EPS)
+    assert result.n == 8
+    assert (result.adversarials * 255).round().numpy().astype(np.uint8).tolist() == pixels.tolist()
+
+
+def test_float_images_in_memory_are_not_copied() -> None:
+    x, y = torch.rand(1000, 3, 32, 32), torch.arange(1000) % 10
+    assert np.shares_memory(_in_memory(x, y, None, "images", None).test.images, x.numpy())
+
+
+def test_a_module_is_left_as_it_was_given() -> None:
+    model = deepcopy(trained_cnn()).requires_grad_().train()
+    first = next(model.parameters()).requires_grad_(False)
+    before = {name: (tensor.clone(), tensor.stride()) for name, tensor in model.state_dict().items()}
+    kwbench.evaluate(model, *images(8), attacks="fgsm", eps=EPS)
+    assert model.training
+    assert [parameter.requires_grad for parameter in model.parameters()] == [
+        parameter is not first for parameter in model.parameters()
+    ]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name][0])
+        assert tensor.stride() == before[name][1]
+
+
+class TestIdentity:
+    def test_depends_on_weights_and_values_and_code(self) -> None:
+        class Scaled(nn.Module):
+            def __init__(self, scale: float) -> None:
+                super().__init__()
+                self.scale = scale
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.scale * x.flatten(1)[:, :10]
+
+        class Shifted(Scaled):
+            def forward(self, x: Tensor) -> Tensor:
+                return self.scale + x.flatten(1)[:, :10]
+
+        digests = [loaded_in_memory(module).sha256 for module in (Scaled(1.0), Scaled(1.0), Scaled(2.0), Shifted(1.0))]
+        assert digests[0] == digests[1]
+        assert len(set(digests)) == 3
+
+    def test_the_same_module_continues_its_record_and_another_begins_one(self, tmp_path: Path) -> None:
+        db = tmp_path / "results.db"
+        for model in (trained_cnn(), trained_cnn(), sharp(trained_cnn())):
+            kwbench.evaluate(model, *images(8), attacks="fgsm", eps=EPS, db=db, name="net")
+        assert kwbench.results(db)["run"].nunique() == 2
+
+    def test_without_a_database_nothing_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        kwbench.evaluate(trained_cnn(), *images(8), attacks="noop")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_reported_while_it_is_made() -> None:
+    seen: list[Progress] = []
+    kwbench.evaluate(trained_cnn(), *images(8), attacks=["fgsm", "pgd"], eps=EPS, progress=seen.append)
+    assert [progress.label for progress in seen][-1] == "pgd"
+    assert seen[-1].done_in_all == seen[-1].rows_in_all == 24
+
+
+class TestAttack:
+    def test_returns_what_the_judge_called_broken_and_clean_images_elsewhere(self) -> None:
+        x, y = images()
+        model = trained_cnn()
+        adversarial = kwbench.attack("pgd", model, x, y, eps=EPS, steps=10)
+        moved = (adversarial != x).flatten(1).any(dim=1)
+        with torch.no_grad():
+            right, broken = (model(x).argmax(dim=1) == y), (model(adversarial).argmax(dim=1) != y)
+        assert torch.equal(moved, right & broken)
+        assert moved.any()
+
+    def test_a_proposal_that_the_judge_refuses_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from kwbench.attacks.controls import NoOp
+
+        monkeypatch.setattr(NoOp, "__call__", lambda self, model, x, y, threat, rng: x + 2 * threat.radius)
+        with pytest.raises(kwbench.CannotEvaluate, match=r"noop: .* invalid \(proposed a p"):
+            kwbench.attack("noop", trained_cnn(), *images(8), eps=EPS)
+
+    def test_an_unknown_parameter_is_named(self) -> None:
+        with pytest.raises(kwbench.UsageError, match="attack 'pgd' has no parameter 'stepps'"):
+            kwbench.attack("pgd", trained_cnn(), *images(8), eps=EPS, stepps=3)
+
+
+def test_a_diagnosis_has_findings_and_a_verdict_against_the_protocol_named() -> None:
+    x, y = images(16)
+    result = kwbench.diagnose(trained_cnn(), x, y, suite="controls", protocol="noop", eps=EPS)
+    assert result.findings
+    assert result.verdict is not None
+    assert result.verdict.protocol == "noop"
+
+
+def test_a_stochastic_model_has_probabilities() -> None:
+    x, y = images(8)
+    result = kwbench.evaluate(Noisy(trained_cnn(), 2.0), x, y, attacks="fgsm", eps=EPS)
+    assert result.summary.stochastic
+    assert set(result.samples["clean"]) - {0.0, 1.0}
+    assert result.adversarials.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, y: kwbench.evaluate(trained_cnn()), "x, y: give images and labels"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x), "y: labels are missing"),
+        (lambda x, y: kwbench.evaluate(3, x, y), "model: int; give a torch.nn.Module"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x + 1, y), "x"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, suite="strong", attacks="pgd"), "suite and attacks"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, checkpoint="weights.pt"), "checkpoint: load the weights"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, attacks="pgdd"), "pgdd"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, eps="eight"), "eps"),
+        (lambda x, y: kwbench.evaluate("resnet18-relu", y=y), "y: labels without images"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), [1, 2, 3]), "must yield"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), [("a", 1)]), "images are str"),
+    ],
+)
+def test_wrong_use_is_refused_with_what_would_be_right(call: Callable[[Tensor, Tensor], Any], message: str) -> None:
+    with pytest.raises(kwbench.UsageError, match=message):
+        call(*images(8))
+
+
+def test_images_that_were_not_kept_are_not_invented() -> None:
+    result = kwbench.evaluate(trained_cnn(), *images(8), attacks="fgsm", eps=EPS, keep_adversarials=False)
+    with pytest.raises(kwbench.CannotEvaluate, match="evaluate with keep_adversarials=True"):
+        _ = result.adversarials
+
+
+def test_importing_kwbench_imports_neither_torch_nor_pandas() -> None:
+    code = "import sys, kwbench; print([name for name in ('torch', 'pandas', 'numpy') if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "[]"
