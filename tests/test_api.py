@@ -19,7 +19,7 @@ import kwbench
 from kwbench.evaluation.api import _in_memory
 from kwbench.evaluation.runner import Progress
 from kwbench.networks.in_memory import loaded_in_memory
-from support.small_models import Noisy, first_images, sharp, trained_cnn
+from support.small_models import Noisy, first_images, trained_cnn
 
 EPS = 0.1
 
@@ -183,7 +183,9 @@ class TestIdentity:
 
     def test_the_same_module_continues_its_record_and_another_begins_one(self, tmp_path: Path) -> None:
         db = tmp_path / "results.db"
-        for model in (trained_cnn(), trained_cnn(), sharp(trained_cnn())):
+        other = deepcopy(trained_cnn())
+        next(other.parameters()).data[0] += 1e-3
+        for model in (trained_cnn(), trained_cnn(), other):
             kwbench.evaluate(model, *images(8), attacks="fgsm", eps=EPS, db=db, name="net")
         assert kwbench.results(db)["run"].nunique() == 2
 

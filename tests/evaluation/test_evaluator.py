@@ -17,8 +17,8 @@ import torch
 
 from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_of
 from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.evaluation import description, processes
 from kwbench.evaluation import evaluator as evaluator_module
-from kwbench.evaluation import processes, runner
 from kwbench.evaluation.evaluator import LocalEvaluator, open_evaluator
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
@@ -483,7 +483,7 @@ class TestRequests:
         other.write_text(other.read_text().replace("  small:\n", "  small:\n    description: new words\n"))
         facts = open_evaluator(request(other)).facts
         what = request(registry)
-        assert runner.describe(what, facts).identity == runner.describe(what, before).identity
+        assert description.describe(what, facts).identity == description.describe(what, before).identity
 
 
 def test_a_cascade_spares_itself_relaxed_gradients_where_no_operation_hides_its_own(registry: Path, tmp_path: Path) -> None:
@@ -550,7 +550,7 @@ def test_models_that_one_suite_treats_each_in_its_way_are_comparable(
     path.write_text("attacks:\n  apgd: {steps: 1, precision: auto, focus: auto, escalate: 1}\n")
     suite = read_suite(str(path))
     plain, jumping = (
-        store.register(runner.describe(asked, open_evaluator(asked).facts))
+        store.register(description.describe(asked, open_evaluator(asked).facts))
         for asked in (
             request(registry, model, suite=suite, eps="0.1", norm="linf", n=32) for model in ("small", "small-random")
         )

@@ -18,7 +18,7 @@ import torch
 
 from kwbench.config.suite import read_suite
 from kwbench.errors import CannotEvaluate, UsageError
-from kwbench.evaluation import runner
+from kwbench.evaluation import assignment, description
 from kwbench.evaluation.evaluator import LocalEvaluator, open_evaluator
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
@@ -225,23 +225,23 @@ class TestInvariance:
         uninterrupted: dict[str, list[dict[str, Any]]],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        plan = runner._pending
+        plan = assignment.pending
 
         def shuffled(*arguments: Any) -> list[list[int]]:
             return random.Random(seed).sample(found := plan(*arguments), len(found))
 
-        monkeypatch.setattr(runner, "_pending", shuffled)
+        monkeypatch.setattr(assignment, "pending", shuffled)
         assert evaluated(request(registry, batch_size=16), db) == uninterrupted
 
     def test_work_is_shared_evenly_among_workers(self, registry: Path, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        plan, sizes = runner._pending, []
+        plan, sizes = assignment.pending, []
 
         def seen(*arguments: Any) -> list[list[int]]:
             found = plan(*arguments)
             sizes.append([len(batch) for batch in found])
             return found
 
-        monkeypatch.setattr(runner, "_pending", seen)
+        monkeypatch.setattr(assignment, "pending", seen)
         evaluated(request(registry, n=20, tile=16, threads=2), db)
         assert sizes == [[10, 10]] * 3
         sizes.clear()
@@ -253,7 +253,7 @@ class TestInvariance:
     ) -> None:
         whole = evaluated(request(registry, n=40, suite=fast_suite("pgd", "fgsm")), tmp_path / "whole.db")
         judged = Judged(monkeypatch)
-        monkeypatch.setattr(runner, "_LONG", 1e-9)
+        monkeypatch.setattr(assignment, "_LONG", 1e-9)
         assert evaluated(request(registry, n=40, suite=fast_suite("pgd", "fgsm")), db) == whole
         assert [size for label, size in judged.calls if label == "pgd"] == [8, 8, 8, 8, 8]
         assert [size for label, size in judged.calls if label == "clean"] == [40], "nothing is known yet of what it takes"
@@ -303,7 +303,7 @@ class TestIdentity:
     ) -> None:
         def identities(**changes: Any) -> set[str]:
             what = request(registry, **{"n": 96} | changes)
-            return {attack.identity for attack in runner.describe(what, open_evaluator(what).facts).attacks}
+            return {attack.identity for attack in description.describe(what, open_evaluator(what).facts).attacks}
 
         assert len(identities(**options) - identities()) == runs
 
@@ -314,9 +314,9 @@ class TestIdentity:
 
     def test_a_part_with_another_revision_makes_another_run(self, registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         what = request(registry)
-        before = runner.describe(what, open_evaluator(what).facts)
+        before = description.describe(what, open_evaluator(what).facts)
         monkeypatch.setattr("kwbench.judge.REVISION", 2)
-        after = runner.describe(what, open_evaluator(what).facts)
+        after = description.describe(what, open_evaluator(what).facts)
         assert before.identity != after.identity
         assert not {each.identity for each in before.attacks} & {each.identity for each in after.attacks}
 

@@ -103,7 +103,7 @@ def test_a_learning_curve_goes_on_record_only_with_the_recipe_that_made_it(run: 
     assert json.loads(out)["results"][0]["arrays"] == {"epoch": [1, 2], "loss": [2, 1], "accuracy": [0.25, 0.5]}
     write_curve(where, "0" * 64, epochs)
     code, _, err = run("experiment", "learning", "small-kwta")
-    assert (code, "the curve of another recipe" in err) == (2, True)
+    assert (code, "belongs to another recipe" in err) == (2, True)
 
 
 def test_a_sweep_puts_its_curve_on_record(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Diagnoses an evaluation: gathers the evidence from its record and from the model, and puts it on record."""
+"""Diagnosis of an evaluation: run the checks of its model and of its record, and store their findings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from kwbench.verdict.record_checks import examine_record, twin_of
 
 # Samples examined at once.
 EXAMINED = 64
-# A stochastic model's sample has fallen when it is right less often than this.
+# A stochastic model's sample counts as broken if it is right less often than this.
 _ALIVE = 0.05
 
 _LEFT_OUT = Finding(
@@ -28,7 +28,7 @@ _LEFT_OUT = Finding(
     None,
     0.0,
     False,
-    "the protocol itself leaves nothing; `kwbench diagnose` also makes the checks of what the gradients hide",
+    "the protocol itself leaves nothing; `kwbench diagnose` also runs the checks of hidden gradients",
 )
 
 
@@ -40,25 +40,25 @@ def diagnose(
     *,
     thoroughly: bool = False,
 ) -> list[Finding]:
-    """What every check finds about a finished evaluation, as it is put on record; the model is not examined twice.
+    """Check a finished evaluation, and return the findings as they are on record. The model is checked only once.
 
-    Where the protocol itself leaves nothing there is no robustness that could be false, and unless `thoroughly`, only the
-    checks of the model's answers are made. `report` hears how many checks of the model are done, and of how many.
+    Where the protocol leaves no robustness that could be false, only the cheap checks run, unless `thoroughly`. `report` is
+    called with the number of tasks done, and of all tasks.
     """
-    (mine,) = summaries(store, [evaluation])
-    twin = twin_of(mine.model)
-    twins = [each for each in store.evaluations() if each.spec.model == twin] if twin is not None else []
-    others = [each for each in summaries(store, twins) if each.complete]
-    outcomes = {attack.name: store.outcomes(evaluation.attack_runs[attack.name]) for attack in mine.attacks}
+    (summary,) = summaries(store, [evaluation])
+    twin = twin_of(summary.model)
+    twins = [evaluation for evaluation in store.evaluations() if evaluation.spec.model == twin] if twin is not None else []
+    others = [other for other in summaries(store, twins) if other.complete]
+    outcomes = {attack.name: store.outcomes(evaluation.attack_runs[attack.name]) for attack in summary.attacks}
     outcomes[CLEAN] = store.outcomes(evaluation.attack_runs[CLEAN])
-    found = list(store.findings(evaluation.id))
-    brief = not thoroughly and robustness_is_negligible(mine)
-    due = _due(found, brief)
+    findings = list(store.findings(evaluation.id))
+    brief = not thoroughly and robustness_is_negligible(summary)
+    due = _due(findings, brief)
     if due:
-        right = [each.index for each in outcomes[CLEAN] if each.status is not Status.WRONG]
-        question = _question(mine, right or mine.index.tolist())
-        survivors = _survivors(mine, outcomes)
-        budget_is_due = not brief and not any(_is_current(each, TWICE_THE_BUDGET) for each in found)
+        right = [outcome.index for outcome in outcomes[CLEAN] if outcome.status is not Status.WRONG]
+        question = _question(summary, right or summary.index.tolist())
+        survivors = _survivors(summary, outcomes)
+        budget_is_due = not brief and not any(_is_current(finding, TWICE_THE_BUDGET) for finding in findings)
         parts = survivors.parts() if budget_is_due else []
         # Long tasks first, so that workers finish together.
         tasks: list[Task[Any]] = [RetrySurvivors(part) for part in parts]
@@ -79,10 +79,10 @@ def diagnose(
             fresh += [_LEFT_OUT]
         elif budget_is_due:
             fresh += [budget_is_enough([again[part] for part in parts], survivors.robust_accuracy)]
-        found = [*_without([*fresh, _LEFT_OUT], found), *fresh]
-    relaxes = not any(each.check == RELAXED_OPERATIONS.name and each.figure == 0 for each in found)
-    of_record = examine_record(mine, outcomes, others, relaxes=relaxes)
-    store.record_findings(evaluation.id, [*of_record, *_without(of_record, found)], instead_of=[_LEFT_OUT.check])
+        findings = [*_without([*fresh, _LEFT_OUT], findings), *fresh]
+    relaxes = not any(finding.check == RELAXED_OPERATIONS.name and finding.figure == 0 for finding in findings)
+    of_record = examine_record(summary, outcomes, others, relaxes=relaxes)
+    store.record_findings(evaluation.id, [*of_record, *_without(of_record, findings)], instead_of=[_LEFT_OUT.check])
     return store.findings(evaluation.id)
 
 
@@ -115,37 +115,39 @@ def _without(replacements: Sequence[Finding], findings: Sequence[Finding]) -> li
 
 
 def _least_shares(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[int, float]:
-    """By position, the least share of right selection draws of any candidate: that of the one that was chosen."""
+    """Return, by position, the smallest share of right selection draws of any candidate: that of the chosen one."""
     least: dict[int, float] = {}
-    for each in (outcome for found in outcomes.values() for outcome in found if outcome.selection_draws):
-        least[each.index] = min(least.get(each.index, 1.0), each.selection_correct / each.selection_draws)
+    for outcome in (outcome for rows in outcomes.values() for outcome in rows if outcome.selection_draws):
+        least[outcome.index] = min(least.get(outcome.index, 1.0), outcome.selection_correct / outcome.selection_draws)
     return least
 
 
-def _question(standing: Summary, right: list[int]) -> Question:
-    """What to examine: the first samples that are right."""
-    values = () if standing.robust_values is None else standing.robust_values.tolist()
-    robust = dict(zip(standing.index.tolist(), values, strict=True)) if values else {}
+def _question(summary: Summary, right: list[int]) -> Question:
+    """Return what the checks look at: the first samples that are right."""
+    values = () if summary.robust_values is None else summary.robust_values.tolist()
+    robust = dict(zip(summary.index.tolist(), values, strict=True)) if values else {}
     return Question(rows=tuple(right[:EXAMINED]), robust=tuple(robust[row] for row in right[:EXAMINED]) if robust else ())
 
 
-def _survivors(standing: Summary, outcomes: Mapping[str, Sequence[Outcome]]) -> Survivors:
-    """Survivors from all over the slice, and whose budget to double: that of every attack that gained, but for those that the
-    suite itself has doubled until they gained no more."""
-    values = np.zeros(0) if standing.robust_values is None else standing.robust_values
+def _survivors(summary: Summary, outcomes: Mapping[str, Sequence[Outcome]]) -> Survivors:
+    """Return survivors spread over the slice, and the attacks whose budget is to be doubled.
+
+    These are the attacks that gained, except those that the suite itself has doubled until they gained no more.
+    """
+    values = np.zeros(0) if summary.robust_values is None else summary.robust_values
     alive = np.flatnonzero(values >= _ALIVE)
     chosen = alive[np.unique(np.linspace(0, len(alive) - 1, EXAMINED).round().astype(int))] if len(alive) else alive
-    ran = [attack.name for attack in standing.attacks]
+    ran = [attack.name for attack in summary.attacks]
     again = {escalated(label, doubled) for label in ran for doubled in range(1, 11)}
-    gained = [attack.name for attack in standing.attacks if attack.broke and attack.name not in again]
-    rows = standing.index[chosen].tolist()
-    shares = _least_shares(outcomes) if standing.stochastic else {}
+    gained = [attack.name for attack in summary.attacks if attack.broke and attack.name not in again]
+    rows = summary.index[chosen].tolist()
+    shares = _least_shares(outcomes) if summary.stochastic else {}
     return Survivors(
         rows=tuple(rows),
         values=tuple(values[chosen].tolist()),
         to_beat=tuple(shares.get(row, 1.0) for row in rows) if shares else (),
-        robust_accuracy=float(values[alive].sum() / standing.n),
+        robust_accuracy=float(values[alive].sum() / summary.n),
         doubled=tuple(label for label in gained if escalated(label, 1) not in ran),
         otherwise=tuple(label for label in ran if label not in again),
-        tried=tuple(label for label in ran if {each.index for each in outcomes[label]}.issuperset(rows)),
+        tried=tuple(label for label in ran if {outcome.index for outcome in outcomes[label]}.issuperset(rows)),
     )

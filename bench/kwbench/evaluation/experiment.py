@@ -1,4 +1,4 @@
-"""Carries an experiment out and puts what it measured on record, unless it is there."""
+"""Run experiments and put their measurements on record, unless they are there."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def measure(
     command: str = "",
     time_limit: float | None = None,
 ) -> Measurement:
-    """What an experiment measures on a model, at these positions of the slice; None: on all of it.
+    """Run an experiment on a model, on the samples at these positions of the slice; None stands for all.
 
     Raises UsageError for an image that the slice does not have, else as evaluations do.
     """
@@ -35,16 +35,16 @@ def measure(
         rows = list(range(len(facts.samples))) if images is None else list(images)
         for row in rows:
             if not 0 <= row < len(facts.samples):
-                raise UsageError(f"image {row}: the slice has {len(facts.samples)}, from 0 on")
+                raise UsageError(f"image {row}: the slice has {len(facts.samples)}, counted from 0")
         spec = {
             "parameters": configuration(experiment),
             "revision": type(experiment).revision,
             "origin": facts.identity,
             "images": rows,
             "samples": [facts.samples[row] for row in rows],
-            "attacks": facts.attacks if _asks_attacks(name) else {},
+            "attacks": facts.attacks if _uses_attacks(name) else {},
             # In the order of the arrays, which a JSON object does not keep.
-            "labels": [label for label in facts.attacks if label not in facts.not_applicable] if _asks_attacks(name) else [],
+            "labels": [label for label in facts.attacks if label not in facts.not_applicable] if _uses_attacks(name) else [],
         }
         provenance = {**machine(), **code(), "device": facts.device, "threads": facts.threads, "command": command}
         return _recorded(
@@ -55,23 +55,23 @@ def measure(
 
 
 def parameters_in(settings: Sequence[str]) -> dict[str, Any]:
-    """What `--set` says, PARAMETER=VALUE each. Raises UsageError for anything else."""
-    found = {}
+    """Parse the arguments of `--set`, PARAMETER=VALUE each. Raises UsageError for anything else."""
+    parameters = {}
     for setting in settings:
         name, separator, text = setting.partition("=")
         if not separator or not name:
             raise UsageError(f"--set {setting}: write PARAMETER=VALUE, such as points=50")
-        found[name] = parse_yaml(f"value: {text}", f"--set {setting}")["value"]
-    return found
+        parameters[name] = parse_yaml(f"value: {text}", f"--set {setting}")["value"]
+    return parameters
 
 
 def synthesize(name: str, experiment: Synthetic, seed: int, store: Store, *, command: str = "") -> Measurement:
-    """What an experiment measures on a network of its own."""
+    """Run an experiment that makes its own network."""
     spec = {"parameters": configuration(experiment), "revision": type(experiment).revision, "seed": seed}
     return _recorded(store, name, "", "", spec, {**machine(), **code(), "command": command}, lambda: experiment(seed))
 
 
-def _asks_attacks(name: str) -> bool:
+def _uses_attacks(name: str) -> bool:
     return name == "answers"
 
 

@@ -1,4 +1,4 @@
-"""Series of evaluations: what changes from one to the next, and which they are."""
+"""Series of evaluations, such as a sweep: the varied quantity, and the evaluations in order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,10 +19,10 @@ def record_series(
     model: str,
     command: str = "",
 ) -> Measurement:
-    """Put on record that these evaluations belong together, in this order; their numbers stay where they are."""
+    """Put a series on record: it refers to the evaluations, in order, and holds no numbers of its own."""
     dataset = evaluations[0].spec.dataset
-    identities = [each.spec.identity for each in evaluations]
+    identities = [evaluation.spec.identity for evaluation in evaluations]
     whole = {"experiment": name, "model": model, "dataset": dataset, **spec, "evaluations": identities}
-    measured = Measurement(digest(whole), name, model, dataset, whole, {**machine(), "command": command}, arrays)
-    store.record_experiment(measured)
-    return measured
+    measurement = Measurement(digest(whole), name, model, dataset, whole, {**machine(), "command": command}, arrays)
+    store.record_experiment(measurement)
+    return measurement
