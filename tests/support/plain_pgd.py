@@ -1,4 +1,4 @@
-"""PGD as people write it, to see what it makes of the fixtures; nothing of kwbench's attacks is in it."""
+"""Plain PGD for checking the fixtures, independent of kwbench's attacks."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from kwbench.threat import ThreatModel
 
 
 def accuracy(network: nn.Module, x: Tensor, y: Tensor, draws: int = 1) -> Tensor:
-    """The share of passes that are right, for each sample (b,)."""
+    """Return the share of `draws` predictions that are correct, for each sample (b,)."""
     with torch.no_grad():
         return torch.stack([network(x).argmax(dim=1) == y for _ in range(draws)]).float().mean(dim=0)
 
@@ -27,12 +27,12 @@ def descend(
     loss: Literal["cross_entropy", "margin"] = "cross_entropy",
     draws: int = 1,
 ) -> Tensor:
-    """The last iterate of PGD in linf by autograd, from a random start, along the mean of the gradients of `draws` passes."""
+    """Run PGD in linf from a random start, on gradients averaged over `draws` passes; return the last iterate."""
     z = (x + threat.radius * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
     for _ in range(steps):
         z = z.detach().requires_grad_()
-        answers = [network(z) for _ in range(draws)]
-        (gradient,) = torch.autograd.grad(sum(_objective(each, y, loss) for each in answers), z)
+        outputs = [network(z) for _ in range(draws)]
+        (gradient,) = torch.autograd.grad(sum(_objective(logits, y, loss) for logits in outputs), z)
         z = project(z.detach() + step_size * gradient.sign(), x, threat)
     return z
 
