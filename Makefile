@@ -23,7 +23,7 @@ trials: setup
 	$(BIN)/python -m pytest -m trial
 
 verdicts: setup
-	$(BIN)/python tests/defences/expected_verdicts.py
+	PYTHONPATH=tests $(BIN)/python tests/defences/expected_verdicts.py
 
 papers: setup
 	sh bench/papers/papers.sh

@@ -1,9 +1,12 @@
 """Defences on digits that protect nothing, each of a kind that has fooled evaluations before.
 
-None is trained adversarially, and the network inside falls to a plain attack: whoever measures robustness here has measured the
-failure of the attack. Each factory is a model of its own: `kwbench evaluate tests/broken_defences.py:jump --suite strong`.
+None is trained adversarially, and a plain attack breaks the network inside: any robustness measured is a failure of the attack.
 The kinds are those of Carlini's self-study (github.com/google-research/selfstudy-adversarial-robustness) and of
-Athalye et al. 2018 (arXiv:1802.00420). Calling a factory trains for a second or two, always to the same weights.
+Athalye et al. 2018 (arXiv:1802.00420).
+
+Each factory is a model for the command line, with the tests on the path:
+`PYTHONPATH=tests kwbench evaluate tests/defences/broken_defences.py:jump --suite strong`.
+A factory trains for a second or two, always to the same weights.
 """
 
 from collections.abc import Callable
@@ -27,13 +30,17 @@ Verdict = Literal["overestimated", "confirmed", "inconclusive"]
 
 @dataclass(frozen=True)
 class Defence:
-    """A factory of this file and what is known of its model, in linf 0.2, on the first 64 test images.
+    """A factory of this file and what is known of its model in linf 0.2 on the first 64 test images.
 
-    `truth` bounds the true robust accuracy from above: it is what PGD on `undefended`, a network that autograd sees through,
-    leaves standing of the defence itself. `flattery` is what plain PGD leaves at least (40 steps, torch's cross-entropy,
-    exact gradients); 1 where it cannot run.
-    `verdict` is the one due to the figure of Auto-PGD with exact gradients, the protocol of the strong suite, for the `reason`
-    given.
+    Attributes:
+        factory: returns the defended network.
+        undefended: returns a similar network whose gradients autograd can follow.
+        kind: how the defence fools attacks.
+        truth: upper bound on the true robust accuracy: the accuracy of the defence on the images of PGD on `undefended`.
+        flattery: lower bound on the accuracy after plain PGD (40 steps, torch's cross-entropy, exact gradients); 1 if plain PGD
+            cannot run.
+        verdict: the expected verdict on the result of Auto-PGD with exact gradients, the protocol of the strong suite.
+        reason: why that verdict is right.
     """
 
     factory: Callable[[], nn.Module]
@@ -50,27 +57,27 @@ class Defence:
 
     @property
     def model(self) -> str:
-        """As the command line takes it."""
+        """The model as the command line takes it."""
         return f"{FILE}:{self.name}"
 
 
 def fitted(network: nn.Module, *, epochs: int = 12, learning_rate: float = 3e-3) -> nn.Module:
-    """The network after Adam on the digits' training images, frozen. Deterministic: the caller's seed changes nothing."""
+    """Train a network by Adam on the digits' training images and freeze it. The caller's seed changes nothing."""
     torch.set_num_threads(1)
     train = digits().train.batch(range(len(digits().train)))
     network.train()
     with seeded_globally(1):
         optimizer = torch.optim.Adam(network.parameters(), learning_rate)
         for _ in range(epochs):
-            for rows in torch.randperm(len(train)).split(64):
+            for rows in torch.randperm(len(train)).split(64):  # type: ignore[no-untyped-call]
                 optimizer.zero_grad()
-                F.cross_entropy(network(train.x[rows]), train.y[rows]).backward()
+                F.cross_entropy(network(train.x[rows]), train.y[rows]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     return network.eval().requires_grad_(False)
 
 
 def cnn(activation: Callable[[], nn.Module] = nn.ReLU, *, channels: int = 1) -> nn.Sequential:
-    """Untrained, the shape of small_models.trained_cnn, always from the same seed."""
+    """Return an untrained network of the shape of small_models.trained_cnn, always from the same seed."""
     with seeded_globally(0):
         return nn.Sequential(
             nn.Conv2d(channels, 16, 3, padding=1),
@@ -83,7 +90,7 @@ def cnn(activation: Callable[[], nn.Module] = nn.ReLU, *, channels: int = 1) -> 
 
 
 def deeper_cnn(activation: Callable[[], nn.Module]) -> nn.Sequential:
-    """Untrained; three convolutions, each with batch norm, so that every activation meets values around 0."""
+    """Return an untrained network of three convolutions with batch norm, which centres the values before each activation."""
     layers: list[nn.Module] = []
     with seeded_globally(0):
         for inputs, outputs, stride in ((1, 16, 1), (16, 32, 2), (32, 32, 1)):
@@ -92,7 +99,7 @@ def deeper_cnn(activation: Callable[[], nn.Module]) -> nn.Sequential:
 
 
 def with_weights_of(network: nn.Module, source: nn.Module) -> nn.Module:
-    """The network, frozen, with another's weights."""
+    """Copy the weights of `source` into a network and freeze it."""
     network.load_state_dict(source.state_dict())
     return network.eval().requires_grad_(False)
 
@@ -105,18 +112,19 @@ class Before(nn.Module):
         self.transform, self.network = transform, network
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(self.transform(x))
+        logits: Tensor = self.network(self.transform(x))
+        return logits
 
 
 class Jump(nn.Module):
-    """0 below zero, 5 + x above: discontinuous at every unit's threshold."""
+    """0 below zero, 5 + x above: every unit is discontinuous at zero."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(x < 0, 0.0, 5 + x)
 
 
 class SoftJump(nn.Module):
-    """The same jump, spread out."""
+    """A smooth version of the jump."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (5 + F.softplus(x, beta=4)) * torch.sigmoid(4 * x)
@@ -124,20 +132,20 @@ class SoftJump(nn.Module):
 
 @cache
 def jump() -> nn.Module:
-    """Every unit jumps, and is trained to."""
+    """A network of discontinuous units, trained as such."""
     return fitted(deeper_cnn(Jump), learning_rate=1e-3)
 
 
 class Rounded(nn.Module):
-    """Features on a grid of 1/16: autograd says that nothing matters."""
+    """Features rounded to multiples of 1/16, whose gradient is zero."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.round(16 * F.relu(x)) / 16
 
 
 def rounded_features() -> nn.Module:
-    """A layer that kills gradients behind every convolution."""
-    first, _, second, _, *rest = trained_cnn()
+    """The trained CNN with rounded features after every convolution."""
+    first, _, second, _, *rest = trained_cnn().children()
     return nn.Sequential(first, Rounded(), second, Rounded(), *rest)
 
 
@@ -150,18 +158,19 @@ class _SignThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return gradient * (x.abs() < 1)
+        passed: Tensor = gradient * (x.abs() < 1)
+        return passed
 
 
 class Sign(nn.Module):
-    """The sign of each feature; in training with the gradient of a clipped identity."""
+    """The sign of each feature; its gradient in training is that of a clipped identity."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _SignThrough.apply(x) if self.training else torch.sign(x)
+        return _SignThrough.apply(x) if self.training else torch.sign(x)  # type: ignore[no-untyped-call]
 
 
 class SoftSign(nn.Module):
-    """What a sign is near zero."""
+    """A smooth version of the sign."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(3 * x)
@@ -169,29 +178,30 @@ class SoftSign(nn.Module):
 
 @cache
 def sign_features() -> nn.Module:
-    """One bit a feature."""
+    """A network of binary features."""
     return fitted(cnn(Sign))
 
 
 def detached() -> nn.Module:
-    """The gradient cut off, but the graph left whole: every derivative is exactly 0."""
+    """The gradient is cut off although the graph reaches the pixels: every derivative is exactly 0."""
     return Before(lambda x: x.detach() + 0 * x, trained_cnn())
 
 
 def quantised_input() -> nn.Module:
-    """Each pixel at one of eight levels."""
+    """The trained CNN behind pixels of eight levels."""
     return Before(lambda x: (x * 7.999).floor() / 7, trained_cnn())
 
 
 class Scaled(nn.Module):
-    """Logits so large that a float32 softmax has no gradient left."""
+    """Logits so large that a float32 softmax has a gradient of zero."""
 
     def __init__(self, network: nn.Module, factor: float) -> None:
         super().__init__()
         self.network, self.factor = network, factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.factor * self.network(x)
+        logits: Tensor = self.factor * self.network(x)
+        return logits
 
 
 def scaled_logits() -> nn.Module:
@@ -211,12 +221,12 @@ class RandomNeuron(nn.Module):
 
 @cache
 def random_neurons() -> nn.Module:
-    """Noise on the pixels and on every activation, in training too."""
+    """Noise on the pixels and on every activation, also in training."""
     return fitted(Before(lambda x: x + 0.1 * torch.randn_like(x), deeper_cnn(RandomNeuron)), epochs=20)
 
 
 def resized(x: Tensor) -> Tensor:
-    """A random side of 8 to 15 pixels, at a random place of a black square of 16 (Xie et al. 2018, arXiv:1711.01991)."""
+    """Resize x to a random side of 8 to 15 pixels, at a random position in a black square of 16 (arXiv:1711.01991)."""
     side = int(torch.randint(8, 16, ()))
     top, left = torch.randint(0, 17 - side, (2,)).tolist()
     larger = F.interpolate(x, size=(side, side), mode="nearest")
@@ -225,7 +235,7 @@ def resized(x: Tensor) -> Tensor:
 
 @cache
 def random_resizing() -> nn.Module:
-    """One size and place a pass, in training too."""
+    """One random size and position per pass, also in training."""
     with seeded_globally(0):
         network = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),
@@ -242,7 +252,7 @@ def random_resizing() -> nn.Module:
 
 
 class Vote(nn.Module):
-    """How many of `draws` predictions of a noisy network go to each class: counts, without a graph."""
+    """The number of `draws` predictions of a noisy network for each class: counts, without a graph."""
 
     def __init__(self, network: nn.Module, draws: int) -> None:
         super().__init__()
@@ -254,29 +264,29 @@ class Vote(nn.Module):
 
 
 def majority_vote() -> nn.Module:
-    """Of 16 draws."""
+    """The majority vote of 16 draws of the random neurons."""
     return Vote(random_neurons(), 16)
 
 
 def thermometer(x: Tensor) -> Tensor:
-    """Ten bits a pixel, as channels: whether it is at least 0.05, 0.15, ... (Buckman et al. 2018)."""
+    """Encode each pixel as ten bits, one a channel: whether it is at least 0.05, 0.15, ... (Buckman et al. 2018)."""
     levels = torch.linspace(0.05, 0.95, 10).view(1, -1, 1, 1)
     return (x >= levels).float()
 
 
 @cache
 def thermometer_code() -> nn.Module:
-    """Trained on the code itself: no graph leads to the pixels."""
+    """A network trained on the thermometer code; no graph leads to the pixels."""
     return fitted(Before(thermometer, cnn(channels=10)))
 
 
 def numpy_detour() -> nn.Module:
-    """The image leaves PyTorch and comes back, unchanged and without a graph."""
+    """The image passes through NumPy, unchanged and without a graph."""
     return Before(lambda x: torch.from_numpy(x.detach().cpu().numpy().copy()).to(x.device), trained_cnn())
 
 
 def soft_thermometer(x: Tensor) -> Tensor:
-    """The same bits, spread out."""
+    """A smooth version of the thermometer code."""
     levels = torch.linspace(0.05, 0.95, 10).view(1, -1, 1, 1)
     return torch.sigmoid((x - levels) / 0.05)
 
@@ -289,7 +299,7 @@ DEFENCES = (
         truth=0.0,
         flattery=0.12,
         verdict="confirmed",
-        reason="small steps are led astray and leave one sample in eight, but Auto-PGD's larger ones leap over the jumps",
+        reason="small steps are misled and leave one sample in eight, but Auto-PGD's larger steps cross the jumps",
     ),
     Defence(
         rounded_features,
@@ -365,7 +375,7 @@ DEFENCES = (
     ),
     Defence(
         thermometer_code,
-        lambda: Before(soft_thermometer, thermometer_code().network),
+        lambda: Before(soft_thermometer, thermometer_code().get_submodule("network")),
         "shattered",
         truth=1 / 32,
         flattery=1.0,

@@ -1,11 +1,12 @@
 """Networks on digits small enough that their robust accuracy is known exactly, by mixed-integer programming.
 
-One hidden layer, of ReLU or k-WTA units. For each sample and wrong class the program finds the image in the linf ball, within
-the pixel range, that maximises z_j - z_y (Tjeng et al. 2019, arXiv:1711.07356; k-WTA by a binary per unit, whether it wins, and
-a threshold between winners and losers). exact_truth.json holds the weights and, for the first 50 test images, what was found;
-`python tests/exact_truth.py` makes it anew in half a minute.
+One hidden layer of ReLU or k-WTA units. For each sample and wrong class the program finds the image in the linf ball, within
+the pixel range, that maximises z_j - z_y (Tjeng et al. 2019, arXiv:1711.07356). For k-WTA it has a binary per unit, whether the
+unit wins, and a threshold between winners and losers. exact_truth.json holds the weights and the results for the first 50 test
+images; `PYTHONPATH=tests python tests/defences/exact_truth.py` writes it anew in half a minute.
 
-Each factory is a model of its own: `kwbench evaluate tests/exact_truth.py:kwta --suite strong --eps 0.06 --n 50`.
+Each factory is a model for the command line, with the tests on the path:
+`PYTHONPATH=tests kwbench evaluate tests/defences/exact_truth.py:kwta --suite strong --eps 0.06 --n 50`.
 """
 
 import json
@@ -33,27 +34,27 @@ Array = npt.NDArray[np.float64]
 FILE = Path(__file__).resolve()
 RECORD = FILE.with_suffix(".json")
 SAMPLES = 50
-# In the units of the logits: what float32 may make of a tie.
+# In units of the logits: margins below this are ties in float32.
 SLACK = 1e-4
 
 
 @dataclass(frozen=True)
 class Size:
-    """So many hidden units, of which so many win (k-WTA) or any number is above 0 (ReLU: None), and the radius of the ball."""
+    """The number of hidden units, how many of them win (k-WTA; None for ReLU), and the radius of the ball."""
 
     hidden: int
     winners: int | None
     eps: str
 
 
-# The radii leave about half of the samples standing. The larger the layer, the more sets of winners: kwta_wide has 134,596, and
-# attacks overlook some of those that break a sample, though they hold on to their advantage within a few percent of its units'
-# range. The small k-WTA network was chosen so that attacks can be held to the truth.
+# About half of the samples are robust at these radii. A larger layer has more sets of winners: kwta_wide has 134,596, and
+# attacks miss some of those that break a sample, although these stay ahead within a few percent of the units' range. The small
+# k-WTA network was chosen so that attacks can be expected to find the truth.
 SIZES = {"relu": Size(24, None, "0.12"), "kwta": Size(8, 3, "0.06"), "kwta_wide": Size(24, 6, "0.08")}
 
 
 def untrained(kind: str) -> nn.Sequential:
-    """64 pixels, the hidden units, 10 logits."""
+    """Return an untrained network of 64 pixels, the hidden units and 10 logits."""
     size = SIZES[kind]
     activation = nn.ReLU() if size.winners is None else Kwta(Fraction(size.winners, size.hidden))
     with seeded_globally(0):
@@ -62,8 +63,9 @@ def untrained(kind: str) -> nn.Sequential:
 
 @cache
 def record() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
-    return found
+    """Return the contents of exact_truth.json: for each network its eps, weights and samples."""
+    contents: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return contents
 
 
 def _stored(kind: str) -> nn.Module:
@@ -91,13 +93,13 @@ FACTORIES: dict[str, Callable[[], nn.Module]] = {"relu": relu, "kwta": kwta, "kw
 
 
 def truths(kind: str) -> list[bool]:
-    """Whether each of the first 50 test images is right and stays right in the whole ball."""
-    return [bool(each["stands"]) for each in record()[kind]["samples"]]
+    """Return whether each of the first 50 test images is classified correctly in the whole ball."""
+    return [bool(sample["stands"]) for sample in record()[kind]["samples"]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether a sample stands; the largest z_j - z_y in the ball that was met on the way, and the image that attains it."""
+    """Whether a sample is robust, the largest z_j - z_y that the search met in the ball, and the image (64,) with it."""
 
     stands: bool
     margin: float
@@ -105,9 +107,9 @@ class Answer:
 
 
 def solve(size: Size, weights: dict[str, Array], x: Array, y: int) -> Answer:
-    """The truth about one image x (64,). The search over wrong classes ends with the first that wins.
+    """Return the truth about one image x (64,) with label y. The search stops at the first wrong class that wins.
 
-    A win must hold with some slack, so that float32 shows it too; so must a defence. Raises ArithmeticError between the two.
+    Both results must hold with some slack, so that float32 agrees. Raises ArithmeticError for ties.
     """
     best = Answer(stands=True, margin=-np.inf, image=x)
     for j in range(10):
@@ -116,18 +118,18 @@ def solve(size: Size, weights: dict[str, Array], x: Array, y: int) -> Answer:
         answer = _largest_margin(size, weights, x, y, j, gap=0.0)
         wins = answer.margin > 0
         if wins and size.winners is not None:
-            # At the edge between two sets of winners the program may choose; inside, the network agrees.
+            # On the boundary between two sets of winners the program may choose; in the interior the network agrees.
             answer = _largest_margin(size, weights, x, y, j, gap=SLACK)
         if abs(answer.margin) <= SLACK or wins != (answer.margin > 0):
             raise ArithmeticError(f"class {j} ties with {y}: {answer.margin:.2g}")
         if wins:
             return Answer(False, answer.margin, answer.image)
-        best = max(best, answer, key=lambda each: each.margin)
+        best = max(best, answer, key=lambda candidate: candidate.margin)
     return best
 
 
 def _largest_margin(size: Size, weights: dict[str, Array], x: Array, y: int, j: int, gap: float) -> Answer:
-    """Variables, in this order: pixels, inputs h and outputs o of the hidden units, binaries s, the threshold t (k-WTA)."""
+    """Solve one program. Variables, in order: pixels, inputs h and outputs o of the hidden units, binaries s, threshold t."""
     first, bias = weights["1.weight"], weights["1.bias"]
     hidden, pixels = first.shape
     eps = float(size.eps)
@@ -153,7 +155,7 @@ def _largest_margin(size: Size, weights: dict[str, Array], x: Array, y: int, j: 
         constrain({o + i: 1.0, h + i: -1.0, s + i: -least[i]}, -np.inf, -least[i])
         constrain({o + i: 1.0, h + i: -1.0, s + i: -most[i]}, -most[i], np.inf)
         if size.winners is None:
-            # s = 1 exactly where h >= 0.
+            # s = 1 if and only if h >= 0.
             constrain({h + i: 1.0, s + i: -most[i]}, -np.inf, 0)
             constrain({h + i: 1.0, s + i: least[i]}, least[i], np.inf)
         else:
@@ -167,7 +169,7 @@ def _largest_margin(size: Size, weights: dict[str, Array], x: Array, y: int, j: 
     objective = np.zeros(t + 1)
     objective[o : o + hidden] = -towards
     span = (least.min(), most.max())
-    found = milp(
+    solution = milp(
         objective,
         constraints=LinearConstraint(np.array(rows), np.array(lower), np.array(upper)),
         integrality=np.repeat([0, 1, 0], [s, hidden, 1]),
@@ -177,26 +179,28 @@ def _largest_margin(size: Size, weights: dict[str, Array], x: Array, y: int, j: 
         ),
         options={"mip_rel_gap": 1e-6},
     )
-    if not found.success:
-        raise ArithmeticError(f"HiGHS: {found.message}")
-    return Answer(True, float(-found.fun + weights["3.bias"][j] - weights["3.bias"][y]), found.x[:pixels])
+    if not solution.success:
+        raise ArithmeticError(f"HiGHS: {solution.message}")
+    margin = float(-solution.fun + weights["3.bias"][j] - weights["3.bias"][y])
+    return Answer(True, margin, solution.x[:pixels])
 
 
 def numbers(network: nn.Module) -> dict[str, Array]:
+    """Return the weights of a network as float64 arrays."""
     return {name: values.double().numpy() for name, values in network.state_dict().items()}
 
 
 def solve_sample(kind: str, network: nn.Module, batch: Batch, row: int) -> Answer:
-    """As `solve`, for a row of a batch."""
+    """Return the truth about a row of a batch, checked against the network's own prediction."""
     x, y = batch.x[row].double().flatten().numpy(), int(batch.y[row])
     with torch.no_grad():
         if int(network(batch.x[row : row + 1]).argmax()) != y:
             return Answer(False, np.inf, x)
     answer = solve(SIZES[kind], numbers(network), x, y)
     with torch.no_grad():
-        found = torch.from_numpy(answer.image).float().view(1, 1, 8, 8)
-        if not answer.stands and int(network(found).argmax()) == y:
-            raise ArithmeticError("the network is right about the image that the program found")
+        image = torch.from_numpy(answer.image).float().view(1, 1, 8, 8)
+        if not answer.stands and int(network(image).argmax()) == y:
+            raise ArithmeticError("the network classifies the program's adversarial image correctly")
     return answer
 
 

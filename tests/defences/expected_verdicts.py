@@ -1,7 +1,8 @@
-"""The verdict that is expected of every digits model of the zoo and every fixture, written down beforehand.
+"""The expected verdict on every digits model of the zoo and on every defence, written down before the evaluations.
 
-`make verdicts` evaluates them all with the strong suite into one record, writes reports/verdicts.md from it, and fails where a
-verdict is not the expected one; `inconclusive` in place of another counts as wrong.
+`make verdicts` evaluates all of them with the strong suite into one database and writes reports/verdicts.md from it. It fails
+if a verdict is not the expected one; an unexpected `inconclusive` counts as wrong, too. The defences import from tests/, which
+make puts on the path.
 """
 
 import subprocess
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Expected:
-    """A model as the command line takes it, how many samples, the radius (None: the data set's), and the verdict on it."""
+    """A model as the command line takes it, the expected verdict, the number of samples, and eps (None: the data set's)."""
 
     model: str
     verdict: str
@@ -30,11 +31,11 @@ class Expected:
 
     @property
     def name(self) -> str:
-        """As the record has it."""
+        """The model's name on record."""
         return self.model.removeprefix(f"{ROOT}/")
 
 
-# Naturally trained networks fall to exact gradients already, k-WTA and LWTA included, so nothing is overestimated.
+# Attacks with exact gradients break naturally trained networks, k-WTA and LWTA included: nothing is overestimated.
 ZOO = (
     Expected("resnet18-relu", "confirmed"),
     Expected("resnet18-relu-at", "confirmed"),
@@ -47,13 +48,13 @@ ZOO = (
     Expected("resnet18-kwta0.1-at", "overestimated"),
     Expected("resnet18-kwta0.2-at", "overestimated"),
     Expected("resnet18-lwta0.2-at", "overestimated"),
-    # Its own noise is large, and every budget so far has still gained.
+    # Its noise is large, and every larger budget so far still gained.
     Expected("resnet18-slwta2-at", "overestimated", n=64),
 )
 EXPECTED = (
     *ZOO,
-    *(Expected(each.model, each.verdict, 64, EPS) for each in DEFENCES),
-    *(Expected(each.model, each.verdict, 64, each.eps) for each in SOUND),
+    *(Expected(defence.model, defence.verdict, 64, EPS) for defence in DEFENCES),
+    *(Expected(sound.model, sound.verdict, 64, sound.eps) for sound in SOUND),
     Expected(f"{exact_truth.FILE}:relu", "confirmed", exact_truth.SAMPLES, exact_truth.SIZES["relu"].eps),
     Expected(f"{exact_truth.FILE}:kwta", "confirmed", exact_truth.SAMPLES, exact_truth.SIZES["kwta"].eps),
     Expected(f"{exact_truth.FILE}:kwta_wide", "overestimated", exact_truth.SAMPLES, exact_truth.SIZES["kwta_wide"].eps),
@@ -63,30 +64,30 @@ EXPECTED = (
 )
 
 
-def reached(db: str) -> dict[str, str]:
-    """The newest verdict on record for each model, by its name there."""
+def verdicts(db: str) -> dict[str, str]:
+    """Return the newest verdict on record for each model, by the model's name."""
     store = Store.open(db)
     try:
-        found = {each.model: verdict_on_record(each) for each in summaries(store) if each.evaluation.spec.suite == "strong"}
+        strong = [summary for summary in summaries(store) if summary.evaluation.spec.suite == "strong"]
+        newest = {summary.model: verdict_on_record(summary) for summary in strong}
     finally:
         store.close()
-    return {model: each.conclusion for model, each in found.items() if each is not None}
+    return {model: verdict.conclusion for model, verdict in newest.items() if verdict is not None}
 
 
 def main(db: str) -> None:
-    """Evaluate what is not on record, write the page, and name every verdict that is another than expected."""
+    """Evaluate what is not on record, write the page, and print every verdict that is not the expected one."""
     kwbench = str(Path(sys.executable).with_name("kwbench"))
-    for each in EXPECTED:
-        eps = ["--eps", each.eps] if each.eps else []
-        subprocess.run(
-            [kwbench, "evaluate", each.model, "--suite", "strong", "--n", str(each.n), *eps, "--db", db], check=False, cwd=ROOT
-        )
+    for expected in EXPECTED:
+        command = [kwbench, "evaluate", expected.model, "--suite", "strong", "--n", str(expected.n), "--db", db]
+        eps = ["--eps", expected.eps] if expected.eps else []
+        subprocess.run([*command, *eps], check=False, cwd=ROOT)
     subprocess.run([kwbench, "report", "--verdicts", "--db", db], check=True, cwd=ROOT)
-    words = reached(db)
+    conclusions = verdicts(db)
     wrong = [
-        f"{each.model}: {words.get(each.name, 'none')}, expected {each.verdict}"
-        for each in EXPECTED
-        if words.get(each.name) != each.verdict
+        f"{expected.model}: {conclusions.get(expected.name, 'none')}, expected {expected.verdict}"
+        for expected in EXPECTED
+        if conclusions.get(expected.name) != expected.verdict
     ]
     print(f"{len(EXPECTED) - len(wrong)} of {len(EXPECTED)} verdicts are the expected ones", *wrong, sep="\n")
     if wrong:

@@ -1,4 +1,4 @@
-"""Functions of rows (b, 6) whose gradients autograd does not see, or sees wrongly, as people write them. Plain PyTorch."""
+"""Functions of rows (b, 6) in plain PyTorch whose gradients autograd does not see or gets wrong, as found in real code."""
 
 import warnings
 from collections.abc import Callable
@@ -40,10 +40,14 @@ def _in_script(x: Tensor) -> Tensor:
     return x
 
 
+def _at_least_the_second(x: Tensor) -> Tensor:
+    return x * (x >= x.topk(2, dim=1)[0][:, -1:]).float()
+
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     _scripted = torch.jit.script(_in_script)
-    _traced = torch.jit.trace(lambda x: x * (x >= x.topk(2, dim=1)[0][:, -1:]).float(), torch.randn(3, N))
+    _traced = torch.jit.trace(_at_least_the_second, torch.randn(3, N))  # type: ignore[no-untyped-call]
 
 
 def _set_negative_to_zero(x: Tensor) -> Tensor:
@@ -132,22 +136,23 @@ def _rank(x: Tensor) -> Tensor:
 
 
 def _first_in_order(x: Tensor) -> Tensor:
-    # The first two that are positive.
+    # Keep the first two positive values.
     positive = x > 0
     return x * (positive & (positive.cumsum(dim=1) <= 2))
 
 
 def _categorical(x: Tensor) -> Tensor:
-    winner = torch.distributions.Categorical(logits=2 * x).sample()
+    winner = torch.distributions.Categorical(logits=2 * x).sample()  # type: ignore[no-untyped-call]
     return x * F.one_hot(winner, N).to(x.dtype)
 
 
 def _one_hot_categorical(x: Tensor) -> Tensor:
-    return x * torch.distributions.OneHotCategorical(logits=2 * x).sample()
+    return x * torch.distributions.OneHotCategorical(logits=2 * x).sample()  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _relaxed_one_hot(x: Tensor) -> Tensor:
-    return x * torch.distributions.RelaxedOneHotCategorical(torch.tensor(0.01), logits=2 * x).sample()
+    distribution = torch.distributions.RelaxedOneHotCategorical(torch.tensor(0.01), logits=2 * x)
+    return x * distribution.sample()  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _multinomial(x: Tensor) -> Tensor:
@@ -231,7 +236,7 @@ def _logistic(x: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-300 * x))
 
 
-# By the word that tests use. Deterministic, then random.
+# Deterministic functions by name; random ones follow.
 HIDING: dict[str, Row] = {
     "no_grad": _no_grad,
     "inference_mode": _inference,

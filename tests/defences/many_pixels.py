@@ -1,6 +1,6 @@
-"""Masked models of images of 3,072 values, where attacks on function values are as blind as the gradients that are hidden.
+"""Models of images of 3,072 values that hide their gradients; in so many dimensions gradient-free attacks fail, too.
 
-Behind each stands the best reader of its images, which is linear, and of which 8/255 in linf leaves nothing.
+Each wraps the optimal classifier of its images, which is linear and has no robust accuracy at 8/255 in linf.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ SHAPE, CLASSES = (3, 32, 32), 4
 
 
 def patterns() -> Tensor:
-    """The faint pattern of each class, of -1 and 1."""
+    """Return the pattern of each class, of values -1 and 1, as (4, 3, 32, 32)."""
     return torch.randn((CLASSES, *SHAPE), generator=torch.Generator().manual_seed(0)).sign()
 
 
 def write_images(path: Path, n: int = 64) -> None:
-    """Patterns of 0.02 in noise of 0.06, as a file of test images."""
+    """Write an npz file of test images: patterns of amplitude 0.02 in noise of standard deviation 0.06."""
     generator = torch.Generator().manual_seed(1)
     y = torch.arange(n) % CLASSES
     noise = torch.randn((n, *SHAPE), generator=generator)
@@ -28,7 +28,7 @@ def write_images(path: Path, n: int = 64) -> None:
 
 
 class Reader(nn.Module):
-    """How far each pattern is in an image."""
+    """The optimal classifier: the correlation of an image with each pattern."""
 
     patterns: Tensor
 
@@ -40,19 +40,19 @@ class Reader(nn.Module):
         return (self.seen(x) - 0.5).flatten(1) @ self.patterns.T
 
     def seen(self, x: Tensor) -> Tensor:
-        """What of an image is read."""
+        """Return the image as the classifier sees it."""
         return x
 
 
 class Waving(Reader):
-    """A small wave on each value, 80 times as steep as the value itself."""
+    """Adds to each value a small wave that is 80 times as steep as the value itself."""
 
     def seen(self, x: Tensor) -> Tensor:
         return x + 0.002 * torch.sin(4e4 * x)
 
 
 class Toned(Reader):
-    """Each value is that of the nearest of 64 tones, looked up in a picture of them."""
+    """Replaces each value by the nearest of 64 tones, looked up in an image of them."""
 
     def seen(self, x: Tensor) -> Tensor:
         tones = torch.linspace(0, 1, 64).expand(len(x), 1, 1, -1)
@@ -61,7 +61,7 @@ class Toned(Reader):
 
 
 class Folded(Reader):
-    """A triangle wave of ReLUs, which no operation gives away."""
+    """Adds a triangle wave made of ReLUs, which no single operation reveals."""
 
     slope, folds = 5, 9
 
@@ -73,6 +73,6 @@ class Folded(Reader):
 
 
 class Creased(Folded):
-    """A wave so steep that no mean of few gradients sees beyond it."""
+    """Adds a triangle wave so steep that a mean of few gradients cannot average it out."""
 
     slope, folds = 40, 10

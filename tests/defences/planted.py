@@ -1,12 +1,12 @@
-"""Classifiers of which every sample provably has an adversarial image: the active test of an attack.
+"""Classifiers with a planted adversarial example for every sample: a test of attacks that has a known answer.
 
-Zimmermann et al. 2022, "Increasing Confidence in Adversarial Robustness Evaluations" (arXiv:2206.13991). The features are those
-of a network as it is; on them, image by image, a linear read-out is fitted that tells 999 noisy images strictly inside the ball
-from one planted on its boundary, which goes to another class. An attack that finds fewer than 95 of 100 does not find what is
-there; random search, which finds at most 20, shows that it is not there for the picking.
+Zimmermann et al. 2022, "Increasing Confidence in Adversarial Robustness Evaluations" (arXiv:2206.13991). A linear read-out on a
+network's features is fitted for each image. It separates 999 noisy images strictly inside the ball from one planted on the
+boundary, which gets another class. An attack that finds fewer than 95 of 100 planted images is too weak. Random search finds at
+most 20 of 100, so that they are not easy to find.
 
-Each factory is a model of its own: `kwbench evaluate tests/planted.py:relu_features --suite strong --eps 0.15 --n 40`. It
-answers only near the first 40 test images.
+Each factory is a model for the command line, with the tests on the path. Its logits are meaningful only near the first 40 test
+images: `PYTHONPATH=tests kwbench evaluate tests/defences/planted.py:relu_features --suite strong --eps 0.15 --n 40`.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,16 @@ INSIDE = 999
 
 
 class Planted(nn.Module):
-    """Two classes near each image of a batch: its own, and the next one where the image's read-out is above 0.
+    """A classifier of two classes near each image of a batch: its own, and the next one if the image's read-out is above 0.
 
-    `weight` (n, d) and `offset` (n,) are the read-outs on `features`, which takes images to (b, d).
-    Which image an input belongs to is plain: the balls do not meet.
+    `weight` (n, d) and `offset` (n,) are the read-outs of `features`, which maps images to (b, d).
+    The balls do not meet, so the nearest image is the one that an input belongs to.
     """
+
+    images: Tensor
+    labels: Tensor
+    weight: Tensor
+    offset: Tensor
 
     def __init__(self, features: nn.Module, batch: Batch, weight: Tensor, offset: Tensor) -> None:
         super().__init__()
@@ -52,40 +57,40 @@ class Planted(nn.Module):
 
 
 def inside(batch: Batch) -> Tensor:
-    """Noisy images strictly inside each ball, every other one close to a corner, (n, 999, c, h, w)."""
+    """Return noisy images (n, 999, c, h, w) strictly inside each ball, every other one close to a corner."""
     noise = SampleRandom(0, "inside", batch.samples).uniform("noise", (INSIDE, *batch.x.shape[1:]), -1, 1)
     noise[:, ::2] = noise[:, ::2].sign()
     return (batch.x.unsqueeze(1) + 0.95 * THREAT.radius * noise).clamp(0, 1)
 
 
 def planted(batch: Batch) -> Tensor:
-    """One image on the boundary of each ball, a corner of it drawn at random, (n, c, h, w)."""
+    """Return a random corner of each ball, as (n, c, h, w)."""
     noise = SampleRandom(0, "planted", batch.samples).uniform("noise", batch.x.shape[1:], -1, 1)
     return (batch.x + THREAT.radius * noise.sign()).clamp(0, 1)
 
 
 def with_planted(features: nn.Module, batch: Batch) -> Planted:
-    """A classifier on these features with one planted adversarial image for each of the batch."""
+    """Return a classifier on these features with a planted adversarial example for each sample of the batch."""
     weights, offsets = [], []
     with torch.no_grad():
         for near, corner in zip(inside(batch), planted(batch), strict=True):
             h, at = features(near).double(), features(corner.unsqueeze(0)).double()[0]
             centre = h.mean(dim=0)
             spread = torch.cov(h.T)
-            # Fisher's discriminant, ridged: between 999 and 1 it is what separates best.
+            # Fisher's discriminant with a ridge separates 999 images from 1 best.
             ridge = 0.1 * spread.diagonal().mean() * torch.eye(len(spread), dtype=torch.float64)
             weight = torch.linalg.solve(spread + ridge, at - centre)
-            last, found = (h @ weight).max(), at @ weight
-            if found <= last:
-                raise ArithmeticError("the planted image cannot be told from those inside")
-            scale = 10 / (found - (h @ weight).mean())
+            highest_inside, score = (h @ weight).max(), at @ weight
+            if score <= highest_inside:
+                raise ArithmeticError("the planted image cannot be separated from those inside")
+            scale = 10 / (score - (h @ weight).mean())
             weights.append(weight * scale)
-            offsets.append(-(last + 0.6 * (found - last)) * scale)
+            offsets.append(-(highest_inside + 0.6 * (score - highest_inside)) * scale)
     return Planted(features, batch, torch.stack(weights).float(), torch.stack(offsets).float()).eval().requires_grad_(False)
 
 
 def random_search(network: nn.Module, batch: Batch, queries: int) -> Tensor:
-    """Whether any of so many random corners of its ball breaks a sample, (n,)."""
+    """Return which samples (n,) any of `queries` random corners of their balls breaks."""
     broken = torch.zeros(len(batch), dtype=torch.bool)
     draws = SampleRandom(1, "random search", batch.samples)
     with torch.no_grad():
@@ -95,22 +100,27 @@ def random_search(network: nn.Module, batch: Batch, queries: int) -> Tensor:
     return broken
 
 
+def without_last_layer(network: nn.Module) -> nn.Sequential:
+    """Return the features of a sequential network: everything before its last layer."""
+    return nn.Sequential(*list(network.children())[:-1])
+
+
 @cache
 def relu_features() -> nn.Module:
-    """An ordinary network, which hides nothing."""
-    return with_planted(trained_cnn()[:-1], first_images(SAMPLES))
+    """Features of the trained CNN, whose gradients are exact."""
+    return with_planted(without_last_layer(trained_cnn()), first_images(SAMPLES))
 
 
 @cache
 def grid_features() -> nn.Module:
-    """Features on a grid, whose gradients are all zero."""
-    return with_planted(rounded_features()[:-1], first_images(SAMPLES))
+    """Rounded features, whose gradients are all zero."""
+    return with_planted(without_last_layer(rounded_features()), first_images(SAMPLES))
 
 
 @cache
 def kwta_features() -> nn.Module:
-    """Two layers of k-WTA, a tenth of whose units win."""
-    return with_planted(fitted(cnn(lambda: Kwta("0.1")))[:-1], first_images(SAMPLES))
+    """Features of two k-WTA layers in which a tenth of the units win."""
+    return with_planted(without_last_layer(fitted(cnn(lambda: Kwta("0.1")))), first_images(SAMPLES))
 
 
 FACTORIES: tuple[Callable[[], nn.Module], ...] = (relu_features, grid_features, kwta_features)

@@ -1,7 +1,7 @@
-"""The zoo's winner-take-all networks with the same weights and the activation written in other ways.
+"""The zoo's winner-take-all networks with the same weights and their activation implemented in other ways.
 
-The activations themselves are those of user_files/winner_take_all.py, which never heard of kwbench;
-user_files/spellings.py offers the same networks as users' own models.
+The activations are those of user_files/winner_take_all.py, which does not depend on kwbench. user_files/spellings.py offers the
+same networks as users' own models.
 """
 
 from collections.abc import Callable
@@ -20,24 +20,24 @@ __all__ = ["FILE", "HIDDEN", "KWTA", "LWTA", "kwta", "slwta", "swap"]
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).resolve().parent / "user_files" / "spellings.py"
 
-# What happens outside PyTorch cannot be seen. Custom autograd Functions and scripts are seen, below autograd.
+# kwbench cannot see operations outside PyTorch. It does see custom autograd Functions and scripts, below autograd.
 HIDDEN = frozenset({"numpy"})
 
 
 def slwta(way: str, name: str = "resnet18-slwta2") -> nn.Module:
-    """A trained stochastic LWTA network of the zoo, its activations written in this way."""
+    """Return a trained stochastic LWTA network of the zoo with its activations implemented in this way."""
     return swap(_zoo(name), StochasticLwta, LWTA[way])
 
 
 def kwta(way: str, name: str = "resnet18-kwta0.1") -> nn.Module:
-    """A trained k-WTA network of the zoo, its activations written in this way."""
+    """Return a trained k-WTA network of the zoo with its activations implemented in this way."""
     network = _zoo(name)
     (gamma,) = {float(layer.gamma) for layer in network.modules() if isinstance(layer, Kwta)}
     return swap(network, Kwta, lambda: KWTA[way](gamma))
 
 
 def swap(network: nn.Module, kind: type[nn.Module], make: Callable[[], nn.Module]) -> nn.Module:
-    """The network itself, every submodule of this kind replaced by a new one."""
+    """Replace every submodule of this kind by a new one, in place, and return the network."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, kind):

@@ -44,5 +44,6 @@ def test_the_winners_of_the_solved_image_are_those_of_the_network(kind: str) -> 
     network, batch = FACTORIES[kind](), first_images(SAMPLES)
     row = truths(kind).index(False)
     answer = solve_sample(kind, network, batch, row)
-    hidden = network[2](network[1](torch.from_numpy(answer.image).float().view(1, -1)))
+    _, first, activation, _ = network.children()
+    hidden = activation(first(torch.from_numpy(answer.image).float().view(1, -1)))
     assert int((hidden != 0).sum()) == SIZES[kind].winners

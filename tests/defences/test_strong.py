@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from conftest import SHARED
+from conftest import shared
 from defences import exact_truth, many_pixels, planted
 from defences.broken_defences import DEFENCES, EPS, Defence
 from defences.sound_models import SOUND, Sound
@@ -24,6 +24,7 @@ from support.small_models import first_images
 # Alone they take minutes each; beside other work they must not be cut off.
 pytestmark = [pytest.mark.trial, pytest.mark.timeout(7200)]
 
+PUBLISHED = "checkpoints/panousis2021-wrn34-1-slwta.pt"
 SEEN = [way for way in LWTA if way not in HIDDEN]
 
 
@@ -127,9 +128,8 @@ def test_stochastic_lwta_falls_in_every_spelling_that_can_be_seen(way: str, norm
 def test_the_published_network_falls_in_every_spelling_that_can_be_seen(
     way: str, norm: str, eps: str, left: float, tmp_path: Path
 ) -> None:
-    if not (SHARED / "checkpoints").is_dir():
-        pytest.skip("the published checkpoint is not at hand")
-    data = SHARED / "data" / "cifar10-exact-subset.npz"
+    shared(PUBLISHED)
+    data = shared("data/cifar10-exact-subset.npz")
     standing = undiagnosed(tmp_path, f"{FILE}:published_{way}", data=data, n=64, eps=eps, norm=norm)
     assert a_rob(standing) <= left
 
@@ -139,9 +139,8 @@ def test_the_published_network_falls_in_every_spelling_that_can_be_seen(
 def test_the_published_network_in_a_spelling_that_cannot_be_seen_is_never_confirmed(
     way: str, norm: str, eps: str, tmp_path: Path
 ) -> None:
-    if not (SHARED / "checkpoints").is_dir():
-        pytest.skip("the published checkpoint is not at hand")
-    data = SHARED / "data" / "cifar10-exact-subset.npz"
+    shared(PUBLISHED)
+    data = shared("data/cifar10-exact-subset.npz")
     standing, verdict = strong(tmp_path, f"{FILE}:published_{way}", data=data, n=64, eps=eps, norm=norm)
     assert verdict.conclusion != "confirmed", verdict.sentence()
     assert any(finding.check == "unseen" and finding.fires for finding in standing.findings)

@@ -5,6 +5,7 @@ CIFAR-10 that Panousis et al. published, read from ../shared/checkpoints beside 
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[3]
 PUBLISHED = ROOT.parent / "shared" / "checkpoints" / "panousis2021-wrn34-1-slwta.pt"
 
 
-def digits_network(checkpoint: str, activation: type[nn.Module]) -> nn.Module:
+def digits_network(checkpoint: str, activation: Callable[[], nn.Module]) -> nn.Module:
     network = build_network("resnet18", {"width": 16}, activation, channels=1, classes=10)
     network.load_state_dict(safetensors.torch.load_file(ROOT / "models" / "digits" / f"{checkpoint}.safetensors"))
     return network
 
 
-def published_network(activation: type[nn.Module]) -> nn.Module:
+def published_network(activation: Callable[[], nn.Module]) -> nn.Module:
     network = build_network("wide_resnet", {"depth": 34, "widen": 1}, activation, channels=3, classes=10)
     published = torch.load(PUBLISHED, map_location="cpu", weights_only=True)["model_state_dict"]
     weights = {}

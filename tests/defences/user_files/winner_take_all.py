@@ -52,7 +52,7 @@ class LwtaArgmax(nn.Module):
 class LwtaCategorical(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a = blocks_of(x)
-        winner = torch.distributions.Categorical(logits=a.movedim(2, -1)).sample()
+        winner = torch.distributions.Categorical(logits=a.movedim(2, -1)).sample()  # type: ignore[no-untyped-call]
         mask = F.one_hot(winner, UNITS).movedim(-1, 2).to(x.dtype)
         return (a * mask).reshape(x.shape)
 
@@ -82,12 +82,13 @@ class _DrawWinner(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (mask,) = ctx.saved_tensors
-        return gradient * mask
+        passed: Tensor = gradient * mask
+        return passed
 
 
 class LwtaFunction(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return _DrawWinner.apply(blocks_of(x)).reshape(x.shape)
+        return _DrawWinner.apply(blocks_of(x)).reshape(x.shape)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _relaxed_draw(a: Tensor) -> Tensor:
@@ -102,7 +103,8 @@ with warnings.catch_warnings():
 
 class LwtaScript(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return _scripted_draw(blocks_of(x)).reshape(x.shape)
+        drawn: Tensor = _scripted_draw(blocks_of(x)).reshape(x.shape)
+        return drawn
 
 
 class LwtaNumpy(nn.Module):
@@ -183,7 +185,7 @@ class _KeepLargest(torch.autograd.Function):
 class KwtaFunction(_Kwta):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
-        return _KeepLargest.apply(flat, self.k(flat)).view(x.shape)
+        return _KeepLargest.apply(flat, self.k(flat)).view(x.shape)  # type: ignore[no-any-return,no-untyped-call]
 
 
 # By the word that factories and tests use for each way of writing.
