@@ -1,14 +1,13 @@
 #!/bin/sh
-# Run every benchmark of bench/speed and write its output into a folder. It takes about two hours, during which nothing else
-# should run. The pages in bench/speed are such output, with explanations.
+# Runs every benchmark of bench/speed and writes what each prints into a folder. It takes about two hours, in which nothing else
+# should run. The pages in bench/speed are such output, with what it means.
 #
-#   CIFAR10  an npz file of CIFAR-10's test images; without it, the benchmarks on CIFAR-10 are skipped
-#   OUTPUT   the folder of the tables
-#   N, ROUNDS, MODELS
-#            the number of images, of rounds, and of models on record, instead of each benchmark's own. Small numbers test the
-#            script in less than half the time, but the ratios then mean nothing
+#   CIFAR10  an npz file of CIFAR-10's test images, for the parts on its networks; without one they are left out
+#   OUTPUT   where the tables go
+#   N        so many images in place of each benchmark's own number, ROUNDS so many rounds, MODELS so many models on record: with a
+#            few, all of it is tried in less than half the time, and the ratios mean nothing
 #
-# `rivals.py` compares with Foolbox and torchattacks, which `make setup` installs, and adv-lib, which `make speed` installs.
+# `rivals.py` compares with Foolbox and torchattacks, which `make setup` installs, and adv-lib, which `make speed` does.
 set -eu
 PYTHON=${PYTHON:-.venv/bin/python}
 OUTPUT=${OUTPUT:-build/speed}
@@ -26,20 +25,20 @@ measure() {
     "$PYTHON" "bench/speed/$script.py" "$@" ${ROUNDS:+--rounds "$ROUNDS"} > "$OUTPUT/$page.md"
 }
 
-images() { echo "--n ${N:-$1}"; }
+first() { echo "--n ${N:-$1}"; }
 
 for threads in 1 2; do measure "activations-$threads" activations --threads $threads; done
-measure overhead overhead $(images 180)
+measure overhead overhead $(first 180)
 measure record record ${MODELS:+--models "$MODELS"}
-measure cost cost resnet18-relu-at resnet18-relu resnet18-kwta0.1-at resnet18-lwta0.2-at resnet18-kwta0.1 $(images 360)
-measure rivals rivals resnet18-relu-at resnet18-relu --threads 1 $(images 128)
+measure cost cost resnet18-relu-at resnet18-relu resnet18-kwta0.1-at resnet18-lwta0.2-at resnet18-kwta0.1 $(first 360)
+measure rivals rivals resnet18-relu-at resnet18-relu --threads 1 $(first 128)
 if [ -n "$CIFAR10" ]; then
     at=cifar10/resnet18-w16-relu-fast
     natural=cifar10/resnet18-w16-relu
-    measure cost-cifar10 cost $at $natural $(images 512) --data "$CIFAR10"
-    measure growth overhead --growing $at --growing-data "$CIFAR10" $(images 256)
-    measure rivals-cifar10 rivals $at $natural $(images 64) --threads 1 --data "$CIFAR10"
-    # PGD alone, on enough images to keep its batches full.
-    measure pgd-cifar10 rivals $at $(images 256) --threads 1 --attacks pgd --data "$CIFAR10"
-    measure pgd-cifar10-natural rivals $natural $(images 512) --threads 1 --attacks pgd --data "$CIFAR10"
+    measure cost-cifar10 cost $at $natural $(first 512) --data "$CIFAR10"
+    measure growth overhead --growing $at --growing-data "$CIFAR10" $(first 256)
+    measure rivals-cifar10 rivals $at $natural $(first 64) --threads 1 --data "$CIFAR10"
+    # The attack of the targets, on as many images as keep its batches full.
+    measure pgd-cifar10 rivals $at $(first 256) --threads 1 --attacks pgd --data "$CIFAR10"
+    measure pgd-cifar10-natural rivals $natural $(first 512) --threads 1 --attacks pgd --data "$CIFAR10"
 fi

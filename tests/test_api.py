@@ -253,8 +253,8 @@ def test_a_stochastic_model_has_probabilities() -> None:
         (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, attacks="pgdd"), "pgdd"),
         (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, eps="eight"), "eps"),
         (lambda x, y: kwbench.evaluate("resnet18-relu", y=y), "y: labels without images"),
-        (lambda x, y: kwbench.evaluate(trained_cnn(), [1, 2, 3]), "must yield"),
-        (lambda x, y: kwbench.evaluate(trained_cnn(), [("a", 1)]), "images are str"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), [1, 2, 3]), "must yield"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), [("a", 1)]), "images are str"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_use_is_refused_with_what_would_be_right(call: Callable[[Tensor, Tensor], Any], message: str) -> None:

@@ -32,13 +32,16 @@ def test_findings_of_earlier_and_later_versions_are_readable() -> None:
     assert (read.kind, read.role, read.remedy, read.revision) == ("masking", "misleading", "", 1)
 
 
+def criteria() -> list[Criterion]:
+    of_models = [criterion for check in CHECKS.values() for criterion in check.criteria]
+    return of_models + [criterion for check in RECORD_CHECKS.values() for criterion in check.criteria]
+
+
 def test_names_of_criteria_are_unique() -> None:
-    checks = [*CHECKS.values(), *RECORD_CHECKS.values()]
-    names = [criterion.name for check in checks for criterion in check.criteria]
+    names = [criterion.name for criterion in criteria()]
     assert len(set(names)) == len(names)
 
 
 def test_every_doubt_that_can_leave_a_verdict_inconclusive_has_a_remedy() -> None:
-    checks = [*CHECKS.values(), *RECORD_CHECKS.values()]
-    doubts = [criterion for check in checks for criterion in check.criteria if criterion.kind == "doubt"]
+    doubts = [criterion for criterion in criteria() if criterion.kind == "doubt"]
     assert [doubt.name for doubt in doubts if not doubt.remedy and doubt.role != "constant"] == []

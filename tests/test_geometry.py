@@ -1,6 +1,7 @@
 """Projections, steepest directions and random starts, in every norm."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,25 +12,27 @@ from torch import Tensor
 
 from kwbench.geometry import TOLERANCE, distance, norms, project, random_start, settle, steepest, total
 from kwbench.randomness import SampleRandom
-from kwbench.threat import ThreatModel
+from kwbench.threat import Norm, ThreatModel
 
 NORMS = ["linf", "l2", "l1"]
 RADII = {"linf": 1.0, "l2": 4.0, "l1": 20.0}
 
-pixels = hnp.arrays("float32", (3, 2, 4, 3), elements=st.floats(0, 1, width=32))
-anywhere = hnp.arrays("float32", (3, 2, 4, 3), elements=st.floats(-3, 3, width=32))
+pixels = hnp.arrays("float32", (3, 2, 4, 3), elements=st.floats(0, 1, width=32)).map(torch.from_numpy)
+anywhere = hnp.arrays("float32", (3, 2, 4, 3), elements=st.floats(-3, 3, width=32)).map(torch.from_numpy)
 shares = st.floats(0.01, 1)
 
 
-def _threat(norm: str, share: float) -> ThreatModel:
+def _threat(norm: Norm, share: float) -> ThreatModel:
     return ThreatModel.of(norm, round(share * RADII[norm], 4))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @settings(max_examples=60, deadline=None)
 @given(x=pixels, z=anywhere, share=shares)
-def test_a_projection_lands_inside_never_lengthens_and_stays_where_it_is(norm: str, x, z, share: float) -> None:
-    x, z, threat = torch.from_numpy(x), torch.from_numpy(z), _threat(norm, share)
+def test_a_projection_lands_inside_never_lengthens_and_stays_where_it_is(
+    norm: Norm, x: Tensor, z: Tensor, share: float
+) -> None:
+    threat = _threat(norm, share)
     once = project(z, x, threat)
     assert bool((once >= 0).all())
     assert bool((once <= 1).all())
@@ -41,8 +44,8 @@ def test_a_projection_lands_inside_never_lengthens_and_stays_where_it_is(norm: s
 @pytest.mark.parametrize("norm", NORMS)
 @settings(max_examples=40, deadline=None)
 @given(x=pixels, z=pixels, share=st.floats(0, 0.999))
-def test_a_projection_leaves_insiders_alone(norm: str, x, z, share: float) -> None:
-    x, z, threat = torch.from_numpy(x), torch.from_numpy(z), _threat(norm, 0.2)
+def test_a_projection_leaves_insiders_alone(norm: Norm, x: Tensor, z: Tensor, share: float) -> None:
+    threat = _threat(norm, 0.2)
     far = distance(x, z, threat.norm).clamp_min(1e-9)
     inside = x + (z - x) * (share * threat.radius / far).clamp_max(1).float().view(-1, 1, 1, 1)
     inside = inside.clamp(0, 1)
@@ -51,7 +54,7 @@ def test_a_projection_leaves_insiders_alone(norm: str, x, z, share: float) -> No
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: str) -> None:
+def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: Norm) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.full((1, 1, 2, 2), 0.5)
     threat = ThreatModel.of(norm, "0.3")
@@ -64,7 +67,7 @@ def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_projection_of_many_pixels_satisfies_the_judge(norm: str) -> None:
+def test_a_projection_of_many_pixels_satisfies_the_judge(norm: Norm) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((4, 3, 64, 64), generator=generator)
     z = x + torch.randn(x.shape, generator=generator)
@@ -78,16 +81,17 @@ def test_a_projection_of_many_pixels_satisfies_the_judge(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 @settings(max_examples=40, deadline=None)
 @given(gradient=anywhere, scale=st.sampled_from([1e-30, 1e-20, 1e-8, 1.0, 1e8]))
-def test_the_steepest_direction_has_unit_norm_at_any_scale_and_climbs_fastest(norm: str, gradient, scale: float) -> None:
-    gradient = torch.from_numpy(gradient)
+def test_the_steepest_direction_has_unit_norm_at_any_scale_and_climbs_fastest(
+    norm: Norm, gradient: Tensor, scale: float
+) -> None:
     gradient = torch.where(gradient.abs() < 1e-3, 0.0, gradient)
     flat = gradient.flatten(1).abs().amax(dim=1) == 0
     direction = steepest(gradient * scale, norm)
     torch.testing.assert_close(norms(direction, norm)[~flat], torch.ones(int((~flat).sum())))
     assert bool((direction[flat] == 0).all())
     # Hölder: no direction of unit norm gains more than the dual norm of the gradient.
-    dual = {"linf": "l1", "l2": "l2", "l1": "linf"}[norm]
-    torch.testing.assert_close((direction * gradient).flatten(1).sum(dim=1), norms(gradient, dual), rtol=1e-4, atol=1e-6)
+    duals: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
+    torch.testing.assert_close((direction * gradient).flatten(1).sum(dim=1), norms(gradient, duals[norm]), rtol=1e-4, atol=1e-6)
 
 
 def _rng(count: int) -> SampleRandom:
@@ -95,7 +99,7 @@ def _rng(count: int) -> SampleRandom:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_random_starts_lie_inside_and_fill_the_ball_evenly(norm: str) -> None:
+def test_random_starts_lie_inside_and_fill_the_ball_evenly(norm: Norm) -> None:
     x = torch.full((4000, 1, 1, 2), 0.5)
     threat = ThreatModel.of(norm, "0.4")
     start = random_start(x, threat, _rng(len(x)))
@@ -108,7 +112,7 @@ def test_random_starts_lie_inside_and_fill_the_ball_evenly(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_random_starts_stay_in_the_pixel_range(norm: str) -> None:
+def test_random_starts_stay_in_the_pixel_range(norm: Norm) -> None:
     x = torch.cat([torch.zeros((8, 1, 4, 4)), torch.ones((8, 1, 4, 4))])
     start = random_start(x, _threat(norm, 0.5), _rng(len(x)))
     assert bool(((start >= 0) & (start <= 1)).all())
@@ -116,7 +120,7 @@ def test_random_starts_stay_in_the_pixel_range(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_random_starts_do_not_depend_on_the_company_of_a_sample(norm: str) -> None:
+def test_random_starts_do_not_depend_on_the_company_of_a_sample(norm: Norm) -> None:
     x = torch.full((99, 1, 3, 3), 0.5)
     whole = random_start(x, _threat(norm, 0.3), _rng(99))
     for size in range(1, 99):
@@ -131,14 +135,14 @@ def test_sums_over_a_large_image_do_not_depend_on_its_company() -> None:
         for some in (images, images.square(), images[:, :1, :, :200], images.double()):
             alone = torch.cat([total(image[None]) for image in some])
             assert torch.equal(total(some), alone)
-        for norm in NORMS:
+        for norm in get_args(Norm):
             assert torch.equal(steepest(images, norm), torch.cat([steepest(image[None], norm) for image in images]))
     finally:
         torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_settling_mends_rounding_and_nothing_more(norm: str) -> None:
+def test_settling_mends_rounding_and_nothing_more(norm: Norm) -> None:
     x = torch.full((3, 1, 8, 8), 0.5)
     threat = _threat(norm, 0.1)
     slope = torch.ones_like(x) + torch.arange(64.0).view(1, 1, 8, 8) / 64

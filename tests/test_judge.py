@@ -53,7 +53,8 @@ class NotANumberNear(nn.Module):
         self.network, self.value = trained_cnn(), value
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x) * torch.where(x[:, 0, 0, :1] > 0, self.value, 1.0)
+        logits: Tensor = self.network(x) * torch.where(x[:, 0, 0, :1] > 0, self.value, 1.0)
+        return logits
 
 
 def _brighter(x: Tensor, y: Tensor) -> Tensor:
@@ -91,7 +92,8 @@ def test_gradients_of_not_a_number_never_count_as_robustness(name: str, norm: st
         """Adds the square root of 0, whose slope is infinite, times 0."""
 
         def forward(self, x: Tensor) -> Tensor:
-            return trained_cnn()(x) + (0 * x).abs().sqrt().flatten(1).sum(dim=1, keepdim=True)
+            logits: Tensor = trained_cnn()(x) + (0 * x).abs().sqrt().flatten(1).sum(dim=1, keepdim=True)
+            return logits
 
     model = wrapped(Smeared())
     statuses = {outcome.status for outcome in run(name, {}, sharp(first_images(8)), ThreatModel.of(norm, "0.3"), model=model)}
@@ -193,7 +195,8 @@ def test_a_model_that_raises_on_an_adversarial_image_is_an_error() -> None:
         def forward(self, x: Tensor) -> Tensor:
             if bool((x[:, 0, 0, 0] > 0).any()):
                 raise ValueError("attack detected")
-            return trained_cnn()(x)
+            logits: Tensor = trained_cnn()(x)
+            return logits
 
     outcomes = _judged(_brighter, sharp(first_images(8)), wrapped(Detecting()))
     assert {outcome.status for outcome in outcomes} == {Status.ERROR}

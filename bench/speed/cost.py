@@ -1,10 +1,10 @@
-"""Cost and accuracy of the strong suite, AutoAttack and PGD-40.
+"""Cost against accuracy: what the strong suite, AutoAttack and PGD-40 find, and what they take to find it.
 
     python bench/speed/cost.py [--n 360] [--threads 2] [--rounds 1] [--data FILE.npz] [MODEL...]
 
-Each row is a whole command, in turn. kwbench includes start-up, judging, statistics and storage, and for strong its diagnosis.
-AutoAttack is its authors' package in one process on all threads, without any of that. Passes are per sample; the last column is
-the time of AutoAttack divided by that of the row. Writes Markdown to stdout.
+Each cell is a whole command from nothing, in turn: kwbench with start-up, judging, statistics and storage, strong with its
+diagnosis too; AutoAttack as its authors' own package runs alone, in one process on all threads, without any of that. Writes
+Markdown to stdout. Passes are per sample; the last column is the time of AutoAttack over that of the row.
 """
 
 import argparse
@@ -28,8 +28,8 @@ RIVAL = "AutoAttack"
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """The result of a command: robust accuracy with its interval, as text, passes per sample, seconds, and the verdict."""
+class Cell:
+    """What a command found and took: robust accuracy with its interval, as text; passes per sample; seconds; the verdict."""
 
     a_rob: str
     forwards: float
@@ -38,45 +38,44 @@ class Result:
     verdict: str = ""
 
 
-def run_kwbench(model: str, protocol: list[str], options: list[str]) -> Result:
-    """Run `kwbench evaluate` into an empty record."""
+def ours(model: str, options: list[str], asked: list[str]) -> Cell:
+    """`kwbench evaluate` into an empty record."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(Path(sys.executable).with_name("kwbench")), "evaluate", model, *protocol]
-        command += [*options, "--db", f"{folder}/results.db", "--json"]
-        output, seconds = _timed(command)
-    summary = json.loads(output)
-    a_rob = summary["a_rob"]
-    text = f"{100 * a_rob['value']:.1f} [{100 * a_rob['low']:.1f}, {100 * a_rob['high']:.1f}]" if a_rob else "none"
-    attacks, n = summary["attacks"], summary["n"]
-    forwards, backwards = (sum(attack[kind] for attack in attacks) / n for kind in ("forwards", "backwards"))
-    return Result(text, forwards, backwards, seconds, (summary.get("verdict") or {}).get("verdict", ""))
+        command = [str(Path(sys.executable).with_name("kwbench")), "evaluate", model, *options]
+        command += [*asked, "--db", f"{folder}/results.db", "--json"]
+        answer, seconds = _timed(command)
+    found = json.loads(answer)
+    each = found["a_rob"]
+    text = f"{100 * each['value']:.1f} [{100 * each['low']:.1f}, {100 * each['high']:.1f}]" if each else "none"
+    forwards, backwards = (sum(attack[kind] for attack in found["attacks"]) / found["n"] for kind in ("forwards", "backwards"))
+    return Cell(text, forwards, backwards, seconds, (found.get("verdict") or {}).get("verdict", ""))
 
 
-def run_autoattack(model: str, options: list[str]) -> Result:
-    """Run AutoAttack in a process of its own."""
-    command = [sys.executable, __file__, model, *options, "--rival"]
-    output, seconds = _timed(command)
-    result = json.loads(output.splitlines()[-1])
-    return Result(f"{100 * result['a_rob']:.1f}", result["forwards"], result["backwards"], seconds)
+def theirs(model: str, asked: list[str]) -> Cell:
+    """The rival in a process of its own."""
+    command = [sys.executable, __file__, model, *asked, "--rival"]
+    answer, seconds = _timed(command)
+    found = json.loads(answer.splitlines()[-1])
+    return Cell(f"{100 * found['a_rob']:.1f}", found["forwards"], found["backwards"], seconds)
 
 
 def _timed(command: list[str]) -> tuple[str, float]:
-    started = time.perf_counter()
+    began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return done.stdout, time.perf_counter() - started
+    return done.stdout, time.perf_counter() - began
 
 
-class CountingNetwork(nn.Module):
-    """A network that counts the samples of its forward and backward passes."""
+class Counted(nn.Module):
+    """A network that counts the samples that go through it, there and back."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network, self.forwards, self.backwards = network, 0, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of x."""
+        """Logits of x."""
         logits: Tensor = self.network(x)
         self.forwards += len(x)
         if logits.requires_grad:
@@ -87,8 +86,8 @@ class CountingNetwork(nn.Module):
         self.backwards += len(gradient)
 
 
-def evaluate_with_autoattack(model: str, n: int, threads: int, data: Path | None) -> None:
-    """Run pyautoattack as its authors do, standard or, for a stochastic model, rand; print accuracy and passes as JSON."""
+def alone(model: str, n: int, threads: int, data: Path | None) -> None:
+    """Run pyautoattack as its authors do, standard, or rand for a stochastic model, and print what it found."""
     import pyautoattack
 
     from kwbench.config.registry import dataset_of, read_registry
@@ -102,7 +101,7 @@ def evaluate_with_autoattack(model: str, n: int, threads: int, data: Path | None
     dataset = load_dataset(dataset_of(name), data=data)
     device = find_device("auto")
     batch = dataset.test.batch(range(min(n, len(dataset.test)))).to(device)
-    network = CountingNetwork(load_entry(registry, name, entry, dataset).module.to(device).eval().requires_grad_(False))
+    network = Counted(load_entry(registry, name, entry, dataset).module.to(device).eval().requires_grad_(False))
     with torch.no_grad():
         stochastic = not torch.equal(network(batch.x[:8]), network(batch.x[:8]))
     network.forwards = 0
@@ -114,12 +113,12 @@ def evaluate_with_autoattack(model: str, n: int, threads: int, data: Path | None
         device=str(device),
         seed=0,
     )
-    output: Tensor | tuple[Tensor, ...] = attack.run_standard_evaluation(batch.x, batch.y)
-    images = output[0] if isinstance(output, tuple) else output
+    found: Tensor | tuple[Tensor, ...] = attack.run_standard_evaluation(batch.x, batch.y)
+    images = found[0] if isinstance(found, tuple) else found
     forwards, backwards = network.forwards / len(batch), network.backwards / len(batch)
     with torch.no_grad():
-        accuracy = (network(images).argmax(1) == batch.y).float().mean().item()
-    print(json.dumps({"a_rob": accuracy, "forwards": forwards, "backwards": backwards}))
+        left = (network(images).argmax(1) == batch.y).float().mean().item()
+    print(json.dumps({"a_rob": left, "forwards": forwards, "backwards": backwards}))
 
 
 def main() -> None:
@@ -131,41 +130,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--data", type=Path, help="an npz file of test images; default: the models' own data set")
     parser.add_argument("--rival", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.rival:
-        evaluate_with_autoattack(options.models[0], options.n, options.threads, options.data)
+    asked = parser.parse_args()
+    if asked.rival:
+        alone(asked.models[0], asked.n, asked.threads, asked.data)
         return
-    shared = [
-        "--n",
-        str(options.n),
-        "--threads",
-        str(options.threads),
-        *(["--data", str(options.data)] if options.data else []),
-    ]
-    print(f"n = {options.n}, rounds {options.rounds}; {machine_line(options.threads)}", end="\n\n")
+    same = ["--n", str(asked.n), "--threads", str(asked.threads), *(["--data", str(asked.data)] if asked.data else [])]
+    print(f"n = {asked.n}, rounds {asked.rounds}; {machine_line(asked.threads)}", end="\n\n")
     header = ("model", "protocol", "A_rob, %", "forwards", "backwards", "seconds", "verdict", "times as fast as AutoAttack")
     print(markdown_table(header, []), flush=True)
-    for model in options.models:
-        commands: dict[str, Callable[[], Result]] = {RIVAL: partial(run_autoattack, model, shared)}
-        for name, protocol in PROTOCOLS.items():
-            commands[name] = partial(run_kwbench, model, protocol, shared)
-        results: dict[str, list[Result]] = {name: [] for name in commands}
-        for _ in range(options.rounds):
-            for name, command in commands.items():
-                results[name].append(command())
-        autoattack_seconds = [result.seconds for result in results[RIVAL]]
-        for name, rounds in results.items():
-            seconds = [result.seconds for result in rounds]
-            first = rounds[0]
+    for model in asked.models:
+        sides: dict[str, Callable[[], Cell]] = {RIVAL: partial(theirs, model, same)}
+        for protocol, options in PROTOCOLS.items():
+            sides[protocol] = partial(ours, model, options, same)
+        cells: dict[str, list[Cell]] = {name: [] for name in sides}
+        for _ in range(asked.rounds):
+            for name, side in sides.items():
+                cells[name].append(side())
+        rival = [each.seconds for each in cells[RIVAL]]
+        for name, found in cells.items():
+            took = [each.seconds for each in found]
+            first = found[0]
             row = (
                 model,
                 name,
                 first.a_rob,
                 f"{first.forwards:,.0f}",
                 f"{first.backwards:,.0f}",
-                f"{spread(seconds).median:.1f}",
+                f"{spread(took).median:.1f}",
                 first.verdict,
-                ratio(autoattack_seconds, seconds),
+                ratio(rival, took),
             )
             print(f"| {' | '.join(map(str, row))} |", flush=True)
 

@@ -1,4 +1,4 @@
-"""Shared by the speed benchmarks: timing contestants in turn within one process, ratios with quartiles, Markdown tables."""
+"""What the speed benchmarks share: sides that take turns in one process, ratios with their spread, and how they are printed."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,43 +22,43 @@ class Spread:
 
 
 def alternate(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+    sides: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Return the seconds that each contestant takes in each round; every round starts with another contestant.
+    """Seconds that each side takes, round by round; the one that begins is another each round.
 
-    So other load on the machine affects all of them alike. If all work is done in this process, `time.process_time` also
-    excludes waiting for a busy machine. Every contestant runs once before, untimed.
+    Whatever else the machine does then falls on all sides alike; what works in this process alone may be timed by
+    `time.process_time`, which leaves out waiting for a busy machine. Every side runs once before, untimed.
     """
-    for contestant in contestants.values():
-        contestant()
-    names = list(contestants)
+    for side in sides.values():
+        side()
+    names = list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            started = clock()
-            contestants[name]()
-            seconds[name].append(clock() - started)
+            began = clock()
+            sides[name]()
+            seconds[name].append(clock() - began)
     return seconds
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Return median and quartiles of at least one value."""
+    """Of at least one value."""
     return Spread(*np.quantile(list(values), [0.25, 0.5, 0.75]).tolist())
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Return the ratio of times in the same round; below 1 if ours is faster. Raises ValueError if the lengths differ."""
+    """Ours to theirs, of the same round each; below 1 where ours is faster. Raises ValueError if their lengths differ."""
     return spread(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
 def machine_line(threads: int) -> str:
-    """Return the machine, the number of threads and the versions that times depend on, as one line."""
-    details = machine() | {"threads": threads} | versions()
-    return ", ".join(f"{key} {value}" for key, value in details.items())
+    """The computer, the threads and the versions that times depend on, for a page."""
+    about = machine() | {"threads": threads} | versions()
+    return ", ".join(f"{key} {value}" for key, value in about.items())
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table with the first column aligned left and the others right, without a final line break."""
+    """The first column to the left, the others to the right. Ends without a line break."""
     marks = [":--", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in (header, marks, *rows))

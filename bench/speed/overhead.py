@@ -1,10 +1,10 @@
-"""kwbench's overhead over the bare passes of an attack, and the growth of its time with samples and steps.
+"""What kwbench adds to the passes themselves, and how its time grows with samples and steps.
 
     python bench/speed/overhead.py [MODEL] [--rounds 15] [--growing MODEL --growing-data FILE.npz]
 
-Overhead: judged PGD-40 without early exit on a full tile, relative to a loop of the same forward and backward passes in plain
-torch, in turn in one process with one thread. Growth: the attack on twice the samples, and with twice the steps. Times are
-processor times, which other load on the machine affects less. Writes Markdown to stdout.
+Overhead: judged PGD-40 without early exit on a full tile, to the bare loop of the same forward and backward passes over it in
+plain torch, by turns in one process of one thread. Growth: the attack on twice the samples, and with twice the steps. By
+processor time, which other work on the machine disturbs less. Writes Markdown to stdout.
 """
 
 import argparse
@@ -23,21 +23,21 @@ from kwbench.evaluation.request import Request
 from kwbench.outcome import Outcome, Status
 
 
-def evaluator(options: argparse.Namespace, n: int, *settings: str) -> LocalEvaluator:
-    """Return an evaluator of the model on its first n images, with PGD as its attack."""
+def evaluator(asked: argparse.Namespace, n: int, *settings: str) -> LocalEvaluator:
+    """The model and its first n images, to be attacked by PGD."""
     suite = override(suite_of(("pgd",)), tuple(f"pgd.{setting}" for setting in settings))
-    return LocalEvaluator(Request(options.model, suite, n=n, data=options.data), threads=1)
+    return LocalEvaluator(Request(asked.model, suite, n=n, data=asked.data), threads=1)
 
 
 def attacked(local: LocalEvaluator, rows: list[int]) -> Callable[[], list[Outcome]]:
-    """Return a function that runs and judges the attack on these rows."""
+    """The judged attack on these rows."""
     clean = local.judge_clean(rows)
     return lambda: local.judge("pgd", rows, clean, None)
 
 
 def bare(network: torch.nn.Module, batch: Batch, tile: int, steps: int) -> None:
-    """Run the passes of PGD and of its judgement, and nothing else."""
-    for x, y in zip(torch.split(batch.x, tile), torch.split(batch.y, tile), strict=True):
+    """The passes of PGD and of judging it, and nothing else."""
+    for x, y in zip(batch.x.split(tile), batch.y.split(tile), strict=True):  # type: ignore[no-untyped-call]
         for _ in range(steps):
             leaf = x.clone().requires_grad_()
             torch.autograd.grad(F.cross_entropy(network(leaf), y, reduction="sum"), leaf)
@@ -50,11 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="resnet18-relu-at")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--n", type=int, default=180, help="number of samples that is doubled (default: 180)")
-    parser.add_argument("--growing", help="model attacked on N and 2 N images; default: MODEL")
+    parser.add_argument("--n", type=int, default=180, help="samples from which they are doubled (default: 180)")
+    parser.add_argument("--growing", help="model that is attacked on N and 2 N images; default: MODEL")
     parser.add_argument("--growing-data", type=Path, help="an npz file of its test images; default: its own data set")
     parser.set_defaults(data=None)
-    options = parser.parse_args()
+    asked = parser.parse_args()
     print(machine_line(1), end="\n\n")
     print(markdown_table(["ratio of processor times", "median [quartiles]"], []), flush=True)
 
@@ -62,21 +62,21 @@ def main() -> None:
         seconds = alternate({"ours": ours, "theirs": theirs}, rounds, clock=time.process_time)
         print(f"| {name} | {ratio(seconds['ours'], seconds['theirs'])} |", flush=True)
 
-    local = evaluator(options, 128, "early_exit=false")
+    local = evaluator(asked, 128, "early_exit=false")
     tile = local.facts.identity["tile"]
-    correct = [row for row, outcome in enumerate(local.judge_clean(range(128))) if outcome.status is Status.HELD][:tile]
-    batch, network = local._batch.take(correct), local._model.module
-    row("judged PGD-40 to bare passes", attacked(local, correct), lambda: bare(network, batch, tile, 40), options.rounds)
+    right = [row for row, each in enumerate(local.judge_clean(range(128))) if each.status is Status.HELD][:tile]
+    batch, network = local._batch.take(right), local._model.module
+    row("judged PGD-40 to bare passes", attacked(local, right), lambda: bare(network, batch, tile, 40), asked.rounds)
 
-    if options.growing:
-        options.model, options.data = options.growing, options.growing_data
-    few = max(1, options.rounds // 3)
+    if asked.growing:
+        asked.model, asked.data = asked.growing, asked.growing_data
+    few = max(1, asked.rounds // 3)
     for name, settings in (("early exit", ()), ("no early exit", ("early_exit=false",))):
-        local = evaluator(options, 2 * options.n, "steps=10", *settings)
-        whole, half = (attacked(local, list(range(n))) for n in (2 * options.n, options.n))
-        row(f"{2 * options.n} samples to {options.n}, {name}", whole, half, few)
+        local = evaluator(asked, 2 * asked.n, "steps=10", *settings)
+        whole, half = (attacked(local, list(range(n))) for n in (2 * asked.n, asked.n))
+        row(f"{2 * asked.n} samples to {asked.n}, {name}", whole, half, few)
     once, twice = (
-        attacked(evaluator(options, options.n, f"steps={k}", "early_exit=false"), list(range(options.n))) for k in (10, 20)
+        attacked(evaluator(asked, asked.n, f"steps={k}", "early_exit=false"), list(range(asked.n))) for k in (10, 20)
     )
     row("20 steps to 10, no early exit", twice, once, few)
 

@@ -48,13 +48,14 @@ def _global_seed() -> Iterator[None]:
 
 
 def _foolbox(kind: str, batch: Batch, threat: ThreatModel, **parameters: Any) -> Tensor:
-    victim = foolbox.PyTorchModel(ModelModule(cnn()), bounds=(0, 1), device="cpu")
+    victim = foolbox.models.pytorch.PyTorchModel(ModelModule(cnn()), bounds=(0, 1), device="cpu")
     attack = getattr(foolbox.attacks, kind)(**parameters)
-    return attack(victim, batch.x, foolbox.criteria.Misclassification(batch.y), epsilons=threat.radius)[2]
+    images: Tensor = attack(victim, batch.x, foolbox.criteria.Misclassification(batch.y), epsilons=threat.radius)[2]
+    return images
 
 
 def _foolbox_distances(kind: str, batch: Batch, norm: str, **parameters: Any) -> Tensor:
-    victim = foolbox.PyTorchModel(ModelModule(cnn()), bounds=(0, 1), device="cpu")
+    victim = foolbox.models.pytorch.PyTorchModel(ModelModule(cnn()), bounds=(0, 1), device="cpu")
     attack = getattr(foolbox.attacks, kind)(**parameters)
     nearest, _, success = attack(victim, batch.x, foolbox.criteria.Misclassification(batch.y), epsilons=None)
     assert bool(success.all())
@@ -134,13 +135,13 @@ def test_foolbox_mim_sums_signs_where_the_paper_sums_gradients() -> None:
     paper = first / first.abs().sum() + second / second.abs().sum()
     assert paper.sign().tolist() == [[1.0, 1.0]]
 
-    import eagerpy
+    from eagerpy.astensor import astensor
     from foolbox.attacks.mi_fgsm import GDMOptimizer
 
     attack = foolbox.attacks.MIFGSM()
-    optimizer = GDMOptimizer(eagerpy.astensor(first), stepsize=1.0)
+    optimizer = GDMOptimizer(astensor(first), stepsize=1.0)
     for gradient in (first, second):
-        normalised = attack.normalize(eagerpy.astensor(gradient), x=None, bounds=None)
+        normalised = attack.normalize(astensor(gradient), x=None, bounds=foolbox.types.Bounds(0, 1))
         step = optimizer(normalised)
     assert step.raw.tolist() == [[0.0, 1.0]]
 
@@ -197,11 +198,12 @@ def test_linf_carlini_wagner_comes_as_near_as_foolbox_deepfool(batch: Batch) -> 
     assert ours.median() < 1.03 * _foolbox_distances("LinfDeepFoolAttack", few, "linf").median()
 
 
-class _WholeImage(SquareAttack):
+class _WholeImage(SquareAttack):  # type: ignore[misc]
     """pyautoattack's Square with squares that may touch the last row and column."""
 
     def random_int(self, low: int = 0, high: int = 1, shape: Any = (1,)) -> Tensor:
-        return super().random_int(low, high + 1, list(shape))
+        numbers: Tensor = super().random_int(low, high + 1, list(shape))
+        return numbers
 
 
 def _square(kind: Callable[..., Any], batch: Batch, threat: ThreatModel, seed: int) -> Tensor:

@@ -281,7 +281,8 @@ class _Treacherous(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         trap = (x.sum(dim=(1, 2, 3)) * 0).sqrt()
-        return trained_cnn()(x) + trap[:, None]
+        logits: Tensor = trained_cnn()(x) + trap[:, None]
+        return logits
 
 
 def test_where_the_gradient_is_not_a_number_the_judge_refuses_the_sample() -> None:

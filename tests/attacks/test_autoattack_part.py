@@ -21,7 +21,7 @@ from support.small_models import Linear, Noisy, cnn, first_images, sharp, traine
 LINF = ThreatModel.of("linf", "0.1")
 
 
-class Short(pyautoattack.AutoAttack):
+class Short(pyautoattack.AutoAttack):  # type: ignore[misc]
     """The package with a tenth of its steps."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

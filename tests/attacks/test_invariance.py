@@ -225,8 +225,8 @@ def test_every_parameter_of_an_attack_is_plain_data_and_part_of_its_identity() -
 
 def test_a_foolbox_attack_knows_its_norm_and_kind() -> None:
     fixed, nearest = build_attack("foolbox:L2PGD", {}), build_attack("foolbox:L0FMNAttack", {})
-    assert (fixed.norms, fixed.minimum_norm) == ({"l2"}, False)
-    assert (nearest.norms, nearest.minimum_norm) == ({"linf", "l2", "l1"}, True)
+    assert (set(fixed.norms), fixed.minimum_norm) == ({"l2"}, False)
+    assert (set(nearest.norms), nearest.minimum_norm) == ({"linf", "l2", "l1"}, True)
     with pytest.raises(UsageError, match="not in linf"):
         judge(cnn(), fixed, "x", first_images(2), ThreatModel.of("linf", "0.1"), 0, judge_clean(cnn(), first_images(2), 0))
 

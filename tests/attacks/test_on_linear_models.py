@@ -36,7 +36,8 @@ def _distances(model: Model, batch: Batch, others: Tensor, norm: str) -> Tensor:
     logits = model(batch.x).double()
     keep = torch.ones_like(logits, dtype=torch.bool).scatter(1, batch.y[:, None], False)
     gaps = logits.gather(1, batch.y[:, None]) - logits[keep].view(len(batch), -1)
-    return (gaps / others.double().norm(p=DUAL[norm], dim=2)).amin(dim=1)
+    distances: Tensor = (gaps / others.double().norm(p=DUAL[norm], dim=2)).amin(dim=1)
+    return distances
 
 
 # How far beyond the boundary an attack may need to reach, as a factor of the distance, and why.
@@ -102,14 +103,15 @@ def test_of_ten_classes_nothing_breaks_below_the_distance(name: str, norm: str) 
     near = _distances(model, batch, others, norm)
     eps = near.median().item()
     safe = batch.take((near > eps * 1.001).nonzero().squeeze(1).tolist())
-    parameters: dict[str, Any] = {
+    parameters: dict[str, dict[str, Any]] = {
         "square": {"steps": 200},
         "rays": {"queries": 200},
         "apgd": {"targets": 9, "steps": 20},
         "cw": {"steps": 50},
         "pgd": {"loss": "margin", "restarts": 3},
-    }.get(name, {"version": "custom", "attacks": ["apgd-t", "fab-t"]} if name == "autoattack" else {})
-    outcomes = run(name, parameters, safe, ThreatModel.of(norm, f"{eps:.9f}"), model=model)
+        "autoattack": {"version": "custom", "attacks": ["apgd-t", "fab-t"]},
+    }
+    outcomes = run(name, parameters.get(name, {}), safe, ThreatModel.of(norm, f"{eps:.9f}"), model=model)
     assert {outcome.status for outcome in outcomes} == {Status.HELD}
 
 

@@ -28,7 +28,8 @@ class _Watching(nn.Module):
         offset = self.noise * torch.randn((1, 10))
         self.seen.append(x.clone())
         self.offsets.append(offset)
-        return self.network(x) + offset
+        logits: Tensor = self.network(x) + offset
+        return logits
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -22,7 +22,7 @@ def again(attacks: dict[str, dict[str, Any]], network: nn.Module | None = None, 
     model = wrapped(network or trained_cnn())
     images = sharp(first_images(120)).take(ROWS)
     model.measure_randomness(images.x, images.x)
-    values = {"rows": ROWS, "values": (1.0,) * 64, "robust_accuracy": 1.0, "doubled": tuple(attacks)} | changes
+    values: dict[str, Any] = {"rows": ROWS, "values": (1.0,) * 64, "robust_accuracy": 1.0, "doubled": tuple(attacks)} | changes
     survivors = Survivors(**values)
     built = {label: build_attack(label, parameters, None) for label, parameters in attacks.items()}
     parts = [retried(model, images.take(part.rows), LINF, 0, part, built) for part in survivors.parts()]

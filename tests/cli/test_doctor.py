@@ -72,7 +72,7 @@ def test_a_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     class Full:
         free = 5_000_000
 
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Full)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Full)
     diagnosis = diagnoses(tmp_path)["disk"]
     assert diagnosis.level == "problem"
     assert "5 MB free" in diagnosis.found

@@ -4,7 +4,6 @@ import io
 
 import pytest
 
-from kwbench.cli import progress as module
 from kwbench.cli.progress import progress_display
 from kwbench.evaluation.runner import Progress
 
@@ -19,7 +18,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 

@@ -51,7 +51,9 @@ def test_pinning_changes_the_checkpoint_and_nothing_else(tmp_path: Path) -> None
     new = "cd" * 32
     pin_checkpoint(read_registry(file), "second", tmp_path / "models" / "new.safetensors", new)
     assert file.read_text() == (REGISTRY % new).replace("models/old", "models/new")
-    assert read_registry(file).find("second")[1].checkpoint.sha256 == new
+    checkpoint = read_registry(file).find("second")[1].checkpoint
+    assert checkpoint is not None
+    assert checkpoint.sha256 == new
 
 
 def test_pinning_adds_a_checkpoint_and_keeps_every_comment(tmp_path: Path) -> None:

@@ -132,4 +132,4 @@ def test_sections_are_frozen() -> None:
     tree = validate(Tree, {"leaf": {"steps": 2}}, "it.yaml")
     assert tree.leaf.steps == 2
     with pytest.raises(ValueError, match="frozen"):
-        tree.leaf.steps = 3
+        tree.leaf.steps = 3  # type: ignore[misc]

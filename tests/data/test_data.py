@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from conftest import shared
 from kwbench.data import DATA_SETS, Batch, DataSet, Split, dataset_names, load_dataset, sample_hash, slice_hash
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.threat import ThreatModel
 from kwbench.torchvision_schemas import import_torchvision
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 # A change here would make all digits results on record incomparable with new ones.
 DIGITS = {
     "test": (360, "60c4a45f3bef6dfe04a3d5690297cba6d53c4155cc779239eb7992e5dd34f9a8"),
@@ -59,7 +59,7 @@ def test_the_splits_of_the_digits_are_disjoint_stratified_and_complete() -> None
     assert torch.bincount(batches["test"].y).tolist() == [36] * 10
     assert torch.bincount(batches["validation"].y).tolist() == [18] * 10
     pixels = [batch.x.flatten(1) for batch in batches.values()]
-    assert len(torch.cat(pixels).unique(dim=0)) == 1797, "the same image in two splits"
+    assert len(torch.cat(pixels).unique(dim=0)) == 1797, "the same image in two splits"  # type: ignore[no-untyped-call]
 
 
 def test_the_digits_are_the_images_of_scikit_learn_in_0_to_1() -> None:
@@ -82,7 +82,7 @@ def test_the_first_digits_are_a_mixture_of_classes_and_the_same_on_each_load() -
     first, second = (load_dataset("digits").test.batch(range(50)) for _ in range(2))
     assert first.samples == second.samples
     assert torch.equal(first.x, second.x)
-    assert len(first.y.unique()) == 10
+    assert len(first.y.unique()) == 10  # type: ignore[no-untyped-call]
 
 
 def test_the_digits_are_the_same_by_way_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,9 +481,7 @@ def test_nothing_is_downloaded_unless_asked_for(name: str, tmp_path: Path, monke
 
 
 def test_the_real_mnist_is_read() -> None:
-    if not (SHARED / "MNIST").is_dir():
-        pytest.skip("MNIST is not at hand")
-    found = load_dataset("mnist", data_dir=SHARED)
+    found = load_dataset("mnist", data_dir=shared("data/MNIST").parent)
     assert (len(found.test), len(found.train), len(found.validation)) == (10_000, 54_000, 6_000)
     batch = found.test.batch(range(1000))
     assert batch.y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
@@ -491,10 +489,7 @@ def test_the_real_mnist_is_read() -> None:
 
 
 def test_real_cifar10_images_are_read_from_an_npz_file() -> None:
-    file = SHARED / "cifar10-exact-subset.npz"
-    if not file.is_file():
-        pytest.skip("the CIFAR-10 subset is not at hand")
-    found = load_dataset("cifar10", data=file)
+    found = load_dataset("cifar10", data=shared("data/cifar10-exact-subset.npz"))
     assert (found.classes, found.shape, len(found.test), len(found.train)) == (10, (3, 32, 32), 512, 4660)
     assert found.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     assert found.threat == ThreatModel.of("linf", "8/255")

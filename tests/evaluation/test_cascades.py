@@ -102,6 +102,7 @@ class TestDeterministicModels:
             before = any(row["status"] == "broken" for row in ran[label])
         assert ran["corners x2"]
         assert summary.budget == sum(tries[label] for label in tries if ran[label])
+        assert summary.budget is not None
         assert summary.used <= summary.budget
 
     def test_a_cascade_shares_only_the_clean_images_with_other_protocols(self, registry: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_of
 from kwbench.errors import CannotEvaluate, UsageError
-from kwbench.evaluation import description, processes
+from kwbench.evaluation import description
 from kwbench.evaluation import evaluator as evaluator_module
 from kwbench.evaluation.evaluator import LocalEvaluator, open_evaluator
 from kwbench.evaluation.request import Request
@@ -69,7 +69,7 @@ def at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh processes that have torch imported already, to save the seconds; else as spawned ones."""
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["kwbench.evaluation.runner", "pyautoattack", "foolbox", "sklearn.datasets"])
-    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda _: found)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: found)
 
 
 def defence(folder: Path, forward: str = "return self.layers(x)", head: str = "") -> str:
@@ -81,7 +81,8 @@ def defence(folder: Path, forward: str = "return self.layers(x)", head: str = ""
 
 
 def own(model: str, **options: Any) -> Request:
-    return Request(model, **{"suite": fast_suite("fgsm"), "n": 32, "eps": "0.1", "tile": 16, "threads": 1} | options)
+    defaults: dict[str, Any] = {"suite": fast_suite("fgsm"), "n": 32, "eps": "0.1", "tile": 16, "threads": 1}
+    return Request(model, **defaults | options)
 
 
 def carry_out(what: Request, db: Path, time_limit: float | None = None) -> Evaluation:
@@ -465,6 +466,7 @@ class TestRequests:
         assert str(open_evaluator(request(registry, suite=suite, eps=None)).facts.threat) == "linf 0.2"
         assert str(open_evaluator(request(registry, suite=read_suite("controls"), eps=None)).facts.threat) == "linf 1/255"
         own_threat = Suite("own", suite.attacks, threat=open_evaluator(request(registry, eps="1/8")).facts.threat)
+        assert own_threat.threat is not None
         assert open_evaluator(request(registry, suite=own_threat, eps=None)).facts.threat.eps == own_threat.threat.eps
         assert open_evaluator(request(registry, suite=own_threat, eps="0.3")).facts.threat.radius == 0.3
         assert open_evaluator(request(registry, suite=own_threat, norm="l2", eps="2")).facts.threat.norm == "l2"
@@ -525,9 +527,8 @@ def test_a_suite_s_automatic_precision_is_a_quicker_one_where_nothing_is_lost_by
 
     def precisions(model: str, has: bool, **options: Any) -> list[str]:
         monkeypatch.setattr("kwbench.model.search_precision.has_bfloat16", lambda device: has)
-        facts = open_evaluator(
-            Request(model, suite, **{"registry": registry, "n": 32, "eps": "0.1", "tile": 16} | options)
-        ).facts
+        defaults: dict[str, Any] = {"registry": registry, "n": 32, "eps": "0.1", "tile": 16}
+        facts = open_evaluator(Request(model, suite, **defaults | options)).facts
         return [attack["parameters"]["precision"] for attack in facts.attacks.values()]
 
     assert precisions("small", True) == ["bfloat16", "bfloat16", "float32", "float32"], "it has nothing to fold"

@@ -28,7 +28,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(registry: Path, **options: Any) -> Request:
-    return request(registry, **{"n": 96, "tile": 16, "eps": "0.05", "threads": 2} | options)
+    defaults: dict[str, Any] = {"n": 96, "tile": 16, "eps": "0.05", "threads": 2}
+    return request(registry, **defaults | options)
 
 
 def evaluated(what: Request, db: Path) -> dict[str, list[dict[str, Any]]]:

@@ -14,9 +14,9 @@ from types import ModuleType
 import pytest
 
 from kwbench import judge
+from kwbench.evaluation.description import describe
 from kwbench.evaluation.evaluator import LocalEvaluator
 from kwbench.evaluation.request import Facts
-from kwbench.evaluation.runner import describe
 from kwbench.networks.architectures.cnn3 import Cnn3
 from support.small_registry import request, write_registry
 

@@ -312,7 +312,7 @@ def test_noise_in_units_of_eps_is_as_long_as_the_ball_is_wide() -> None:
 @pytest.mark.parametrize("sigmas", [{}, {"sigma": 0.1, "relative_sigma": 0.1}, {"relative_sigma": 0.0}])
 def test_noise_has_one_length_and_it_is_positive(sigmas: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="sigma"):
-        Es(**sigmas)
+        Es(sigma=sigmas.get("sigma"), relative_sigma=sigmas.get("relative_sigma"))
 
 
 class Detached(nn.Module):

@@ -1,6 +1,7 @@
 """Batch norms folded into convolutions: the same logits, and only where a norm directly follows a convolution."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,11 @@ class Hooked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = normed_cnn()
-        self.network.get_submodule("1").register_full_backward_hook(lambda _, gradients, __: (gradients[0].flip(1),))
+        self.network.get_submodule("1").register_full_backward_hook(self._flipped)
+
+    @staticmethod
+    def _flipped(_: nn.Module, gradients: Any, __: Any) -> tuple[Tensor]:
+        return (gradients[0].flip(1),)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
@@ -147,7 +152,7 @@ class Uncopied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.lines = normed_cnn(), (line for line in ())
+        self.network, self.lines = normed_cnn(), iter(())
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)

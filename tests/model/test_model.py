@@ -390,23 +390,28 @@ def test_weights_get_no_gradients_and_batch_norm_does_not_learn() -> None:
     model = wrapped(module)
     _gradient(model, first_images(8).x)
     assert all(not weight.requires_grad and weight.grad is None for weight in module.parameters())
+    assert isinstance(module[0], nn.BatchNorm2d)
+    assert module[0].num_batches_tracked is not None
     assert int(module[0].num_batches_tracked) == 0
 
 
 class NumpyNoise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         noise = torch.from_numpy(np.random.default_rng(np.random.randint(2**31)).normal(size=x.shape)).float()
-        return trained_cnn()(x + 0.1 * noise)
+        logits: Tensor = trained_cnn()(x + 0.1 * noise)
+        return logits
 
 
 class PythonNoise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return trained_cnn()(x + 0.1 * random.random())
+        logits: Tensor = trained_cnn()(x + 0.1 * random.random())
+        return logits
 
 
 class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return trained_cnn()(F.dropout(x, 0.2, training=True))
+        logits: Tensor = trained_cnn()(F.dropout(x, 0.2, training=True))
+        return logits
 
 
 class Counting(nn.Module):
@@ -416,7 +421,8 @@ class Counting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return trained_cnn()(x) * self.calls
+        logits: Tensor = trained_cnn()(x) * self.calls
+        return logits
 
 
 @pytest.mark.parametrize("kind", [NumpyNoise, PythonNoise, Dropout, Counting])
@@ -459,7 +465,7 @@ def test_nan_neither_counts_as_randomness_nor_hides_it() -> None:
             self.noise = noise
 
         def forward(self, x: Tensor) -> Tensor:
-            logits = trained_cnn()(x) + self.noise * torch.rand(len(x), 1)
+            logits: Tensor = trained_cnn()(x) + self.noise * torch.rand(len(x), 1)
             logits[:, 3] = torch.nan
             return logits
 
@@ -477,7 +483,7 @@ def test_mean_logits_averages_its_draws_and_counts_every_one() -> None:
     with model.metering(4):
         mean = model(x)
         assert model.work() == ([6] * 4, [0] * 4)
-        model(x[:2].requires_grad_(), torch.tensor([1, 3])).sum().backward()
+        model(x[:2].requires_grad_(), torch.tensor([1, 3])).sum().backward()  # type: ignore[no-untyped-call]
         assert model.work() == ([6, 12, 6, 12], [0, 6, 0, 6])
     torch.testing.assert_close(mean, torch.stack([single(x) for _ in range(6)]).mean(dim=0))
 
@@ -505,8 +511,9 @@ class Chosen(nn.Module):
 def test_a_vote_goes_to_the_majority_and_a_tie_to_the_larger_mean_logit(
     answers: list[list[float]], mean: int, majority: int
 ) -> None:
-    for kind, expected in (("mean_logits", mean), ("vote", majority)):
-        model = wrapped(Chosen(*answers), classes=3, tile=4, prediction=Prediction(kind, len(answers)))
+    rules = {Prediction("mean_logits", len(answers)): mean, Prediction("vote", len(answers)): majority}
+    for rule, expected in rules.items():
+        model = wrapped(Chosen(*answers), classes=3, tile=4, prediction=rule)
         model.stochastic = True
         with model.metering(6):
             predicted, finite = model.predict(first_images(6).x)

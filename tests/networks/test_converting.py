@@ -177,8 +177,13 @@ def test_a_published_file_is_fetched_whole_or_refused_with_the_reason(
 def test_a_download_is_converted_wherever_it_is_wanted(
     tmp_path: Path, published: Path, result: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetched = []
-    monkeypatch.setattr(kwbench.networks.converting, "fetch", lambda url: fetched.append(url) or published.read_bytes())
+    fetched: list[str] = []
+
+    def fetch(url: str) -> bytes:
+        fetched.append(url)
+        return published.read_bytes()
+
+    monkeypatch.setattr(kwbench.networks.converting, "fetch", fetch)
     registry = registry_of(tmp_path, published.read_bytes(), result)
     path, _ = convert_entry(registry, "cifar10/net", tmp_path / "x" / "y.safetensors", download=True)
     assert path == tmp_path / "x" / "y.safetensors"

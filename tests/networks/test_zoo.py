@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from conftest import SHARED
+from conftest import shared
 from kwbench.config.prediction import PredictionRule
 from kwbench.config.registry import Registry, read_registry
 from kwbench.config.suite import override, suite_of
@@ -97,13 +97,10 @@ READ = {
 
 @pytest.mark.parametrize("name", READ)
 def test_a_network_of_real_images_reads_as_many_as_the_claims_page_says(registry: Registry, name: str) -> None:
-    folder = SHARED / "data"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there: it holds MNIST and original images of CIFAR-10")
     if name.startswith("mnist/"):
-        images = load_dataset("mnist", data_dir=folder)
+        images = load_dataset("mnist", data_dir=shared("data/MNIST").parent)
     else:
-        images = load_dataset("cifar10", data=folder / "cifar10-exact-subset.npz")
+        images = load_dataset("cifar10", data=shared("data/cifar10-exact-subset.npz"))
     first = Split(images.test.images[:1000], images.test.labels[:1000])
     right = accuracy(load_entry(registry, name, registry.entries[name], images).module, first) * len(first)
     assert right == pytest.approx(READ[name], abs=2), "another machine may round otherwise"
@@ -155,7 +152,9 @@ def test_frozen_randomness_is_no_more_robust_than_a_draw_and_a_draw_no_more_than
     store = Store.open(str(tmp_path / "results.db"), create=True)
     suite = override(suite_of(["pgd"]), ["pgd.steps=10", "pgd.relative_step_size=0.25"])
     rules = [PredictionRule(), *(PredictionRule(kind="frozen", seed=seed) for seed in range(5))]
-    requests = [Request("resnet18-slwta2", suite, REGISTRY, n=32, eps="0.1", threads=1, prediction=rule) for rule in rules]
+    requests = [
+        Request("resnet18-slwta2", suite, registry=REGISTRY, n=32, eps="0.1", threads=1, prediction=rule) for rule in rules
+    ]
     drawn, *frozen = summaries(store, [evaluate(request, store) for request in requests])
     assert drawn.stochastic
     assert not any(each.stochastic for each in frozen)

@@ -31,7 +31,7 @@ def rows(p: np.ndarray, rng: np.random.Generator, draws: int = 100) -> list[Outc
 def test_the_survival_probability_is_estimated_without_bias(p: float, checks: int) -> None:
     # The expectation over every possible number of right draws.
     draws, right = 10, np.arange(11)
-    chances = np.array([float(_binomial(draws, k)) * p**k * (1 - p) ** (draws - k) for k in right])
+    chances = np.array([float(_binomial(draws, k)) * p**k * (1 - p) ** (draws - k) for k in range(11)])
     estimates = survival_probability(right.astype(float), np.full(11, float(draws)), checks)
     assert chances @ estimates == pytest.approx(p**checks, abs=1e-12)
     assert ((estimates >= 0) & (estimates <= 1)).all()

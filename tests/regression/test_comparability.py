@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_evaluations_with_other_tile_version_or_seed_are_compared(store: Store, 
     ],
 )
 def test_an_evaluation_that_is_not_comparable_is_undecided_and_the_difference_named(
-    store: Store, baseline: Path, tmp_path: Path, change: dict[str, object], word: str
+    store: Store, baseline: Path, tmp_path: Path, change: dict[str, Any], word: str
 ) -> None:
     net(store, 0.6, checkpoint="old")
     update_baseline(store, baseline)

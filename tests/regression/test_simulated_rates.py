@@ -43,7 +43,7 @@ def test_the_documented_rates_are_those_of_the_check(kind: str) -> None:
             simulated = rates(kind, churn, drop, runs, seed=1)
             for decision, share in zip((Decision.REGRESSION, Decision.UNDECIDED), documented[kind, churn, drop], strict=True):
                 # The central interval that a repetition leaves with a probability of 1e-4.
-                low, high = stats.binom.ppf((5e-5, 1 - 5e-5), runs, np.clip(share, 5e-4, 1 - 5e-4)) / runs
+                low, high = stats.binom.ppf(np.array([5e-5, 1 - 5e-5]), runs, np.clip(share, 5e-4, 1 - 5e-4)) / runs
                 assert low <= simulated[decision] <= high, (churn, drop, decision)
 
 

@@ -57,7 +57,8 @@ def seeded(run: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, x: Ten
 
 def plainly(module: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return module(x.clone())
+        logits: Tensor = module(x.clone())
+        return logits
 
 
 def gradient(module: nn.Module, x: Tensor, run: Callable[..., Tensor] = relaxed, weights: Tensor | None = None) -> Tensor:
@@ -70,7 +71,8 @@ def gradient(module: nn.Module, x: Tensor, run: Callable[..., Tensor] = relaxed,
 
 
 def run_plainly(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)
+    logits: Tensor = module(x)
+    return logits
 
 
 def differences(module: nn.Module, x: Tensor, weights: Tensor, sigma: float = 0.5, draws: int = 2000) -> Tensor:
@@ -113,7 +115,7 @@ def test_the_gradient_of_a_sample_does_not_depend_on_the_rest_of_the_batch(way: 
     together = gradient(module, x)
     for other in (rows(seed=7), 100 * rows(seed=8)):
         torch.testing.assert_close(gradient(module, torch.cat([x[:2], other]))[:2], together[:2])
-    torch.testing.assert_close(torch.cat([gradient(module, row) for row in x.split(1)]), together)
+    torch.testing.assert_close(torch.cat([gradient(module, row) for row in x.split(1)]), together)  # type: ignore[no-untyped-call]
 
 
 def test_nor_if_other_dimensions_are_flattened_into_the_batch() -> None:
@@ -329,6 +331,9 @@ def test_a_purification_step_by_gradients_is_differentiated() -> None:
 
 def test_buffers_are_written_once_a_pass() -> None:
     class Counting(nn.Module):
+        calls: Tensor
+        mean: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.normalise = nn.BatchNorm1d(N)
@@ -338,7 +343,8 @@ def test_buffers_are_written_once_a_pass() -> None:
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
             self.mean.mul_(0.9).add_(0.1 * x.detach().mean(dim=0))
-            return self.normalise(x) * (x > self.mean)
+            out: Tensor = self.normalise(x) * (x > self.mean)
+            return out
 
     one, other, x = Counting(), Counting(), rows()
     assert torch.equal(relaxed(one, x.clone().requires_grad_()), other(x))
@@ -397,8 +403,8 @@ def test_the_inside_of_scripted_and_traced_modules_is_relaxed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         inner = nn.Sequential(nn.Linear(N, N), nn.Softmax(dim=1)).requires_grad_(False)
-        inner[0].weight.mul_(100)
-        modules = [torch.jit.script(inner), torch.jit.trace(inner, rows())]
+        inner.get_parameter("0.weight").mul_(100)
+        modules = [torch.jit.script(inner), torch.jit.trace(inner, rows())]  # type: ignore[no-untyped-call]
     for module in modules:
         for _ in range(3):  # the interpreter optimises after a few passes
             assert torch.equal(relaxed(module, rows().requires_grad_()), module(rows()))
@@ -421,7 +427,9 @@ def test_all_spellings_of_an_activation_have_the_same_gradient() -> None:
 
 def test_memory_is_freed_without_the_garbage_collector() -> None:
     module = Of(
-        lambda x: sum(EVERY_WAY[way](x).sum(dim=1, keepdim=True) for way in ("exp over sum", "rank", "place of the largest"))
+        lambda x: torch.stack(
+            [EVERY_WAY[way](x).sum(dim=1, keepdim=True) for way in ("exp over sum", "rank", "place of the largest")]
+        ).sum(dim=0)
     )
 
     def alive() -> int:
@@ -483,14 +491,16 @@ def test_the_compiler_is_not_imported_for_a_module_that_does_not_use_it() -> Non
 
 
 def test_a_compiled_part_is_relaxed_like_any_other() -> None:
-    hard = F.softmax  # so sharp that its own gradient vanishes
-    plain, compiled = Of(lambda x: hard(500 * x, dim=1)), Of(torch.compile(lambda x: hard(500 * x, dim=1), backend="eager"))
+    def hard(x: Tensor) -> Tensor:
+        return F.softmax(500 * x, dim=1)  # so sharp that its own gradient is zero
+
+    plain, compiled = Of(hard), Of(torch.compile(hard, backend="eager"))
     x = rows(4)
     compiled(x)  # compile before it is relaxed
     found = []
     for module in (plain, compiled):
         leaf = x.clone().requires_grad_()
-        relaxed(module, leaf)[:, 0].sum().backward()
+        relaxed(module, leaf)[:, 0].sum().backward()  # type: ignore[no-untyped-call]
         assert leaf.grad is not None
         found.append(leaf.grad)
     assert bool((found[0] != 0).any())

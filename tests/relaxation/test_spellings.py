@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SHARED
+from conftest import shared
 from defences.spellings import FILE, HIDDEN, KWTA, LWTA, kwta, slwta
 from kwbench.networks.activations import Kwta, StochasticLwta
 from kwbench.networks.user_files import load_file_model
@@ -32,7 +32,7 @@ def test_blocks_and_positions_are_drawn_apart_and_anew(way: str) -> None:
     x = torch.full((64, 8, 4, 4), 1.0)
     first, second = (layer(x)[:, ::2].round().flatten(1) for _ in range(2))
     both = torch.cat([first, second], dim=1)
-    assert both.unique(dim=0).shape[0] == 64
+    assert both.unique(dim=0).shape[0] == 64  # type: ignore[no-untyped-call]
     correlations = torch.corrcoef(both.T) - torch.eye(128)
     assert correlations.abs().max() < 0.7
 
@@ -94,13 +94,12 @@ def test_a_users_file_holds_the_same_network(factory: str, monkeypatch: pytest.M
 
 
 def test_the_published_network_reads_cifar10_in_a_users_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (SHARED / "checkpoints").is_dir():
-        pytest.skip("the published checkpoint is not at hand")
+    shared("checkpoints/panousis2021-wrn34-1-slwta.pt")
     import numpy as np
 
     monkeypatch.syspath_prepend(str(FILE.parent))
     network = load_file_model(f"{FILE}:published_no_grad").module
-    with np.load(SHARED / "data" / "cifar10-exact-subset.npz") as arrays:
+    with np.load(shared("data/cifar10-exact-subset.npz")) as arrays:
         x, y = torch.from_numpy(arrays["x_test"][:64]).float() / 255, torch.from_numpy(arrays["y_test"][:64])
     torch.manual_seed(0)
     with torch.no_grad():

@@ -32,7 +32,7 @@ def descend(
     for _ in range(steps):
         z = z.detach().requires_grad_()
         outputs = [network(z) for _ in range(draws)]
-        (gradient,) = torch.autograd.grad(sum(_objective(logits, y, loss) for logits in outputs), z)
+        (gradient,) = torch.autograd.grad(torch.stack([_objective(logits, y, loss) for logits in outputs]).sum(), z)
         z = project(z.detach() + step_size * gradient.sign(), x, threat)
     return z
 

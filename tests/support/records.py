@@ -1,7 +1,7 @@
 """Invented records for tests: evaluations with chosen outcomes, in a real database."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def rows(letters: str, *, start: int = 0, **fields: Any) -> list[Outcome]:
     ]
 
 
-def drawn(selection: Sequence[int], fresh: Sequence[int], draws: int = 100) -> list[Outcome]:
+def drawn(selection: Iterable[int], fresh: Iterable[int], draws: int = 100) -> list[Outcome]:
     """Return outcomes of a stochastic model from the number of right selection draws and of right fresh draws per sample."""
     return [
         Outcome(

@@ -40,9 +40,9 @@ def trained_cnn() -> nn.Module:
         train = digits().train.batch(range(len(digits().train)))
         optimizer = torch.optim.Adam(network.parameters(), 3e-3)
         for _ in range(12):
-            for rows in torch.randperm(len(train)).split(64):
+            for rows in torch.randperm(len(train)).split(64):  # type: ignore[no-untyped-call]
                 optimizer.zero_grad()
-                F.cross_entropy(network(train.x[rows]), train.y[rows]).backward()
+                F.cross_entropy(network(train.x[rows]), train.y[rows]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     return network.eval().requires_grad_(False)
 
@@ -110,7 +110,8 @@ class Noisy(nn.Module):
         self.network, self.sigma = network, sigma
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x + self.sigma * torch.randn_like(x))
+        logits: Tensor = self.network(x + self.sigma * torch.randn_like(x))
+        return logits
 
 
 class Quantised(nn.Module):
@@ -121,7 +122,8 @@ class Quantised(nn.Module):
         self.network, self.levels = network, levels
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network((x * self.levels).round() / self.levels)
+        logits: Tensor = self.network((x * self.levels).round() / self.levels)
+        return logits
 
 
 class Refusing(nn.Module):
@@ -140,6 +142,9 @@ class Refusing(nn.Module):
 
 class Linear(nn.Module):
     """Logits W x + b of flattened images."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()

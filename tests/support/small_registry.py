@@ -59,7 +59,8 @@ def fast_suite(*attacks: str, settings: tuple[str, ...] = ()) -> Suite:
 
 
 def request(registry: Path, model: str = "small", **options: Any) -> Request:
-    return Request(model, registry=registry, **{"suite": fast_suite(), "n": 96, "eps": "0.1", "tile": 16} | options)
+    defaults: dict[str, Any] = {"suite": fast_suite(), "n": 96, "eps": "0.1", "tile": 16}
+    return Request(model, registry=registry, **defaults | options)
 
 
 def rows(db: Path | str, evaluation: Evaluation | None = None) -> dict[str, list[dict[str, Any]]]:

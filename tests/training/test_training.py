@@ -263,7 +263,8 @@ def test_fast_training_takes_one_step_of_a_quarter_more_than_eps_and_is_cut_to_t
 
     def answer(x: Tensor) -> Tensor:
         calls.append(len(x))
-        return module(x)
+        logits: Tensor = module(x)
+        return logits
 
     z = pgd_examples(answer, batch.x, batch.y, Fast.model_validate({"eps": "0.2"}), 0)
     assert len(calls) == 1
@@ -274,8 +275,13 @@ def test_free_training_replays_each_batch_and_counts_every_replay(few: DataSet) 
     epochs: list[Epoch] = []
     steps: list[float] = []
     plain = torch.optim.SGD.step
+
+    def counted(self: torch.optim.SGD) -> None:
+        steps.append(self.param_groups[0]["lr"])
+        plain(self)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", lambda self: (steps.append(self.param_groups[0]["lr"]), plain(self))[1])
+        patch.setattr(torch.optim.SGD, "step", counted)
         train(entry(free={"eps": 0.1, "replays": 3}, epochs=1), few, epochs.append)
     assert len(steps) == 3 * 7  # 200 images in batches of 32
     assert epochs[-1].done == 1
@@ -303,7 +309,7 @@ def test_a_step_of_free_training_is_eps_unless_the_recipe_says_otherwise(
 def test_each_adversarial_training_makes_the_network_more_robust(kind: str, few: DataSet) -> None:
     attack = TrainingAttack.model_validate({"eps": "0.2", "steps": 10, "step_size": "0.05"})
     batch = few.validation.batch(range(len(few.validation)))
-    recipe: dict[str, Any] = {"trades": ADVERSARY, "free": {"eps": 0.2, "replays": 4}, "fast": {"eps": 0.2}}[kind]  # type: ignore[assignment]
+    recipe: dict[str, Any] = {"trades": ADVERSARY, "free": {"eps": 0.2, "replays": 4}, "fast": {"eps": 0.2}}[kind]
     left = []
     for training in ({}, {kind: recipe}):
         module = train(entry(epochs=15, **training), few, quiet)

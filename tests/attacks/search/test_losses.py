@@ -158,7 +158,7 @@ def test_a_row_of_equal_logits_fares_as_it_does_alone(name: str) -> None:
     logits, labels = _logits(3, 10)
     logits[1] = 1e-5 * torch.arange(10)
     for answer in (lambda some, of: _loss(name, of, 10)(some), lambda some, of: _gradient(_loss(name, of, 10), some)):
-        torch.testing.assert_close(answer(logits, labels)[1], answer(logits[1:2], labels[1:2])[0])
+        torch.testing.assert_close(answer(logits, labels)[1], answer(logits[1:2], labels[1:2])[0])  # type: ignore[no-untyped-call]
 
 
 def test_finite_logits_whose_sum_is_not_are_finite() -> None:
@@ -194,7 +194,8 @@ class _Scaled(torch.nn.Module):
         self.network, self.scale = network, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x) * self.scale
+        logits: Tensor = self.network(x) * self.scale
+        return logits
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd"])

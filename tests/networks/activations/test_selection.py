@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,7 +48,7 @@ KINDS: dict[str, Callable[[Floats], Floats]] = {
     seed=st.integers(0, 2**32 - 1),
 )
 def test_selection_finds_what_sorting_finds(kind: str, dtype: type, b: int, n: int, share: float, seed: int) -> None:
-    rows = KINDS[kind](np.random.default_rng(seed).standard_normal((b, n)).astype(dtype)).astype(dtype)
+    rows: NDArray[Any] = KINDS[kind](np.random.default_rng(seed).standard_normal((b, n)).astype(dtype)).astype(dtype)
     k = max(1, round(share * n))
     before = rows.copy()
     kth, surplus = kth_largest(rows, k)
@@ -65,7 +67,7 @@ def test_selection_refuses_nan_wherever_it_is(place: int) -> None:
         kth_largest(rows, 1000)
 
 
-class _Watching(TorchDispatchMode):
+class _Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What follows operations meets the definition."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -79,7 +81,7 @@ def both(x: Tensor, activation: Callable[[Tensor], Tensor]) -> tuple[tuple[Tenso
     for watch in (False, True):
         leaf = x.clone().requires_grad_()
         torch.manual_seed(3)
-        with _Watching() if watch else nullcontext():
+        with _Watching() if watch else nullcontext():  # type: ignore[no-untyped-call]
             out = activation(leaf)
         found.append((out.detach(), torch.autograd.grad(out, leaf, upstream)[0]))
     return found[0], found[1]
@@ -112,7 +114,8 @@ def test_lwta_in_one_operation_is_its_definition_bit_for_bit(layout: str, dtype:
         drawn = np.random.default_rng(2).standard_normal((3, 8 * 4 * 5)).astype(np.float32)
         x = LAYOUTS[layout](torch.from_numpy(KINDS[kind](drawn)).to(dtype).view(3, 8, 4, 5))
         activations: list[Callable[[Tensor], Tensor]] = [partial(lwta, units=units) for units in (1, 2, 3, 4, 20)]
-        for activation in (*activations, StochasticLwta(2).eval()):
+        activations.append(StochasticLwta(2).eval())
+        for activation in activations:
             fast, plain = both(x, activation)
             assert same_bits(fast[0], plain[0])
             assert same_bits(fast[1], plain[1])
@@ -138,7 +141,7 @@ def test_second_derivatives_and_batched_gradients_go_through_k_wta() -> None:
     (first,) = torch.autograd.grad(kwta(leaf, 2).pow(3).sum(), leaf, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), leaf)
     assert second.tolist() == [[18, 0, 12]]
-    jacobian = torch.autograd.functional.jacobian(lambda x: kwta(x, 2), leaf[0].detach().view(1, 3), vectorize=True)
+    jacobian = torch.autograd.functional.jacobian(lambda x: kwta(x, 2), leaf[0].detach().view(1, 3), vectorize=True)  # type: ignore[no-untyped-call]
     assert jacobian.view(3, 3).tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
     assert torch.func.grad(lambda x: kwta(x, 2).square().sum())(leaf.detach()).tolist() == [[6, 0, 4]]
 
@@ -148,7 +151,7 @@ def test_a_result_that_is_overwritten_has_no_gradient_as_with_relu() -> None:
     out = kwta(leaf, 2)
     out += 1
     with pytest.raises(RuntimeError, match="inplace"):
-        out.sum().backward()
+        out.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_k_wta_runs_in_inference_mode() -> None:

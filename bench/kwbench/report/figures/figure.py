@@ -28,6 +28,9 @@ class Figure:
     sources: tuple[Source, ...] = field(repr=False)
 
 
+# In the order of the page, with what each is about.
+
+
 def source_of(each: Measurement) -> Source:
     return Source(each.model, each.identity, {**each.spec, "provenance": each.provenance})
 
