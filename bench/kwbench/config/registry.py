@@ -116,7 +116,7 @@ class Registry:
         short = name.removeprefix(f"{DEFAULT_DATASET}/")
         if short not in self.entries:
             raise UsageError(
-                f"model {name!r} is not in {self.path}; {did_you_mean(short, self.entries)} "
+                f"model {name!r} is not in {self.path}; {did_you_mean(short, self.entries, listed_by='kwbench models')} "
                 "(a model of your own is written path/to/file.py:factory)"
             )
         return short, self.entries[short]
