@@ -19,7 +19,7 @@ from kwbench.networks.activations.fused_operation import empty_like
 from kwbench.networks.activations.kwta import kwta
 from kwbench.networks.activations.lwta import lwta
 from kwbench.networks.activations.selection import Floats, kth_largest
-from networks.activations.test_activations import LAYOUTS, same_bits
+from support.tensors import LAYOUTS, same_bits
 
 # How values may crowd: what they are made of is standard normal.
 KINDS: dict[str, Callable[[Floats], Floats]] = {

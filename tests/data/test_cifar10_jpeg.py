@@ -1,0 +1,60 @@
+"""CIFAR-10 recompressed as JPEG, read from its zip archive."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kwbench.data import load_dataset
+from kwbench.errors import CannotEvaluate, DamagedData, UsageError
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def jpeg_zip(folder: Path, each: int = 2, size: tuple[int, int] = (32, 32), classes: tuple[str, ...] = CLASSES) -> Path:
+    """A zip laid out as cifar10-jpeg.zip, with `each` images of each class to test on and five times as many to train on."""
+    random = np.random.default_rng(0)
+    with zipfile.ZipFile(folder / "cifar10-jpeg.zip", "w") as archive:
+        for part, n in (("test", each), ("train", 5 * each)):
+            for name in classes:
+                for index in range(n):
+                    buffer = io.BytesIO()
+                    Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(buffer, "JPEG")
+                    archive.writestr(f"{part}/{name}/{index:04}.jpg", buffer.getvalue())
+    return folder
+
+
+def test_jpeg_cifar10_is_read_from_its_zip_mixed_and_with_a_tenth_held_out(tmp_path: Path) -> None:
+    found = load_dataset("cifar10-jpeg", data_dir=jpeg_zip(tmp_path), download=True)  # of what is there nothing is missing
+    assert (found.name, found.classes, found.shape, found.fixed_classes) == ("cifar10-jpeg", 10, (3, 32, 32), True)
+    assert (len(found.test), len(found.train), len(found.validation)) == (20, 90, 10)
+    assert np.bincount(found.test.labels).tolist() == [2] * 10
+    assert (np.diff(found.test.labels) < 0).sum() > 2, "the classes are not mixed"
+    with zipfile.ZipFile(tmp_path / "cifar10-jpeg.zip") as archive, Image.open(archive.open("test/frog/0001.jpg")) as image:
+        pixels = np.asarray(image).transpose(2, 0, 1)
+    (row,) = np.flatnonzero((found.test.images == pixels).all(axis=(1, 2, 3)))
+    assert found.test.labels[row] == CLASSES.index("frog")
+    again = load_dataset("cifar10-jpeg", data_dir=tmp_path)
+    assert (again.train.images == found.train.images).all()
+
+
+def test_a_zip_that_is_not_jpeg_cifar10_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(CannotEvaluate, match=r"cifar10-jpeg\.zip: cannot be read .*--data-dir"):
+        load_dataset("cifar10-jpeg", data_dir=tmp_path)
+    with pytest.raises(UsageError, match="no public address"):
+        load_dataset("cifar10-jpeg", data_dir=tmp_path, download=True)
+    with pytest.raises(DamagedData, match=r"0000\.jpg has shape \(3, 8, 32\)"):
+        load_dataset("cifar10-jpeg", data_dir=jpeg_zip(tmp_path, size=(8, 32)))
+    with pytest.raises(DamagedData, match="images of 9 classes"):
+        load_dataset("cifar10-jpeg", data_dir=jpeg_zip(tmp_path, classes=CLASSES[:9]))
+    with zipfile.ZipFile(tmp_path / "cifar10-jpeg.zip", "w") as archive:
+        for name in CLASSES:
+            archive.writestr(f"test/{name}/0.jpg", b"no image")
+    with pytest.raises(DamagedData, match=r"test/airplane/0\.jpg: not a readable image"):
+        load_dataset("cifar10-jpeg", data_dir=tmp_path)
+    (tmp_path / "cifar10-jpeg.zip").write_bytes(b"PK no zip")
+    with pytest.raises(DamagedData, match="not a zip archive"):
+        load_dataset("cifar10-jpeg", data_dir=tmp_path)
