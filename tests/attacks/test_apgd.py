@@ -24,7 +24,7 @@ from kwbench.model import Precision
 from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom, seeded_globally
 from kwbench.threat import ThreatModel
-from model.test_model import Watched
+from support.modules import Watched
 from support.small_models import Linear, Noisy, broken, cnn, first_images, normed_cnn, run, sharp, trained_cnn, wrapped
 
 THREATS = [ThreatModel.of("linf", "0.11"), ThreatModel.of("l2", "0.55")]

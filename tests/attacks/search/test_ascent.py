@@ -12,7 +12,7 @@ from kwbench.model import Model
 from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
-from model.test_model import Watched
+from support.modules import Watched
 from support.small_models import broken, cnn, first_images, normed_cnn, run, sharp, trained_cnn, wrapped
 
 LINF = ThreatModel.of("linf", "0.12")

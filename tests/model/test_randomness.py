@@ -1,0 +1,59 @@
+"""Randomness from any source is detected and can be repeated."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from support.modules import Counting, Dropout, NumpyNoise, PythonNoise
+from support.small_models import cnn, first_images, trained_cnn, wrapped
+
+
+@pytest.mark.parametrize("kind", [NumpyNoise, PythonNoise, Dropout, Counting])
+def test_randomness_of_any_source_is_detected(kind: type[nn.Module]) -> None:
+    model = wrapped(kind())
+    assert model.measure_randomness(first_images(8).x)
+    assert model.stochastic
+
+
+@pytest.mark.parametrize("kind", [NumpyNoise, PythonNoise, Dropout])
+def test_reseeding_repeats_randomness_and_leaves_the_global_generators_alone(kind: type[nn.Module]) -> None:
+    model, x = wrapped(kind()), first_images(8).x
+    model.stochastic = True
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    expected = (torch.rand(1).item(), np.random.rand(), random.random())
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    answers = []
+    for place in ("here", "here", "there"):
+        model.reseed(0, place)
+        answers.append(torch.stack([model(x), model(x)]))
+    assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
+    assert torch.equal(answers[0], answers[1])
+    assert not torch.equal(answers[0], answers[2])
+    assert not torch.equal(answers[0][0], answers[0][1]), "every pass is a draw of its own"
+
+
+def test_a_deterministic_model_is_detected() -> None:
+    for model in (cnn(), wrapped(nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 10)))):
+        assert not model.measure_randomness(first_images(8).x)
+
+
+def test_nan_neither_counts_as_randomness_nor_hides_it() -> None:
+    class Broken(nn.Module):
+        def __init__(self, noise: float) -> None:
+            super().__init__()
+            self.noise = noise
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = trained_cnn()(x) + self.noise * torch.rand(len(x), 1)
+            logits[:, 3] = torch.nan
+            return logits
+
+    assert not wrapped(Broken(0.0)).measure_randomness(first_images(4).x)
+    assert wrapped(Broken(1.0)).measure_randomness(first_images(4).x)

@@ -1,0 +1,80 @@
+"""The survey: relaxed operations, and operations that no gradient passes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from defences.hiding import HIDING
+from defences.spellings import KWTA, LWTA, kwta, slwta
+from kwbench.networks.activations import Kwta
+from kwbench.relaxation import relaxed, survey
+from support.relaxation import FunctionModule, evaluate, gradient, rows, seeded, zoo
+from support.small_models import first_images
+
+
+@pytest.mark.parametrize("way", HIDING)
+def test_the_survey_reports_every_relaxed_operation(way: str) -> None:
+    found = survey(FunctionModule(HIDING[way]), rows())
+    # Reading by a boolean mask gives a shape that depends on the pixels, which no relaxation can follow.
+    assert found.unseen == (("the gradient ends at index",) if way == "writes where true" else ())
+    assert found.relaxed or way == "data"
+
+
+@pytest.mark.parametrize("name", ["resnet18-slwta2", "resnet18-kwta0.1", "resnet18-lwta0.2"])
+def test_every_gradient_of_the_zoo_is_followed(name: str) -> None:
+    module, x = zoo(name), first_images(8).x.contiguous(memory_format=torch.channels_last)
+    expected = seeded(evaluate, module, x)
+    assert torch.equal(seeded(relaxed, module, x.clone().requires_grad_()), expected)
+    found = survey(module, x)
+    assert found.unseen == ()
+    assert any("layers" in relaxation.where or "blocks" in relaxation.where for relaxation in found.relaxed), found.relaxed
+
+
+@pytest.mark.parametrize(("family", "way"), [*[("lwta", way) for way in LWTA], *[("kwta", way) for way in KWTA]])
+def test_every_spelling_is_followed_except_numpy(family: str, way: str) -> None:
+    module, x = (slwta if family == "lwta" else kwta)(way), first_images(4).x
+    expected = seeded(evaluate, module, x)
+    torch.manual_seed(1)
+    np.random.seed(0)
+    if way != "numpy":
+        assert torch.equal(seeded(relaxed, module, x.clone().requires_grad_()), expected)
+    unseen = survey(module, x).unseen
+    assert [text for text in unseen if "leave PyTorch" in text] if way == "numpy" else unseen == ()
+
+
+def test_an_operation_without_a_gradient_is_named_with_its_module() -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            counts = torch.stack([torch.bincount(row.long().clamp(0, 3), minlength=4) for row in x])
+            return x[:, :4] + counts
+
+    module, x = nn.Sequential(nn.Identity(), Inner()), rows()
+    assert torch.equal(relaxed(module, x.clone().requires_grad_()), module(x))
+    assert survey(module, x).unseen == ("the gradient ends at bincount in 1, 8 times",)
+
+
+@torch.library.custom_op("kwbench_tests::halve", mutates_args=())
+def _halve(x: Tensor) -> Tensor:
+    return x * 0.5
+
+
+def test_so_is_a_custom_operation_without_a_gradient() -> None:
+    module, x = FunctionModule(lambda x: _halve(x) + 0.1 * x), rows()
+    assert torch.equal(relaxed(module, x.clone().requires_grad_()), module(x))
+    assert survey(module, x).unseen == ("the gradient ends at kwbench_tests.halve",)
+    assert survey(FunctionModule(_halve), x).unseen[-1] == "no gradient at all reaches the pixels"
+
+
+def test_control_flow_that_depends_on_the_pixels_is_followed_and_reported() -> None:
+    module, x = FunctionModule(lambda x: x.sign() if bool(x.sum() > 0) else x * (x > 0)), 0.5 + 0.1 * rows()
+    for images in (x, x - 2):
+        assert torch.equal(relaxed(module, images.clone().requires_grad_()), module(images))
+        assert bool((gradient(module, images) != 0).any())
+    assert "which operations run depends on the pixels" in survey(module, x + 1).unseen
+
+
+def test_ties_do_not_change_which_operations_k_wta_runs() -> None:
+    x = torch.linspace(0.1, 0.8, 16).repeat(2, 1).view(2, 1, 4, 4)
+    x[0].view(-1)[-2:] = 0.9
+    assert survey(nn.Sequential(Kwta("1/16"), nn.Flatten()), x).unseen == ()

@@ -1,0 +1,19 @@
+"""Fixtures of the tests of training."""
+
+import pytest
+import torch
+
+from kwbench.data import DataSet, Split, load_dataset
+
+
+@pytest.fixture(scope="module")
+def few() -> DataSet:
+    """The digits with only 200 training images."""
+    whole = load_dataset("digits")
+    train_split = Split(whole.train.images[:200], whole.train.labels[:200])
+    return DataSet("digits", 10, whole.test, train_split, whole.validation, whole.threat)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

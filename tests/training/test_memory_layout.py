@@ -1,0 +1,66 @@
+"""When training lays out weights and images with channels last."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kwbench.config.registry import ModelEntry
+from kwbench.data import DataSet, Split
+from kwbench.training import train
+from support.training import entry, quiet
+
+
+@pytest.mark.parametrize(
+    ("activation", "precision", "last"),
+    [
+        ({"name": "relu"}, "float32", True),
+        ({"name": "relu"}, "bfloat16", True),
+        ({"name": "kwta", "gamma": 0.2}, "float32", True),
+        ({"name": "kwta", "gamma": 0.2}, "bfloat16", False),
+        ({"name": "stochastic_lwta"}, "float32", False),
+    ],
+)
+def test_channels_are_laid_out_last_but_where_a_layer_would_copy_them(
+    few: DataSet, activation: dict[str, Any], precision: str, last: bool
+) -> None:
+    assert laid_out_last(entry(activation, epochs=1, precision=precision), few) == last
+
+
+@pytest.mark.parametrize(("width", "last"), [(8, False), (15, False), (16, True)])
+def test_channels_are_not_laid_out_last_where_onednn_would_write_beyond_its_memory(
+    few: DataSet, width: int, last: bool
+) -> None:
+    assert laid_out_last(entry(network={"name": "resnet18", "width": width}, epochs=1), few) == last
+
+
+def test_images_that_come_with_channels_last_are_laid_out_as_the_network_is(few: DataSet) -> None:
+    # As the files of torchvision have them.
+    stored = np.random.default_rng(0).random((200, 8, 8, 3), dtype=np.float32)
+    images = Split(stored.transpose(0, 3, 1, 2), few.train.labels)
+    coloured = DataSet("coloured", 10, images, images, images, few.threat)
+    narrow = entry(network={"name": "resnet18", "width": 8}, epochs=1, shift=0)
+    assert not laid_out_last(narrow, coloured)
+    assert laid_out_last(entry(network={"name": "resnet18", "width": 16}, epochs=1, shift=0), coloured)
+
+
+def laid_out_last(model: ModelEntry, dataset: DataSet) -> bool:
+    """Whether weights and images, in the last batch, have channels last; all or none."""
+    seen: list[bool] = []
+
+    def look(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if isinstance(layer, nn.Conv2d) and layer.in_channels > 1 and layer.kernel_size != (1, 1):
+            seen.append(layer.weight.is_contiguous(memory_format=torch.channels_last))
+            if given[0].shape[2] > 1:
+                seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        train(model, dataset, quiet)
+    finally:
+        hook.remove()
+    # The first pass of all only sees whether the network suits the images.
+    assert len(set(seen[len(seen) // 2 :])) == 1
+    return seen[-1]
