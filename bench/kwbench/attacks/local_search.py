@@ -88,6 +88,10 @@ class LocalSearch(Attack):
         """See Attack; the climbs follow relaxed gradients, the flips none."""
         return "softened"
 
+    def revisions(self) -> dict[str, int]:
+        """See Attack; the climbs follow relaxed gradients."""
+        return {**super().revisions(), **Relaxed().revisions()}
+
     def passes(self, stochastic: bool) -> int:
         """See Attack."""
         climb = self.steps * Relaxed().passes() + 1

@@ -51,6 +51,10 @@ class Transfer(Attack):
         """See Attack; the passes are those of the surrogate."""
         return self._search().passes(stochastic)
 
+    def revisions(self) -> dict[str, int]:
+        """See Attack; the search on the surrogate is one of its parts."""
+        return {**super().revisions(), "search": self._search().revision}
+
     def _search(self) -> Pgd | Apgd:
         if self.search == "apgd":
             return Apgd(

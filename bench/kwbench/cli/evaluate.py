@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,6 @@ from kwbench.cli.options import (
     SuiteName,
     chosen_suite,
     evaluation_options,
-    names_in,
 )
 from kwbench.cli.output import (
     command_line,
@@ -34,13 +34,11 @@ from kwbench.errors import UsageError
 from kwbench.imports import importing
 
 if TYPE_CHECKING:
-    from kwbench.config.suite import Suite
     from kwbench.evaluation.request import Request
     from kwbench.evaluation.runner import Progress
     from kwbench.evaluation.sweep import Sweep
     from kwbench.record.store import Store
     from kwbench.record.summary import Summary
-    from kwbench.verdict import Verdict
 
 app = typer.Typer()
 PANEL = "Measure"
@@ -99,15 +97,17 @@ def diagnose(
     options.prepare()
     with importing():
         from kwbench.cli.progress import progress_display
+        from kwbench.evaluation.protocol import protocol_suite, verdict_against
 
-    rival = [] if protocol is None else options.requests(models, _protocol_suite(protocol))
+    rival = [] if protocol is None else options.requests(models, protocol_suite(protocol))
     judged = options.requests(models, replace(chosen_suite(None, suite, settings), diagnose=True))
     store = options.store()
     with progress_display() as show:
         rivals = _evaluated(rival, store, show, options.time_limit) if rival else []
         results = _evaluated(judged, store, show, options.time_limit, thoroughly=True)
     require_complete(rivals)
-    print_diagnoses(results, _verdicts(results, rivals, protocol, suite), as_json)
+    verdicts = [verdict_against(result, protocol, rival) for result, rival in zip_longest(results, rivals)]
+    print_diagnoses(results, verdicts, as_json)
     require_complete(results)
 
 
@@ -129,33 +129,6 @@ def _evaluated(
         store,
         [run(request, store, show, command=command, time_limit=time_limit, thoroughly=thoroughly) for request in requests],
     )
-
-
-def _protocol_suite(protocol: str) -> "Suite":
-    """Return the suite that --protocol names, or the one of the attacks that it lists."""
-    from kwbench.config.suite import read_suite, suite_names, suite_of
-
-    named = protocol in suite_names() or protocol.endswith((".yaml", ".yml"))
-    return read_suite(protocol) if named else suite_of(names_in(protocol))
-
-
-def _verdicts(results: Sequence["Summary"], rivals: Sequence["Summary"], protocol: str | None, suite: str) -> "list[Verdict]":
-    """Return a verdict for each result, against the rival protocol's result on the same samples if there is one.
-
-    Raises UsageError if the two differ in threat model or samples.
-    """
-    from kwbench.verdict import verdict
-
-    verdicts = []
-    for position, result in enumerate(results):
-        rival = rivals[position] if rivals else None
-        if rival is not None and (rival.threat, rival.index.tolist()) != (result.threat, result.index.tolist()):
-            raise UsageError(
-                f"--protocol {protocol}: attacks at {rival.threat}, {suite} at {result.threat}; give --norm and --eps"
-            )
-        values = None if rival is None else rival.robust_values
-        verdicts.append(verdict(result, result.findings, (str(protocol), values) if values is not None else None))
-    return verdicts
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench sweep resnet18-relu-at --over eps=2/255,4/255,8/255 --svg eps.svg")

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.config.prediction import parse_prediction_rule
-from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_names, suite_of
+from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_of
 from kwbench.data import DATA_SETS, DataSet, dataset_from_arrays, load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.evaluation.protocol import protocol_suite, verdict_against
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.result import EvaluationResult, result_of
 from kwbench.evaluation.runner import Progress
@@ -23,7 +24,6 @@ from kwbench.evaluation.runner import evaluate as run
 from kwbench.networks.in_memory import unchanged
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
-from kwbench.verdict import verdict as reach_verdict
 
 
 def evaluate(model: str | nn.Module, x: Any = None, y: Any = None, **options: Any) -> EvaluationResult:
@@ -40,14 +40,11 @@ def diagnose(
     """See kwbench.diagnose, whose options these are."""
     call = _Call(model, x, y, **options)
     with call.opened() as store:
-        rival = None if protocol is None else call.run(_protocol_suite(protocol), store)
+        rival = None if protocol is None else call.run(protocol_suite(protocol), store)
         if rival is not None and not rival.complete:
             raise CannotEvaluate(f"{rival.model}: {protocol} is incomplete: {'; '.join(rival.missing)}")
         summary = call.run(replace(call.suite(default="strong"), diagnose=True), store, thoroughly=True)
-        if rival is not None and (rival.threat, rival.index.tolist()) != (summary.threat, summary.index.tolist()):
-            raise UsageError(f"protocol {protocol} attacks at {rival.threat}, the suite at {summary.threat}; give norm and eps")
-        against = None if rival is None or rival.robust_values is None else (str(protocol), rival.robust_values)
-        return result_of(store, summary, call.images(summary), reach_verdict(summary, summary.findings, against))
+        return result_of(store, summary, call.images(summary), verdict_against(summary, protocol, rival))
 
 
 def attack(name: str, model: str | nn.Module, x: Any, y: Any, options: Mapping[str, Any], **parameters: Any) -> Tensor:
@@ -185,11 +182,6 @@ class _Call:
         dataset = request.images or load_dataset(request.dataset_name, data=request.data, data_dir=request.data_dir)
         split = dataset.test if request.split == "test" else dataset.validation
         return split.batch(summary.index.tolist()).x
-
-
-def _protocol_suite(protocol: str) -> Suite:
-    named = protocol in suite_names() or protocol.endswith((".yaml", ".yml"))
-    return read_suite(protocol) if named else suite_of([name.strip() for name in protocol.split(",")])
 
 
 def _path(path: str | Path | None) -> Path | None:
