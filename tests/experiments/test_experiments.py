@@ -1,4 +1,4 @@
-"""The experiments beyond tables, on small real networks and on layers whose answers are known."""
+"""Experiments on small trained networks and on layers with known results."""
 
 from dataclasses import fields, replace
 from typing import Any, ClassVar
@@ -36,17 +36,17 @@ def kwta_network(gamma: float = 0.25) -> nn.Module:
         return nn.Sequential(*layers)
 
 
-def test_the_middle_of_a_landscape_is_the_loss_at_the_image_and_the_gradient_leads_up() -> None:
-    found = measure("landscape", points=21, radius=0.02)
+def test_the_centre_of_a_landscape_is_the_loss_at_the_image_and_the_loss_rises_along_the_gradient() -> None:
+    arrays = measure("landscape", points=21, radius=0.02)
     batch, model = first_images(2), cnn()
     with torch.no_grad():
         expected = F.cross_entropy(model(batch.x).double(), batch.y, reduction="none")
-    np.testing.assert_allclose(found["loss"][:, 10, 10], expected.numpy(), rtol=1e-4)
-    np.testing.assert_allclose(found["e"], np.linspace(-0.02, 0.02, 21), atol=1e-8)
-    assert (np.diff(found["loss"][:, 9:12, 10], axis=1) > 0).all()
-    # The gradient's sign rises faster than a random one.
-    assert (found["loss"][:, -1, 10] > found["loss"][:, 10, -1]).all()
-    assert set(np.unique(found["right"])) <= {0.0, 1.0}
+    np.testing.assert_allclose(arrays["loss"][:, 10, 10], expected.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(arrays["e"], np.linspace(-0.02, 0.02, 21), atol=1e-8)
+    assert (np.diff(arrays["loss"][:, 9:12, 10], axis=1) > 0).all()
+    # The loss rises faster along the gradient's sign than along a random sign vector.
+    assert (arrays["loss"][:, -1, 10] > arrays["loss"][:, 10, -1]).all()
+    assert set(np.unique(arrays["right"])) <= {0.0, 1.0}
 
 
 def test_a_landscape_does_not_depend_on_the_tile_and_reaches_beyond_the_ball_by_default() -> None:
@@ -57,42 +57,42 @@ def test_a_landscape_does_not_depend_on_the_tile_and_reaches_beyond_the_ball_by_
     assert steep["loss"].shape == (1, 3, 3)
 
 
-def test_logits_are_followed_from_the_image_to_the_edge_of_the_ball() -> None:
-    found = measure("logits", steps=20)
+def test_logits_are_recorded_from_the_clean_image_to_the_boundary_of_the_ball() -> None:
+    arrays = measure("logits", steps=20)
     batch = first_images(2)
-    np.testing.assert_allclose(found["logits"][:, 0], cnn()(batch.x).detach().numpy(), rtol=1e-5)
-    np.testing.assert_allclose(found["distance"][:, [0, 10, 20]], [[0, 0.05, 0.1]] * 2, atol=1e-6)
-    true = np.take_along_axis(found["logits"], found["label"].astype(int)[:, None, None], axis=2)[..., 0]
+    np.testing.assert_allclose(arrays["logits"][:, 0], cnn()(batch.x).detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(arrays["distance"][:, [0, 10, 20]], [[0, 0.05, 0.1]] * 2, atol=1e-6)
+    true = np.take_along_axis(arrays["logits"], arrays["label"].astype(int)[:, None, None], axis=2)[..., 0]
     assert (true[:, -1] < true[:, 0]).all()
 
 
-def test_patterns_change_where_a_hyperplane_of_the_layer_is_crossed() -> None:
+def test_a_pattern_changes_where_a_direction_crosses_a_hyperplane_of_the_layer() -> None:
     weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     first = nn.Linear(64, 5, bias=False)
     with torch.no_grad():
         first.weight.copy_(weight)
     network = nn.Sequential(nn.Flatten(), first, nn.ReLU(), nn.Linear(5, 10))
-    found = measure("patterns", wrapped(network), n=3, directions=4)
-    # The same directions, drawn anew; the first sign to change along each.
+    arrays = measure("patterns", wrapped(network), n=3, directions=4)
+    # Draw the same directions again; along each, the first sign change ends the pattern.
     batch = first_images(3)
-    drawn = SampleRandom(0, "patterns", batch.samples).normal("directions", (4, 1, 8, 8)).double().flatten(2)
+    normals = SampleRandom(0, "patterns", batch.samples).normal("directions", (4, 1, 8, 8)).double().flatten(2)
     for row, x in enumerate(batch.x.double().flatten(1)):
-        flat = drawn[row] - (drawn[row] @ x)[:, None] * x / (x @ x)
+        flat = normals[row] - (normals[row] @ x)[:, None] * x / (x @ x)
         flat = flat / flat.norm(dim=1, keepdim=True) * x.norm()
         share = -(weight.double() @ x) / (flat @ weight.double().T)
         expected = torch.where((share > 0) & (share <= 1), share, torch.inf).amin(dim=1)
         expected[expected.isinf()] = torch.nan
-        np.testing.assert_allclose(found["distance"][row], expected.numpy(), rtol=1e-9)
+        np.testing.assert_allclose(arrays["distance"][row], expected.numpy(), rtol=1e-9)
 
 
-def test_kwta_jumps_where_its_pattern_changes_and_relu_does_not() -> None:
+def test_logits_jump_where_a_kwta_pattern_changes_but_not_where_a_relu_pattern_does() -> None:
     jumping, smooth = measure("patterns", wrapped(kwta_network())), measure("patterns", wrapped(trained_cnn()))
     assert np.nanmedian(jumping["jump"]) > 1e-2
     assert np.nanmax(smooth["jump"]) < 1e-9
     assert (jumping["distance"] > 0).all()
 
 
-def test_patterns_of_random_networks_and_of_those_without_any_are_refused() -> None:
+def test_patterns_rejects_stochastic_networks_and_networks_without_pattern_layers() -> None:
     noisy = wrapped(Noisy(trained_cnn(), 0.1))
     noisy.measure_randomness(first_images(2).x)
     with pytest.raises(CannotEvaluate, match="is random"):
@@ -101,28 +101,30 @@ def test_patterns_of_random_networks_and_of_those_without_any_are_refused() -> N
         measure("patterns", wrapped(Linear(torch.ones(10, 64), torch.zeros(10))))
 
 
-def test_answers_are_probabilities_before_and_after_each_attack_with_examples_of_both_kinds() -> None:
-    found = measure("answers", n=24, examples=2)
+def test_answers_has_probabilities_before_and_after_each_attack_and_examples_of_both_kinds() -> None:
+    arrays = measure("answers", n=24, examples=2)
     batch, model = first_images(24), cnn()
     with torch.no_grad():
         logits = model(batch.x)
     clean = logits.double().softmax(dim=1).gather(1, batch.y[:, None])[:, 0].numpy()
-    np.testing.assert_allclose(found["probability"][0], clean, rtol=1e-4)
-    np.testing.assert_array_equal(found["prediction"][2], found["prediction"][0])
-    assert found["probability"][1].mean() < found["probability"][0].mean()
-    assert found["moved"][1].max() <= 0.1 + 1e-6
-    fooled, held = found["example"][0]
+    np.testing.assert_allclose(arrays["probability"][0], clean, rtol=1e-4)
+    np.testing.assert_array_equal(arrays["prediction"][2], arrays["prediction"][0])
+    assert arrays["probability"][1].mean() < arrays["probability"][0].mean()
+    assert arrays["moved"][1].max() <= 0.1 + 1e-6
+    fooled, held = arrays["example"][0]
     for kind, rows in enumerate((fooled, held)):
-        for place, row in enumerate(rows[rows >= 0].astype(int)):
-            assert (found["prediction"][1, row] != found["label"][row]) == (kind == 0)
-            np.testing.assert_array_equal(found["image"][0, kind, place], batch.x[row].numpy())
-    # Doing nothing fools nobody.
-    assert (found["example"][1, 0] == -1).all()
-    assert np.isnan(found["image"][1, 0]).all()
+        for position, row in enumerate(rows[rows >= 0].astype(int)):
+            assert (arrays["prediction"][1, row] != arrays["label"][row]) == (kind == 0)
+            np.testing.assert_array_equal(arrays["image"][0, kind, position], batch.x[row].numpy())
+    # The attack `noop` never fools the model.
+    assert (arrays["example"][1, 0] == -1).all()
+    assert np.isnan(arrays["image"][1, 0]).all()
 
 
-def test_what_lies_outside_the_ball_or_is_no_image_leaves_the_image_as_it_was() -> None:
-    class Astray:
+def test_a_proposal_outside_the_ball_or_the_pixel_range_is_replaced_by_the_clean_image() -> None:
+    class InvalidProposals:
+        source = None
+
         def __call__(self, model: Model, x: torch.Tensor, *_: object) -> torch.Tensor:
             z = x.clone()
             z[0] = (z[0] + 0.5).clamp(0, 1)
@@ -130,82 +132,82 @@ def test_what_lies_outside_the_ball_or_is_no_image_leaves_the_image_as_it_was() 
             z[2] = x[2].sub(0.01)
             return z
 
-    subject = Subject(cnn(), first_images(4), LINF, 0, {"astray": Astray()})  # type: ignore[dict-item]
+    subject = Subject(cnn(), first_images(4), LINF, 0, {"invalid": InvalidProposals()})  # type: ignore[dict-item]
     assert (build_experiment("answers", {})(subject)["moved"] == 0).all()
 
 
-def test_the_region_of_one_pattern_shrinks_with_width_and_jumps_with_sparsity() -> None:
-    found = Layers(widths=(64, 512), gammas=(0.05, 0.4), draws=4, directions=32)(0)
-    assert (found["nearest"] <= found["typical"]).all()
-    assert (found["typical"] <= found["farthest"]).all()
-    typical, jump = np.median(found["typical"], axis=2), np.median(found["jump"], axis=2)
-    # Eight times the width: about an eighth of the distance.
+def test_the_region_of_a_pattern_shrinks_with_width_and_jumps_grow_with_sparsity() -> None:
+    arrays = Layers(widths=(64, 512), gammas=(0.05, 0.4), draws=4, directions=32)(0)
+    assert (arrays["nearest"] <= arrays["typical"]).all()
+    assert (arrays["typical"] <= arrays["farthest"]).all()
+    typical, jump = np.median(arrays["typical"], axis=2), np.median(arrays["jump"], axis=2)
+    # Eight times the width gives about an eighth of the distance.
     assert (typical[0] / typical[1] > 3).all()
     assert (jump[:, 0] > jump[:, 1]).all()
-    # The k-th largest of many normal numbers: their quantile.
-    np.testing.assert_allclose(np.median(found["threshold"], axis=2)[1], [1.645, 0.253], atol=0.2)
+    # The k-th largest of many normal values approaches their quantile.
+    np.testing.assert_allclose(np.median(arrays["threshold"], axis=2)[1], [1.645, 0.253], atol=0.2)
 
 
-def test_the_nearest_other_pattern_is_where_a_winner_and_a_loser_meet() -> None:
-    # In two dimensions there are two directions perpendicular to the input: the nearest other pattern lies along one of them.
-    found = Layers(widths=(12,), gammas=(0.25,), inputs=2, draws=20, directions=1)(0)
-    nearest, along = found["nearest"][0, 0], found["typical"][0, 0]
+def test_the_nearest_other_pattern_begins_where_a_winner_equals_a_loser() -> None:
+    # In two dimensions only two directions are perpendicular to the input; the nearest other pattern lies along one of them.
+    arrays = Layers(widths=(12,), gammas=(0.25,), inputs=2, draws=20, directions=1)(0)
+    nearest, along = arrays["nearest"][0, 0], arrays["typical"][0, 0]
     assert (along > nearest * (1 - 1e-9)).all()
     assert 4 <= np.isclose(along, nearest, rtol=1e-9).sum() <= 16
 
 
 def test_a_kwta_network_fits_the_points_of_a_function_and_jumps_between_them() -> None:
-    found = build_experiment("fit", {"points": 8, "width": 40, "steps": 600, "grid": 401})(0)
-    at = np.interp(found["x"], found["place"], found["relu"])
-    np.testing.assert_allclose(at, found["y"], atol=0.1)
-    steps = {name: np.abs(np.diff(found[name])) for name in ("kwta", "relu")}
-    changes = np.diff(found["pattern"]) > 0
+    arrays = build_experiment("fit", {"points": 8, "width": 40, "steps": 600, "grid": 401})(0)
+    fitted = np.interp(arrays["x"], arrays["place"], arrays["relu"])
+    np.testing.assert_allclose(fitted, arrays["y"], atol=0.1)
+    steps = {name: np.abs(np.diff(arrays[name])) for name in ("kwta", "relu")}
+    changes = np.diff(arrays["pattern"]) > 0
     assert steps["kwta"].max() > 3 * steps["relu"].max()
     assert changes[steps["kwta"].argmax()]
     again = build_experiment("fit", {"points": 8, "width": 40, "steps": 600, "grid": 401})(0)
-    assert all((found[name] == again[name]).all() for name in found)
+    assert all((arrays[name] == again[name]).all() for name in arrays)
 
 
-def test_the_loss_rises_as_weights_and_images_move_along_its_gradient() -> None:
-    found = measure("weights", n=16, steps=8, length=0.01)
+def test_the_loss_rises_as_weights_and_images_move_along_their_gradients() -> None:
+    arrays = measure("weights", n=16, steps=8, length=0.01)
     batch, model = first_images(16), cnn()
     with torch.no_grad():
         start = F.cross_entropy(model(batch.x), batch.y, reduction="none").numpy()
     for name in ("weights", "images"):
-        np.testing.assert_allclose(found[name][:, 0], start, rtol=1e-3, atol=1e-6)
-    assert (np.diff(found["weights"].mean(axis=0)) > 0).all()
-    assert (found["images"][:, -1] > found["images"][:, 0]).all()
-    assert (np.diff(found["images"], axis=1)[:, 0] > 0).all()
-    # The network under test is as it was.
+        np.testing.assert_allclose(arrays[name][:, 0], start, rtol=1e-3, atol=1e-6)
+    assert (np.diff(arrays["weights"].mean(axis=0)) > 0).all()
+    assert (arrays["images"][:, -1] > arrays["images"][:, 0]).all()
+    assert (np.diff(arrays["images"], axis=1)[:, 0] > 0).all()
+    # The experiment does not modify the network.
     again = measure("weights", n=16, steps=8, length=0.01)
-    assert all((found[name] == again[name]).all() for name in found)
+    assert all((arrays[name] == again[name]).all() for name in arrays)
 
 
-class Watched(nn.Conv2d):
-    """Notes how images and weights lie in memory."""
+class LayoutRecorder(nn.Conv2d):
+    """Records whether images and weights are contiguous."""
 
-    seen: ClassVar[list[bool]] = []
+    contiguous: ClassVar[list[bool]] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.weight.requires_grad and x.requires_grad:
-            self.seen.append(x.is_contiguous() and self.weight.is_contiguous())
+            self.contiguous.append(x.is_contiguous() and self.weight.is_contiguous())
         return super().forward(x)
 
 
-def test_weights_have_their_gradient_where_channels_come_first() -> None:
-    network = nn.Sequential(Watched(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+def test_the_gradient_is_computed_with_contiguous_tensors_despite_channels_last_inputs() -> None:
+    network = nn.Sequential(LayoutRecorder(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     grey = first_images(4)
     images = replace(grey, x=grey.x.repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last))
     network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     model = wrapped(network, shape=(3, 8, 8))
     build_experiment("weights", {"steps": 2})(Subject(model, images, LINF, 0, {}))
-    assert set(Watched.seen) == {True}
+    assert set(LayoutRecorder.contiguous) == {True}
 
 
-def test_a_random_network_jumps_no_more_than_its_weights_make_it() -> None:
-    found = measure("weights", wrapped(Noisy(trained_cnn(), 0.3)), n=8, steps=4, length=1e-6)
-    np.testing.assert_allclose(found["weights"], found["weights"][:, :1].repeat(5, axis=1), rtol=1e-2, atol=1e-4)
-    with pytest.raises(CannotEvaluate, match="has no weights that could move"):
+def test_a_stochastic_network_uses_the_same_noise_at_every_step() -> None:
+    arrays = measure("weights", wrapped(Noisy(trained_cnn(), 0.3)), n=8, steps=4, length=1e-6)
+    np.testing.assert_allclose(arrays["weights"], arrays["weights"][:, :1].repeat(5, axis=1), rtol=1e-2, atol=1e-4)
+    with pytest.raises(CannotEvaluate, match="has no weights to move"):
         measure("weights", wrapped(Linear(torch.ones(10, 64), torch.zeros(10))))
 
 
@@ -225,13 +227,13 @@ def test_a_random_network_jumps_no_more_than_its_weights_make_it() -> None:
         ("fit", {"gamma": 0.0}, "gamma must lie in"),
     ],
 )
-def test_impossible_experiments_are_refused(name: str, parameters: dict[str, Any], message: str) -> None:
+def test_invalid_experiments_are_rejected(name: str, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_experiment(name, parameters)
 
 
 def test_every_parameter_is_part_of_the_configuration() -> None:
     for name in EXPERIMENTS | SYNTHETIC:
-        plain = configuration(build_experiment(name, {}))
-        assert plain == configuration(build_experiment(name, plain))
-        assert list(plain) == [field.name for field in fields((EXPERIMENTS | SYNTHETIC)[name])]
+        parameters = configuration(build_experiment(name, {}))
+        assert parameters == configuration(build_experiment(name, parameters))
+        assert list(parameters) == [field.name for field in fields((EXPERIMENTS | SYNTHETIC)[name])]

@@ -178,7 +178,7 @@ def _on_models(
     if images is not None and options.n is not None:
         raise UsageError("--images and --n: give one of them")
     positions = _positions(images) if images is not None else None
-    n = max(positions) + 1 if positions is not None else options.n or built.usual
+    n = max(positions) + 1 if positions is not None else options.n or built.default_images
     requests = replace(options, n=n).requests(models, suite)
     store, measured = options.store(), []
     for request in requests:

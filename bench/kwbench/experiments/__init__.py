@@ -1,4 +1,7 @@
-"""The experiments beyond tables, by the name that users type. A new one is a file in this folder and a line here."""
+"""Experiments that measure more than an accuracy, by the name that users type.
+
+To add one, add a module to this folder and a line to the table below.
+"""
 
 import json
 from collections.abc import Mapping
@@ -27,35 +30,35 @@ EXPERIMENTS: dict[str, type[Any]] = {
     "weights": Weights,
 }
 
-# Those that make their own network.
+# Experiments that build their own network.
 SYNTHETIC: dict[str, type[Any]] = {"fit": Fit, "layers": Layers}
 
 
 def build_experiment(name: str, parameters: Mapping[str, Any]) -> Any:
-    """The experiment `name`, one of either kind, with these parameters; what is not given takes its default.
+    """Build the experiment `name`, of either kind; parameters that are not given take their defaults.
 
     Raises UsageError for an unknown experiment or parameter, or a value out of range.
     """
     kinds = EXPERIMENTS | SYNTHETIC
     if name not in kinds:
-        # That of training's curves measures nothing.
+        # The experiment `learning` only draws training curves, so it has no class here.
         raise UsageError(f"experiment {name!r} is unknown; {did_you_mean(name, [*kinds, 'learning'])}")
     known = [field.name for field in fields(kinds[name])]
     for parameter in parameters:
         if parameter not in known:
             raise UsageError(f"experiment {name!r} has no parameter {parameter!r}; {did_you_mean(parameter, known)}")
     try:
-        # As JSON: strict validation takes a list for a tuple, and still refuses "3" for 3.
+        # In JSON mode, strict validation accepts a list for a tuple but still rejects "3" for 3.
         return TypeAdapter(kinds[name]).validate_json(json.dumps(dict(parameters)))
     except ValidationError as invalid:
         first = invalid.errors()[0]
-        where = ".".join([name, *(str(part) for part in first["loc"])])
-        said = first["msg"].removeprefix("Value error, ")
+        path = ".".join([name, *(str(part) for part in first["loc"])])
+        message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-        raise UsageError(f"experiment {where}: {said}{got}") from None
+        raise UsageError(f"experiment {path}: {message}{got}") from None
 
 
 def configuration(experiment: Experiment | Synthetic) -> dict[str, Any]:
-    """Every parameter with its value, defaults included, as plain data; part of what identifies a measurement."""
-    plain = asdict(experiment)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+    """Return all parameters with their values, defaults included, as JSON values. They are part of a measurement's identity."""
+    parameters = asdict(experiment)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}

@@ -1,4 +1,4 @@
-"""What an experiment is: a frozen configuration that measures arrays on one model. It neither judges nor stores."""
+"""The interface of experiments: a frozen configuration that measures arrays on one model. It neither judges nor stores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from kwbench.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that is looked at, the images, the ball around them, the seed, and the attacks of the suite by label."""
+    """The input of an experiment: a model, images, the threat model, a seed, and the attacks of the suite by label."""
 
     model: Model
     batch: Batch
@@ -25,34 +25,35 @@ class Subject:
 
 
 class Experiment(Protocol):
-    """A frozen dataclass whose fields are its whole configuration; None stands for what the images and the ball suggest.
+    """A frozen dataclass whose fields are its whole configuration. None: derived from the images or the threat model.
 
-    `usual`: how many images it takes unless it is told.
+    `default_images`: the number of images if the user gives none.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     revision: ClassVar[int]
 
     @property
-    def usual(self) -> int: ...
+    def default_images(self) -> int: ...
 
     def __call__(self, subject: Subject) -> dict[str, Array]:
-        """The arrays that it measures, by name."""
+        """Return the measured arrays by name."""
         ...
 
 
 class Synthetic(Protocol):
-    """The same, for an experiment that makes its own network."""
+    """An experiment that builds its own network, configured like an `Experiment`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     revision: ClassVar[int]
 
     def __call__(self, seed: int) -> dict[str, Array]:
-        """The arrays that it measures, by name."""
+        """Return the measured arrays by name."""
         ...
 
 
 def numbers(tensor: Tensor) -> Array:
-    """A tensor as float64 on the CPU."""
+    """Return a tensor as a float64 array on the CPU."""
+
     array: Array = tensor.detach().double().cpu().numpy()
     return array

@@ -1,4 +1,4 @@
-"""A function of one number, fitted by a k-WTA network (xiao2020, arXiv:1905.10510, figure 1)."""
+"""Fit a one-dimensional function with a k-WTA network (xiao2020, arXiv:1905.10510, figure 1)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from kwbench.record.measurement import Array
 
 @dataclass(frozen=True)
 class Fit:
-    """Networks of `hidden` layers of `width` units, one with k-WTA and one with ReLU, fitted to the same points of a smooth
-    function by `steps` steps of Adam on their mean squared error.
+    """Fit two networks, one with k-WTA and one with ReLU, to the same `points` of a smooth function.
 
-    The paper names neither function nor network; here it is sin(3 x) + x / 2 on [-2, 2].
+    Both have `hidden` layers of `width` units and take `steps` steps of Adam on the mean squared error. The paper states
+    neither function nor network; here the function is sin(3 x) + x / 2 on [-2, 2].
     """
 
     revision: ClassVar[int] = 1
@@ -43,35 +43,37 @@ class Fit:
             raise ValueError("gamma must lie in (0, 1] and learning_rate be positive")
 
     def __call__(self, seed: int) -> dict[str, Array]:
-        """`x` and `y` (points,); `place`, `target`, `kwta` and `relu` (grid,); `pattern` (grid,), a number that changes
-        wherever the k-WTA network's activation pattern does.
+        """Return `x` and `y` (points,), the training data, and the functions on a grid.
+
+        `place` (grid,) holds the grid's x, `target`, `kwta` and `relu` (grid,) the values there. `pattern` (grid,) is a
+        number that increases wherever the k-WTA network's activation pattern changes.
         """
-        place = torch.linspace(-2, 2, self.grid, dtype=torch.float64)[:, None]
+        grid = torch.linspace(-2, 2, self.grid, dtype=torch.float64)[:, None]
         with seeded_globally(derived_seed(seed, "fit")):
             x = (4 * torch.rand(self.points, 1, dtype=torch.float64) - 2).sort(dim=0).values
             networks = {"kwta": self._network(lambda: Kwta(self.gamma)), "relu": self._network(nn.ReLU)}
             for network in networks.values():
-                self._learn(network, x, _target(x))
+                self._train(network, x, _target(x))
         with torch.no_grad():
-            fitted = {name: numbers(network(place)[:, 0]) for name, network in networks.items()}
-            patterns = _patterns(networks["kwta"], place)
+            fitted = {name: numbers(network(grid)[:, 0]) for name, network in networks.items()}
+            patterns = _patterns(networks["kwta"], grid)
         changes = (patterns[1:] != patterns[:-1]).any(dim=1).cumsum(dim=0)
         return {
             "x": numbers(x[:, 0]),
             "y": numbers(_target(x)[:, 0]),
-            "place": numbers(place[:, 0]),
-            "target": numbers(_target(place)[:, 0]),
+            "place": numbers(grid[:, 0]),
+            "target": numbers(_target(grid)[:, 0]),
             "pattern": numbers(F.pad(changes, (1, 0))),
             **fitted,
         }
 
     def _network(self, activation: Callable[[], nn.Module]) -> nn.Sequential:
         layers: list[nn.Module] = []
-        for before in [1, *[self.width] * (self.hidden - 1)]:
-            layers += [nn.Linear(before, self.width), activation()]
+        for inputs in [1, *[self.width] * (self.hidden - 1)]:
+            layers += [nn.Linear(inputs, self.width), activation()]
         return nn.Sequential(*layers, nn.Linear(self.width, 1)).double()
 
-    def _learn(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
+    def _train(self, network: nn.Module, x: Tensor, y: Tensor) -> None:
         optimiser = torch.optim.Adam(network.parameters(), self.learning_rate)
         for _ in range(self.steps):
             optimiser.zero_grad()
@@ -84,10 +86,10 @@ def _target(x: Tensor) -> Tensor:
 
 
 def _patterns(network: nn.Sequential, x: Tensor) -> Tensor:
-    """Which units win at each x (b, 1), as booleans (b, units)."""
-    found = []
+    """The units that win for each input x (b, 1), as booleans (b, units)."""
+    patterns = []
     for layer in network:
         x = layer(x)
         if isinstance(layer, Kwta):
-            found.append(x != 0)
-    return torch.cat(found, dim=1)
+            patterns.append(x != 0)
+    return torch.cat(patterns, dim=1)

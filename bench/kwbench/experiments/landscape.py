@@ -1,4 +1,4 @@
-"""The attacker's loss around an image (xiao2020, arXiv:1905.10510, 4.3, figures 5 and 7; after Tramèr et al. 2018)."""
+"""The loss surface around an image (xiao2020, arXiv:1905.10510, 4.3, figures 5 and 7; after Tramèr et al. 2018)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -22,18 +22,18 @@ _BEYOND_EPS = 0.04 / 0.031
 
 @dataclass(frozen=True)
 class Landscape:
-    """The cross-entropy at x + e1 g1 + e2 g2, on `points` values of e1 and e2 each from -`radius` to `radius`.
+    """Measure the cross-entropy at x + e1 g1 + e2 g2, for `points` values of e1 and of e2 from -`radius` to `radius`.
 
-    g1 is the direction of the loss's gradient at x and g2 a random one. The paper does not say how long they are; with `sign`,
-    as in Tramèr et al. 2018 (arXiv:1705.07204), both are signs, so that e1 and e2 are in the unit of a linf ball, and with `l2`
-    they have length 1. Images are not cut to the pixel range, which would put creases into the picture.
-    A random model answers each point with one pass.
+    g1 is the direction of the loss gradient at x, g2 a random direction. The paper does not state their length. With `sign`,
+    as in Tramèr et al. 2018 (arXiv:1705.07204), both are sign vectors, so that e1 and e2 are linf distances; with `l2` they
+    have length 1. Images are not clipped to the pixel range, which would add creases to the surface. A stochastic model is
+    evaluated once at each point. If `radius` is None, it is 0.04 / 0.031 times eps.
     """
 
     revision: ClassVar[int] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
-    usual: ClassVar[int] = 1
+    default_images: ClassVar[int] = 1
 
     radius: Length | None = None
     points: int = 50
@@ -46,7 +46,10 @@ class Landscape:
             raise ValueError("radius must be positive")
 
     def __call__(self, subject: Subject) -> dict[str, Array]:
-        """`e` (points,); `loss` and `right` (n, points, points), along e1, then e2; `label` (n,)."""
+        """Return `e` (points,), `loss` and `right` (n, points, points) with e1 before e2, and `label` (n,).
+
+        `right` is 1 where the prediction is correct.
+        """
         model, batch = subject.model, subject.batch
         rng = SampleRandom(subject.seed, "landscape", batch.samples)
         model.reseed(subject.seed, "landscape", *batch.samples)
@@ -61,23 +64,23 @@ class Landscape:
         second = steepest(rng.normal("second", batch.x.shape[1:]).to(batch.x), norm)  # type: ignore[arg-type]
         radius = self.radius if self.radius is not None else _BEYOND_EPS * subject.threat.radius
         e = torch.linspace(-radius, radius, self.points, device=batch.x.device)
-        losses, right = [], []
+        losses, correct = [], []
         for row in range(len(batch)):
             x, y = batch.x[row], batch.y[row]
             grid = e.view(-1, 1, 1, 1, 1) * first[row] + e.view(1, -1, 1, 1, 1) * second[row]
-            loss, hit = [], []
+            loss, hits = [], []
             for part in torch.split((x + grid).flatten(0, 1), model.tile):
                 with torch.no_grad():
-                    # In float64: a softmax that saturates in float32 would cut the valleys flat.
+                    # In float32 the softmax saturates, which would flatten the valleys.
                     logits = model(part).double()
                 labels = y.expand(len(part))
                 loss.append(F.cross_entropy(logits, labels, reduction="none"))
-                hit.append(logits.argmax(dim=1) == labels)
+                hits.append(logits.argmax(dim=1) == labels)
             losses.append(torch.cat(loss).view(self.points, self.points))
-            right.append(torch.cat(hit).view(self.points, self.points))
+            correct.append(torch.cat(hits).view(self.points, self.points))
         return {
             "e": numbers(e),
             "loss": numbers(torch.stack(losses)),
-            "right": numbers(torch.stack(right)),
+            "right": numbers(torch.stack(correct)),
             "label": numbers(batch.y),
         }

@@ -13,19 +13,19 @@ from kwbench.attacks.attack import strict
 from kwbench.randomness import derived_seed
 from kwbench.record.measurement import Array
 
-# Halvings of the distance: float64 tells no more apart.
+# Steps of the bisection; float64 resolves no more.
 _HALVINGS = 60
 
-Places = NDArray[np.intp]
+Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Layers:
-    """A layer W x of `width` units under k-WTA, W drawn from N(0, 1 / width), without bias, as the theorem has it.
+    """Measure random layers W x of `width` units under k-WTA, with W from N(0, 1 / width) and no bias, as in the theorem.
 
-    For each width and sparsity, over `draws` layers and inputs of dimension `inputs` with length 1: how far the input moves,
-    perpendicular to itself, before the activation pattern changes, and by how much V k-WTA(W x) jumps there, V drawn like W for
-    `outputs` units.
+    For each width and sparsity, over `draws` layers and unit inputs of dimension `inputs`: the distance that the input moves
+    perpendicular to itself before the activation pattern changes, and the jump of V k-WTA(W x) there, where V is drawn like
+    W and has `outputs` rows.
     """
 
     revision: ClassVar[int] = 1
@@ -47,29 +47,29 @@ class Layers:
 
     @staticmethod
     def winners(width: int, gamma: float) -> int:
-        """k, as `Kwta` takes it."""
+        """Return k, computed as in `Kwta`."""
         share = Fraction(str(gamma))
         return max(1, share.numerator * width // share.denominator)
 
     def __call__(self, seed: int) -> dict[str, Array]:
-        """`width` (w,), `gamma` (g,); and by width, sparsity and draw (w, g, draws):
+        """Return `width` (w,), `gamma` (g,), and the following arrays by width, sparsity and draw (w, g, draws).
 
-        `nearest`, the distance to the nearest input with another pattern; `typical` and `farthest`, the median and the largest
-        over random directions of the distance to the first change; `threshold`, the value at which units swap there, x* of
-        appendix B, over the deviation of the layer's values; `jump`, the jump's length over that of the output. The last two
-        are medians over the directions.
+        `nearest`: the distance to the nearest input with another pattern. `typical`, `farthest`: the median and the largest
+        distance to the first change over random directions. `threshold`: the value at which two units swap there (x* of
+        appendix B) over the standard deviation of the layer's values. `jump`: the l2 norm of the jump over that of the
+        output. The last two are medians over the directions.
         """
         names = ("nearest", "typical", "farthest", "threshold", "jump")
-        found = {name: np.zeros((len(self.widths), len(self.gammas), self.draws)) for name in names}
+        measured = {name: np.zeros((len(self.widths), len(self.gammas), self.draws)) for name in names}
         for w, width in enumerate(self.widths):
             for g, gamma in enumerate(self.gammas):
                 for draw in range(self.draws):
-                    # One draw of layer and input for all sparsities.
+                    # All sparsities share the layer and the input of a draw.
                     generator = np.random.default_rng(derived_seed(seed, "layers", width, self.inputs, draw))
                     values = self._measure(generator, width, self.winners(width, gamma))
                     for name, value in zip(names, values, strict=True):
-                        found[name][w, g, draw] = value
-        return {"width": np.array(self.widths, dtype=float), "gamma": np.array(self.gammas, dtype=float), **found}
+                        measured[name][w, g, draw] = value
+        return {"width": np.array(self.widths, dtype=float), "gamma": np.array(self.gammas, dtype=float), **measured}
 
     def _measure(self, generator: np.random.Generator, width: int, k: int) -> tuple[float, ...]:
         x = generator.standard_normal(self.inputs)
@@ -82,26 +82,26 @@ class Layers:
         values = layer @ x
         order = np.argsort(-values)
         wins, loses = order[:k], order[k:]
-        moves = directions @ layer.T
-        # The inputs of one pattern are convex (lemma 1 of the paper), so that halving finds where a direction leaves them.
+        slopes = directions @ layer.T
+        # The inputs of one pattern form a convex region (lemma 1 of the paper), so bisection finds where a direction leaves it.
         low, high = np.zeros(self.directions), np.ones(self.directions)
-        while not self._changed(values, moves, wins, loses, high).all() and high[0] < 1e6:
+        while not self._changed(values, slopes, wins, loses, high).all() and high[0] < 1e6:
             high *= 2
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            changed = self._changed(values, moves, wins, loses, middle)
+            changed = self._changed(values, slopes, wins, loses, middle)
             low, high = np.where(changed, low, middle), np.where(changed, middle, high)
-        there = values + high[:, None] * moves
-        last = wins[there[:, wins].argmin(axis=1)]
-        first = loses[there[:, loses].argmax(axis=1)]
-        swap = there[np.arange(self.directions), last]
+        moved = values + high[:, None] * slopes
+        last = wins[moved[:, wins].argmin(axis=1)]
+        first = loses[moved[:, loses].argmax(axis=1)]
+        swap = moved[np.arange(self.directions), last]
         output = following[:, wins] @ values[wins]
         jumps = np.linalg.norm(following[:, first] - following[:, last], axis=0) * np.abs(swap) / np.linalg.norm(output)
-        # Where a winner and a loser meet is a plane; the nearest of them bounds the region.
+        # A winner and a loser are equal on a plane; the nearest of these planes bounds the region.
         perpendicular = layer - np.outer(values, x)
         squares = (perpendicular**2).sum(axis=1)
-        apart = squares[wins, None] + squares[None, loses] - 2 * perpendicular[wins] @ perpendicular[loses].T
-        nearest = (values[wins, None] - values[None, loses]) / np.sqrt(np.maximum(apart, 1e-300))
+        squared_distances = squares[wins, None] + squares[None, loses] - 2 * perpendicular[wins] @ perpendicular[loses].T
+        nearest = (values[wins, None] - values[None, loses]) / np.sqrt(np.maximum(squared_distances, 1e-300))
         deviation = math.sqrt(1 / width)
         return (
             float(nearest.min()),
@@ -112,7 +112,8 @@ class Layers:
         )
 
     @staticmethod
-    def _changed(values: Array, moves: Array, wins: Places, loses: Places, distance: Array) -> NDArray[np.bool_]:
-        there: Array = values + distance[:, None] * moves
-        changed: NDArray[np.bool_] = there[:, wins].min(axis=1) < there[:, loses].max(axis=1)
+    def _changed(values: Array, slopes: Array, wins: Indices, loses: Indices, distance: Array) -> NDArray[np.bool_]:
+        moved: Array = values + distance[:, None] * slopes
+        changed: NDArray[np.bool_] = moved[:, wins].min(axis=1) < moved[:, loses].max(axis=1)
+
         return changed

@@ -17,16 +17,16 @@ from kwbench.record.measurement import Array
 
 @dataclass(frozen=True)
 class Logits:
-    """Untargeted PGD from the image itself, to its last step; what the model says of every iterate.
+    """Record the logits of every iterate of untargeted PGD without a random start or early exit.
 
-    `step_size` is in the norm's unit; None stands for eps / steps, so that the perturbation grows until the end, as the paper's
-    axis has it, which is both the step and the perturbation's size.
+    `step_size` is in the unit of the norm. None means eps / steps: the perturbation then grows until the last step, as in
+    the paper, whose x-axis is both the step and the size of the perturbation.
     """
 
     revision: ClassVar[int] = 1
 
     __pydantic_config__: ClassVar[ConfigDict] = strict
-    usual: ClassVar[int] = 1
+    default_images: ClassVar[int] = 1
 
     steps: int = 100
     step_size: Length | None = None
@@ -38,7 +38,8 @@ class Logits:
             raise ValueError("step_size must be positive")
 
     def __call__(self, subject: Subject) -> dict[str, Array]:
-        """`logits` (n, steps + 1, classes), `distance` (n, steps + 1) in the norm, `label` (n,)."""
+        """Return `logits` (n, steps + 1, classes), `distance` (n, steps + 1) in the threat model's norm, and `label` (n,)."""
+
         model, batch, threat = subject.model, subject.batch, subject.threat
         rng = SampleRandom(subject.seed, "logits", batch.samples)
         model.reseed(subject.seed, "logits", *batch.samples)
