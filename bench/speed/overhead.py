@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from kwbench.config.suite import override, suite_of
 from kwbench.data import Batch
-from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.execution.evaluator import LocalEvaluator
 from kwbench.evaluation.request import Request
 from kwbench.outcome import Outcome, Status
 

@@ -25,10 +25,10 @@ from measure import Spread, alternate, machine_line, markdown_table, ratio, spre
 from torch import Tensor
 
 from kwbench.config.suite import override, suite_of
-from kwbench.evaluation.evaluator import LocalEvaluator
-from kwbench.evaluation.executors import LocalExecutor
+from kwbench.evaluation.execution.evaluator import LocalEvaluator
+from kwbench.evaluation.execution.executors import LocalExecutor
+from kwbench.evaluation.execution.tasks import JudgeAttack, JudgeClean
 from kwbench.evaluation.request import Request
-from kwbench.evaluation.tasks import JudgeAttack, JudgeClean
 from kwbench.geometry import TOLERANCE, distance
 from kwbench.model import find_device, has_bfloat16
 from kwbench.outcome import Outcome, Status

@@ -9,9 +9,9 @@ import pytest
 
 from kwbench.attacks import ATTACKS
 from kwbench.errors import NotApplicable, UsageError
-from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.execution.evaluator import LocalEvaluator
+from kwbench.evaluation.preparation.suite_attacks import SuiteAttacks
 from kwbench.evaluation.runner import Progress
-from kwbench.evaluation.suite_attacks import SuiteAttacks
 from kwbench.judge import FRESH_DRAWS, SCREENING_DRAWS, SELECTION_DRAWS
 from kwbench.model import Model
 from kwbench.report.leaderboard import boards

@@ -8,7 +8,7 @@ import pytest
 
 from kwbench.checks import CHECKS, Retried, Survivors
 from kwbench.config.suite import Suite, read_suite
-from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.execution.evaluator import LocalEvaluator
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.record.store import Store

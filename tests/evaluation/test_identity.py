@@ -15,7 +15,7 @@ import pytest
 
 from kwbench import judge
 from kwbench.evaluation.description import describe
-from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.execution.evaluator import LocalEvaluator
 from kwbench.evaluation.request import Facts
 from kwbench.networks.architectures.cnn3 import Cnn3
 from support.small_registry import request, write_registry

@@ -19,7 +19,7 @@ import torch
 from kwbench.config.suite import read_suite
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation import assignment, description
-from kwbench.evaluation.evaluator import LocalEvaluator, open_evaluator
+from kwbench.evaluation.execution.evaluator import LocalEvaluator, open_evaluator
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.model import Model

@@ -9,7 +9,7 @@ from kwbench.attacks import build_attack
 from kwbench.config.registry import read_registry
 from kwbench.config.suite import suite_of
 from kwbench.data import load_dataset
-from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.execution.evaluator import LocalEvaluator
 from kwbench.evaluation.request import Request
 from kwbench.model import Model
 from kwbench.networks.converting import convert_entry

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from kwbench.config.suite import suite_of
-from kwbench.evaluation.experiment import measure, synthesize
 from kwbench.evaluation.request import Request
-from kwbench.evaluation.series import record_series
+from kwbench.evaluation.studies.experiment import measure, synthesize
+from kwbench.evaluation.studies.series import record_series
 from kwbench.experiments import build_experiment
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store

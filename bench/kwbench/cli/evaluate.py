@@ -36,7 +36,7 @@ from kwbench.imports import importing
 if TYPE_CHECKING:
     from kwbench.evaluation.request import Request
     from kwbench.evaluation.runner import Progress
-    from kwbench.evaluation.sweep import Sweep
+    from kwbench.evaluation.studies.sweep import Sweep
     from kwbench.record.store import Store
     from kwbench.record.summary import Summary
 
@@ -156,7 +156,7 @@ def sweep(
     options.prepare()
     with importing():
         from kwbench.cli.progress import progress_display
-        from kwbench.evaluation.sweep import parse_sweep, run_sweep, sweep_svg
+        from kwbench.evaluation.studies.sweep import parse_sweep, run_sweep, sweep_svg
         from kwbench.files import write_whole
 
     plan = parse_sweep(over)

@@ -38,7 +38,7 @@ from kwbench.imports import importing
 
 if TYPE_CHECKING:
     from kwbench.config.suite import Suite
-    from kwbench.evaluation.sparsity import Variant
+    from kwbench.evaluation.studies.sparsity import Variant
     from kwbench.record.measurement import Measurement
     from kwbench.training import Epoch
 
@@ -97,7 +97,7 @@ def experiment(
     weights: the loss as weights and images move
     """
     with importing():
-        from kwbench.evaluation.experiment import parameters_in
+        from kwbench.evaluation.studies.experiment import parameters_in
         from kwbench.experiments import SYNTHETIC
 
     chosen, parameters = list(models or []), parameters_in(settings or [])
@@ -135,7 +135,7 @@ def landscape(
 ) -> None:
     """Measure the loss around an image, along its gradient and a random direction; drawn in 3-D and as a map."""
     with importing():
-        from kwbench.evaluation.experiment import parameters_in
+        from kwbench.evaluation.studies.experiment import parameters_in
 
     parameters = parameters_in([f"points={points}", *([f"radius={radius}"] if radius is not None else [])])
     measured = _on_models("landscape", parameters, models, chosen_suite("noop", None), images, options)
@@ -145,7 +145,7 @@ def landscape(
 def _learning_curves(models: Sequence[str], parameters: Mapping[str, Any], options: EvaluationOptions) -> "list[Measurement]":
     """Put the learning curves of models on record."""
     from kwbench.config.registry import read_registry
-    from kwbench.evaluation.learning import record_learning
+    from kwbench.evaluation.studies.learning import record_learning
 
     if parameters:
         raise UsageError("experiment learning: has no parameters")
@@ -155,7 +155,7 @@ def _learning_curves(models: Sequence[str], parameters: Mapping[str, Any], optio
 
 def _synthetic(name: str, parameters: Mapping[str, Any], options: EvaluationOptions) -> "Measurement":
     """Run an experiment that makes its own network."""
-    from kwbench.evaluation.experiment import synthesize
+    from kwbench.evaluation.studies.experiment import synthesize
     from kwbench.experiments import build_experiment
 
     built = build_experiment(name, parameters)
@@ -171,7 +171,7 @@ def _on_models(
     options: EvaluationOptions,
 ) -> "list[Measurement]":
     """Run an experiment on each model, on the images at these positions or else on the first ones."""
-    from kwbench.evaluation.experiment import measure
+    from kwbench.evaluation.studies.experiment import measure
     from kwbench.experiments import build_experiment
 
     built = build_experiment(name, parameters)
@@ -233,7 +233,7 @@ def sparsity(
     with importing():
         from kwbench.cli.progress import progress_display
         from kwbench.config.registry import read_registry
-        from kwbench.evaluation.sparsity import evaluate_series, variants
+        from kwbench.evaluation.studies.sparsity import evaluate_series, variants
 
     wanted = _fractions(gammas)
     short, entry = read_registry(options.registry).find(name)
@@ -270,7 +270,7 @@ def _fractions(gammas: str) -> list[Fraction]:
 def _train(series: "Sequence[Variant]", folder: Path, options: EvaluationOptions) -> Path:
     """Train what the folder does not hold yet, and return its registry."""
     from kwbench.data import load_dataset
-    from kwbench.evaluation.sparsity import train_series
+    from kwbench.evaluation.studies.sparsity import train_series
 
     def show(title: str, epoch: "Epoch") -> None:
         progress_line(

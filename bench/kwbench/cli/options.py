@@ -234,12 +234,12 @@ class EvaluationOptions:
 
     def prepare(self) -> None:
         """Start a second process that imports torch while this one does, unless the database may already hold all results."""
-        from kwbench.evaluation.processes import prepare
+        from kwbench.evaluation.execution.processes import prepare
         from kwbench.files import record_file
 
         file = record_file(self.db)
         if self.threads != 1 and file is not None and not file.exists():
-            prepare("kwbench.evaluation.evaluator")
+            prepare("kwbench.evaluation.execution.evaluator")
 
 
 def evaluation_options(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kwbench.errors import CannotEvaluate
+from kwbench.evaluation.execution.tasks import JudgeAttack, JudgeClean, Task
 from kwbench.evaluation.request import Facts, Request
-from kwbench.evaluation.tasks import JudgeAttack, JudgeClean, Task
 from kwbench.judge import SELECTION_DRAWS
 from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.record.cascade import Stage

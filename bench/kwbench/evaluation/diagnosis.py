@@ -8,8 +8,8 @@ import numpy as np
 from kwbench.checks import CHECKS, Case, Question, Retried, Survivors, budget_is_enough, outdated
 from kwbench.checks.budget import TWICE_THE_BUDGET
 from kwbench.checks.operations import RELAXED_OPERATIONS
-from kwbench.evaluation.executors import Executor
-from kwbench.evaluation.tasks import RetrySurvivors, RunCheck, Task
+from kwbench.evaluation.execution.executors import Executor
+from kwbench.evaluation.execution.tasks import RetrySurvivors, RunCheck, Task
 from kwbench.finding import Check, Criterion, Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.record.evaluation import Evaluation

@@ -12,7 +12,7 @@ from kwbench.errors import UsageError
 from kwbench.evaluation.assignment import Assignment, assign
 from kwbench.evaluation.description import describe
 from kwbench.evaluation.diagnosis import diagnose
-from kwbench.evaluation.executors import Executor, LocalExecutor
+from kwbench.evaluation.execution.executors import Executor, LocalExecutor
 from kwbench.evaluation.request import Request
 from kwbench.outcome import CLEAN, Outcome
 from kwbench.record.cascade import stages

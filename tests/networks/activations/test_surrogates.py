@@ -8,7 +8,7 @@ from torch import nn
 
 from kwbench.config.suite import override, suite_of
 from kwbench.errors import NotApplicable, UsageError
-from kwbench.evaluation.evaluator import LocalEvaluator
+from kwbench.evaluation.execution.evaluator import LocalEvaluator
 from kwbench.evaluation.request import Request
 from kwbench.networks.activations import Kwta, Lwta, StochasticLwta
 from kwbench.networks.activations.surrogates import Swap, swap_activations

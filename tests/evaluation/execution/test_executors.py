@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from kwbench.errors import CannotEvaluate, UsageError
-from kwbench.evaluation.evaluator import LocalEvaluator
-from kwbench.evaluation.executors import LocalExecutor
-from kwbench.evaluation.processes import prepare
+from kwbench.evaluation.execution.evaluator import LocalEvaluator
+from kwbench.evaluation.execution.executors import LocalExecutor
+from kwbench.evaluation.execution.processes import prepare
+from kwbench.evaluation.execution.tasks import Task
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
-from kwbench.evaluation.tasks import Task
 from kwbench.record.store import Store
 from support.small_registry import fast_suite, request, rows, write_registry
 
@@ -92,7 +92,7 @@ def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was asked for ahead, as commands do on two cores."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    prepare("kwbench.evaluation.evaluator")
+    prepare("kwbench.evaluation.execution.evaluator")
 
 
 def test_a_process_that_is_there_gets_ready_before_there_is_work(registry: Path, another_process: None) -> None:

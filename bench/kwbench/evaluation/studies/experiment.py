@@ -5,10 +5,10 @@ from typing import Any
 
 from kwbench.config.strict_yaml import parse_yaml
 from kwbench.errors import UsageError
-from kwbench.evaluation.evaluator import open_evaluator
+from kwbench.evaluation.execution.evaluator import open_evaluator
+from kwbench.evaluation.execution.tasks import Observe
 from kwbench.evaluation.identity import engine_revisions, library_versions
 from kwbench.evaluation.request import Request
-from kwbench.evaluation.tasks import Observe
 from kwbench.experiments import Experiment, Synthetic, configuration
 from kwbench.record.measurement import Array, Measurement
 from kwbench.record.provenance import code, digest, machine

@@ -12,8 +12,8 @@ from kwbench.cli.main import main
 from kwbench.config.registry import ModelEntry, read_registry
 from kwbench.config.strict_yaml import validate
 from kwbench.errors import UsageError
-from kwbench.evaluation.experiment import parameters_in
-from kwbench.evaluation.sparsity import variants
+from kwbench.evaluation.studies.experiment import parameters_in
+from kwbench.evaluation.studies.sparsity import variants
 from kwbench.record.store import Store
 from kwbench.training import recipe_hash, write_curve
 from support.small_registry import write_registry

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from kwbench.config.suite import suite_of
 from kwbench.errors import UsageError
-from kwbench.evaluation.sweep import Sweep, parse_sweep
+from kwbench.evaluation.studies.sweep import Sweep, parse_sweep
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
 from kwbench.report.svg.lines import Curve, curves_svg

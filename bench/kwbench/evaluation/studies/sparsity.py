@@ -17,7 +17,7 @@ from kwbench.data import DataSet
 from kwbench.errors import UsageError
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
-from kwbench.evaluation.series import record_series
+from kwbench.evaluation.studies.series import record_series
 from kwbench.files import write_whole
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries

@@ -10,11 +10,11 @@ from dataclasses import fields
 from typing import Any, Protocol, TypeVar
 
 from kwbench.errors import CannotEvaluate
-from kwbench.evaluation import evaluator as evaluator_module
-from kwbench.evaluation.evaluator import Evaluator, SpawnedEvaluator, open_evaluator
-from kwbench.evaluation.processes import dismiss, is_ready
+from kwbench.evaluation.execution import evaluator as evaluator_module
+from kwbench.evaluation.execution.evaluator import Evaluator, SpawnedEvaluator, open_evaluator
+from kwbench.evaluation.execution.processes import dismiss, is_ready
+from kwbench.evaluation.execution.tasks import Task
 from kwbench.evaluation.request import Facts, Request
-from kwbench.evaluation.tasks import Task
 from kwbench.model import find_device
 
 _Result = TypeVar("_Result")

@@ -8,8 +8,8 @@ from kwbench.config.registry import read_registry
 from kwbench.config.suite import Stage
 from kwbench.data import dataset_names
 from kwbench.errors import NotApplicable, UsageError
-from kwbench.evaluation.model_facts import MeasuredFacts
-from kwbench.evaluation.preparation import Prepared
+from kwbench.evaluation.preparation.model_facts import MeasuredFacts
+from kwbench.evaluation.preparation.prepare import Prepared
 from kwbench.evaluation.request import Request
 from kwbench.model import Model
 from kwbench.networks.activations.surrogates import swap_activations

@@ -18,8 +18,8 @@ import torch
 from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_of
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation import description
-from kwbench.evaluation import evaluator as evaluator_module
-from kwbench.evaluation.evaluator import LocalEvaluator, open_evaluator
+from kwbench.evaluation.execution import evaluator as evaluator_module
+from kwbench.evaluation.execution.evaluator import LocalEvaluator, open_evaluator
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.record.comparability import attacks_key, comparison_key
@@ -352,7 +352,7 @@ def test_running_out_of_memory_travels_between_processes_as_what_it_is() -> None
 def test_a_batch_that_does_not_fit_in_the_models_process_is_halved(tmp_path: Path, at_hand: None) -> None:
     # The model counts the rows that its process was given, as a GPU's memory would.
     head = """\
-import kwbench.evaluation.evaluator as theirs
+import kwbench.evaluation.execution.evaluator as theirs
 import torch
 judge = theirs.LocalEvaluator.judge
 def small(self, label, rows, clean, to_beat):

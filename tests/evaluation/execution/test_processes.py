@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kwbench.cli.main import main
-from kwbench.evaluation import processes
-from kwbench.evaluation.processes import Serving, dismiss, prepare, serving
+from kwbench.evaluation.execution import processes
+from kwbench.evaluation.execution.processes import Serving, dismiss, prepare, serving
 from support.small_registry import write_registry
 
 ANSWERS = """\
@@ -101,4 +101,4 @@ def test_a_command_that_has_all_before_it_prepares_and_one_that_may_have_all_on_
         monkeypatch.setattr("sys.argv", ["kwbench", "evaluate", "resnet18-relu", "--attack", "fgsm", "--n", "4", *extra])
         with pytest.raises(SystemExit, match="0"):
             main()
-    assert asked == ["kwbench.evaluation.evaluator"]
+    assert asked == ["kwbench.evaluation.execution.evaluator"]

@@ -17,7 +17,7 @@ from kwbench.outcome import Outcome
 from kwbench.record.measurement import Array
 
 if TYPE_CHECKING:
-    from kwbench.evaluation.evaluator import LocalEvaluator
+    from kwbench.evaluation.execution.evaluator import LocalEvaluator
 
 R_co = TypeVar("R_co", covariant=True)
 

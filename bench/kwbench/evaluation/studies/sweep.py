@@ -9,7 +9,7 @@ from kwbench.config.suite import Suite, override
 from kwbench.errors import UsageError
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
-from kwbench.evaluation.series import record_series
+from kwbench.evaluation.studies.series import record_series
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
 from kwbench.report.svg.lines import Curve, curves_svg

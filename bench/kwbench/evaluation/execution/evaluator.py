@@ -14,12 +14,12 @@ import torch
 from kwbench.checks import Case, Question, Retried, Survivors, examine, retried
 from kwbench.data import slice_hash
 from kwbench.errors import CannotEvaluate, KwbenchError
+from kwbench.evaluation.execution.processes import serving
+from kwbench.evaluation.execution.tasks import Task
 from kwbench.evaluation.identity import attack_identity, engine_revisions, library_versions, network_revisions
-from kwbench.evaluation.preparation import Prepared, prepare
-from kwbench.evaluation.processes import serving
+from kwbench.evaluation.preparation.prepare import Prepared, prepare
+from kwbench.evaluation.preparation.suite_attacks import SuiteAttacks
 from kwbench.evaluation.request import Facts, Request
-from kwbench.evaluation.suite_attacks import SuiteAttacks
-from kwbench.evaluation.tasks import Task
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean

@@ -1,0 +1,1 @@
+"""Execution: tasks, the evaluators that carry them out, and the executors that distribute them."""

@@ -1,0 +1,1 @@
+"""Preparation: loading model and data, and building the attacks of a suite for the model."""

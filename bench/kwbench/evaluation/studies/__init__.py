@@ -1,0 +1,1 @@
+"""Studies: experiments, sweeps and other series of evaluations, put on record."""
