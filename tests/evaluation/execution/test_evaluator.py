@@ -445,7 +445,7 @@ class TestRequests:
             ({"eps": "-0.1"}, "eps"),
             ({"eps": "1.5"}, "eps"),
             ({"eps": "much"}, "eps"),
-            ({"norm": "l2", "eps": None}, r"--norm l2: say how far with --eps; the default, linf 0.2, is in another norm"),
+            ({"norm": "l2", "eps": None}, r"--norm l2: give a radius with --eps; the default, linf 0.2, is in another norm"),
             ({"device": "gpu"}, "--device gpu: not usable here"),
             ({"dataset": "digit"}, "did you mean 'digits'"),
             ({"model": "smal"}, "did you mean 'small'"),
