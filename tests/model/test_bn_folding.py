@@ -148,11 +148,11 @@ class Named(nn.Module):
 
 
 class Uncopied(nn.Module):
-    """Holds what cannot be copied."""
+    """Holds a generator, which cannot be copied."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.lines = normed_cnn(), iter(())
+        self.network, self.lines = normed_cnn(), (line for line in list[str]())
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
