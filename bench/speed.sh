@@ -1,13 +1,16 @@
 #!/bin/sh
-# Runs every benchmark of bench/speed and writes what each prints into a folder. It takes about two hours, in which nothing else
-# should run. The pages in bench/speed are such output, with what it means.
+# Run every benchmark of bench/speed and write its output to a folder. This takes about two hours, during which nothing else
+# should run. The pages in bench/speed contain such output with explanations.
 #
-#   CIFAR10  an npz file of CIFAR-10's test images, for the parts on its networks; without one they are left out
-#   OUTPUT   where the tables go
-#   N        so many images in place of each benchmark's own number, ROUNDS so many rounds, MODELS so many models on record: with a
-#            few, all of it is tried in less than half the time, and the ratios mean nothing
+#   CIFAR10  an npz file of CIFAR-10's test images; without it, the benchmarks of CIFAR-10 networks are skipped
+#   OUTPUT   the folder for the tables
+#   N        number of images, instead of each benchmark's own number
+#   ROUNDS   number of rounds
+#   MODELS   number of models in the record
 #
-# `rivals.py` compares with Foolbox and torchattacks, which `make setup` installs, and adv-lib, which `make speed` does.
+# With small N, ROUNDS and MODELS, a trial run takes less than half the time, but its ratios mean nothing.
+#
+# `rivals.py` compares with Foolbox and torchattacks, which `make setup` installs, and with adv-lib, which `make speed` installs.
 set -eu
 PYTHON=${PYTHON:-.venv/bin/python}
 OUTPUT=${OUTPUT:-build/speed}
@@ -38,7 +41,7 @@ if [ -n "$CIFAR10" ]; then
     measure cost-cifar10 cost $at $natural $(first 512) --data "$CIFAR10"
     measure growth overhead --growing $at --growing-data "$CIFAR10" $(first 256)
     measure rivals-cifar10 rivals $at $natural $(first 64) --threads 1 --data "$CIFAR10"
-    # The attack of the targets, on as many images as keep its batches full.
+    # The targets are for this attack, on enough images to keep its batches full.
     measure pgd-cifar10 rivals $at $(first 256) --threads 1 --attacks pgd --data "$CIFAR10"
     measure pgd-cifar10-natural rivals $natural $(first 512) --threads 1 --attacks pgd --data "$CIFAR10"
 fi

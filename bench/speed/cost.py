@@ -1,10 +1,11 @@
-"""Cost against accuracy: what the strong suite, AutoAttack and PGD-40 find, and what they take to find it.
+"""Compare the strong suite, AutoAttack and PGD-40: robust accuracy against cost.
 
     python bench/speed/cost.py [--n 360] [--threads 2] [--rounds 1] [--data FILE.npz] [MODEL...]
 
-Each cell is a whole command from nothing, in turn: kwbench with start-up, judging, statistics and storage, strong with its
-diagnosis too; AutoAttack as its authors' own package runs alone, in one process on all threads, without any of that. Writes
-Markdown to stdout. Passes are per sample; the last column is the time of AutoAttack over that of the row.
+Each cell is a whole command with an empty record; the commands take turns. The time of kwbench includes start-up, judging,
+statistics and storage, and for strong the diagnosis. AutoAttack is its authors' own package alone, in one process on all
+threads, without any of these. Passes are per sample; the last column is the time of AutoAttack divided by that of the row.
+Writes Markdown to stdout.
 """
 
 import argparse
@@ -29,7 +30,7 @@ RIVAL = "AutoAttack"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What a command found and took: robust accuracy with its interval, as text; passes per sample; seconds; the verdict."""
+    """Result and cost of a command: robust accuracy with its interval, as text; passes per sample; seconds; the verdict."""
 
     a_rob: str
     forwards: float
@@ -38,25 +39,27 @@ class Cell:
     verdict: str = ""
 
 
-def ours(model: str, options: list[str], asked: list[str]) -> Cell:
-    """`kwbench evaluate` into an empty record."""
+def kwbench_cell(model: str, options: list[str], shared: list[str]) -> Cell:
+    """Run `kwbench evaluate` with an empty record."""
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(sys.executable).with_name("kwbench")), "evaluate", model, *options]
-        command += [*asked, "--db", f"{folder}/results.db", "--json"]
-        answer, seconds = _timed(command)
-    found = json.loads(answer)
-    each = found["a_rob"]
-    text = f"{100 * each['value']:.1f} [{100 * each['low']:.1f}, {100 * each['high']:.1f}]" if each else "none"
-    forwards, backwards = (sum(attack[kind] for attack in found["attacks"]) / found["n"] for kind in ("forwards", "backwards"))
-    return Cell(text, forwards, backwards, seconds, (found.get("verdict") or {}).get("verdict", ""))
+        command += [*shared, "--db", f"{folder}/results.db", "--json"]
+        output, seconds = _timed(command)
+    result = json.loads(output)
+    accuracy = result["a_rob"]
+    text = f"{100 * accuracy['value']:.1f} [{100 * accuracy['low']:.1f}, {100 * accuracy['high']:.1f}]" if accuracy else "none"
+    forwards, backwards = (
+        sum(attack[kind] for attack in result["attacks"]) / result["n"] for kind in ("forwards", "backwards")
+    )
+    return Cell(text, forwards, backwards, seconds, (result.get("verdict") or {}).get("verdict", ""))
 
 
-def theirs(model: str, asked: list[str]) -> Cell:
-    """The rival in a process of its own."""
-    command = [sys.executable, __file__, model, *asked, "--rival"]
-    answer, seconds = _timed(command)
-    found = json.loads(answer.splitlines()[-1])
-    return Cell(f"{100 * found['a_rob']:.1f}", found["forwards"], found["backwards"], seconds)
+def rival_cell(model: str, shared: list[str]) -> Cell:
+    """Run AutoAttack in a process of its own."""
+    command = [sys.executable, __file__, model, *shared, "--rival"]
+    output, seconds = _timed(command)
+    result = json.loads(output.splitlines()[-1])
+    return Cell(f"{100 * result['a_rob']:.1f}", result["forwards"], result["backwards"], seconds)
 
 
 def _timed(command: list[str]) -> tuple[str, float]:
@@ -68,14 +71,14 @@ def _timed(command: list[str]) -> tuple[str, float]:
 
 
 class Counted(nn.Module):
-    """A network that counts the samples that go through it, there and back."""
+    """A network that counts the samples of its forward and backward passes."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network, self.forwards, self.backwards = network, 0, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of x."""
+        """Return the logits of x."""
         logits: Tensor = self.network(x)
         self.forwards += len(x)
         if logits.requires_grad:
@@ -86,8 +89,8 @@ class Counted(nn.Module):
         self.backwards += len(gradient)
 
 
-def alone(model: str, n: int, threads: int, data: Path | None) -> None:
-    """Run pyautoattack as its authors do, standard, or rand for a stochastic model, and print what it found."""
+def run_rival(model: str, n: int, threads: int, data: Path | None) -> None:
+    """Run pyautoattack, version standard, or rand for a stochastic model, and print robust accuracy and passes as JSON."""
     import pyautoattack
 
     from kwbench.config.registry import dataset_of, read_registry
@@ -113,52 +116,58 @@ def alone(model: str, n: int, threads: int, data: Path | None) -> None:
         device=str(device),
         seed=0,
     )
-    found: Tensor | tuple[Tensor, ...] = attack.run_standard_evaluation(batch.x, batch.y)
-    images = found[0] if isinstance(found, tuple) else found
+    result: Tensor | tuple[Tensor, ...] = attack.run_standard_evaluation(batch.x, batch.y)
+    images = result[0] if isinstance(result, tuple) else result
     forwards, backwards = network.forwards / len(batch), network.backwards / len(batch)
     with torch.no_grad():
-        left = (network(images).argmax(1) == batch.y).float().mean().item()
-    print(json.dumps({"a_rob": left, "forwards": forwards, "backwards": backwards}))
+        robust_accuracy = (network(images).argmax(1) == batch.y).float().mean().item()
+    print(json.dumps({"a_rob": robust_accuracy, "forwards": forwards, "backwards": backwards}))
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
     parser.add_argument("--n", type=int, default=360)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--data", type=Path, help="an npz file of test images; default: the models' own data set")
+    parser.add_argument("--data", type=Path, help="an npz file of test images (default: the models' own data set)")
     parser.add_argument("--rival", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.rival:
-        alone(asked.models[0], asked.n, asked.threads, asked.data)
+    arguments = parser.parse_args()
+    if arguments.rival:
+        run_rival(arguments.models[0], arguments.n, arguments.threads, arguments.data)
         return
-    same = ["--n", str(asked.n), "--threads", str(asked.threads), *(["--data", str(asked.data)] if asked.data else [])]
-    print(f"n = {asked.n}, rounds {asked.rounds}; {machine_line(asked.threads)}", end="\n\n")
-    header = ("model", "protocol", "A_rob, %", "forwards", "backwards", "seconds", "verdict", "times as fast as AutoAttack")
+    shared = [
+        "--n",
+        str(arguments.n),
+        "--threads",
+        str(arguments.threads),
+        *(["--data", str(arguments.data)] if arguments.data else []),
+    ]
+    print(f"n = {arguments.n}, rounds {arguments.rounds}; {machine_line(arguments.threads)}", end="\n\n")
+    header = ("model", "protocol", "A_rob, %", "forwards", "backwards", "seconds", "verdict", "speed-up over AutoAttack")
     print(markdown_table(header, []), flush=True)
-    for model in asked.models:
-        sides: dict[str, Callable[[], Cell]] = {RIVAL: partial(theirs, model, same)}
+    for model in arguments.models:
+        sides: dict[str, Callable[[], Cell]] = {RIVAL: partial(rival_cell, model, shared)}
         for protocol, options in PROTOCOLS.items():
-            sides[protocol] = partial(ours, model, options, same)
+            sides[protocol] = partial(kwbench_cell, model, options, shared)
         cells: dict[str, list[Cell]] = {name: [] for name in sides}
-        for _ in range(asked.rounds):
+        for _ in range(arguments.rounds):
             for name, side in sides.items():
                 cells[name].append(side())
-        rival = [each.seconds for each in cells[RIVAL]]
-        for name, found in cells.items():
-            took = [each.seconds for each in found]
-            first = found[0]
+        rival = [cell.seconds for cell in cells[RIVAL]]
+        for name, side_cells in cells.items():
+            seconds = [cell.seconds for cell in side_cells]
+            first = side_cells[0]
             row = (
                 model,
                 name,
                 first.a_rob,
                 f"{first.forwards:,.0f}",
                 f"{first.backwards:,.0f}",
-                f"{spread(took).median:.1f}",
+                f"{spread(seconds).median:.1f}",
                 first.verdict,
-                ratio(rival, took),
+                ratio(rival, seconds),
             )
             print(f"| {' | '.join(map(str, row))} |", flush=True)
 

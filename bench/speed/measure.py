@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: sides that take turns in one process, ratios with their spread, and how they are printed."""
+"""Helpers of the speed benchmarks: timing of functions that take turns, ratios with quartiles, and Markdown tables."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,10 +24,10 @@ class Spread:
 def alternate(
     sides: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds that each side takes, round by round; the one that begins is another each round.
+    """Return the seconds of each side, one value per round; each round begins with another side.
 
-    Whatever else the machine does then falls on all sides alike; what works in this process alone may be timed by
-    `time.process_time`, which leaves out waiting for a busy machine. Every side runs once before, untimed.
+    Other load on the machine thus affects all sides alike. Sides that work in this process alone may be timed by
+    `time.process_time`, which excludes waiting for a busy machine. Every side runs once before, untimed.
     """
     for side in sides.values():
         side()
@@ -43,22 +43,22 @@ def alternate(
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Of at least one value."""
+    """Return median and quartiles of at least one value."""
     return Spread(*np.quantile(list(values), [0.25, 0.5, 0.75]).tolist())
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Ours to theirs, of the same round each; below 1 where ours is faster. Raises ValueError if their lengths differ."""
-    return spread(mine / other for mine, other in zip(ours, theirs, strict=True))
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """Return the spread of the ratios of values of the same round. Raises ValueError if the lengths differ."""
+    return spread(numerator / denominator for numerator, denominator in zip(numerators, denominators, strict=True))
 
 
 def machine_line(threads: int) -> str:
-    """The computer, the threads and the versions that times depend on, for a page."""
+    """Return a line with the computer, the threads and the versions on which times depend."""
     about = machine() | {"threads": threads} | versions()
     return ", ".join(f"{key} {value}" for key, value in about.items())
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The first column to the left, the others to the right. Ends without a line break."""
+    """Return a table, the first column aligned left, the others right, without a final line break."""
     marks = [":--", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in (header, marks, *rows))

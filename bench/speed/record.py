@@ -218,12 +218,12 @@ def paragraphs(arguments: argparse.Namespace, folder: Path, db: Path) -> Iterato
     """Yield the paragraphs of the page."""
     rows = arguments.models * (arguments.attacks + 1) * arguments.samples
     yield "# The record at scale\n"
-    yield "Made by `python bench/speed/record.py`.\n"
+    yield "Measured by `python bench/speed/record.py`.\n"
     load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
-    yield f"{machine_line(os.cpu_count() or 1)}. Load of the machine before, by others: {load}.\n"
+    yield f"{machine_line(os.cpu_count() or 1)}. Load averages before the run: {load}.\n"
     yield (
-        "Seconds on the clock are those of this load; seconds of cores are nearer to what a machine without it would take, "
-        "where a report reads the record on all cores.\n"
+        "Wall-clock times depend on this load. Processor times depend on it less; a report reads the record on all cores, "
+        "so its processor time exceeds its wall-clock time.\n"
     )
     # If the record exists already, writing is measured on a twentieth of it.
     fresh, models = (folder / "written.db", -(-arguments.models // 20)) if db.exists() else (db, arguments.models)
@@ -235,10 +235,10 @@ def paragraphs(arguments: argparse.Namespace, folder: Path, db: Path) -> Iterato
         f"{rows:,} outcomes, {size / 2**20:,.0f} MiB, {size / rows:.0f} bytes an outcome."
     )
     yield (
-        f"{written:,} of them written in {models * (arguments.attacks + 1):,} transactions: {writing:,.0f} s, "
-        f"{written / writing:,.0f} a second; {cpu:,.0f} s of a core, their making included.\n"
+        f"{written:,} outcomes written in {models * (arguments.attacks + 1):,} transactions: {writing:,.0f} s, "
+        f"{written / writing:,.0f} a second; {cpu:,.0f} s of processor time, including their generation.\n"
     )
-    header = ["command", "seconds, median [quartiles]", "least", "seconds of cores", "MiB", "target, s"]
+    header = ["command", "seconds, median [quartiles]", "minimum", "processor seconds", "peak MiB", "target, s"]
     record, rounds = ["--db", str(db)], arguments.rounds
     output = ["--output", str(folder / "reports")]
     lines = [timed("`kwbench --help`", "0.5", "--help", rounds=rounds)]
@@ -253,10 +253,9 @@ def paragraphs(arguments: argparse.Namespace, folder: Path, db: Path) -> Iterato
         run(*command)
         lines.append(timed(f"`kwbench {' '.join(command[:-3])}`, finished", "3", *command, rounds=rounds))
     yield markdown_table(header, lines) + "\n"
-    yield "The memory of an evaluation, which must not grow with the samples:\n"
+    yield "The memory of an evaluation must not grow with the number of samples:\n"
     yield (
-        markdown_table(["samples", "MiB at most", "seconds of cores"], [memory(folder, repeats) for repeats in (1, 4, 16)])
-        + "\n"
+        markdown_table(["samples", "peak MiB", "processor seconds"], [memory(folder, repeats) for repeats in (1, 4, 16)]) + "\n"
     )
 
 

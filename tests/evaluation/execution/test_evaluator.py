@@ -370,7 +370,7 @@ def test_where_memory_holds_a_tile_but_no_more_the_rows_are_the_same(registry: P
     local, rows = LocalEvaluator(what), range(64)
     clean = local.judge_clean(rows)
     expected = local.judge("pgd", rows, clean, None)
-    network, most = local._model.module, list[int]()
+    network, most = local.model.module, list[int]()
     forward = network.forward
 
     def small_forward(x: torch.Tensor) -> torch.Tensor:

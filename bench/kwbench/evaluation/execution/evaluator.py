@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import torch
 
 from kwbench.checks import Case, Question, Retried, Survivors, examine, retried
-from kwbench.data import slice_hash
+from kwbench.data import Batch, slice_hash
 from kwbench.errors import CannotEvaluate, KwbenchError
 from kwbench.evaluation.execution.processes import serving
 from kwbench.evaluation.execution.tasks import Task
@@ -23,7 +23,7 @@ from kwbench.evaluation.request import Facts, Request
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
-from kwbench.model import fill_tile, keep_freed_memory, require_exact_float32
+from kwbench.model import Model, fill_tile, keep_freed_memory, require_exact_float32
 from kwbench.networks.activations import effective_sparsity
 from kwbench.outcome import Outcome
 from kwbench.record.measurement import Array
@@ -63,6 +63,16 @@ class LocalEvaluator:
     def tile(self) -> int:
         """Samples in a forward pass."""
         return self._request.tile
+
+    @property
+    def model(self) -> Model:
+        """The model under evaluation, on its device."""
+        return self._model
+
+    @property
+    def batch(self) -> Batch:
+        """All samples of the evaluation, on the model's device."""
+        return self._batch
 
     def execute(self, task: Task[_Result]) -> _Result:
         """See Evaluator."""
