@@ -40,17 +40,20 @@ _COLUMNS = (
 )
 _REQUIRED = _COLUMNS[:8]
 
-# What tables call accuracy without an attack, and the worst case.
+# The tables' names for the accuracy without an attack and for the worst case.
 CLEAN = ("A_std", "clean")
 WORST = "A_rob"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One cell: an accuracy in percent, `text` as printed, of a network under an attack.
+    """One cell of a table: the accuracy of a network under an attack.
 
-    `norm` and `eps` are empty where there is none, or the paper names none. `quoted_from`: where the paper has it from, if it
-    is not its own. `inferred`: the columns that it does not state.
+    Args:
+        norm, eps: Empty without an attack, or if the paper states none.
+        text: The accuracy in percent, as printed.
+        quoted_from: The source of a number that is not the paper's own.
+        inferred: The columns that the paper does not state.
     """
 
     paper: str
@@ -75,27 +78,27 @@ class Claim:
 
     @property
     def decimals(self) -> int:
-        """How many decimals were printed."""
+        """The number of printed decimals."""
         return len(self.text.partition(".")[2])
 
     @property
     def threat(self) -> ThreatModel | None:
-        """None without an attack, and where the paper gives no radius."""
+        """The threat model; None without an attack, or if the paper states no radius."""
         return ThreatModel.of(self.norm, self.eps) if self.norm and self.eps else None
 
     @property
     def attacked(self) -> bool:
-        """Whether somebody searched for the worst."""
+        """Whether the images were attacked; False for clean images and for natural perturbations."""
         return bool(self.norm)
 
     @property
     def network(self) -> tuple[str, ...]:
-        """What the cells of one row of a table share."""
+        """The columns that the cells of one row of a table share."""
         return tuple(getattr(self, name) for name in _COLUMNS[:7])
 
     @property
     def name(self) -> str:
-        """The cell in words."""
+        """The cell as text."""
         pretrained = [] if self.pretrained == "no" else ["pre-trained"]
         parts = [self.dataset, self.architecture, *pretrained, self.training, self.activation, self.attack]
         table = f"table {self.table}" if self.table.isdigit() else self.table
@@ -103,9 +106,11 @@ class Claim:
 
 
 def read_claims(path: Path = _FILE) -> list[Claim]:
-    """The claims in a CSV file, by default those that come with kwbench, in the order of the tables.
+    """Read the claims in a CSV file, by default those that come with kwbench, in the order of the tables.
 
-    Raises CannotEvaluate if it cannot be read, DamagedData for anything but one accuracy a cell, naming line and column.
+    Raises:
+        CannotEvaluate: The file cannot be read.
+        DamagedData: A cell is invalid or occurs twice; the message names line and column.
     """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
@@ -143,7 +148,7 @@ def _claim(cells: list[str], where: str) -> Claim:
         raise DamagedData(f"{where}: norm: {row['norm']!r} is none of {', '.join(NORMS)}")
     inferred = tuple(row["inferred"].split())
     for name in inferred:
-        # "loss" is a part of the attack, which has no column of its own.
+        # "loss" is a part of the attack that has no column.
         if name not in (*_COLUMNS, "loss"):
             raise DamagedData(f"{where}: inferred: {name!r} is no column")
     text = row.pop("accuracy_percent")

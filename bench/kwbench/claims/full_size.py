@@ -1,8 +1,8 @@
-"""The networks of the papers as they have them, as entries of a registry: recipes to train on a GPU, no checkpoints.
+"""The papers' own networks at full size, as registry entries: recipes for training on a GPU, without checkpoints.
 
-What a paper does not say is taken from the code it names or from its neighbours, and said here. Said by none, and ours
-throughout: Nesterov's momentum, Kaiming's initialisation, half precision, weight decay where an entry names no other, and that
-ImageNet's weights see pixels as torchvision trained them to, normalised.
+A setting that a paper does not state is taken from the code that it names or from the other papers; a comment here says so.
+Some are stated nowhere and are our choice: Nesterov momentum, Kaiming initialisation, half precision, the weight decay unless
+an entry names another, and that ImageNet weights get normalised pixels, as torchvision trained them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ Section = dict[str, Any]
 
 _TITLE = "# The networks of the papers as they have them. Train one: kwbench train NAME --registry THIS --pin --device cuda"
 
-# (eps) of attacks and adversarial training on each data set (xiao2020 4.1, D.1).
+# eps of attacks and adversarial training, by data set (xiao2020 4.1, D.1).
 _EPS = {"cifar10": "0.031", "svhn": "0.047", "mnist": "0.3"}
 
 # torchvision's ImageNet weights.
@@ -29,7 +29,7 @@ _IMAGENET = {
     "resnet18-224": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
 }
 
-# Of ImageNet's channels, as those weights were trained with.
+# The mean and standard deviation of ImageNet's channels, with which those weights were trained.
 _NORMALISE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 _ACTIVATIONS: dict[str, Section] = {
@@ -51,11 +51,11 @@ _ARCHITECTURES: dict[str, Section] = {
     "alexnet": {"name": "alexnet"},
     "resnet18-224": {"name": "resnet18_imagenet", "width": 64},
     "vgg19": {"name": "vgg19"},
-    # Its sizes are not said; these are ours.
+    # The paper does not state the sizes; these are our choice.
     "cnn3": {"name": "cnn3", "width": 16, "hidden": 128},
 }
 
-# Moved by up to 4 pixels and mirrored: "random crop and random flip".
+# Shifts by up to 4 pixels and mirrored images, for "random crop and random flip".
 _AUGMENTED = {"seed": 0, "shift": 4, "flip": True, "precision": "bfloat16"}
 
 # xiao2020 D.1: 0.1 for 50 epochs, 0.01 for 30, batches of 256.
@@ -67,7 +67,7 @@ _XIAO = {
     "schedule": {"kind": "drop", "after": 50, "factor": 0.1},
 }
 
-# xiao2020 2.2 and D.1: 50 epochs at 0.2, then down by 0.005 every 2 epochs; at which learning rate is not said.
+# xiao2020 2.2 and D.1: 50 epochs at gamma = 0.2, then gamma falls by 0.005 every 2 epochs; the learning rate is not stated.
 _INCREMENTAL = {
     **_AUGMENTED,
     "epochs": 50,
@@ -80,12 +80,12 @@ _INCREMENTAL = {
 
 @cache
 def full_size_entries() -> Mapping[str, ModelEntry]:
-    """Every network that `map_claim` names as `full_size`, and the sources of transfer attacks, by name."""
+    """Return the networks that `map_claim` names as `full_size` and the surrogates of transfer attacks, by name."""
     return {name: validate(ModelEntry, entry, name) for name, entry in _entries()}
 
 
 def full_size_registry() -> str:
-    """The same as the text of a registry file."""
+    """Return these entries as the text of a registry file."""
     yaml, stream = YAML(), StringIO()
     yaml.default_flow_style = None
     yaml.width = 1 << 20
@@ -105,8 +105,8 @@ def _entries() -> Iterator[tuple[str, Section]]:
                 tuned = _entry(architecture, activation, _costa(address))
                 yield f"{name}-pretrained", tuned | {"normalise": deepcopy(_NORMALISE)}
     for architecture in ("resnet18", "densenet121", "wrn22-10"):
-        wanted = ("lwta0.1", "lwta0.2") if architecture == "resnet18" else tuple(_ACTIVATIONS)[:5]
-        for activation in wanted:
+        activations = ("lwta0.1", "lwta0.2") if architecture == "resnet18" else tuple(_ACTIVATIONS)[:5]
+        for activation in activations:
             for training in ("", "-at"):
                 recipe = _TRAININGS[training]("cifar10", activation)
                 yield f"cifar10/{architecture}-{activation}{training}", _entry(architecture, activation, recipe)
@@ -126,7 +126,7 @@ def _entries() -> Iterator[tuple[str, Section]]:
 
 
 def _entry(architecture: str, activation: str, recipe: Mapping[str, Any]) -> Section:
-    # Copies: what two entries share would be written as an anchor, which registries refuse.
+    # Copied, because YAML would write shared values as anchors, which registries reject.
     return deepcopy(
         {"architecture": _ARCHITECTURES[architecture], "activation": _ACTIVATIONS[activation], "recipe": dict(recipe)}
     )
@@ -137,17 +137,17 @@ def _natural(dataset: str, activation: str) -> Section:
 
 
 def _adversarial(dataset: str, activation: str) -> Section:
-    # "untargeted PGD attack with 8 iterations"; the step size is not said.
+    # "untargeted PGD attack with 8 iterations"; the step size is not stated.
     return {**_XIAO, "adversarial": {"eps": _EPS[dataset], "steps": 8, "step_size": "0.01"}}
 
 
 def _trades(dataset: str, activation: str) -> Section:
-    # 1 / lambda = 6, the rest from the authors' code.
+    # 1 / lambda = 6; the other settings are from the authors' code.
     return {**_XIAO, "trades": {"eps": _EPS[dataset], "steps": 10, "step_size": "0.007", "beta": 6.0}}
 
 
 def _free(dataset: str, activation: str) -> Section:
-    # m = 8, and an eighth of the epochs.
+    # m = 8 replays, and an eighth of the epochs.
     schedule = {"kind": "drop", "after": 6, "factor": 0.1}
     return {**_XIAO, "epochs": 10, "schedule": schedule, "free": {"eps": _EPS[dataset], "replays": 8}}
 
@@ -155,20 +155,21 @@ def _free(dataset: str, activation: str) -> Section:
 _TRAININGS: dict[str, Callable[[str, str], Section]] = {"": _natural, "-at": _adversarial, "-trades": _trades, "-free": _free}
 
 
-# xiao2020 D.4: a learning rate of 0.01, 20 epochs. Neither the sizes of the three layers nor those of batches are said, nor the
-# step size of adversarial training; TRADES as in its authors' code for MNIST.
+# xiao2020 D.4: a learning rate of 0.01 and 20 epochs. It does not state the sizes of the three layers, the batch size or the
+# step size of adversarial training. TRADES is as in its authors' code for MNIST.
 _MNIST_NATURAL = {"seed": 0, "epochs": 20, "learning_rate": 0.01, "schedule": {"kind": "constant"}}
 _MNIST = {
     "": _MNIST_NATURAL,
     "-at": {**_MNIST_NATURAL, "adversarial": {"eps": _EPS["mnist"], "steps": 8, "step_size": "0.1"}},
     "-trades": {**_MNIST_NATURAL, "trades": {"eps": _EPS["mnist"], "steps": 40, "step_size": "0.01", "beta": 6.0}},
-    # "20 epochs for all the methods": of 8 passes over the images each here, where free training's authors take an eighth.
+    # "20 epochs for all the methods", here with 8 passes over the images in each epoch; the authors of free training divide
+    # the number of epochs by 8 instead.
     "-free": {**_MNIST_NATURAL, "free": {"eps": _EPS["mnist"], "replays": 8}},
 }
 
 
 def _costa(pretrained: str | None = None) -> Section:
-    """costa2020 3.2."""
+    """The recipe of costa2020, section 3.2; with `pretrained`, fine-tuning of the weights at that address."""
     common = {**_AUGMENTED, "batch_size": 64, "clip_norm": 0.5}
     if pretrained is not None:
         tuned = {"epochs": 10, "learning_rate": 0.01, "schedule": {"kind": "constant"}}
@@ -176,7 +177,8 @@ def _costa(pretrained: str | None = None) -> Section:
     return {**common, "epochs": 80, "learning_rate": 0.1, "schedule": {"kind": "drop", "after": 50, "factor": 0.1}}
 
 
-# panousis2021 3: batches of 128, halved at every epoch after the 75th, 100 epochs by its checkpoint; the adversary of Wu et al.
+# panousis2021 3: batches of 128, the learning rate halved at every epoch after the 75th. The checkpoint states 100 epochs, and
+# the adversary is that of Wu et al.
 _PANOUSIS = {
     **_AUGMENTED,
     "epochs": 100,

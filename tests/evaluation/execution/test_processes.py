@@ -1,4 +1,4 @@
-"""Processes ready ahead: used once, by the first that asks, and only where there is a core for them."""
+"""Child processes started ahead: taken once, by the first user, and only if there is a second core."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import pytest
 
 from kwbench.cli.main import main
 from kwbench.evaluation.execution import processes
-from kwbench.evaluation.execution.processes import Serving, dismiss, prepare, serving
+from kwbench.evaluation.execution.processes import ServerProcess, dismiss, prepare, server_process
 from support.small_registry import write_registry
 
 ANSWERS = """\
@@ -24,10 +24,10 @@ def serve(pipe):
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "answers.py").write_text(ANSWERS)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(processes, "_ahead", {})
+    monkeypatch.setattr(processes, "_prepared", {})
     yield "answers"
-    for each in processes._ahead.values():
-        each.close()
+    for server in processes._prepared.values():
+        server.close()
 
 
 @pytest.fixture
@@ -36,64 +36,62 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
 
 
-def answer(each: Serving) -> tuple[int, object, object]:
-    each.pipe.send("asked")
-    found: tuple[int, object, object] = each.pipe.recv()
-    each.close()
-    return found
+def reply_of(server: ServerProcess) -> tuple[int, object, object]:
+    server.pipe.send("asked")
+    reply: tuple[int, object, object] = server.pipe.recv()
+    server.close()
+    return reply
 
 
-def test_the_first_that_asks_gets_the_process_that_is_ready_the_next_one_of_its_own(module: str, cores: None) -> None:
+def test_the_first_caller_gets_the_prepared_process_and_the_next_one_a_new_process(module: str, cores: None) -> None:
     prepare(module)
-    prepare(module)  # one is enough
-    ready = processes._ahead[module].process.pid
-    first, second = serving(module), serving(module)
+    prepare(module)  # the second call starts nothing
+    ready = processes._prepared[module].process.pid
+    first, second = server_process(module), server_process(module)
     assert first.process.pid == ready != second.process.pid
-    for each in (first, second):
-        assert answer(each) == (each.process.pid, signal.SIG_IGN, "asked"), "Ctrl-C is for the one that started it"
-        assert not each.process.is_alive()
+    for server in (first, second):
+        assert reply_of(server) == (server.process.pid, signal.SIG_IGN, "asked"), "the child process ignores Ctrl-C"
+        assert not server.process.is_alive()
 
 
-def test_one_that_died_meanwhile_or_that_nobody_will_ask_for_is_gone(module: str, cores: None) -> None:
+def test_a_prepared_process_that_died_is_replaced_and_a_dismissed_one_is_stopped(module: str, cores: None) -> None:
     prepare(module)
-    dead = processes._ahead[module].process
+    dead = processes._prepared[module].process
     dead.kill()
     dead.join()
-    fresh = serving(module)
-    assert answer(fresh)[0] == fresh.process.pid != dead.pid
+    fresh = server_process(module)
+    assert reply_of(fresh)[0] == fresh.process.pid != dead.pid
     prepare(module)
-    idle = processes._ahead[module].process
+    idle = processes._prepared[module].process
     dismiss(module)
     dismiss(module)
     assert not idle.is_alive()
-    assert not processes._ahead
+    assert not processes._prepared
 
 
-def test_where_no_process_can_be_started_ahead_the_command_goes_on(
-    module: str, cores: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(_: str) -> Serving:
+def test_a_failure_to_start_a_process_ahead_is_ignored(module: str, cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> ServerProcess:
         raise BlockingIOError("Resource temporarily unavailable")
 
-    monkeypatch.setattr(processes, "_started", refused)
+    monkeypatch.setattr(processes, "_start", fail)
     prepare(module)
-    assert not processes._ahead
+    assert not processes._prepared
 
 
 def test_on_one_core_nothing_is_started_ahead(module: str, cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as one:
-        one.setattr(os, "sched_getaffinity", lambda _: {3})
+    with monkeypatch.context() as single_core:
+        single_core.setattr(os, "sched_getaffinity", lambda _: {3})
         prepare(module)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     prepare(module)
-    assert not processes._ahead
+    assert not processes._prepared
 
 
-def test_a_command_that_has_all_before_it_prepares_and_one_that_may_have_all_on_record_does_not(
+def test_a_process_is_started_ahead_only_if_the_command_certainly_has_work_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: None
 ) -> None:
-    asked = list[str]()
-    monkeypatch.setattr(processes, "prepare", asked.append)
+    prepared = list[str]()
+    monkeypatch.setattr(processes, "prepare", prepared.append)
     monkeypatch.chdir(tmp_path)
     write_registry(tmp_path)
     on_record = ["--threads", "2", "--db", "sqlite:///results.db"]
@@ -101,4 +99,4 @@ def test_a_command_that_has_all_before_it_prepares_and_one_that_may_have_all_on_
         monkeypatch.setattr("sys.argv", ["kwbench", "evaluate", "resnet18-relu", "--attack", "fgsm", "--n", "4", *extra])
         with pytest.raises(SystemExit, match="0"):
             main()
-    assert asked == ["kwbench.evaluation.execution.evaluator"]
+    assert prepared == ["kwbench.evaluation.execution.evaluator"]

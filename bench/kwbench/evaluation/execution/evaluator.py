@@ -14,7 +14,7 @@ import torch
 from kwbench.checks import Case, Question, Retried, Survivors, examine, retried
 from kwbench.data import Batch, slice_hash
 from kwbench.errors import CannotEvaluate, KwbenchError
-from kwbench.evaluation.execution.processes import serving
+from kwbench.evaluation.execution.processes import server_process
 from kwbench.evaluation.execution.tasks import Task
 from kwbench.evaluation.identity import attack_identity, engine_revisions, library_versions, network_revisions
 from kwbench.evaluation.preparation.prepare import Prepared, prepare
@@ -210,7 +210,7 @@ class SpawnedEvaluator:
 
     def __init__(self, request: Request, time_limit: float | None, threads: int | None = None) -> None:
         self._name, self._time_limit = request.model, time_limit
-        self._serving = serving(__name__)
+        self._child = server_process(__name__)
         self._send((request, threads))
 
     def wait(self) -> None:
@@ -230,20 +230,20 @@ class SpawnedEvaluator:
 
     def close(self) -> None:
         """See Evaluator."""
-        self._serving.close()
+        self._child.close()
 
     def _send(self, message: Any) -> None:
         try:
-            self._serving.pipe.send(message)
+            self._child.pipe.send(message)
         except (BrokenPipeError, OSError):
             self._raise_died()
 
     def _receive(self, limit: float | None) -> Any:
-        if not self._serving.pipe.poll(limit):
+        if not self._child.pipe.poll(limit):
             self.close()
             raise CannotEvaluate(f"{self._name}: no answer within {limit:g} s; the process was stopped")
         try:
-            message = self._serving.pipe.recv()
+            message = self._child.pipe.recv()
         except (EOFError, OSError):
             self._raise_died()
         if isinstance(message, BaseException):
@@ -251,7 +251,7 @@ class SpawnedEvaluator:
         return message
 
     def _raise_died(self) -> NoReturn:
-        process = self._serving.process
+        process = self._child.process
         process.join(5)
         raise CannotEvaluate(f"{self._name}: its process died (exit code {process.exitcode}); what was finished is on record")
 

@@ -1,4 +1,4 @@
-"""Fresh processes that serve a module; one may be asked for ahead, to import while this process does the same."""
+"""Child processes that run a module's `serve`; one can be started ahead, to import while this process does the same."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -17,76 +17,77 @@ from kwbench.imports import importing
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
-    """A process in which `serve(pipe)` of a module runs, and our end of its pipe."""
+class ServerProcess:
+    """A child process that runs a module's `serve(pipe)`, and this process's end of the pipe."""
 
     process: SpawnProcess
     pipe: multiprocessing.connection.Connection
 
     def close(self) -> None:
-        """Stop it."""
+        """Close the pipe and kill the process."""
         self.pipe.close()
         self.process.kill()
         self.process.join()
 
 
-_ahead: dict[str, Serving] = {}
+# Processes started ahead, by module.
+_prepared: dict[str, ServerProcess] = {}
 
 
 def prepare(module: str) -> None:
-    """Have a process ready for the first that asks for one serving this module; of no use on a single core."""
+    """Start a process for this module ahead of its first use. Does nothing on a single core, where it would only delay."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores > 1 and os.environ.get("OMP_NUM_THREADS") != "1" and module not in _ahead:
-        with suppress(OSError):  # whoever needs one will say so
-            _ahead[module] = _started(module)
+    if cores > 1 and os.environ.get("OMP_NUM_THREADS") != "1" and module not in _prepared:
+        with suppress(OSError):  # `server_process` reports it if the process is needed
+            _prepared[module] = _start(module)
 
 
 def is_ready(module: str) -> bool:
-    """Whether a process was asked for ahead and is still to be had."""
-    return module in _ahead
+    """Return whether a process was started ahead and has not been taken yet."""
+    return module in _prepared
 
 
 def dismiss(module: str) -> None:
-    """Nobody will ask for one that serves this module."""
-    if (ready := _ahead.pop(module, None)) is not None:
-        ready.close()
+    """Stop the process that was started ahead for this module, if there is one."""
+    if (prepared := _prepared.pop(module, None)) is not None:
+        prepared.close()
 
 
-def serving(module: str) -> Serving:
-    """A process that serves this module."""
-    ready = _ahead.pop(module, None)
-    if ready is not None and not ready.process.is_alive():
-        ready.close()
-        ready = None
-    return ready or _started(module)
+def server_process(module: str) -> ServerProcess:
+    """Return a process that serves this module: the one started ahead if it is still alive, or a new one."""
+    prepared = _prepared.pop(module, None)
+    if prepared is not None and not prepared.process.is_alive():
+        prepared.close()
+        prepared = None
+    return prepared or _start(module)
 
 
-def _started(module: str) -> Serving:
+def _start(module: str) -> ServerProcess:
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(module, theirs), daemon=True)
+    pipe, child_pipe = context.Pipe()
+    process = context.Process(target=_serve, args=(module, child_pipe), daemon=True)
     with _interrupts_ignored(), _main_module_hidden():
         process.start()
-    theirs.close()
-    return Serving(process, ours)
+    child_pipe.close()
+    return ServerProcess(process, pipe)
 
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; one that starts in this block leaves it to us."""
+    """Let processes that start in this block ignore Ctrl-C, which a terminal sends to all; the parent stops them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """Processes that start in this block do not import the main script again, which may lack a __main__ guard."""
+    """Keep processes that start in this block from importing the main script, which may lack a __main__ guard."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -96,15 +97,15 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 def _serve(module: str, pipe: multiprocessing.connection.Connection) -> None:
-    os.dup2(2, 1)  # what foreign code prints must not mix with the results on stdout
+    os.dup2(2, 1)  # output of the model's code must not mix with the results on stdout
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with importing():
-        served = import_module(module)
-    served.serve(pipe)
+        server = import_module(module)
+    server.serve(pipe)
 
 
 def _end_with_parent() -> None:
-    """A hanging model must not outlive a command that was killed."""
+    """Exit when the parent does, so that a hanging model does not outlive a command that was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

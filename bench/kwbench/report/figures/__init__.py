@@ -1,8 +1,9 @@
-"""The figures: every experiment on record as a picture, and where each of its numbers comes from."""
+"""Figures of the experiments on record, with the source of their numbers."""
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from markupsafe import Markup, escape
 
@@ -18,14 +19,14 @@ from kwbench.report.page import rendered
 
 __all__ = ["Figure", "figure_files", "figures", "figures_html"]
 
-# In the order of the page, with what each is about.
+# The sections of the page in order, with their titles.
 _SECTIONS = {
     "transfer": "Transfer between networks",
     "sparsity": "Accuracy against gamma and incremental training",
     "sweep": "Accuracy against the radius and an attack's parameters",
-    "fit": "A function of one number",
+    "fit": "Fitting a one-dimensional function",
     "logits": "Logits along an attack",
-    "learning": "Loss along training",
+    "learning": "Loss during training",
     "weights": "Loss as weights and images move",
     "layers": "Theorem 1 and appendix B on random layers",
     "patterns": "Activation patterns of trained networks",
@@ -33,7 +34,8 @@ _SECTIONS = {
     "answers": "True-class probabilities and examples",
 }
 
-_DRAWN: dict[str, Callable[[Sequence[Measurement]], list[Figure]]] = {
+# Figures that need only the measurements.
+_DRAW: dict[str, Callable[[Sequence[Measurement]], list[Figure]]] = {
     "fit": fits,
     "logits": logits,
     "learning": learning,
@@ -43,99 +45,103 @@ _DRAWN: dict[str, Callable[[Sequence[Measurement]], list[Figure]]] = {
     "landscape": landscapes,
     "answers": answers,
 }
-_SERIES: dict[str, Callable[[Sequence[Measurement], Mapping[str, Summary]], list[Figure]]] = {
+# Figures that also need the summaries of the evaluations that a series names.
+_DRAW_SERIES: dict[str, Callable[[Sequence[Measurement], Mapping[str, Summary]], list[Figure]]] = {
     "sweep": sweeps,
     "sparsity": sparsities,
 }
 
 
-def figures(measured: Sequence[Measurement], standings: Sequence[Summary], boards: Sequence[Board]) -> list[Figure]:
-    """Every figure that the record can give, in the order of the page; experiments of one kind on equal terms share one."""
-    known = {each.evaluation.spec.identity: each for each in standings}
+def figures(measurements: Sequence[Measurement], summaries: Sequence[Summary], boards: Sequence[Board]) -> list[Figure]:
+    """Draw all figures of a record, in the order of the page. Comparable measurements share a figure.
+
+    A series is drawn only if `summaries` has all of its evaluations.
+    """
+    by_identity = {summary.evaluation.spec.identity: summary for summary in summaries}
     drawn = transfers(boards)
-    for group in _groups(measured):
+    for group in _groups(measurements):
         kind = group[0].experiment
-        if kind in ("sweep", "sparsity"):
-            complete = [each for each in group if all(identity in known for identity in each.spec["evaluations"])]
-            drawn += _SERIES[kind](complete, known) if complete else []
-        elif kind in _DRAWN:
-            drawn += _DRAWN[kind](group)
+        if kind in _DRAW_SERIES:
+            complete = [series for series in group if by_identity.keys() >= set(series.spec["evaluations"])]
+            drawn += _DRAW_SERIES[kind](complete, by_identity) if complete else []
+        elif kind in _DRAW:
+            drawn += _DRAW[kind](group)
     order = list(_SECTIONS)
-    drawn.sort(key=lambda each: order.index(each.section))
-    return _named(drawn)
+    drawn.sort(key=lambda figure: order.index(figure.section))
+    return _with_unique_names(drawn)
 
 
 def figures_html(drawn: Sequence[Figure]) -> str:
-    """The figures as one self-contained HTML page."""
+    """Return the figures as one self-contained HTML page."""
     sections = [
         {
             "id": section,
             "title": title,
             "figures": [
                 {
-                    "name": each.name,
-                    "caption": _whole(each.caption),
-                    "svg": Markup(each.svg),
+                    "name": figure.name,
+                    "caption": _whole(figure.caption),
+                    "svg": Markup(figure.svg),
                     "sources": [
                         {
-                            "model": source.model or "a network of its own",
+                            "model": source.model or "a network built by the experiment",
                             "identity": source.identity[:12],
                             "record": escape(json.dumps(source.record, indent=1, sort_keys=True, default=str)),
                         }
-                        for source in each.sources
+                        for source in figure.sources
                     ],
                 }
-                for each in drawn
-                if each.section == section
+                for figure in drawn
+                if figure.section == section
             ],
         }
         for section, title in _SECTIONS.items()
-        if any(each.section == section for each in drawn)
+        if any(figure.section == section for figure in drawn)
     ]
     return rendered("figures.html.j2", sections=sections)
 
 
 def figure_files(drawn: Sequence[Figure]) -> dict[str, str]:
-    """The figures as SVG files, by name."""
-    return {f"figures/{each.name}.svg": each.svg for each in drawn}
+    """Return the SVG files by path, relative to the folder of the report."""
+    return {f"figures/{figure.name}.svg": figure.svg for figure in drawn}
 
 
-def _whole(words: str) -> Markup:
-    return escape(plain(words, 2000))
+def _whole(caption: str) -> Markup:
+    """Escape a caption without cutting it at the usual length."""
+    return escape(plain(caption, 2000))
 
 
-def _groups(measured: Sequence[Measurement]) -> list[list[Measurement]]:
-    """The newest of each experiment, those on equal terms together, in the order of the record."""
+def _groups(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
+    """The newest measurement of each model and configuration, comparable ones together, in the order of the record."""
     newest: dict[tuple[str, str], Measurement] = {}
-    for each in measured:
-        key = (_terms(each), each.model)
+    for measurement in measurements:
+        key = (_shared_settings(measurement), measurement.model)
         newest.pop(key, None)
-        newest[key] = each
+        newest[key] = measurement
     groups: dict[str, list[Measurement]] = {}
-    for (terms, _), each in newest.items():
-        groups.setdefault(terms, []).append(each)
+    for (settings, _), measurement in newest.items():
+        groups.setdefault(settings, []).append(measurement)
     return list(groups.values())
 
 
-def _terms(each: Measurement) -> str:
-    """What experiments must have in common to stand in one figure: all but the network and the versions."""
-    spec, origin = each.spec, each.spec.get("origin", {})
+def _shared_settings(measurement: Measurement) -> str:
+    """The settings that the measurements of one figure share, as JSON: all but the network and the versions."""
+    spec, origin = measurement.spec, measurement.spec.get("origin", {})
     shared = {
         name: spec.get(name) for name in ("parameters", "samples", "over", "values", "suite", "seed", "labels", "attacks")
     }
     shared["origin"] = {name: origin.get(name) for name in ("data_sha256", "norm", "eps", "seed")}
-    if each.experiment in ("answers", "sparsity"):
-        shared["model"] = each.model
-    return json.dumps([each.experiment, each.dataset, shared], sort_keys=True)
+    if measurement.experiment in ("answers", "sparsity"):
+        shared["model"] = measurement.model
+    return json.dumps([measurement.experiment, measurement.dataset, shared], sort_keys=True)
 
 
-def _named(drawn: Sequence[Figure]) -> list[Figure]:
-    """Each with a name of its own; of several that would share one, the second gets a 2."""
-    taken: dict[str, int] = {}
-    found = []
-    for each in drawn:
-        slug = re.sub(r"[^a-z0-9.]+", "-", each.name.lower()).strip("-.")[:80] or each.section
-        taken[slug] = taken.get(slug, 0) + 1
-        name = slug if taken[slug] == 1 else f"{slug}-{taken[slug]}"
-        found.append(Figure(name, each.section, each.title, each.caption, each.svg, each.sources))
-    return found
+def _with_unique_names(drawn: Sequence[Figure]) -> list[Figure]:
+    """The figures with names that are valid in paths; from the second of the same name on, a number is added."""
+    uses: dict[str, int] = {}
+    named = []
+    for figure in drawn:
+        slug = re.sub(r"[^a-z0-9.]+", "-", figure.name.lower()).strip("-.")[:80] or figure.section
+        uses[slug] = uses.get(slug, 0) + 1
+        named.append(replace(figure, name=slug if uses[slug] == 1 else f"{slug}-{uses[slug]}"))
+    return named

@@ -1,4 +1,4 @@
-"""What a figure is, and where its numbers come from."""
+"""A figure and the sources of its numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from kwbench.record.measurement import Measurement
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a figure's numbers come from: a model, the identity of what was measured, and all that was recorded with it."""
+    """The origin of a figure's numbers: the model, the identity of the run, and its recorded settings and provenance."""
 
     model: str
     identity: str
@@ -18,7 +18,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture for a page and a file: `name` without ending, what it is about, and what it shows."""
+    """A picture for a page and a file. `name` is the file's name without its suffix, `section` an experiment or `transfer`."""
 
     name: str
     section: str
@@ -28,23 +28,23 @@ class Figure:
     sources: tuple[Source, ...] = field(repr=False)
 
 
-# In the order of the page, with what each is about.
-
-
-def source_of(each: Measurement) -> Source:
-    return Source(each.model, each.identity, {**each.spec, "provenance": each.provenance})
+def source_of(measurement: Measurement) -> Source:
+    """Return the source that a measurement is."""
+    return Source(measurement.model, measurement.identity, {**measurement.spec, "provenance": measurement.provenance})
 
 
 def described(group: Iterable[Measurement]) -> str:
-    return "kwbench; " + "; ".join(f"{each.experiment} {each.model} run {each.identity}" for each in group)
+    """Return the description of an SVG file: the experiments, models and runs behind it."""
+    return "kwbench; " + "; ".join(f"{run.experiment} {run.model} run {run.identity}" for run in group)
 
 
 def figure_of(group: Sequence[Measurement], suffix: str, title: str, caption: str, svg: str) -> Figure:
+    """Return the figure of a group of measurements, named after experiment, suffix and data set."""
     first = group[0]
     name = "-".join(part for part in (first.experiment, suffix, first.dataset) if part).replace("/", "-")
-    return Figure(name, first.experiment, title, caption, svg, tuple(source_of(each) for each in group))
+    return Figure(name, first.experiment, title, caption, svg, tuple(source_of(measurement) for measurement in group))
 
 
 def short(model: str) -> str:
-    """A model's name without its data set, which the title has; a file keeps its path."""
+    """Return a model's name without its data set, which the title names; a user's file keeps its path."""
     return model if ".py:" in model else model.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""Figures about networks themselves: how they fit and learn, and where their activations jump."""
+"""Figures of networks: fits, training curves, jumps of the loss and activation patterns."""
 
 from collections.abc import Sequence
 
@@ -8,94 +8,101 @@ from kwbench.record.measurement import Array, Measurement
 from kwbench.report.figures.figure import Figure, described, figure_of, short
 from kwbench.report.svg.lines import Line, Panel, panels_svg
 
-# The number of the curve that is black.
+# The style number of black lines.
 _BLACK = 6
-# Curves in one panel that can be told apart.
+# The number of distinguishable curves in one panel.
 _CURVES = 8
 
 
 def fits(group: Sequence[Measurement]) -> list[Figure]:
+    """Return a figure for each measurement: the function, the training points and both networks."""
     drawn = []
-    for each in group:
-        found, parameters = each.arrays, each.spec["parameters"]
-        kwta = np.where(np.diff(found["pattern"], prepend=found["pattern"][0]) > 0, np.nan, found["kwta"])
-        points = Line("points to fit", found["x"], found["y"], 1, kind="points")
-        target = Line("the function", found["place"], found["target"], 2, kind="dotted")
+    for measurement in group:
+        arrays, parameters = measurement.arrays, measurement.spec["parameters"]
+        grid = arrays["place"]
+        # Interrupt the line where the pattern changes, because the function may jump there.
+        kwta = np.where(np.diff(arrays["pattern"], prepend=arrays["pattern"][0]) > 0, np.nan, arrays["kwta"])
+        points = Line("points to fit", arrays["x"], arrays["y"], 1, kind="points")
+        target = Line("the function", grid, arrays["target"], 2, kind="dotted")
         panels = [
-            Panel(title, "x", "y", (target, Line("the network", found["place"], y, 0), points))
-            for title, y in ((f"k-WTA, γ = {parameters['gamma']:g}", kwta), ("ReLU", found["relu"]))
+            Panel(title, "x", "y", (target, Line("the network", grid, y, 0), points))
+            for title, y in ((f"k-WTA, γ = {parameters['gamma']:g}", kwta), ("ReLU", arrays["relu"]))
         ]
-        title = "A function of one number, fitted"
-        pieces = int(found["pattern"][-1]) + 1
+        title = "Fit of a one-dimensional function"
+        pieces = int(arrays["pattern"][-1]) + 1
         caption = (
-            f"Networks of {parameters['hidden']} layers of {parameters['width']} units, trained on the points alone. The k-WTA "
-            f"network is a straight line in each of at least {pieces} pieces, and jumps between them. As figure 1 of xiao2020."
+            f"Networks of {parameters['hidden']} layers of {parameters['width']} units, trained on the points only. The k-WTA "
+            f"network is linear on each of at least {pieces} pieces and jumps between them. Compare figure 1 of xiao2020."
         )
-        drawn.append(figure_of([each], "", title, caption, panels_svg(title, panels, description=described([each]))))
+        svg = panels_svg(title, panels, description=described([measurement]))
+        drawn.append(figure_of([measurement], "", title, caption, svg))
     return drawn
 
 
 def learning(group: Sequence[Measurement]) -> list[Figure]:
+    """Return figures of the loss and accuracy of each epoch, `_CURVES` networks in each."""
     drawn = []
     for start in range(0, len(group), _CURVES):
-        some = group[start : start + _CURVES]
+        runs = group[start : start + _CURVES]
         panels = [
             Panel(
                 name,
                 "epoch",
                 name,
                 tuple(
-                    Line(short(each.model), each.arrays["epoch"], each.arrays[name], number, kind="line")
-                    for number, each in enumerate(some)
+                    Line(short(run.model), run.arrays["epoch"], run.arrays[name], number, kind="line")
+                    for number, run in enumerate(runs)
                 ),
                 y_max=1.0 if name == "accuracy" else None,
             )
             for name in ("loss", "accuracy")
         ]
-        title = f"Loss along training: {some[0].dataset}"
+        title = f"Loss during training: {runs[0].dataset}"
         caption = (
-            "Mean loss and accuracy of each epoch on what was trained on in it, adversarial examples where training is "
-            "adversarial. As figure 3 (c) of xiao2020, which has the jumps of k-WTA leave training smooth."
+            "Mean loss and accuracy of each epoch on its training inputs, which are adversarial examples in adversarial "
+            "training. Compare figure 3 (c) of xiao2020, which claims that training is smooth despite the jumps of k-WTA."
         )
-        drawn.append(figure_of(some, "", title, caption, panels_svg(title, panels, description=described(some))))
+        drawn.append(figure_of(runs, "", title, caption, panels_svg(title, panels, description=described(runs))))
     return drawn
 
 
 def weights(group: Sequence[Measurement]) -> list[Figure]:
-    """The mean loss along each line, and that of one image, for every network."""
-    panels, rough = [], []
-    for each in group:
-        place, found = each.arrays["place"], each.arrays
+    """Return one figure with a panel for each network: along both lines, the mean loss and the loss of one image."""
+    panels, roughness = [], []
+    for measurement in group:
+        arrays, model = measurement.arrays, short(measurement.model)
         lines = []
-        for number, (name, what) in enumerate((("weights", "the weights move"), ("images", "the images move"))):
-            mean = found[name].mean(axis=0)
-            lines.append(Line(f"{what}: mean of all images", place, mean, number))
-            lines.append(Line(f"{what}: one image", place, found[name][0], number, kind="dotted", width=1.4))
-            rough.append(f"{short(each.model)} as {what} {_roughness(mean):.2f}")
-        panels.append(Panel(short(each.model), "share of the way", "loss", tuple(lines)))
+        for number, (name, legend) in enumerate((("weights", "the weights move"), ("images", "the images move"))):
+            mean = arrays[name].mean(axis=0)
+            lines.append(Line(f"{legend}: mean of all images", arrays["place"], mean, number))
+            lines.append(Line(f"{legend}: one image", arrays["place"], arrays[name][0], number, kind="dotted", width=1.4))
+            roughness.append(f"{model} as {legend} {_roughness(mean):.2f}")
+        panels.append(Panel(model, "fraction of the line", "loss", tuple(lines)))
     first = group[0]
     title = f"Loss as weights and images move: {first.dataset}, {len(first.spec['samples'])} images"
     caption = (
-        "Cross-entropy uphill along two lines: the weights move along the gradient of its mean, which training follows "
-        f"downhill, by {first.spec['parameters']['length']:g} of their length in l2; each image moves along its own gradient, "
-        "by eps. How far the mean goes up and down, over the range that it covers (1: always one way): "
-        f"{', '.join(rough)}. Figure 3 (c) and theorem 2 of xiao2020."
+        "Cross-entropy along two lines of ascent. The weights move along the gradient of the mean loss, which training "
+        f"descends, by {first.spec['parameters']['length']:g} of their l2 norm; each image moves along its own gradient, "
+        "by eps. Total variation of the mean over its range (1: monotonic): "
+        f"{', '.join(roughness)}. Compare figure 3 (c) and theorem 2 of xiao2020."
     )
     return [figure_of(group, "", title, caption, panels_svg(title, panels, description=described(group)))]
 
 
 def _roughness(values: Array) -> float:
+    """The total variation over the range; 1 if the values are monotonic."""
     return float(np.abs(np.diff(values)).sum() / max(float(values.max() - values.min()), 1e-12))
 
 
 def layers(group: Sequence[Measurement]) -> list[Figure]:
-    each = group[0]
-    width, gamma, parameters = each.arrays["width"], each.arrays["gamma"], each.spec["parameters"]
+    """Return one figure of the distances and jumps of random layers, against the width and against γ."""
+    arrays, parameters = group[0].arrays, group[0].spec["parameters"]
+    width, gamma = arrays["width"], arrays["gamma"]
 
     def over_width(name: str, reference: float | None) -> tuple[Line, ...]:
-        lines = [_quartiles(f"γ = {g:g}", width, each.arrays[name][:, at], at) for at, g in enumerate(gamma)]
+        lines = [_quartiles(f"γ = {g:g}", width, arrays[name][:, number], number) for number, g in enumerate(gamma)]
         if reference is not None:
-            middle = float(np.median(each.arrays[name][0, -1]))
+            middle = float(np.median(arrays[name][0, -1]))
             lines.append(
                 Line(
                     f"∝ 1 / width{'²' * (reference == 2)}",
@@ -108,58 +115,60 @@ def layers(group: Sequence[Measurement]) -> list[Figure]:
         return tuple(lines)
 
     panels = [
-        Panel("The nearest other pattern", "width", "distance", over_width("nearest", None), log_x=True, log_y=True),
+        Panel("Nearest other pattern", "width", "distance", over_width("nearest", None), log_x=True, log_y=True),
         Panel("Random direction: median", "width", "distance", over_width("typical", 1), log_x=True, log_y=True),
         Panel("Random direction: largest", "width", "distance", over_width("farthest", 1), log_x=True, log_y=True),
         Panel("Jump of the next layer", "width", "jump / output", over_width("jump", None), log_x=True, log_y=True),
         Panel(
-            "The value that swaps, x*",
+            "Value at the swap, x*",
             "γ",
             "x* / deviation",
-            (_quartiles(f"width {width[-1]:g}", gamma, each.arrays["threshold"][-1], 0),),
+            (_quartiles(f"width {width[-1]:g}", gamma, arrays["threshold"][-1], 0),),
         ),
     ]
     title = "Random layers under k-WTA: theorem 1 and appendix B"
     caption = (
-        f"Layers W x with W from N(0, 1 / width) and inputs of dimension {parameters['inputs']} and length 1; medians and "
-        f"quartiles over {parameters['draws']} draws, {parameters['directions']} directions perpendicular to x each. Theorem 1 "
-        "of xiao2020 bounds how far an input may move before its activation pattern must change, by about 1 / (γ width); "
-        "appendix B has the jump grow with x*, the value at which two units swap, which grows as γ falls."
+        f"Layers W x with W from N(0, 1 / width) and inputs of dimension {parameters['inputs']} and length 1. Medians and "
+        f"quartiles over {parameters['draws']} draws with {parameters['directions']} directions perpendicular to x each. "
+        "Theorem 1 of xiao2020 bounds the distance that an input can move before its activation pattern must change, by about "
+        "1 / (γ width). By appendix B the jump grows with x*, the value at which two units swap, which grows as γ falls."
     )
     return [figure_of(group, "", title, caption, panels_svg(title, panels, description=described(group)))]
 
 
 def _quartiles(name: str, x: Array, values: Array, number: int) -> Line:
+    """The medians of values (m, draws) with a band between their quartiles."""
     low, middle, high = (np.quantile(values, share, axis=-1) for share in (0.25, 0.5, 0.75))
     return Line(name, x, middle, number, low, high, kind="line and points")
 
 
 def patterns(group: Sequence[Measurement]) -> list[Figure]:
+    """Return one figure with the cumulative distributions of distances and jumps over all images and directions."""
     panels = []
-    for name, title, across in (
-        ("distance", "How far to the next pattern", "distance / length of the image"),
-        ("jump", "How far the logits jump there", "jump / spread of the logits"),
+    for name, title, x_label in (
+        ("distance", "Distance to the next pattern", "distance / norm of the image"),
+        ("jump", "Jump of the logits there", "jump / range of the logits"),
     ):
         lines = []
-        for number, each in enumerate(group):
-            values = np.sort(each.arrays[name][np.isfinite(each.arrays[name])])
-            # What float64 leaves of no jump at all is drawn at one place.
-            values = np.maximum(values, 1e-12)
-            share = np.arange(1, len(values) + 1) / max(each.arrays[name].size, 1)
-            lines.append(Line(short(each.model), np.repeat(values, 2)[1:], np.repeat(share, 2)[:-1], number))
-        panels.append(Panel(title, across, "share of directions", tuple(lines), log_x=True, y_max=1.0))
+        for number, measurement in enumerate(group):
+            array = measurement.arrays[name]
+            # Values below the resolution of float64 are drawn at 1e-12.
+            values = np.maximum(np.sort(array[np.isfinite(array)]), 1e-12)
+            share = np.arange(1, len(values) + 1) / max(array.size, 1)
+            lines.append(Line(short(measurement.model), np.repeat(values, 2)[1:], np.repeat(share, 2)[:-1], number))
+        panels.append(Panel(title, x_label, "share of directions", tuple(lines), log_x=True, y_max=1.0))
     first = group[0]
     parameters = first.spec["parameters"]
     title = f"Activation patterns: {first.dataset}, {len(first.spec['samples'])} images"
     medians = ", ".join(
-        f"{short(each.model)} {np.nanmedian(each.arrays['distance']):.2g} and {np.nanmedian(each.arrays['jump']):.2g}"
-        for each in group
+        f"{short(run.model)} {np.nanmedian(run.arrays['distance']):.2g} and {np.nanmedian(run.arrays['jump']):.2g}"
+        for run in group
     )
     caption = (
         f"Along {parameters['directions']} random directions perpendicular to each image: the l2 distance at which a unit of "
-        "any layer first starts or stops, over the image's length, and by how much the logits jump there in l2, over their "
-        "spread at the image. 1e-12 stands for what float64 cannot tell from nothing: the jumps of ReLU, and the distance "
-        "where units tie at the image itself, as those of a uniform background do. "
-        f"Medians of both: {medians}. Theorem 1 and appendix B of xiao2020."
+        "any layer first switches on or off, over the norm of the image, and the l2 norm of the jump of the logits there, over "
+        "their range at the image. Values that float64 cannot distinguish from 0 are drawn at 1e-12: the jumps of ReLU, and "
+        "distances of 0, where units tie at the image itself, as on a uniform background. "
+        f"Medians of both: {medians}. Compare theorem 1 and appendix B of xiao2020."
     )
     return [figure_of(group, "", title, caption, panels_svg(title, panels, description=described(group)))]

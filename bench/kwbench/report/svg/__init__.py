@@ -1,1 +1,1 @@
-"""Drawing: charts and images as SVG files that load nothing."""
+"""Charts and images as self-contained SVG files."""

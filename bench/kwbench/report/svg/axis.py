@@ -1,4 +1,4 @@
-"""Axes: from values to positions, with round ticks."""
+"""Axes that map values to positions, with round ticks."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """From values between `low` and `high` to shares of its length."""
+    """Map values between `low` and `high` to fractions of the axis, 0 to 1."""
 
     low: float
     high: float
@@ -15,9 +15,9 @@ class Axis:
 
     @classmethod
     def around(cls, values: Sequence[float], *, logarithmic: bool = False, margin: float = 0.04) -> "Axis":
-        """The axis that holds these values with a margin; one that is logarithmic takes the positive ones alone."""
-        known = [each for each in values if math.isfinite(each) and (each > 0 or not logarithmic)]
-        low, high = (min(known), max(known)) if known else (0.0, 1.0)
+        """Return an axis that covers the finite values with a margin; a logarithmic one ignores those that are not positive."""
+        usable = [value for value in values if math.isfinite(value) and (value > 0 or not logarithmic)]
+        low, high = (min(usable), max(usable)) if usable else (0.0, 1.0)
         if logarithmic:
             room = (high / low) ** margin if high > low else 2.0
             return cls(low / room, high * room, logarithmic=True)
@@ -30,7 +30,7 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, about: int = 5) -> list[float]:
-        """Round values within it, about so many."""
+        """Return about this many round values within the axis."""
         if self.logarithmic:
             return self._decades(about)
         rough = (self.high - self.low) / about
@@ -45,11 +45,11 @@ class Axis:
             step = max(1, math.ceil((last - first) / about))
             return [10.0**power for power in range(first, last + 1, step)]
         sizes = [size * 10.0**power for power in range(first - 1, last + 1) for size in (1, 2, 5)]
-        return [each for each in sizes if self.low <= each <= self.high]
+        return [size for size in sizes if self.low <= size <= self.high]
 
 
 def tick_text(value: float) -> str:
-    """A tick's value: 0.05, 200, 10⁻⁷."""
+    """Return the label of a tick, such as 0.05, 200 or 10⁻⁷."""
     if value and not 1e-3 <= abs(value) < 1e5:
         power = math.floor(math.log10(abs(value)) + 1e-9)
         digits = f"{value / 10.0**power:.3g}"

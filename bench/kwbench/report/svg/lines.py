@@ -22,7 +22,7 @@ _DIGIT = 8.0
 # Accuracy curves have a logarithmic axis from this ratio of the largest to the smallest x on.
 _LOGARITHMIC_RATIO = 20.0
 
-# The widths of a panel in a grid and of one that stands alone; heights accordingly.
+# Width and height of a panel in a grid, and of a single panel.
 _SMALL = (330.0, 270.0)
 _LARGE = (640.0, 400.0)
 
@@ -126,7 +126,7 @@ def _chart(title: str, panels: Sequence[Panel], size: tuple[float, float], *, co
 
 
 def _legend(lines: Sequence[Line], width: float, top: float) -> tuple[list[str], float]:
-    """The legend, as many entries in a row as have room, and its height."""
+    """The legend's elements, with as many entries in a row as fit, and its height."""
     if not lines:
         return [], 0.0
     entry = max(len(line.name) for line in lines) * 7.2 + 60
@@ -179,8 +179,8 @@ class _PanelDrawing:
         for tick in self.y_axis.ticks():
             y = self.y(tick)
             yield f'<path d="M{_LEFT:g} {y:.1f}H{self.right:g}" stroke="{GRID}"/>'
-            place = f'x="{_LEFT - 6:g}" y="{y + 4:.1f}"'
-            yield f'<text {place} text-anchor="end" fill="{SOFT}" font-size="11">{tick_text(tick)}</text>'
+            anchor = f'x="{_LEFT - 6:g}" y="{y + 4:.1f}"'
+            yield f'<text {anchor} text-anchor="end" fill="{SOFT}" font-size="11">{tick_text(tick)}</text>'
 
     def _x_ticks(self) -> Iterator[str]:
         taken = -math.inf
@@ -191,8 +191,8 @@ class _PanelDrawing:
                 continue
             taken = x + half
             yield f'<path d="M{x:.1f} {self.bottom:g}v5" stroke="{SOFT}"/>'
-            place = f'x="{x:.1f}" y="{self.bottom + 17:g}"'
-            yield f'<text {place} text-anchor="middle" fill="{SOFT}" font-size="11">{label}</text>'
+            anchor = f'x="{x:.1f}" y="{self.bottom + 17:g}"'
+            yield f'<text {anchor} text-anchor="middle" fill="{SOFT}" font-size="11">{label}</text>'
 
     def _line(self, line: Line) -> Iterator[str]:
         points = [
@@ -221,7 +221,7 @@ class _PanelDrawing:
             yield f'<path d="{_path(border)}Z" fill="{colour_of(line.style)}" opacity="0.13"/>'
 
     def _bars(self, line: Line, points: Sequence[tuple[float, float] | None]) -> str:
-        """Bars of nine tenths of the distance between neighbours."""
+        """Bars nine tenths as wide as the smallest distance between neighbours."""
         known = [point for point in points if point is not None]
         width = 0.9 * min((b[0] - a[0] for a, b in pairwise(known)), default=10.0)
         bars = "".join(

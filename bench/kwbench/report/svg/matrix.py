@@ -1,4 +1,4 @@
-"""Transfer between models as a matrix: who is attacked downwards, on whom the images were made across (xiao2020, table 3)."""
+"""Transfer between models as a matrix of targets (rows) and sources (columns), as in table 3 of xiao2020."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _CELL_WIDTH, _CELL_HEIGHT, _HEAD, _LETTER = 118.0, 46.0, 72.0, 7.2
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An accuracy, and whether source and target are independent copies of each other, or one network."""
+    """An accuracy. `copies`: source and target are independent copies of a network; `same`: they are one network."""
 
     accuracy: Interval | None
     copies: bool = False
@@ -28,9 +28,9 @@ def matrix_svg(
     *,
     description: str = "",
 ) -> str:
-    """The accuracy of each target on the images made on each source, percent with 95 % intervals; dark where it is low.
+    """Draw the accuracy of each target on images made on each source, in percent with 95 % intervals; low values are dark.
 
-    Cells between independent copies have a frame, those of one network with itself a dashed one.
+    Cells of independent copies have a solid frame, cells of one network with itself a dashed one.
     """
     left = 24 + _LETTER * max(map(len, targets))
     widest = max(_CELL_WIDTH, 12 + _LETTER * max(map(len, sources)))
@@ -47,10 +47,10 @@ def matrix_svg(
                 parts += _cell(cell, cell.accuracy, left + widest * column, top, widest, n)
     width = left + widest * len(sources) + 16
     bottom = _HEAD + _CELL_HEIGHT * len(targets)
-    frames = " Framed: independent copies of one network." if any(each.copies for each in cells.values()) else ""
-    frames += " Dashed: a network attacked through itself." if any(each.same for each in cells.values()) else ""
-    said = f"Accuracy, %, with 95 % intervals.{frames}"
-    parts.append(f'<text x="16" y="{bottom + 20:g}" font-size="11" fill="{SOFT}">{said}</text>')
+    frames = " Framed: independent copies of one network." if any(cell.copies for cell in cells.values()) else ""
+    frames += " Dashed: a network attacked through itself." if any(cell.same for cell in cells.values()) else ""
+    note = f"Accuracy, %, with 95 % intervals.{frames}"
+    parts.append(f'<text x="16" y="{bottom + 20:g}" font-size="11" fill="{SOFT}">{note}</text>')
     return document(max(width, 480.0), bottom + 34, title, parts, description)
 
 

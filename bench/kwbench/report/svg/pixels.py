@@ -1,4 +1,4 @@
-"""Pictures made of pixels, as PNG files inside an SVG file."""
+"""Pixel images, embedded into SVG files as PNG."""
 
 import base64
 import struct
@@ -18,11 +18,11 @@ _ROW = _TILE + 34
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image (c, h, w) with pixels in [0, 1], what an attack made of it, and the words beneath them."""
+    """A clean and an attacked image (c, h, w), pixels in [0, 1], with their captions. `wrong`: the attack fooled the model."""
 
     before: Array
     after: Array
-    words: tuple[str, str]
+    captions: tuple[str, str]
     wrong: bool
 
 
@@ -35,7 +35,7 @@ class Strip:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Red, green and blue (h, w, 3) as a PNG file."""
+    """Encode red, green and blue (h, w, 3) as a PNG file."""
     height, width = pixels.shape[:2]
     rows = b"".join(b"\0" + np.ascontiguousarray(row).tobytes() for row in pixels)
 
@@ -47,7 +47,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def image(pixels: NDArray[np.uint8], x: float, y: float, width: float, height: float) -> str:
-    """The pixels as an element of an SVG file, each with sharp edges."""
+    """Return the pixels as an SVG element, enlarged without smoothing."""
     content = base64.b64encode(png(pixels)).decode()
     return (
         f'<image x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" preserveAspectRatio="none" '
@@ -56,7 +56,7 @@ def image(pixels: NDArray[np.uint8], x: float, y: float, width: float, height: f
 
 
 def gallery_svg(title: str, strips: Sequence[Strip], *, description: str = "") -> str:
-    """A row of pairs for each attack, the image on the left, what became of it on the right. Raises ValueError without any."""
+    """Draw a row of pairs for each attack, clean image left, attacked image right. Raises ValueError without any example."""
     most = max((len(strip.examples) for strip in strips), default=0)
     if not most:
         raise ValueError("there is nothing to draw")
@@ -71,19 +71,19 @@ def gallery_svg(title: str, strips: Sequence[Strip], *, description: str = "") -
 
 
 def _strip(strip: Strip, top: float) -> Iterator[str]:
-    for place, each in enumerate(strip.examples):
-        left = 16 + place * (2 * _TILE + 4 + 2 * _GAP)
-        for x, pixels, words, colour in (
-            (left, each.before, each.words[0], SOFT),
-            (left + _TILE + 4, each.after, each.words[1], "#b3261e" if each.wrong else "#0b6e6e"),
+    for position, example in enumerate(strip.examples):
+        left = 16 + position * (2 * _TILE + 4 + 2 * _GAP)
+        for x, pixels, caption, colour in (
+            (left, example.before, example.captions[0], SOFT),
+            (left + _TILE + 4, example.after, example.captions[1], "#b3261e" if example.wrong else "#0b6e6e"),
         ):
             yield image(_colours(pixels), x, top, _TILE, _TILE)
-            where = f'x="{x + _TILE / 2:g}" y="{top + _TILE + 14:g}"'
-            yield f'<text {where} text-anchor="middle" font-size="11" fill="{colour}">{text(words)}</text>'
+            anchor = f'x="{x + _TILE / 2:g}" y="{top + _TILE + 14:g}"'
+            yield f'<text {anchor} text-anchor="middle" font-size="11" fill="{colour}">{text(caption)}</text>'
 
 
 def _colours(pixels: Array) -> NDArray[np.uint8]:
-    """(c, h, w) of one or three channels in [0, 1] as (h, w, 3) bytes; of others, the first as grey."""
-    shown = pixels if pixels.shape[0] == 3 else np.repeat(pixels[:1], 3, axis=0)
-    rounded: NDArray[np.uint8] = np.rint(255 * np.clip(np.nan_to_num(shown), 0, 1)).astype(np.uint8).transpose(1, 2, 0)
+    """Convert (c, h, w) in [0, 1] to (h, w, 3) bytes; unless there are three channels, the first is shown as grey."""
+    channels = pixels if pixels.shape[0] == 3 else np.repeat(pixels[:1], 3, axis=0)
+    rounded: NDArray[np.uint8] = np.rint(255 * np.clip(np.nan_to_num(channels), 0, 1)).astype(np.uint8).transpose(1, 2, 0)
     return rounded
