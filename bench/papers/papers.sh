@@ -1,15 +1,17 @@
 #!/bin/sh
-# Measures what reports/claims.md and the figures show, into one record. Stop it whenever you like; it goes on where it was.
+# Run all evaluations behind reports/claims.md and the figures, into one record. It can be interrupted at any time; the next run
+# continues.
 #
-#   DATA_DIR  where the files of MNIST and CIFAR-10 lie; they are fetched there if they are missing. Networks that have no
-#             checkpoint are trained on cifar10-jpeg.zip, which has no public address and must lie there
-#   CIFAR10   the test images of CIFAR-10, of which the first 512 are used, as more would take days; as options, by default
-#             torchvision's
+#   DATA_DIR  the folder of the files of MNIST and CIFAR-10; missing files are downloaded. Networks without a checkpoint are trained
+#             on cifar10-jpeg.zip, which has no public address and must be there
+#   CIFAR10   the options that select the test images of CIFAR-10, by default torchvision's. The first 512 are used, because more
+#             would take days
 #   DB        the record
-#   OUTPUT    where the report goes
-#   RECORD    where the record is kept, packed: unpacked to DB if there is none, and packed anew in the end
-#   SERIES    where the networks of figures 4 and 6 are trained
-#   N         at most so many images of anything: with 4, all of it is tried in an hour or two (give another DB, OUTPUT and RECORD)
+#   OUTPUT    the folder of the report
+#   RECORD    the packed record: unpacked to DB if DB does not exist, and packed again at the end
+#   SERIES    the folder in which the networks of figures 4 and 6 are trained
+#   N         the largest number of images in any evaluation; 4 tests the script in an hour or two (with another DB, OUTPUT and
+#             RECORD)
 set -eu
 KWBENCH=${KWBENCH:-.venv/bin/kwbench}
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -30,76 +32,76 @@ LENETS="lenet lenet-pni lenet-smoothing lenet-smoothing-pgd lenet-smoothing-pgd-
 LENETS="$LENETS lenet-pni-smoothing-pgd-fgsm-cw"
 MNIST="relu relu-at relu-trades relu-free kwta0.1 kwta0.1-channel kwta0.1-at kwta0.1-trades kwta0.1-free"
 
-named() { prefix=$1; shift; for name in "$@"; do echo "$prefix$name"; done; }
+prefixed() { prefix=$1; shift; for name in "$@"; do echo "$prefix$name"; done; }
 
-resnets=$(named cifar10/resnet18-w16- $RESNETS)
-lwta=$(named cifar10/resnet18-w16- $LWTA)
-stochastic=$(named cifar10/resnet18-w16- $STOCHASTIC)
+resnets=$(prefixed cifar10/resnet18-w16- $RESNETS)
+lwta=$(prefixed cifar10/resnet18-w16- $LWTA)
+stochastic=$(prefixed cifar10/resnet18-w16- $STOCHASTIC)
 published=cifar10/wrn34-1-slwta-panousis2021
-copies=$(named cifar10/resnet18-w16- $COPIES)
-lenets=$(named cifar10/ $LENETS)
-mnist=$(named mnist/cnn3- $MNIST)
+copies=$(prefixed cifar10/resnet18-w16- $COPIES)
+lenets=$(prefixed cifar10/ $LENETS)
+mnist=$(prefixed mnist/cnn3- $MNIST)
 
-# What has no checkpoint yet; each recipe is for one core.
+# Train the networks that have no checkpoint yet, one a core.
 for name in $mnist $lenets $resnets $copies cifar10/vgg19-w16 $lwta $stochastic; do
     [ -e "models/$name.safetensors" ] || echo "$name"
 done | xargs -I{} -P "$(getconf _NPROCESSORS_ONLN)" "$KWBENCH" train {} --data-dir "$DATA_DIR" --download --pin
 
-first() { echo "--n $(($1 < N ? $1 : N))"; }
+images() { echo "--n $(($1 < N ? $1 : N))"; }
 
-images="$CIFAR10 $(first 512)"
+cifar10="$CIFAR10 $(images 512)"
 evaluate() { "$KWBENCH" evaluate "$@" --db "$DB"; }
 
-# The network that panousis2021's authors published.
+# Fetch the network that the authors of panousis2021 published.
 [ -e "models/$published.safetensors" ] || "$KWBENCH" convert "$published" --download
 
 # The papers' protocols.
-evaluate $mnist --suite xiao2020 $(first 1000) --data-dir "$DATA_DIR" --download
-evaluate $lenets --suite hicheur2024 $images
-for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite $suite $images; done
-evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $images
-evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite costa2020 $images
-evaluate $lwta --suite xiao2020 $images
-# Figure 4's eps as printed, and as it must have been meant.
+evaluate $mnist --suite xiao2020 $(images 1000) --data-dir "$DATA_DIR" --download
+evaluate $lenets --suite hicheur2024 $cifar10
+for suite in xiao2020 xiao2020-bb xiao2020-natural; do evaluate $resnets --suite $suite $cifar10; done
+evaluate $(prefixed cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.1-fast) --suite xiao2020-transfer $cifar10
+evaluate $(prefixed cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite costa2020 $cifar10
+evaluate $lwta --suite xiao2020 $cifar10
+# The eps of figure 4, as printed and as presumably meant.
 for suite in xiao2020-figure4 xiao2020-figure4-0.031; do
-    evaluate $(named cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite $suite $images
+    evaluate $(prefixed cifar10/resnet18-w16- relu kwta0.1 kwta0.2) --suite $suite $cifar10
 done
 
 # The papers' figures.
 figure() { "$KWBENCH" "$@" --db "$DB"; }
 
-pair=$(named cifar10/resnet18-w16- relu kwta0.1)
+pair=$(prefixed cifar10/resnet18-w16- relu kwta0.1)
 figure experiment fit
 figure experiment layers
-# Of few images: logits draws a figure of each, and patterns searches in many directions around each.
+# Few images: logits draws a figure of each, and patterns searches in many directions around each.
 figure experiment logits $pair --eps 0.031 $CIFAR10
-figure experiment weights $pair --eps 0.031 $CIFAR10 $(first 64)
-figure experiment patterns $pair $CIFAR10 $(first 16)
+figure experiment weights $pair --eps 0.031 $CIFAR10 $(images 64)
+figure experiment patterns $pair $CIFAR10 $(images 16)
 figure experiment learning $resnets
 figure landscape $resnets --eps 0.031 $CIFAR10
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $CIFAR10 $(first 256)
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $CIFAR10 $(first 256)
-figure experiment answers $lenets --suite hicheur2024 $CIFAR10 $(first 64)
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $CIFAR10 $(images 256)
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $CIFAR10 $(images 256)
+figure experiment answers $lenets --suite hicheur2024 $CIFAR10 $(images 64)
 for under in "--attack pgd" "--suite strong"; do
-    figure sparsity digits/resnet18-kwta0.1 --gammas 0.1,0.2,0.3,0.5 --folder "$SERIES" $under $(first 360)
+    figure sparsity digits/resnet18-kwta0.1 --gammas 0.1,0.2,0.3,0.5 --folder "$SERIES" $under $(images 360)
 done
 
-keep() {
+report_and_pack() {
     "$KWBENCH" report --claims --figures --db "$DB" --output "$OUTPUT"
     "$PYTHON" bench/papers/packed.py pack "$DB" "$RECORD"
 }
-keep
+report_and_pack
 
-# The strong suite, last what takes longest: minutes a network at first, more than an hour in the end.
-evaluate $(named mnist/cnn3- relu relu-at relu-trades relu-free kwta0.1 kwta0.1-channel kwta0.1-free) \
-    --suite strong --norm linf --eps 0.3 $(first 1000) --data-dir "$DATA_DIR" --download
-evaluate $lenets --suite strong --norm linf --eps 0.3 $images
-evaluate $(named cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.2) $lwta --suite strong --norm linf --eps 0.031 $images
-evaluate $stochastic --suite strong --norm linf --eps 0.031 $images
-evaluate $stochastic --suite panousis2021 $images
-evaluate $published --suite strong --norm linf --eps 8/255 $images
-evaluate $(named mnist/cnn3- kwta0.1-at kwta0.1-trades) \
-    --suite strong --norm linf --eps 0.3 $(first 256) --data-dir "$DATA_DIR" --download
-evaluate $(named cifar10/resnet18-w16- kwta0.1-fast kwta0.2-fast) --suite strong --norm linf --eps 0.031 $images
-evaluate $published --suite panousis2021 $images
-keep
+# The strong suite, the slowest networks last: minutes for the first, more than an hour for the last.
+evaluate $(prefixed mnist/cnn3- relu relu-at relu-trades relu-free kwta0.1 kwta0.1-channel kwta0.1-free) \
+    --suite strong --norm linf --eps 0.3 $(images 1000) --data-dir "$DATA_DIR" --download
+evaluate $lenets --suite strong --norm linf --eps 0.3 $cifar10
+evaluate $(prefixed cifar10/resnet18-w16- relu relu-fast kwta0.1 kwta0.2) $lwta --suite strong --norm linf --eps 0.031 $cifar10
+evaluate $stochastic --suite strong --norm linf --eps 0.031 $cifar10
+evaluate $stochastic --suite panousis2021 $cifar10
+evaluate $published --suite strong --norm linf --eps 8/255 $cifar10
+evaluate $(prefixed mnist/cnn3- kwta0.1-at kwta0.1-trades) \
+    --suite strong --norm linf --eps 0.3 $(images 256) --data-dir "$DATA_DIR" --download
+evaluate $(prefixed cifar10/resnet18-w16- kwta0.1-fast kwta0.2-fast) --suite strong --norm linf --eps 0.031 $cifar10
+evaluate $published --suite panousis2021 $cifar10
+report_and_pack

@@ -166,7 +166,7 @@ class TestMapping:
             assert mapping.comparable == (mapping.protocol is not None), each.name
         without = Counter(map_claim(each).why_not.partition(",")[0] for each in CLAIMS if not map_claim(each).comparable)
         assert without == {
-            "a figure of other authors' networks": 11,
+            "a number for other authors' networks": 11,
             "an aggregate of two norms above 100 %": 1,
         }
 
@@ -502,7 +502,7 @@ class TestThePage:
         for each in PAPERS:
             assert f"## {each}\n" in text
         for words in (
-            "114.6 % is no accuracy",
+            "114.6 % is not an accuracy",
             "width 16 for 64; 8 epochs for 80; trained on cifar10-jpeg",
             "kwbench train NAME --registry",
         ):
@@ -524,7 +524,7 @@ class TestThePage:
             evaluated(store, other, "strong", {"clean": "hhhh", "apgd": "bbbb"})
         write_report(store, tmp_path, {"claims"})
         text, page = ((tmp_path / name).read_text() for name in ("claims.md", "claims.html"))
-        rows = text.partition("## Networks on the same data sets for which no cell stands\n")[2].strip().splitlines()[2:]
+        rows = text.partition("## Other networks on the same data sets, without a claim\n")[2].strip().splitlines()[2:]
         assert rows == [
             f"| {name} | strong | linf 0.031 | cifar10, 10 | 90.0 [55.5, 99.7] | 70.0 [34.8, 93.3] | – |",
             f"| {name} | strong | linf 8/255 | cifar10, 4 | 75.0 [19.4, 99.4] | 50.0 [6.8, 93.2] | – |",

@@ -1,4 +1,4 @@
-"""What cannot be true of the claims, and what could not have worked. Each rule is a pure function of claims."""
+"""A lint of the claims: numbers that cannot be true and protocols that could not have worked. Rules are pure functions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Kind = Literal["cannot be true", "does not fit", "could not have worked"]
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """What a rule says, in one sentence, about some cells; none where it is about a figure, which has no cells here."""
+    """What a rule found, in one sentence, and the cells concerned; none for a figure of a paper, which has no cells."""
 
     rule: str
     kind: Kind
@@ -24,17 +24,17 @@ class Remark:
     statement: str
 
 
-# The largest class of each test set, and how many images it has.
+# The share of the largest class in each test set.
 LARGEST_CLASS: dict[str, Fraction] = {
     "SVHN": Fraction(5099, 26032),
     "MNIST": Fraction(1135, 10000),
     "CIFAR-10": Fraction(1000, 10000),
 }
 
-# The images that a paper names, or that its figures give away.
+# The number of attacked images: stated by the paper, or inferred from the grid of its numbers.
 IMAGES: dict[str, int] = {"costa2020": 1280, "hicheur2024": 1024}
 
-# Standard errors of a share of those images that its distance from a share of all images may have.
+# Standard errors by which an accuracy on these images may exceed that on all images before it counts as impossible.
 _LUCK = 4
 
 # The attacks over which xiao2020 takes its A_rob (D.3).
@@ -42,7 +42,7 @@ _WHITE_BOX = ("PGD", "C&W", "DeepFool", "MIM")
 
 
 def lint(claims: Sequence[Claim]) -> list[Remark]:
-    """All remarks on these claims, and on the settings of the papers' figures."""
+    """Return all remarks on these claims and on the settings of the papers' figures."""
     return [
         *over_100(claims),
         *not_the_worst(claims),
@@ -56,14 +56,14 @@ def lint(claims: Sequence[Claim]) -> list[Remark]:
 
 
 def over_100(claims: Sequence[Claim]) -> list[Remark]:
-    """Accuracies above 100 %."""
-    found = tuple(each for each in claims if each.percent > 100)
-    said = ", ".join(each.text for each in found)
-    return _remark("over 100", "cannot be true", found, f"{said} % is no accuracy")
+    """Find accuracies above 100 %."""
+    wrong = tuple(claim for claim in claims if claim.percent > 100)
+    numbers = ", ".join(claim.text for claim in wrong)
+    return _remark("over 100", "cannot be true", wrong, f"{numbers} % is not an accuracy")
 
 
 def not_the_worst(claims: Sequence[Claim]) -> list[Remark]:
-    """Worst cases above the accuracy under one of the attacks that they are the worst case of."""
+    """Find worst cases above the accuracy under one of the attacks that they cover."""
     remarks = []
     for row in _rows(claims):
         worst = next((each for each in row if each.attack == WORST), None)
@@ -76,8 +76,8 @@ def not_the_worst(claims: Sequence[Claim]) -> list[Remark]:
 
 
 def above_standard(claims: Sequence[Claim], images: Mapping[str, int]) -> list[Remark]:
-    """Accuracies under an attack above the accuracy without one, in the same row; by more than luck, where a paper attacks some
-    of the images.
+    """Find accuracies under an attack above the clean accuracy of the same row, by more than sampling error if a paper attacks
+    only some of the images.
     """
     remarks = []
     for row in _rows(claims):
@@ -93,58 +93,58 @@ def above_standard(claims: Sequence[Claim], images: Mapping[str, int]) -> list[R
 
 
 def largest_class(claims: Sequence[Claim], shares: Mapping[str, Fraction]) -> list[Remark]:
-    """Accuracies that are the share of the test set's largest class: the network always gives the same answer."""
+    """Find accuracies equal to the share of the largest class: the network is constant."""
     found = tuple(
         each
         for each in claims
         if each.attack in CLEAN and each.dataset in shares and _printed(100 * shares[each.dataset], each) == each.percent
     )
-    statement = "the share of the largest class: the network gives one answer to all, and its row says nothing of robustness"
+    statement = "the share of the largest class: the network is constant, so its row says nothing about robustness"
     return _remark("largest class", "could not have worked", found, statement)
 
 
 def coarse_grid(claims: Sequence[Claim], images: Mapping[str, int]) -> list[Remark]:
-    """Papers whose figures under attacks are all multiples of a coarser fraction than their number of images gives."""
+    """Find papers whose accuracies under attack are all multiples of a coarser fraction than their number of images allows."""
     remarks = []
     for paper, n in images.items():
         found = tuple(each for each in claims if each.paper == paper and each.attacked)
         finer = [k for k in range(2, n // 100 + 1) if n % k == 0 and all(_on_grid(each, n // k) for each in found)]
-        # Of 0.0 and 5.0 it is no wonder.
+        # Numbers such as 0.0 and 5.0 are on every grid.
         telling = sum(each.percent > 0 and each.decimals >= 2 for each in found)
         if finer and telling:
             k = max(finer)
             statement = (
-                f"all {len(found)} figures are multiples of 1/{n // k}, though {n} images are named; "
-                f"by chance, one time in {k}^{telling}"
+                f"all {len(found)} numbers are multiples of 1/{n // k}, though {n} images are stated; "
+                f"the probability of this by chance is 1 in {k}^{telling}"
             )
             remarks += _remark("coarse grid", "does not fit", found, statement)
     return remarks
 
 
 def off_the_grid(claims: Sequence[Claim], images: Mapping[str, int]) -> list[Remark]:
-    """Figures that are no multiple of one image, among figures that mostly are."""
+    """Find numbers that are not a multiple of one image, among numbers that mostly are."""
     remarks = []
     for paper, n in images.items():
         for attacked in (False, True):
-            # One decimal tells nothing.
+            # Numbers with one decimal fit every grid.
             cells = [each for each in claims if each.paper == paper and each.attacked == attacked and each.decimals >= 2]
             off = tuple(each for each in cells if not _on_grid(each, n))
             if len(off) < len(cells) / 4:
-                said = ", ".join(each.text for each in off)
-                statement = f"{said}: no share of {n} images, as {len(cells) - len(off)} other figures are"
+                numbers = ", ".join(claim.text for claim in off)
+                statement = f"{numbers}: not a fraction of {n} images, unlike {len(cells) - len(off)} other numbers"
                 remarks += _remark("off the grid", "does not fit", off, statement)
     return remarks
 
 
 def short_of_eps(claims: Sequence[Claim]) -> list[Remark]:
-    """Fixed-budget attacks whose steps together are shorter than eps, by the settings of the paper as printed."""
+    """Find attacks whose steps add up to less than eps, by the settings that the paper states."""
     groups: dict[tuple[str, str, str], list[Claim]] = {}
     for each in claims:
         protocol = protocol_of(each)
-        # The first label is the paper's reading; beside a worst case all are others.
+        # The first label is the paper's reading, except for a worst case, where all labels are other readings.
         if protocol is None or not protocol.labels or protocol.reading == "worst":
             continue
-        # Where nothing bounds an attack, the eps of the others stands for what it would take.
+        # An attack without a bound is compared with the eps of the other attacks.
         threat = each.threat or read_suite(protocol.suite).threat
         if threat is not None:
             reach = reach_of(_parameters(protocol.suite, protocol.labels[0]), threat.eps)
@@ -155,17 +155,16 @@ def short_of_eps(claims: Sequence[Claim]) -> list[Remark]:
             "short of eps",
             "could not have worked",
             tuple(found),
-            f"all steps of {attack} together move a pixel by {share} eps at most; from where it starts, most of the ball is "
-            "out of reach",
+            f"all steps of {attack} together move a pixel by {share} eps at most, so it cannot reach most of the ball",
         )
         for (_, attack, share), found in groups.items()
     ]
 
 
 def reach_of(parameters: Mapping[str, Any], eps: Fraction) -> Fraction | None:
-    """How far the steps of an attack go together; None where it does not say how long they are.
+    """Return how far the steps of an attack reach together; None if they have no stated size.
 
-    Those of C&W in l2 are Adam's, each about as long as it says or shorter, in the space of tanh, where pixels are half as far.
+    The steps of C&W in l2 are Adam's, at most about as long as stated, in the space of tanh, where a pixel moves half as far.
     """
     steps = parameters.get("steps")
     if steps is None:
@@ -178,17 +177,17 @@ def reach_of(parameters: Mapping[str, Any], eps: Fraction) -> Fraction | None:
 
 
 def ten_times(radii: Mapping[str, Fraction]) -> list[Remark]:
-    """Radii on the same images that differ from another by a factor of ten: a point that slipped."""
+    """Find radii on the same images that differ by a factor of ten: a misplaced decimal point."""
     return [
-        Remark("ten times", "could not have worked", (), f"{place} has eps {float(eps):g}, ten times that of {other}")
-        for place, eps in radii.items()
-        for other, its in radii.items()
-        if eps == 10 * its
+        Remark("ten times", "could not have worked", (), f"{name} has eps {float(eps):g}, ten times that of {other}")
+        for name, eps in radii.items()
+        for other, other_eps in radii.items()
+        if eps == 10 * other_eps
     ]
 
 
 def _radii() -> dict[str, Fraction]:
-    """Where xiao2020 attacks CIFAR-10, and how far."""
+    """The radii of xiao2020 on CIFAR-10, by table or figure."""
     main, figure = read_suite("xiao2020").on("cifar10").threat, read_suite("xiao2020-figure4").threat
     assert main is not None
     assert figure is not None

@@ -1,4 +1,4 @@
-"""Where a claim can be measured: by which suite, on which of our networks, and on which as the paper has it."""
+"""How each claim can be measured: by which suite, on which of our networks, and on which network of full size."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,11 +10,14 @@ Reading = Literal["clean", "attack", "worst", "count", "natural"]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """The attacks of a suite that measure a claim, the paper's reading first, then others.
+    """The attacks of a suite that measure a claim, the paper's reading first, then other readings.
 
-    `reading`: the accuracy without an attack, under each of `labels`, the least over the attacks of the paper's table (and then
-    that under each of `labels`, in other readings), what a tool counts that runs `labels` one after the other, or the share of
-    images that are right under a natural perturbation, whatever they were before.
+    `reading` is the number that counts:
+        clean: The accuracy without an attack.
+        attack: The accuracy under each of `labels`.
+        worst: The lowest accuracy under the attacks of the paper's table, and that under each of `labels` as other readings.
+        count: The accuracy that a tool reports that runs `labels` one after the other.
+        natural: The share of images that are right under a natural perturbation, including those that are wrong without it.
     """
 
     suite: str
@@ -24,12 +27,14 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True)
 class ClaimMapping:
-    """Where a claim can be measured.
+    """How a claim can be measured.
 
-    `model`: our network that stands for the paper's, None where there is none; `differs`: in what besides what their entries
-    say. `full_size`: the network as the paper has it, an entry of the registry that `kwbench claims --registry FILE` writes,
-    None where ours is that, or the paper does not say how it is.
-    `why_not`: why nothing measured here could be compared with the claim; empty otherwise, and then one of them is named.
+    Args:
+        model: Our network in place of the paper's; None if there is none.
+        differs: Differences between the two beyond those of their registry entries.
+        full_size: The paper's network, an entry of the registry that `kwbench claims --registry FILE` writes; None if `model`
+            is that network, or if the paper does not describe it.
+        why_not: Why no measurement could be compared with the claim; empty if `model` or `full_size` is given.
     """
 
     protocol: Protocol | None
@@ -44,7 +49,7 @@ class ClaimMapping:
         return not self.why_not
 
 
-# How the papers' words become names of ours.
+# The papers' names and ours.
 DATASETS = {"CIFAR-10": "cifar10", "SVHN": "svhn", "MNIST": "mnist"}
 _ACTIVATIONS = {
     "ReLU": "relu",
@@ -69,7 +74,7 @@ _TRAININGS = {"Natural": "", "AT": "-at", "TRADES": "-trades", "FAT": "-free", "
 PUBLISHED = "cifar10/wrn34-1-slwta-panousis2021"
 _IBP = "wrn34-1-slwta2-ibp-at"
 
-# By the training that hicheur2024's table names.
+# Our networks by the training that the table of hicheur2024 names.
 _HICHEUR = {
     "Regular training": "lenet",
     "Noise Injection": "lenet-pni",
@@ -80,16 +85,16 @@ _HICHEUR = {
     "Smoothing, PGD, FGSM, CW + Noise Injection": "lenet-pni-smoothing-pgd-fgsm-cw",
 }
 
-_OTHERS = "a figure of other authors' networks, quoted from {}; the paper neither trained nor attacked them"
+_OTHERS = "a number for other authors' networks, quoted from {}; the paper neither trained nor attacked them"
 _AGGREGATE = "an aggregate of two norms above 100 %, which no accuracy can be"
 
-_SOURCES = "sources of width 16 as well"
+_SOURCES = "the sources have width 16, too"
 _BLACK_BOX = "the source is a VGG19 of width 16"
-_STEM = "images of 32 pixels and the stem for them where the paper scales up to 224"
-_CNN3 = "the paper does not name the sizes of the three layers; they are ours"
-_LENET = "the paper names neither sizes of layers nor length of training; both are ours"
+_STEM = "images of 32 pixels with a stem for that size, where the paper scales them up to 224"
+_CNN3 = "the paper does not state the sizes of the three layers; we chose them"
+_LENET = "the paper states neither the sizes of the layers nor the length of training; we chose both"
 
-_SOURCES_OF_TABLE_3 = {
+_TRANSFER_SOURCES = {
     "transfer from ReLU": "from-relu",
     "transfer from k-WTA-0.1": "from-kwta0.1",
     "transfer from ReLU (AT)": "from-relu-at",
@@ -110,8 +115,8 @@ _PROTOCOLS: dict[tuple[str, str], Protocol] = {
     ("xiao2020", "DeepFool"): Protocol("xiao2020", "attack", ("deepfool",)),
     ("xiao2020", "MIM"): Protocol("xiao2020", "attack", ("mim",)),
     ("xiao2020", "BB"): Protocol("xiao2020-bb", "attack", ("bb",)),
-    **{("xiao2020", each): Protocol("xiao2020-transfer", "attack", (label,)) for each, label in _SOURCES_OF_TABLE_3.items()},
-    **{("xiao2020", each): Protocol("xiao2020-natural", "natural", (label,)) for each, label in _PERTURBATIONS.items()},
+    **{("xiao2020", attack): Protocol("xiao2020-transfer", "attack", (label,)) for attack, label in _TRANSFER_SOURCES.items()},
+    **{("xiao2020", attack): Protocol("xiao2020-natural", "natural", (label,)) for attack, label in _PERTURBATIONS.items()},
     ("xiao2020", "clean"): Protocol("xiao2020-natural", "clean"),
     ("costa2020", "PGD"): Protocol("costa2020", "attack", ("pgd", "pgd-absolute")),
     ("costa2020", "DeepFool"): Protocol("costa2020", "attack", ("deepfool",)),
@@ -127,19 +132,19 @@ _PROTOCOLS: dict[tuple[str, str], Protocol] = {
     ("xiao2020", WORST): Protocol("xiao2020", "worst"),
 }
 
-# Beside the step size that D.4 says, that of the authors' public code.
+# The step size of appendix D.4 and, as another reading, that of the authors' public code.
 _WORST_ON_MNIST = Protocol("xiao2020", "worst", ("pgd-0.01",))
 
 
 def protocol_of(claim: Claim) -> Protocol | None:
-    """What measures a claim; None where no suite has it."""
+    """Return what measures a claim; None if no suite has its attack."""
     if (claim.paper, claim.dataset, claim.attack) == ("xiao2020", "MNIST", WORST):
         return _WORST_ON_MNIST
     return _PROTOCOLS.get((claim.paper, claim.attack))
 
 
 def map_claim(claim: Claim) -> ClaimMapping:
-    """Where a claim can be measured, or why it cannot."""
+    """Return how a claim can be measured, or why it cannot be compared."""
     protocol = protocol_of(claim)
     if claim.architecture == "see paper":
         return ClaimMapping(None, None, (), None, _OTHERS.format(f"the {claim.quoted_from}"))
@@ -149,7 +154,7 @@ def map_claim(claim: Claim) -> ClaimMapping:
 
 
 def _ours(claim: Claim) -> tuple[str | None, tuple[str, ...]]:
-    """The network of the registry that stands for the claim's, and in what it differs besides its entry."""
+    """Our network in place of the claim's, and the differences beyond those of the registry entries."""
     activation = _ACTIVATIONS[claim.activation]
     if claim.paper == "hicheur2024" and claim.training in _HICHEUR:
         return f"cifar10/{_HICHEUR[claim.training]}", (_LENET,)
@@ -157,8 +162,8 @@ def _ours(claim: Claim) -> tuple[str | None, tuple[str, ...]]:
         return f"mnist/cnn3-{activation}{_TRAININGS[claim.training]}", (_CNN3,)
     if (claim.paper, claim.architecture, activation) == ("panousis2021", "WideResNet-34-1", "slwta2"):
         return PUBLISHED, ()
-    here = claim.dataset == "CIFAR-10" and claim.architecture == "ResNet-18" and claim.training in ("Natural", "AT")
-    if not here or claim.pretrained != "no":
+    available = claim.dataset == "CIFAR-10" and claim.architecture == "ResNet-18" and claim.training in ("Natural", "AT")
+    if not available or claim.pretrained != "no":
         return None, ()
     differs = []
     if claim.attack.startswith("transfer from"):
@@ -171,13 +176,13 @@ def _ours(claim: Claim) -> tuple[str | None, tuple[str, ...]]:
 
 
 def _full_size(claim: Claim) -> str | None:
-    """The name of the claim's network as the paper has it."""
+    """The registry name of the paper's own network."""
     if claim.training in _HICHEUR or (claim.architecture, claim.activation) == ("WideResNet-34-1", "stochastic LWTA"):
         return None if claim.paper != "hicheur2024" or claim.training in _HICHEUR else f"cifar10/{_IBP}"
     architecture = _ARCHITECTURES[claim.architecture]
     if claim.paper == "costa2020" and architecture == "resnet18":
         architecture = "resnet18-224"
     training = _TRAININGS[claim.training]
-    # Ours has the plain name.
+    # Our small network has the name without a suffix.
     suffix = "-pretrained" if claim.pretrained == "imagenet" else "-paper" if architecture == "cnn3" else ""
     return f"{DATASETS[claim.dataset]}/{architecture}-{_ACTIVATIONS[claim.activation]}{training}{suffix}"

@@ -1,4 +1,4 @@
-"""Claimed beside measured, cell by cell: for the terminal, as Markdown, and as one self-contained HTML page."""
+"""Claimed and measured accuracies, cell by cell: for the terminal, as Markdown, and as one self-contained HTML page."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,28 +21,31 @@ from kwbench.verdict import verdict_on_record
 _LONG = 1000
 
 LEAD = (
-    "Each cell of the papers' tables, the number that its protocol leaves here, and what the strong suite leaves on the same "
-    "network. A number behind a label is another reading of the paper, as its suite has it. Percent, with 95 % intervals."
+    "Each cell of the papers' tables beside two measurements: the accuracy under the paper's protocol, and the robust accuracy "
+    "of the same network under the suite strong. A number after a label is another reading of the paper's protocol. Percent, "
+    "with 95 % intervals."
 )
 CAUTION = (
-    "Where our network is not the paper's, the distance between a claim and our number mixes their network with ours. What a "
-    "protocol overestimates is the distance between our two numbers. Of training no paper says all: Nesterov's momentum and "
-    "Kaiming's initialisation are ours throughout, and weight decay and half precision but where a recipe names others."
+    "If our network is not the paper's, the difference between a claim and our number is also a difference between networks. "
+    "The difference between our two numbers is what the paper's protocol overestimates. No paper describes its training "
+    "completely: Nesterov momentum and Kaiming initialisation are our choice throughout, and so are weight decay "
+    "and half precision unless a recipe names others."
 )
 STATUSES = {
-    "run": "measured, and on record",
-    "runnable": "not on record; the named commands measure it on the named hardware",
-    "not comparable": "nothing measured here could be compared with it",
+    "run": "measured and on record",
+    "runnable": "not on record; the listed commands measure it on the named hardware",
+    "not comparable": "no measurement could be compared with it",
 }
 
-# At the end of the page; figures are aligned to the right.
-NO_CELL = "Networks on the same data sets for which no cell stands"
+# The section at the end of the page.
+WITHOUT_CLAIM = "Other networks on the same data sets, without a claim"
+# Its columns, with the class of their cells: numbers are aligned to the right.
 _COLUMNS = {"Network": "", "Suite": "", "Attacked": "", "Images": "", "A_std": "num", "A_rob": "num", "Verdict": ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One cell of a paper's table. `differs` and `how` are marks of the group's notes."""
+    """One cell of a paper's table beside its measurements. `differs` and `recipe` are marks of the group's notes."""
 
     training: str
     activation: str
@@ -57,13 +60,13 @@ class Line:
     model: str
     differs: str
     status: str
-    how: str
+    recipe: str
     why_not: str
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The cells of a table about one architecture on one data set, and what is to be said of them."""
+    """The cells of a table about one architecture on one data set, with notes on our networks and the commands to run."""
 
     title: str
     lines: tuple[Line, ...]
@@ -71,42 +74,47 @@ class Group:
     recipes: tuple[tuple[str, str, tuple[str, ...]], ...]
 
 
-def claims_markdown(found: Sequence[ClaimComparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
-    """The comparisons as a Markdown page, and what else has been measured of our networks."""
-    parts = ["# Claimed and measured\n", f"{LEAD} {CAUTION}\n", _table(_counts(found)) + "\n"]
+def claims_markdown(
+    comparisons: Sequence[ClaimComparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()
+) -> str:
+    """Return the comparisons, the remarks of the lint and the evaluations without a claim as a Markdown page."""
+    parts = ["# Claimed and measured\n", f"{LEAD} {CAUTION}\n", _table(_counts(comparisons)) + "\n"]
     parts.append("\n".join(f"- {status}: {meaning}" for status, meaning in STATUSES.items()) + "\n")
-    parts.append("## What cannot be true, and what could not have worked\n")
-    lines = [["Rule", "", "Cells", "What is wrong"], [":--", ":--", "--:", ":--"]]
-    lines += [[markdown(each.rule), each.kind, str(len(each.claims) or "–"), markdown(_said(each), _LONG)] for each in remarks]
+    parts.append("## Impossible claims and ineffective protocols\n")
+    lines = [["Rule", "Kind", "Cells", "Problem"], [":--", ":--", "--:", ":--"]]
+    lines += [
+        [markdown(remark.rule), remark.kind, str(len(remark.claims) or "–"), markdown(_remark_text(remark), _LONG)]
+        for remark in remarks
+    ]
     parts.append(_table(lines) + "\n")
     for paper, reference in PAPERS.items():
-        groups = _groups([each for each in found if each.claim.paper == paper])
+        groups = _groups([comparison for comparison in comparisons if comparison.claim.paper == paper])
         if groups:
             parts.append(f"## {paper}\n\n{markdown(reference, _LONG)}\n")
             parts += [_markdown_group(group) for group in groups]
     if unclaimed:
         head = [[markdown(name) for name in _COLUMNS], ["--:" if kind else ":--" for kind in _COLUMNS.values()]]
         body = [[text if _COLUMNS[name] else markdown(text) for name, text in row.items()] for row in _rows(unclaimed)]
-        parts.append(f"## {NO_CELL}\n\n{_table([*head, *body])}\n")
+        parts.append(f"## {WITHOUT_CLAIM}\n\n{_table([*head, *body])}\n")
     return "\n".join(parts)
 
 
-def claims_html(found: Sequence[ClaimComparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
-    """The same as one self-contained HTML page."""
+def claims_html(comparisons: Sequence[ClaimComparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
+    """Return the same as one self-contained HTML page."""
     papers = [
         (paper, _whole(reference), groups)
         for paper, reference in PAPERS.items()
-        if (groups := _groups([each for each in found if each.claim.paper == paper]))
+        if (groups := _groups([comparison for comparison in comparisons if comparison.claim.paper == paper]))
     ]
     return rendered(
         "claims.html.j2",
         lead=_whole(LEAD),
         caution=_whole(CAUTION),
-        counts=_counts(found),
+        counts=_counts(comparisons),
         statuses=STATUSES,
-        remarks=[(each.rule, each.kind, len(each.claims), _whole(_said(each))) for each in remarks],
+        remarks=[(remark.rule, remark.kind, len(remark.claims), _whole(_remark_text(remark))) for remark in remarks],
         papers=papers,
-        no_cell=NO_CELL,
+        without_claim=WITHOUT_CLAIM,
         columns=_COLUMNS,
         unclaimed=_rows(unclaimed),
         whole=_whole,
@@ -115,84 +123,79 @@ def claims_html(found: Sequence[ClaimComparison], remarks: Sequence[Remark], unc
 
 def _rows(unclaimed: Sequence[Summary]) -> list[dict[str, str]]:
     """A row for each evaluation, by column."""
-    return [dict(zip(_COLUMNS, _words(each), strict=True)) for each in unclaimed]
+    return [dict(zip(_COLUMNS, _cells(summary), strict=True)) for summary in unclaimed]
 
 
-def _words(each: Summary) -> tuple[str, ...]:
-    figures = [interval_text(one, each.n) if one is not None else "–" for one in (each.a_std, each.a_rob)]
-    found = verdict_on_record(each)
-    images = f"{each.dataset}, {each.n}"
-    return (
-        each.model,
-        each.evaluation.spec.suite,
-        str(each.threat),
-        images,
-        *figures,
-        "–" if found is None else found.conclusion,
-    )
+def _cells(summary: Summary) -> tuple[str, ...]:
+    a_std, a_rob = ("–" if one is None else interval_text(one, summary.n) for one in (summary.a_std, summary.a_rob))
+    verdict = verdict_on_record(summary)
+    images = f"{summary.dataset}, {summary.n}"
+    conclusion = "–" if verdict is None else verdict.conclusion
+    return (summary.model, summary.evaluation.spec.suite, str(summary.threat), images, a_std, a_rob, conclusion)
 
 
 def _whole(text: str) -> Markup:
-    """Text of ours, which may be longer than any name."""
+    """Escape a text of kwbench, which may be longer than any name."""
     return escape(plain(text, _LONG))
 
 
-def claims_table(found: Sequence[ClaimComparison]) -> ConsoleRenderable:
-    """The comparisons for the terminal, a line for each cell, and how many there are of each status."""
+def claims_table(comparisons: Sequence[ClaimComparison]) -> ConsoleRenderable:
+    """Return the comparisons for the terminal: a line for each cell, and the number of cells of each status."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("paper, table", "network", "training", "activation", "attack", "claimed", "here", "strong", "status"):
         table.add_column(name, justify="right" if name in ("claimed", "here", "strong") else "left")
-    before = None
-    for each in found:
-        claim, group = each.claim, each.claim.network[:4]
-        if before not in (None, group):
+    previous = None
+    for comparison in comparisons:
+        claim, group = comparison.claim, comparison.claim.network[:4]
+        if previous not in (None, group):
             table.add_section()
-        heads = (f"{claim.paper}, {claim.table}", f"{claim.dataset} {claim.architecture}") if before != group else ("", "")
-        before = group
-        here = "; ".join(_text(one) if one is each.measured[0] else f"{one.label} {_text(one)}" for one in each.measured)
-        words = (*heads, claim.training, claim.activation, claim.attack, claim.text, here, _strong(each), each.status)
-        table.add_row(*(Text(plain(word)) for word in words))
-    counts = Counter[str](each.status for each in found)
+        heads = (f"{claim.paper}, {claim.table}", f"{claim.dataset} {claim.architecture}") if previous != group else ("", "")
+        previous = group
+        first = comparison.measured[:1]
+        here = "; ".join([*map(_text, first), *(f"{other.label} {_text(other)}" for other in comparison.measured[1:])])
+        cells = (*heads, claim.training, claim.activation, claim.attack, claim.text, here, _strong(comparison))
+        table.add_row(*(Text(plain(cell)) for cell in (*cells, comparison.status)))
+    counts = Counter[str](comparison.status for comparison in comparisons)
     return Lines(table, Text(", ".join(f"{counts[status]} {status}" for status in STATUSES)))
 
 
-def _counts(found: Sequence[ClaimComparison]) -> list[list[str]]:
-    counts = Counter((each.claim.paper, each.status) for each in found)
+def _counts(comparisons: Sequence[ClaimComparison]) -> list[list[str]]:
+    counts = Counter((comparison.claim.paper, comparison.status) for comparison in comparisons)
     lines = [["Paper", "cells", *STATUSES], [":--", *["--:"] * (1 + len(STATUSES))]]
     for paper in [*PAPERS, "all"]:
-        each = [
-            sum(n for (its, state), n in counts.items() if paper in (its, "all") and state == status) for status in STATUSES
+        by_status = [
+            sum(n for (name, state), n in counts.items() if paper in (name, "all") and state == status) for status in STATUSES
         ]
-        lines.append([paper, str(sum(each)), *map(str, each)])
+        lines.append([paper, str(sum(by_status)), *map(str, by_status)])
     return lines
 
 
-def _said(remark: Remark) -> str:
-    """What a remark says, and of which cell or paper."""
+def _remark_text(remark: Remark) -> str:
+    """The statement of a remark, with the cell or the papers that it is about."""
     if len(remark.claims) == 1:
         return f"{remark.claims[0].name}: {remark.statement}"
-    return ": ".join([*dict.fromkeys(each.paper for each in remark.claims), remark.statement])
+    return ": ".join([*dict.fromkeys(claim.paper for claim in remark.claims), remark.statement])
 
 
-def _groups(found: Sequence[ClaimComparison]) -> list[Group]:
-    gathered: dict[tuple[str, ...], list[ClaimComparison]] = {}
-    for each in found:
-        claim = each.claim
-        gathered.setdefault((claim.table, claim.dataset, claim.architecture, claim.pretrained), []).append(each)
-    return [_group(members) for members in gathered.values()]
+def _groups(comparisons: Sequence[ClaimComparison]) -> list[Group]:
+    groups: dict[tuple[str, ...], list[ClaimComparison]] = {}
+    for comparison in comparisons:
+        claim = comparison.claim
+        groups.setdefault((claim.table, claim.dataset, claim.architecture, claim.pretrained), []).append(comparison)
+    return [_group(members) for members in groups.values()]
 
 
 def _group(members: Sequence[ClaimComparison]) -> Group:
     differences: dict[str, str] = {}
     recipes: dict[tuple[str, tuple[str, ...]], str] = {}
     lines = []
-    for each in members:
-        claim, mapping, model = each.claim, each.mapping, each.model
-        differs = [differences.setdefault(text, chr(ord("a") + len(differences))) for text in each.differs]
-        how = ""
+    for comparison in members:
+        claim, model = comparison.claim, comparison.model
+        differs = [differences.setdefault(text, chr(ord("a") + len(differences))) for text in comparison.differs]
+        recipe = ""
         if model:
-            commands = tuple(command.replace(model, "NAME") for command in each.commands)
-            how = recipes.setdefault((each.hardware, commands), str(len(recipes) + 1))
+            commands = tuple(command.replace(model, "NAME") for command in comparison.commands)
+            recipe = recipes.setdefault((comparison.hardware, commands), str(len(recipes) + 1))
         lines.append(
             Line(
                 training=claim.training,
@@ -200,16 +203,16 @@ def _group(members: Sequence[ClaimComparison]) -> Group:
                 attack=claim.attack + (f", {claim.threat}" if claim.threat is not None else f", {claim.norm}" * claim.attacked),
                 claimed=claim.text,
                 quoted=claim.quoted_from,
-                remarks=each.remarks,
-                here=tuple((one.label, _text(one)) for one in each.measured),
-                images="" if not each.measured else f"{each.measured[0].summary.dataset}, {each.measured[0].summary.n}",
-                strong=_strong(each) or None,
-                verdict=each.verdict,
+                remarks=comparison.remarks,
+                here=tuple((one.label, _text(one)) for one in comparison.measured),
+                images=_images(comparison),
+                strong=_strong(comparison) or None,
+                verdict=comparison.verdict,
                 model=model,
                 differs=", ".join(differs),
-                status=each.status,
-                how=how,
-                why_not=mapping.why_not,
+                status=comparison.status,
+                recipe=recipe,
+                why_not=comparison.mapping.why_not,
             )
         )
     first = members[0].claim
@@ -223,16 +226,24 @@ def _group(members: Sequence[ClaimComparison]) -> Group:
     )
 
 
-def _text(each: MeasuredAccuracy) -> str:
-    return interval_text(each.accuracy, each.summary.n)
-
-
-def _strong(each: ClaimComparison) -> str:
-    """What strong leaves, with the number of images where that is another; empty where it has not run."""
-    if each.strong is None:
+def _images(comparison: ClaimComparison) -> str:
+    """The images of the measurement: data set and number; empty without one."""
+    if not comparison.measured:
         return ""
-    n = each.strong.summary.n
-    return _text(each.strong) + (f", of {n} images" if n != each.measured[0].summary.n else "")
+    summary = comparison.measured[0].summary
+    return f"{summary.dataset}, {summary.n}"
+
+
+def _text(measured: MeasuredAccuracy) -> str:
+    return interval_text(measured.accuracy, measured.summary.n)
+
+
+def _strong(comparison: ClaimComparison) -> str:
+    """A_rob under the suite `strong`, with the number of images if that differs; empty if it has not run."""
+    if comparison.strong is None:
+        return ""
+    n = comparison.strong.summary.n
+    return _text(comparison.strong) + (f", of {n} images" if n != comparison.measured[0].summary.n else "")
 
 
 def _markdown_group(group: Group) -> str:
@@ -253,10 +264,12 @@ def _markdown_line(line: Line) -> list[str]:
     claimed += f" **{', '.join(line.remarks)}**" if line.remarks else ""
     network = f"{markdown(line.model)}{f' ({line.differs})' if line.differs else ''}" if line.model else "–"
     status = (
-        line.status + (f" [{line.how}]" if line.how else "") + (f": {markdown(line.why_not, _LONG)}" if line.why_not else "")
+        line.status
+        + (f" [{line.recipe}]" if line.recipe else "")
+        + (f": {markdown(line.why_not, _LONG)}" if line.why_not else "")
     )
-    words = [markdown(each) for each in (line.training, line.activation, line.attack)]
-    return [*words, claimed, here, strong, markdown(line.images) or "–", network, status]
+    names = [markdown(name) for name in (line.training, line.activation, line.attack)]
+    return [*names, claimed, here, strong, markdown(line.images) or "–", network, status]
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
