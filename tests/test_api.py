@@ -130,10 +130,10 @@ def test_numbers_tables_and_images_tell_the_same() -> None:
 )
 def test_samples_come_from_a_dataset_or_a_loader_as_from_tensors(source: Callable[[Tensor, Tensor], Any]) -> None:
     x, y = images()
-    whole = kwbench.evaluate(trained_cnn(), x, y, attacks="fgsm", eps=EPS, n=20)
-    found = kwbench.evaluate(trained_cnn(), source(x, y), attacks="fgsm", eps=EPS, n=20)
-    assert found.samples.equals(whole.samples)
-    assert found.n == 20
+    from_tensors = kwbench.evaluate(trained_cnn(), x, y, attacks="fgsm", eps=EPS, n=20)
+    from_source = kwbench.evaluate(trained_cnn(), source(x, y), attacks="fgsm", eps=EPS, n=20)
+    assert from_source.samples.equals(from_tensors.samples)
+    assert from_source.n == 20
 
 
 def test_arrays_of_whole_pixels_are_images_too() -> None:

@@ -60,10 +60,10 @@ def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: Norm) -> None:
     threat = ThreatModel.of(norm, "0.3")
     for _ in range(20):
         z = x + 0.4 * torch.randn(x.shape, generator=generator).clamp(-1, 1)
-        ours = (project(z, x, threat) - z).norm()
+        projection_distance = (project(z, x, threat) - z).norm()
         others = x + 0.3 * torch.randn((20_000, *x.shape[1:]), generator=generator)
         others = others[norms(others - x, threat.norm) <= 0.3]
-        assert ours <= (others - z).flatten(1).norm(dim=1).min() + 1e-6
+        assert projection_distance <= (others - z).flatten(1).norm(dim=1).min() + 1e-6
 
 
 @pytest.mark.parametrize("norm", NORMS)

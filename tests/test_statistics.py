@@ -32,20 +32,20 @@ def test_the_binomial_interval_covers_at_least_its_level_exactly(p: float, n: in
 
 def test_the_binomial_interval_is_scipys() -> None:
     for hits, n in ((0, 128), (3, 360), (512, 512), (200, 360)):
-        theirs = stats.binomtest(hits, n).proportion_ci(method="exact")
-        ours = accuracy_of_hits(hits, n)
-        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+        expected = stats.binomtest(hits, n).proportion_ci(method="exact")
+        interval = accuracy_of_hits(hits, n)
+        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
 def populations(p: float, rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, np.ndarray]:
     """Distributions of the samples' probabilities with mean p."""
-    found = {"equal": np.full(shape, p), "zero or one": (rng.random(shape) < p).astype(float)}
+    distributions = {"equal": np.full(shape, p), "zero or one": (rng.random(shape) < p).astype(float)}
     if 0 < p < 1:
-        found |= {f"beta {spread}": rng.beta(p * spread, (1 - p) * spread, shape) for spread in (0.2, 1, 5, 50)}
+        distributions |= {f"beta {spread}": rng.beta(p * spread, (1 - p) * spread, shape) for spread in (0.2, 1, 5, 50)}
     if 0 < p < 0.5:
-        found["zero or half"] = 0.5 * (rng.random(shape) < 2 * p)
-        found["rare ones in noise"] = np.where(rng.random(shape) < p / 2, 1.0, p / 2 / (1 - p / 2))
-    return found
+        distributions["zero or half"] = 0.5 * (rng.random(shape) < 2 * p)
+        distributions["rare ones in noise"] = np.where(rng.random(shape) < p / 2, 1.0, p / 2 / (1 - p / 2))
+    return distributions
 
 
 @pytest.mark.parametrize("n", SIZES)

@@ -68,65 +68,69 @@ def _torchattacks(kind: str, batch: Batch, **parameters: Any) -> Tensor:
     return cnn().predict(attack(batch.x, batch.y))[0] != batch.y
 
 
-def _left(fallen: list[Tensor]) -> float:
-    return 100 * (1 - torch.stack(fallen).double().mean().item())
+def _robust_accuracy(broken_masks: list[Tensor]) -> float:
+    return 100 * (1 - torch.stack(broken_masks).double().mean().item())
 
 
-def _same(ours: Tensor, theirs: Tensor) -> None:
-    assert 30 <= _left([theirs]) <= 70
-    assert (ours == theirs).double().mean() >= 0.99
+def _assert_same_samples_broken(results: Tensor, expected: Tensor) -> None:
+    assert 30 <= _robust_accuracy([expected]) <= 70
+    assert (results == expected).double().mean() >= 0.99
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_fgsm_agrees_with_foolbox_and_torchattacks_sample_by_sample(batch: Batch, threat: ThreatModel) -> None:
-    ours = broken(run("fgsm", {}, batch, threat))
-    _same(ours, _foolbox(f"{PREFIX[threat.norm]}FastGradientAttack", batch, threat))
+    results = broken(run("fgsm", {}, batch, threat))
+    _assert_same_samples_broken(results, _foolbox(f"{PREFIX[threat.norm]}FastGradientAttack", batch, threat))
     if threat.norm == "linf":
-        _same(ours, _torchattacks("FGSM", batch, eps=threat.radius))
+        _assert_same_samples_broken(results, _torchattacks("FGSM", batch, eps=threat.radius))
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_pgd_without_random_start_agrees_with_both_sample_by_sample(batch: Batch, threat: ThreatModel) -> None:
-    ours = broken(run("pgd", {"random_start": False, "early_exit": False}, batch, threat))
+    results = broken(run("pgd", {"random_start": False, "early_exit": False}, batch, threat))
     kind = f"{PREFIX[threat.norm]}ProjectedGradientDescentAttack"
-    _same(ours, _foolbox(kind, batch, threat, random_start=False, **EQUAL_PGD))
+    _assert_same_samples_broken(results, _foolbox(kind, batch, threat, random_start=False, **EQUAL_PGD))
     step = threat.radius / 30
     rival = "PGD" if threat.norm == "linf" else "PGDL2"
-    _same(ours, _torchattacks(rival, batch, eps=threat.radius, alpha=step, steps=40, random_start=False))
+    _assert_same_samples_broken(
+        results, _torchattacks(rival, batch, eps=threat.radius, alpha=step, steps=40, random_start=False)
+    )
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_pgd_with_random_start_agrees_with_foolbox_within_two_points(batch: Batch, threat: ThreatModel) -> None:
-    ours = [broken(run("pgd", {"early_exit": False}, batch, threat, seed=seed)) for seed in range(4)]
+    results = [broken(run("pgd", {"early_exit": False}, batch, threat, seed=seed)) for seed in range(4)]
     kind = f"{PREFIX[threat.norm]}ProjectedGradientDescentAttack"
-    theirs = [_foolbox(kind, batch, threat, **EQUAL_PGD) for _ in range(4)]
-    assert 30 <= _left(theirs) <= 70
-    assert abs(_left(ours) - _left(theirs)) <= 2
+    expected = [_foolbox(kind, batch, threat, **EQUAL_PGD) for _ in range(4)]
+    assert 30 <= _robust_accuracy(expected) <= 70
+    assert abs(_robust_accuracy(results) - _robust_accuracy(expected)) <= 2
 
 
 def test_linf_pgd_with_random_start_agrees_with_torchattacks_within_two_points(batch: Batch) -> None:
-    ours = [broken(run("pgd", {"early_exit": False}, batch, LINF, seed=seed)) for seed in range(4)]
-    theirs = [_torchattacks("PGD", batch, eps=LINF.radius, alpha=LINF.radius / 30, steps=40) for _ in range(4)]
-    assert abs(_left(ours) - _left(theirs)) <= 2
+    results = [broken(run("pgd", {"early_exit": False}, batch, LINF, seed=seed)) for seed in range(4)]
+    expected = [_torchattacks("PGD", batch, eps=LINF.radius, alpha=LINF.radius / 30, steps=40) for _ in range(4)]
+    assert abs(_robust_accuracy(results) - _robust_accuracy(expected)) <= 2
 
 
 def test_torchattacks_l2_random_start_is_not_uniform_in_the_ball(batch: Batch) -> None:
     """It draws the length uniformly, which in 64 dimensions starts near the image; kwbench and Foolbox start near the edge."""
     x = torch.full((400, 1, 8, 8), 0.5)
     attack = torchattacks.PGDL2(nn.Sequential(trained_cnn()), eps=0.4, alpha=1e-9, steps=1)
-    theirs = distance(x, attack(x, torch.zeros(400, dtype=torch.long)), "l2") / 0.4
+    expected = distance(x, attack(x, torch.zeros(400, dtype=torch.long)), "l2") / 0.4
     # Uniform in the ball means that length^64 is uniform: only 2^-64 of the ball lies within half its radius.
-    assert (theirs < 0.5).double().mean() > 0.4
+    assert (expected < 0.5).double().mean() > 0.4
     rng = SampleRandom(0, "start", tuple(str(row) for row in range(400)))
-    ours = build_attack("pgd", {"steps": 1, "step_size": 1e-9})(
+    results = build_attack("pgd", {"steps": 1, "step_size": 1e-9})(
         cnn(), x, torch.zeros(400, dtype=torch.long), ThreatModel.of("l2", "0.4"), rng
     )
-    assert (distance(x, ours, "l2") / 0.4 > 0.8).all()
+    assert (distance(x, results, "l2") / 0.4 > 0.8).all()
 
 
 def test_mim_agrees_with_torchattacks_sample_by_sample(batch: Batch) -> None:
-    ours = broken(run("mim", {"early_exit": False}, batch, LINF))
-    _same(ours, _torchattacks("MIFGSM", batch, eps=LINF.radius, alpha=LINF.radius / 10, steps=10, decay=1.0))
+    results = broken(run("mim", {"early_exit": False}, batch, LINF))
+    _assert_same_samples_broken(
+        results, _torchattacks("MIFGSM", batch, eps=LINF.radius, alpha=LINF.radius / 10, steps=10, decay=1.0)
+    )
 
 
 def test_foolbox_mim_sums_signs_where_the_paper_sums_gradients() -> None:
@@ -149,36 +153,38 @@ def test_foolbox_mim_sums_signs_where_the_paper_sums_gradients() -> None:
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_deepfool_finds_foolbox_distances(batch: Batch, threat: ThreatModel) -> None:
     outcomes = run("deepfool", {}, batch, threat)
-    ours = torch.tensor([outcome.distance for outcome in outcomes], dtype=torch.double)
-    theirs = _foolbox_distances(f"{PREFIX[threat.norm]}DeepFoolAttack", batch, threat.norm)
-    assert ((ours / theirs - 1).abs() < 1e-3).double().mean() >= 0.99
-    _same(broken(outcomes), theirs <= threat.radius)
+    results = torch.tensor([outcome.distance for outcome in outcomes], dtype=torch.double)
+    expected = _foolbox_distances(f"{PREFIX[threat.norm]}DeepFoolAttack", batch, threat.norm)
+    assert ((results / expected - 1).abs() < 1e-3).double().mean() >= 0.99
+    _assert_same_samples_broken(broken(outcomes), expected <= threat.radius)
     clipped = broken(run("deepfool", {"judged": "clipped"}, batch, threat))
-    _same(clipped, _foolbox(f"{PREFIX[threat.norm]}DeepFoolAttack", batch, threat))
+    _assert_same_samples_broken(clipped, _foolbox(f"{PREFIX[threat.norm]}DeepFoolAttack", batch, threat))
     assert [outcome.other_status == "broken" for outcome in outcomes] == clipped.tolist()
 
 
 def test_deepfool_on_few_candidates_agrees_with_foolbox(batch: Batch) -> None:
-    ours = torch.tensor([outcome.distance for outcome in run("deepfool", {"candidates": 3}, batch, L2)], dtype=torch.double)
-    theirs = _foolbox_distances("L2DeepFoolAttack", batch, "l2", candidates=3)
-    assert ((ours / theirs - 1).abs() < 1e-3).double().mean() >= 0.99
+    results = torch.tensor([outcome.distance for outcome in run("deepfool", {"candidates": 3}, batch, L2)], dtype=torch.double)
+    expected = _foolbox_distances("L2DeepFoolAttack", batch, "l2", candidates=3)
+    assert ((results / expected - 1).abs() < 1e-3).double().mean() >= 0.99
 
 
 def test_l2_deepfool_agrees_with_torchattacks_in_the_median(batch: Batch) -> None:
-    ours = torch.tensor([outcome.distance for outcome in run("deepfool", {}, batch, L2)], dtype=torch.double)
+    results = torch.tensor([outcome.distance for outcome in run("deepfool", {}, batch, L2)], dtype=torch.double)
     attack = torchattacks.DeepFool(nn.Sequential(trained_cnn()))
     few = batch.take(range(100))
-    theirs = distance(few.x, attack(few.x, few.y), "l2")
-    assert abs(ours[:100].median() / theirs.median() - 1) < 0.02
+    expected = distance(few.x, attack(few.x, few.y), "l2")
+    assert abs(results[:100].median() / expected.median() - 1) < 0.02
 
 
 def test_carlini_wagner_finds_foolbox_distances(batch: Batch) -> None:
     few = batch.take(range(64))
     equal = {"steps": 150, "binary_search_steps": 4, "initial_const": 0.1, "abort_early": False}
-    ours = torch.tensor([outcome.distance for outcome in run("cw", {"step_size": 0.02, **equal}, few, L2)], dtype=torch.double)
-    theirs = _foolbox_distances("L2CarliniWagnerAttack", few, "l2", stepsize=0.02, **equal)
-    assert abs(ours.median() / theirs.median() - 1) < 0.02
-    assert ((ours / theirs - 1).abs() < 0.02).double().mean() >= 0.95
+    results = torch.tensor(
+        [outcome.distance for outcome in run("cw", {"step_size": 0.02, **equal}, few, L2)], dtype=torch.double
+    )
+    expected = _foolbox_distances("L2CarliniWagnerAttack", few, "l2", stepsize=0.02, **equal)
+    assert abs(results.median() / expected.median() - 1) < 0.02
+    assert ((results / expected - 1).abs() < 0.02).double().mean() >= 0.95
 
 
 def test_carlini_wagner_that_ends_rounds_early_is_no_worse(batch: Batch) -> None:
@@ -194,8 +200,8 @@ def test_carlini_wagner_that_ends_rounds_early_is_no_worse(batch: Batch) -> None
 
 def test_linf_carlini_wagner_comes_as_near_as_foolbox_deepfool(batch: Batch) -> None:
     few = batch.take(range(64))
-    ours = torch.tensor([outcome.distance for outcome in run("cw", {}, few, LINF)], dtype=torch.double)
-    assert ours.median() < 1.03 * _foolbox_distances("LinfDeepFoolAttack", few, "linf").median()
+    results = torch.tensor([outcome.distance for outcome in run("cw", {}, few, LINF)], dtype=torch.double)
+    assert results.median() < 1.03 * _foolbox_distances("LinfDeepFoolAttack", few, "linf").median()
 
 
 class _WholeImage(SquareAttack):  # type: ignore[misc]
@@ -222,12 +228,12 @@ def _square(kind: Callable[..., Any], batch: Batch, threat: ThreatModel, seed: i
 @pytest.mark.parametrize("threat", [ThreatModel.of("linf", "0.14"), L2], ids=str)
 def test_square_agrees_with_pyautoattack_once_that_reaches_the_whole_image(batch: Batch, threat: ThreatModel) -> None:
     seeds = range(4)
-    ours = [broken(run("square", {"steps": 150}, batch, threat, seed=seed)) for seed in seeds]
+    results = [broken(run("square", {"steps": 150}, batch, threat, seed=seed)) for seed in seeds]
     mended = [_square(_WholeImage, batch, threat, seed) for seed in seeds]
-    assert 30 <= _left(mended) <= 70
-    assert abs(_left(ours) - _left(mended)) <= 2
+    assert 30 <= _robust_accuracy(mended) <= 70
+    assert abs(_robust_accuracy(results) - _robust_accuracy(mended)) <= 2
     # The package is weaker than the paper on small images: it never touches the last row and column.
-    assert _left([_square(SquareAttack, batch, threat, seed) for seed in seeds]) > _left(ours) + 4
+    assert _robust_accuracy([_square(SquareAttack, batch, threat, seed) for seed in seeds]) > _robust_accuracy(results) + 4
 
 
 def test_pyautoattack_square_never_places_a_square_at_the_end() -> None:
@@ -240,26 +246,26 @@ def test_autoattack_equals_pyautoattack_sample_by_sample(batch: Batch, version: 
     few, threat, model = batch.take(range(16)), LINF, cnn(tile=16)
     attack = build_attack("autoattack", {"version": version})
     rng = SampleRandom(7, "autoattack", few.samples)
-    ours = attack(model, few.x, few.y, threat, rng)
+    results = attack(model, few.x, few.y, threat, rng)
     direct = pyautoattack.AutoAttack(ModelModule(model), eps=threat.radius, norm="Linf", seed=7, version=version, device="cpu")
     direct.logger.disabled = True
-    theirs, _ = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
+    expected, _ = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
     direct.logger.disabled = False
-    assert torch.equal(ours, theirs)
-    assert 0 < (cnn().predict(ours)[0] != few.y).sum() < len(few)
+    assert torch.equal(results, expected)
+    assert 0 < (cnn().predict(results)[0] != few.y).sum() < len(few)
 
 
 def test_autoattack_equals_pyautoattack_on_the_bare_network(batch: Batch) -> None:
     """Without padded tiles the last bits differ, the verdicts do not."""
     few = batch.take(range(64))
-    ours = broken(run("autoattack", {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}, few, LINF, seed=3))
+    results = broken(run("autoattack", {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}, few, LINF, seed=3))
     direct = pyautoattack.AutoAttack(
         trained_cnn(), attacks=["apgd-ce", "apgd-t"], eps=LINF.radius, seed=3, version="custom", device="cpu"
     )
     direct.logger.disabled = True
-    theirs, _ = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
+    expected, _ = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
     direct.logger.disabled = False
-    assert (ours == (cnn().predict(theirs)[0] != few.y)).double().mean() >= 0.98
+    assert (results == (cnn().predict(expected)[0] != few.y)).double().mean() >= 0.98
 
 
 @pytest.mark.parametrize(
@@ -301,11 +307,13 @@ def _few_classes(classes: int) -> tuple[Model, Batch]:
         ("foolbox:LinfDeepFoolAttack", "deepfool", {}),
     ],
 )
-def test_foolbox_by_name_gives_what_foolbox_gives(batch: Batch, name: str, ours: str, parameters: dict[str, Any]) -> None:
+def test_foolbox_by_name_gives_what_foolbox_gives(
+    batch: Batch, name: str, native_name: str, parameters: dict[str, Any]
+) -> None:
     few = batch.take(range(64))
-    theirs = broken(run(name, parameters, few, LINF))
-    mine = broken(run(ours, {**parameters, **({"early_exit": False} if ours == "pgd" else {})}, few, LINF))
-    if ours == "pgd":
-        assert theirs.tolist() == _foolbox("LinfPGD", few, LINF, random_start=False).tolist()
+    adapted = broken(run(name, parameters, few, LINF))
+    native = broken(run(native_name, {**parameters, **({"early_exit": False} if native_name == "pgd" else {})}, few, LINF))
+    if native_name == "pgd":
+        assert adapted.tolist() == _foolbox("LinfPGD", few, LINF, random_start=False).tolist()
     else:
-        assert (theirs == mine).double().mean() >= 0.98
+        assert (adapted == native).double().mean() >= 0.98

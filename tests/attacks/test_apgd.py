@@ -30,7 +30,7 @@ from support.small_models import Linear, Noisy, broken, cnn, first_images, norme
 THREATS = [ThreatModel.of("linf", "0.11"), ThreatModel.of("l2", "0.55")]
 
 
-def _left(fallen: Tensor) -> float:
+def _robust_accuracy(fallen: Tensor) -> float:
     return 100 * (1 - fallen.double().mean().item())
 
 
@@ -42,7 +42,7 @@ def test_it_leaves_no_more_than_the_authors_own_at_equal_budget(
     part: str, parameters: dict[str, Any], threat: ThreatModel
 ) -> None:
     batch = sharp(first_images(128))
-    ours = broken(run("apgd", {"steps": 25, **parameters}, batch, threat))
+    results = broken(run("apgd", {"steps": 25, **parameters}, batch, threat))
     with seeded_globally(0):
         adversary = pyautoattack.AutoAttack(
             ModelModule(cnn()),
@@ -53,12 +53,12 @@ def test_it_leaves_no_more_than_the_authors_own_at_equal_budget(
             attacks=[part],
             device="cpu",
         )
-        for theirs in (adversary.apgd, adversary.apgd_targeted):
-            theirs.n_iter, theirs.n_restarts = 25, 1
+        for part_attack in (adversary.apgd, adversary.apgd_targeted):
+            part_attack.n_iter, part_attack.n_restarts = 25, 1
         proposal, _ = adversary.run_standard_evaluation(batch.x, batch.y, batch_size=len(batch))
-    rival = _left(cnn().predict(proposal)[0] != batch.y)
+    rival = _robust_accuracy(cnn().predict(proposal)[0] != batch.y)
     assert 20 <= rival <= 80
-    assert _left(ours) <= rival + 2
+    assert _robust_accuracy(results) <= rival + 2
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -67,8 +67,8 @@ def test_it_leaves_no_more_than_the_authors_own_at_equal_budget(
 def test_every_loss_breaks_what_plain_pgd_breaks_and_two_targets_more(loss: str, targets: int, threat: ThreatModel) -> None:
     batch = sharp(first_images(96))
     plain = broken(run("pgd", {"steps": 20, "relative_step_size": 0.1}, batch, threat))
-    ours = broken(run("apgd", {"steps": 30, "loss": loss, "targets": targets}, batch, threat))
-    assert _left(ours) <= _left(plain) + (4 if targets == 0 else 0)
+    results = broken(run("apgd", {"steps": 30, "loss": loss, "targets": targets}, batch, threat))
+    assert _robust_accuracy(results) <= _robust_accuracy(plain) + (4 if targets == 0 else 0)
 
 
 def test_checkpoints_are_those_of_the_authors() -> None:
@@ -267,8 +267,8 @@ def test_against_noise_a_proposal_fails_more_often_than_one_of_plain_pgd() -> No
         return sum(outcome.fresh_correct for outcome in outcomes) / sum(outcome.fresh_draws for outcome in outcomes)
 
     gradient = {"kind": "eot", "draws": 4}
-    ours = accuracy("apgd", {"gradient": gradient})
-    assert ours < accuracy("pgd", {"gradient": gradient}) + 0.02
+    apgd_accuracy = accuracy("apgd", {"gradient": gradient})
+    assert apgd_accuracy < accuracy("pgd", {"gradient": gradient}) + 0.02
     # Choosing among its own proposals must not select luck: at a tiny radius, nothing may be gained.
     nothing = run("apgd", {"steps": 5, "restarts": 3}, batch, ThreatModel.of("linf", "0.001"), model=model)
     clean = run("noop", {}, batch, THREATS[0], model=model)

@@ -51,13 +51,13 @@ def package(model: Model, threat: ThreatModel, version: str, parts: list[str], s
 def test_a_part_finds_what_the_package_finds_with_it(part: str, version: str) -> None:
     model = cnn(tile=8)
     few = sharp(first_images(12)).take(range(8))
-    ours = build_attack("autoattack-part", {"part": part, "version": version})
+    attack_part = build_attack("autoattack-part", {"part": part, "version": version})
     rng = SampleRandom(7, "part", few.samples)
-    proposal = ours(model, few.x, few.y, LINF, rng)
+    proposal = attack_part(model, few.x, few.y, LINF, rng)
     direct = package(model, LINF, version, [part], 7)
     with seeded_globally(rng.batch_seed()):
-        theirs, _ = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
-    assert torch.equal(proposal, theirs)
+        expected, _ = direct.run_standard_evaluation(few.x, few.y, batch_size=len(few))
+    assert torch.equal(proposal, expected)
     assert (model.predict(proposal)[0] != few.y).any()
 
 

@@ -52,10 +52,10 @@ def test_an_image_turns_as_torchvision_turns_it() -> None:
     x = colours(12, 16)
     rng = SampleRandom(0, "rotation", tuple(f"{row:032x}" for row in range(len(x))))
     angles = rng.uniform("angle", (), -30, 30).tolist()
-    ours = drawn("rotation", x, degrees=30.0)
-    theirs = torch.stack([functional.rotate(image, angle) for image, angle in zip(x, angles, strict=True)])
+    rotated = drawn("rotation", x, degrees=30.0)
+    expected = torch.stack([functional.rotate(image, angle) for image, angle in zip(x, angles, strict=True)])
     # Positions half way between two pixels may be rounded either way.
-    assert (ours == theirs).float().mean() > 0.99
+    assert (rotated == expected).float().mean() > 0.99
     assert (drawn("rotation", x, degrees=0.01) == x).all()
     assert len({round(angle, 3) for angle in angles}) == 12
 
@@ -67,10 +67,10 @@ def test_a_jitter_is_one_of_the_six_orders_of_torchvisions_three() -> None:
     x = colours(24)
     rng = SampleRandom(0, "colour-jitter", tuple(f"{row:032x}" for row in range(len(x))))
     factors = rng.uniform("factors", (3,), 0.6, 1.4)
-    ours = drawn("colour-jitter", x, strength=0.4)
+    jittered = drawn("colour-jitter", x, strength=0.4)
     kinds = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
     seen = set()
-    for image, z, factor in zip(x, ours, factors.tolist(), strict=True):
+    for image, z, factor in zip(x, jittered, factors.tolist(), strict=True):
         matches = []
         for order in permutations(range(3)):
             wanted = image

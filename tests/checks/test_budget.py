@@ -30,17 +30,17 @@ def again(attacks: dict[str, dict[str, Any]], network: nn.Module | None = None, 
 
 
 def test_twice_the_budget_that_breaks_more_is_a_doubt() -> None:
-    found = again({"pgd": {"steps": 20}})
-    assert found.fires
-    assert found.figure is not None
-    assert found.figure > 0.5
-    assert len(found.samples) > 32
-    assert "64 of the surviving samples" in found.statement
+    finding = again({"pgd": {"steps": 20}})
+    assert finding.fires
+    assert finding.figure is not None
+    assert finding.figure > 0.5
+    assert len(finding.samples) > 32
+    assert "64 of the surviving samples" in finding.statement
 
 
 def test_twice_the_budget_of_a_useless_attack_brings_nothing() -> None:
-    found = again({"pgd": {"steps": 1, "step_size": 0.001, "random_start": False}})
-    assert (found.figure, found.fires) == (0, False)
+    finding = again({"pgd": {"steps": 1, "step_size": 0.001, "random_start": False}})
+    assert (finding.figure, finding.fires) == (0, False)
 
 
 def test_the_gain_is_scaled_to_all_survivors() -> None:
@@ -59,22 +59,22 @@ def test_the_gain_of_a_useless_attack_on_a_stochastic_model_is_within_the_noise_
         tuple((model.count_correct(images.x, images.y, draws)[0] / draws).tolist()) for draws in (SELECTION_DRAWS, FRESH_DRAWS)
     )
     changes = {"values": values, "to_beat": to_beat, "robust_accuracy": sum(values) / 64}
-    found = again({"pgd": {"steps": 1, "step_size": 1e-6, "random_start": False}}, network, **changes)
-    assert found.figure is not None
-    assert abs(found.figure) < 0.05
-    assert 0.01 < found.threshold < 0.05
+    finding = again({"pgd": {"steps": 1, "step_size": 1e-6, "random_start": False}}, network, **changes)
+    assert finding.figure is not None
+    assert abs(finding.figure) < 0.05
+    assert 0.01 < finding.threshold < 0.05
     assert again({"pgd": {"steps": 20}}, network, **changes).fires
 
 
 def test_without_survivors_no_budget_is_needed() -> None:
-    found = again({"pgd": {}}, rows=(), values=())
-    assert (found.figure, found.fires) == (0, False)
+    finding = again({"pgd": {}}, rows=(), values=())
+    assert (finding.figure, finding.fires) == (0, False)
 
 
 def test_without_an_attack_to_double_there_is_no_figure() -> None:
-    found = again({})
-    assert (found.figure, found.fires) == (None, False)
-    assert "could not be carried out" in found.statement
+    finding = again({})
+    assert (finding.figure, finding.fires) == (None, False)
+    assert "could not be carried out" in finding.statement
 
 
 def test_where_none_that_gained_can_be_doubled_two_others_are() -> None:
@@ -94,9 +94,9 @@ def test_an_attack_that_raises_leaves_no_figure() -> None:
                 raise ValueError("no gradients, please")
             return self.network(x)
 
-    found = again({"pgd": {"steps": 2}}, Failing())
-    assert found.figure is None
-    assert "no gradients, please" in found.statement
+    finding = again({"pgd": {"steps": 2}}, Failing())
+    assert finding.figure is None
+    assert "no gradients, please" in finding.statement
 
 
 def test_one_part_that_failed_leaves_no_figure_for_all() -> None:

@@ -79,7 +79,7 @@ def case(module: nn.Module, threat: ThreatModel = LINF, n: int = 64) -> Case:
 
 def findings(module: nn.Module, *checks: str, threat: ThreatModel = LINF) -> dict[str, Finding]:
     about = case(module, threat)
-    return {found.check: found for check in checks for found in examine(check, about)}
+    return {by_check.check: by_check for check in checks for by_check in examine(check, about)}
 
 
 def linear() -> nn.Module:
@@ -93,9 +93,9 @@ def linear() -> nn.Module:
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 @pytest.mark.parametrize("sound", [trained_cnn, softplus, linear], ids=["relu", "softplus", "linear"])
 def test_no_check_fires_on_a_sound_deterministic_network(sound: Callable[[], nn.Module], threat: ThreatModel) -> None:
-    found = findings(sound(), *CHECKS, threat=threat)
-    assert [each for each in found.values() if each.fires] == []
-    assert all(each.figure is not None for each in found.values())
+    by_check = findings(sound(), *CHECKS, threat=threat)
+    assert [finding for finding in by_check.values() if finding.fires] == []
+    assert all(finding.figure is not None for finding in by_check.values())
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
@@ -105,9 +105,9 @@ def test_every_check_stays_within_the_pixel_range(network: Callable[[], nn.Modul
 
 
 def test_on_a_noisy_network_only_the_randomness_fires() -> None:
-    found = findings(Noisy(trained_cnn(), 0.2), *CHECKS)
-    assert [each.check for each in found.values() if each.fires] == ["randomness"]
-    assert found["randomness"].kind == "note"
+    by_check = findings(Noisy(trained_cnn(), 0.2), *CHECKS)
+    assert [finding.check for finding in by_check.values() if finding.fires] == ["randomness"]
+    assert by_check["randomness"].kind == "note"
 
 
 def test_a_deterministic_network_has_no_finding_on_randomness() -> None:
@@ -115,30 +115,30 @@ def test_a_deterministic_network_has_no_finding_on_randomness() -> None:
 
 
 def test_a_quantised_input_masks_gradients_but_leaves_no_doubt() -> None:
-    found = findings(Quantised(trained_cnn()), *CHECKS)
-    masking = {each.check for each in found.values() if each.fires and each.kind == "masking"}
+    by_check = findings(Quantised(trained_cnn()), *CHECKS)
+    masking = {finding.check for finding in by_check.values() if finding.fires and finding.kind == "masking"}
     misleading = {"zero gradients", "shattered gradients", "misleading gradients", "plateaus"}
     assert masking == {*misleading, "large eps", "unbounded attack"}
-    assert not any(each.fires for each in found.values() if each.kind == "doubt")
-    assert found["zero gradients"].figure == 1
-    assert len(found["zero gradients"].samples) == 64
+    assert not any(finding.fires for finding in by_check.values() if finding.kind == "doubt")
+    assert by_check["zero gradients"].figure == 1
+    assert len(by_check["zero gradients"].samples) == 64
 
 
 @pytest.mark.parametrize("killer", [killed, lambda net, x: torch.from_numpy(net(x.detach()).numpy())], ids=["zero", "no graph"])
 def test_a_killed_gradient_fires_while_function_values_find_a_slope(
     killer: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
-    found = findings(Changed(killer), "zero gradients", "unbounded attack")
-    assert found["zero gradients"].fires
-    assert found["unbounded attack"].fires
-    assert not found["flat"].fires
-    assert not found["unreachable"].fires
+    by_check = findings(Changed(killer), "zero gradients", "unbounded attack")
+    assert by_check["zero gradients"].fires
+    assert by_check["unbounded attack"].fires
+    assert not by_check["flat"].fires
+    assert not by_check["unreachable"].fires
 
 
 def test_a_gradient_of_another_function_is_shattered() -> None:
-    found = findings(Changed(misled), "zero gradients", "shattered gradients")
-    assert not found["zero gradients"].fires
-    assert found["shattered gradients"].fires
+    by_check = findings(Changed(misled), "zero gradients", "shattered gradients")
+    assert not by_check["zero gradients"].fires
+    assert by_check["shattered gradients"].fires
 
 
 def test_jumps_shatter_gradients() -> None:
@@ -150,17 +150,17 @@ def test_a_constant_function_is_flat_and_unreachable_to_every_estimator() -> Non
     constant = Changed(lambda net, x: net(x).detach().sign() * 0 + torch.arange(10.0))
     about = Case(wrapped(constant), first_images(32), LINF, seed=0)
     about = replace(about, batch=replace(about.batch, y=torch.full((32,), 9)))
-    found = {each.check: each for check in ("zero gradients", "unbounded attack") for each in examine(check, about)}
-    assert found["flat"].fires
-    assert found["unreachable"].fires
-    assert {found["flat"].kind, found["unreachable"].kind} == {"doubt"}
+    by_check = {finding.check: finding for check in ("zero gradients", "unbounded attack") for finding in examine(check, about)}
+    assert by_check["flat"].fires
+    assert by_check["unreachable"].fires
+    assert {by_check["flat"].kind, by_check["unreachable"].kind} == {"doubt"}
 
 
 def test_gradients_drowned_in_noise_are_noise_even_on_average() -> None:
     drowned = Changed(lambda net, x: net(x) + 100 * x.flatten(1) @ torch.randn(64, 10))
-    found = findings(drowned, "gradient noise")
-    assert found["gradient noise"].fires
-    assert found["averaged gradient noise"].fires
+    by_check = findings(drowned, "gradient noise")
+    assert by_check["gradient noise"].fires
+    assert by_check["averaged gradient noise"].fires
     calm = findings(Noisy(trained_cnn(), 0.05), "gradient noise")
     assert not calm["gradient noise"].fires
     assert not calm["averaged gradient noise"].fires
@@ -187,8 +187,8 @@ def test_a_known_seed_helps_the_adversary_unless_gradients_are_masked() -> None:
 
 def test_robust_accuracy_above_the_standard_one_is_a_doubt() -> None:
     about = case(Noisy(trained_cnn(), 0.5))
-    found = {each.check: each for each in examine("frozen randomness", replace(about, robust=[1.0] * 64))}
-    assert (found["above standard"].fires, found["above standard"].kind) == (True, "doubt")
+    by_check = {finding.check: finding for finding in examine("frozen randomness", replace(about, robust=[1.0] * 64))}
+    assert (by_check["above standard"].fires, by_check["above standard"].kind) == (True, "doubt")
 
 
 def test_a_deterministic_model_has_nothing_to_freeze() -> None:
@@ -201,15 +201,15 @@ def test_probabilities_are_told_from_logits() -> None:
 
 
 def test_logits_times_5000_saturate() -> None:
-    found = findings(Changed(lambda net, x: net(x) * 5000), "outputs")["saturation"]
-    assert (found.fires, found.figure) == (True, 1)
+    finding = findings(Changed(lambda net, x: net(x) * 5000), "outputs")["saturation"]
+    assert (finding.fires, finding.figure) == (True, 1)
 
 
 def test_logits_that_depend_on_the_batch_or_on_earlier_calls_are_a_doubt() -> None:
     for module in (Changed(lambda net, x: net(x - 0.1 * x.mean())), Counting()):
-        found = findings(module, "state")["state"]
-        assert found.fires
-        assert found.kind == "doubt"
+        finding = findings(module, "state")["state"]
+        assert finding.fires
+        assert finding.kind == "doubt"
 
 
 def test_a_wave_longer_than_the_difference_step_misleads_across_the_ball() -> None:
@@ -251,7 +251,7 @@ class Remembering(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
         for row, image in enumerate(x.detach()):
-            distances = [(image - each).abs().amax() for each in self.known]
+            distances = [(image - known).abs().amax() for known in self.known]
             if any(0 < distance < 0.05 for distance in distances):
                 logits = logits.index_fill(0, torch.tensor(row), 0.0)
             if not any(distance == 0 for distance in distances):
@@ -260,13 +260,13 @@ class Remembering(nn.Module):
 
 
 def test_a_model_that_remembers_neighbouring_images_is_a_doubt() -> None:
-    found = findings(Remembering(), "state")["state"]
-    assert (found.fires, found.figure) == (True, 1)
+    finding = findings(Remembering(), "state")["state"]
+    assert (finding.fires, finding.figure) == (True, 1)
 
 
 def test_logits_that_change_with_gradients_enabled_are_a_doubt() -> None:
-    found = findings(Changed(lambda net, x: net(1 - x if x.requires_grad else x)), "state")["state"]
-    assert (found.fires, found.figure) == (True, 1)
+    finding = findings(Changed(lambda net, x: net(1 - x if x.requires_grad else x)), "state")["state"]
+    assert (finding.fires, finding.figure) == (True, 1)
 
 
 def test_jumps_and_models_that_cannot_be_copied_are_no_state() -> None:
@@ -289,9 +289,9 @@ def test_noise_from_a_generator_of_its_own_is_state() -> None:
 def test_a_single_step_that_beats_many_fires() -> None:
     # Autograd works on clean images alone, whose pixels are sixteenths.
     hidden = Changed(lambda net, x: net(x if bool(((x * 16).round() == x * 16).all()) else x.detach()))
-    found = findings(hidden, "eps sweep")["single step"]
-    assert found.fires
-    assert found.kind == "masking"
+    finding = findings(hidden, "eps sweep")["single step"]
+    assert finding.fires
+    assert finding.kind == "masking"
 
 
 def test_accuracy_that_rises_with_eps_fires() -> None:
@@ -302,9 +302,9 @@ def test_accuracy_that_rises_with_eps_fires() -> None:
         far = torch.cdist(x.detach().flatten(1), images, p=float("inf")).amin(dim=1) > 0.21
         return network(torch.where(far.view(-1, 1, 1, 1), x.detach(), x))  # type: ignore[no-any-return]
 
-    found = findings(Changed(near_only), "eps sweep")
-    assert found["eps sweep"].fires
-    assert found["large eps"].fires
+    by_check = findings(Changed(near_only), "eps sweep")
+    assert by_check["eps sweep"].fires
+    assert by_check["large eps"].fires
 
 
 def test_operations_that_hide_gradients_and_unseen_ones_are_named() -> None:
@@ -335,9 +335,9 @@ def test_a_check_that_raises_is_a_finding_without_a_figure() -> None:
             raise ValueError("no more")
         return network(x)  # type: ignore[no-any-return]
 
-    found = findings(Changed(flaky), "eps sweep")["eps sweep"]
-    assert (found.figure, found.fires, found.kind) == (None, False, "doubt")
-    assert "no more" in found.statement
+    finding = findings(Changed(flaky), "eps sweep")["eps sweep"]
+    assert (finding.figure, finding.fires, finding.kind) == (None, False, "doubt")
+    assert "no more" in finding.statement
 
 
 def test_a_check_repeats_its_findings() -> None:

@@ -40,13 +40,13 @@ LINE = "{architecture: {name: resnet18, width: 8}, activation: {name: kwta, gamm
 
 
 def test_names_are_found_with_and_without_the_default_data_set(tmp_path: Path) -> None:
-    found = written(tmp_path, f"models:\n  a: {LINE}\n  digits/b: {LINE}\n  cifar10/a: {LINE}\n")
-    assert found.find("a") == found.find("digits/a")
-    assert found.find("b")[0] == found.find("digits/b")[0] == "b"
-    assert found.find("cifar10/a")[0] == "cifar10/a"
+    registry = written(tmp_path, f"models:\n  a: {LINE}\n  digits/b: {LINE}\n  cifar10/a: {LINE}\n")
+    assert registry.find("a") == registry.find("digits/a")
+    assert registry.find("b")[0] == registry.find("digits/b")[0] == "b"
+    assert registry.find("cifar10/a")[0] == "cifar10/a"
     assert (dataset_of("a"), dataset_of("cifar10/a")) == ("digits", "cifar10")
-    assert found.find("a")[1].activation.parameters == {"gamma": 0.1}
-    assert found.find("a")[1].architecture.parameters == {"width": 8}
+    assert registry.find("a")[1].activation.parameters == {"gamma": 0.1}
+    assert registry.find("a")[1].architecture.parameters == {"width": 8}
 
 
 def test_a_registry_that_changed_is_read_again(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_a_registry_that_changed_is_read_again(tmp_path: Path) -> None:
 
 
 def test_unknown_models_come_with_a_suggestion(tmp_path: Path) -> None:
-    found = written(tmp_path, f"models:\n  resnet18-relu: {LINE}\n")
+    registry = written(tmp_path, f"models:\n  resnet18-relu: {LINE}\n")
     with pytest.raises(UsageError, match=r"'resnet18-rulu' is not in .*registry\.yaml; did you mean 'resnet18-relu'"):
-        found.find("resnet18-rulu")
+        registry.find("resnet18-rulu")
 
 
 def test_the_registry_of_the_working_folder_comes_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,10 +69,10 @@ def test_the_registry_of_the_working_folder_comes_before_ours(tmp_path: Path, mo
 
 def test_checkpoints_lie_beside_the_registry_that_holds_the_entry(tmp_path: Path) -> None:
     pinned = LINE.replace("{arch", f"{{checkpoint: {{file: w/a.safetensors, sha256: {SHA}}}, arch", 1)
-    found = written(tmp_path, f"models:\n  a: {pinned}\n  cifar10/b: {LINE}\n")
-    assert found.checkpoint_path("a") == tmp_path / "w" / "a.safetensors"
-    assert found.checkpoint_path("cifar10/b") == tmp_path / "models" / "cifar10" / "b.safetensors"
-    assert tmp_path not in found.checkpoint_path("shipped").parents
+    registry = written(tmp_path, f"models:\n  a: {pinned}\n  cifar10/b: {LINE}\n")
+    assert registry.checkpoint_path("a") == tmp_path / "w" / "a.safetensors"
+    assert registry.checkpoint_path("cifar10/b") == tmp_path / "models" / "cifar10" / "b.safetensors"
+    assert tmp_path not in registry.checkpoint_path("shipped").parents
 
 
 @pytest.mark.parametrize("name", ["A", "-a", "a b", "a/b/c", "../a", "", "/a", "a/", "a\\n", "é", ".a"])

@@ -94,7 +94,7 @@ def test_a_suite_may_be_another_protocol_on_some_data_sets(tmp_path: Path) -> No
     assert parameters(mnist) == {"pgd-20": {"steps": 20}}
     # Other attacks are not the paper's unless it says so.
     assert (cifar10.paper_attacks, parameters(cifar10)) == (None, {"pgd": {"steps": 9}})
-    assert {each.name for each in (elsewhere, svhn, mnist, cifar10)} == {"mine"}
+    assert {suite.name for suite in (elsewhere, svhn, mnist, cifar10)} == {"mine"}
 
 
 def test_settings_hold_on_every_data_set_that_has_the_attack(tmp_path: Path) -> None:

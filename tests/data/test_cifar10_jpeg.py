@@ -14,11 +14,11 @@ from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def jpeg_zip(folder: Path, each: int = 2, size: tuple[int, int] = (32, 32), classes: tuple[str, ...] = CLASSES) -> Path:
+def jpeg_zip(folder: Path, per_class: int = 2, size: tuple[int, int] = (32, 32), classes: tuple[str, ...] = CLASSES) -> Path:
     """A zip laid out as cifar10-jpeg.zip, with `each` images of each class to test on and five times as many to train on."""
     random = np.random.default_rng(0)
     with zipfile.ZipFile(folder / "cifar10-jpeg.zip", "w") as archive:
-        for part, n in (("test", each), ("train", 5 * each)):
+        for part, n in (("test", per_class), ("train", 5 * per_class)):
             for name in classes:
                 for index in range(n):
                     buffer = io.BytesIO()
@@ -28,17 +28,17 @@ def jpeg_zip(folder: Path, each: int = 2, size: tuple[int, int] = (32, 32), clas
 
 
 def test_jpeg_cifar10_is_read_from_its_zip_mixed_and_with_a_tenth_held_out(tmp_path: Path) -> None:
-    found = load_dataset("cifar10-jpeg", data_dir=jpeg_zip(tmp_path), download=True)  # of what is there nothing is missing
-    assert (found.name, found.classes, found.shape, found.fixed_classes) == ("cifar10-jpeg", 10, (3, 32, 32), True)
-    assert (len(found.test), len(found.train), len(found.validation)) == (20, 90, 10)
-    assert np.bincount(found.test.labels).tolist() == [2] * 10
-    assert (np.diff(found.test.labels) < 0).sum() > 2, "the classes are not mixed"
+    dataset = load_dataset("cifar10-jpeg", data_dir=jpeg_zip(tmp_path), download=True)  # of what is there nothing is missing
+    assert (dataset.name, dataset.classes, dataset.shape, dataset.fixed_classes) == ("cifar10-jpeg", 10, (3, 32, 32), True)
+    assert (len(dataset.test), len(dataset.train), len(dataset.validation)) == (20, 90, 10)
+    assert np.bincount(dataset.test.labels).tolist() == [2] * 10
+    assert (np.diff(dataset.test.labels) < 0).sum() > 2, "the classes are not mixed"
     with zipfile.ZipFile(tmp_path / "cifar10-jpeg.zip") as archive, Image.open(archive.open("test/frog/0001.jpg")) as image:
         pixels = np.asarray(image).transpose(2, 0, 1)
-    (row,) = np.flatnonzero((found.test.images == pixels).all(axis=(1, 2, 3)))
-    assert found.test.labels[row] == CLASSES.index("frog")
-    again = load_dataset("cifar10-jpeg", data_dir=tmp_path)
-    assert (again.train.images == found.train.images).all()
+    (row,) = np.flatnonzero((dataset.test.images == pixels).all(axis=(1, 2, 3)))
+    assert dataset.test.labels[row] == CLASSES.index("frog")
+    reloaded = load_dataset("cifar10-jpeg", data_dir=tmp_path)
+    assert (reloaded.train.images == dataset.train.images).all()
 
 
 def test_a_zip_that_is_not_jpeg_cifar10_is_refused_in_words(tmp_path: Path) -> None:

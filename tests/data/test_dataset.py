@@ -36,11 +36,11 @@ def test_a_sample_is_known_by_its_pixels_and_its_label_whatever_its_memory_layou
 
 def test_equal_samples_of_a_data_set_stay_apart(tmp_path: Path) -> None:
     x = np.repeat(images(1), 4, axis=0)
-    found = full_batch(load_npz(tmp_path, x_test=x, y_test=[0, 0, 1, 0]).test)
-    assert len(set(found.samples)) == 4
-    assert found.samples[0] == sample_hash(found.x[0].numpy(), 0)
-    assert found.samples[2] == sample_hash(found.x[0].numpy(), 1)
-    assert full_batch(load_npz(tmp_path, x_test=x, y_test=[0, 0, 1, 0]).test).samples == found.samples
+    batch = full_batch(load_npz(tmp_path, x_test=x, y_test=[0, 0, 1, 0]).test)
+    assert len(set(batch.samples)) == 4
+    assert batch.samples[0] == sample_hash(batch.x[0].numpy(), 0)
+    assert batch.samples[2] == sample_hash(batch.x[0].numpy(), 1)
+    assert full_batch(load_npz(tmp_path, x_test=x, y_test=[0, 0, 1, 0]).test).samples == batch.samples
 
 
 def test_slices_are_known_by_their_samples_and_their_order() -> None:

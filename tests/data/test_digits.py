@@ -23,8 +23,8 @@ def test_the_splits_of_the_digits_never_change(part: str) -> None:
 def test_the_splits_of_the_digits_are_disjoint_stratified_and_complete() -> None:
     dataset = load_dataset("digits")
     batches = {part: full_batch(getattr(dataset, part)) for part in DIGITS}
-    every = [sample for batch in batches.values() for sample in batch.samples]
-    assert len(every) == len(set(every)) == 1797
+    samples = [sample for batch in batches.values() for sample in batch.samples]
+    assert len(samples) == len(set(samples)) == 1797
     assert torch.bincount(batches["test"].y).tolist() == [36] * 10
     assert torch.bincount(batches["validation"].y).tolist() == [18] * 10
     pixels = [batch.x.flatten(1) for batch in batches.values()]

@@ -24,14 +24,14 @@ def write_images(
 
 def test_a_folder_of_images_is_read_with_its_classes_in_alphabetical_order(tmp_path: Path) -> None:
     write_images(tmp_path / "own", {"cat": 20, "ant": 20, "bee": 1})
-    found = load_dataset("digits", data=tmp_path / "own")
-    assert (found.name, found.classes, found.shape, found.fixed_classes) == ("own", 3, (3, 5, 6), False)
-    assert np.bincount(found.test.labels).tolist() == [20, 1, 20]
-    assert len(found.train) == 0
+    dataset = load_dataset("digits", data=tmp_path / "own")
+    assert (dataset.name, dataset.classes, dataset.shape, dataset.fixed_classes) == ("own", 3, (3, 5, 6), False)
+    assert np.bincount(dataset.test.labels).tolist() == [20, 1, 20]
+    assert len(dataset.train) == 0
     for name, label in (("ant", 0), ("cat", 2)):
         pixels = np.asarray(Image.open(tmp_path / "own" / name / "000.png")).transpose(2, 0, 1)
-        (row,) = np.flatnonzero((found.test.images == pixels).all(axis=(1, 2, 3)))
-        assert found.test.labels[row] == label
+        (row,) = np.flatnonzero((dataset.test.images == pixels).all(axis=(1, 2, 3)))
+        assert dataset.test.labels[row] == label
 
 
 def test_the_first_images_of_a_folder_are_a_mixture_of_its_classes(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_the_first_images_of_a_folder_are_a_mixture_of_its_classes(tmp_path: Pat
 def test_a_folder_may_hold_test_and_train(tmp_path: Path) -> None:
     write_images(tmp_path / "test", {"ant": 2, "cat": 2})
     write_images(tmp_path / "train", {"ant": 3, "cat": 3}, seed=1)
-    found = load_dataset("x", data=tmp_path)
-    assert (len(found.test), len(found.train), found.classes) == (4, 6, 2)
+    dataset = load_dataset("x", data=tmp_path)
+    assert (len(dataset.test), len(dataset.train), dataset.classes) == (4, 6, 2)
 
 
 def test_test_and_train_must_have_the_same_classes_and_sizes(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from support.data_sets import full_batch, images, load_npz
 
 def test_npz_files_of_bytes_and_of_floats_are_the_same_images(tmp_path: Path) -> None:
     x, y = images(6), np.array([0, 2, 1, 4, 4, 0], dtype=np.uint8)
-    found = load_npz(tmp_path, x_test=x, y_test=y, x_train=x[:3], y_train=y[:3].astype(np.int32))
-    assert (found.name, found.classes, found.shape, found.fixed_classes) == ("own", 5, (3, 5, 6), False)
-    assert (len(found.train), len(found.validation)) == (3, 0)
-    batch = full_batch(found.test)
+    dataset = load_npz(tmp_path, x_test=x, y_test=y, x_train=x[:3], y_train=y[:3].astype(np.int32))
+    assert (dataset.name, dataset.classes, dataset.shape, dataset.fixed_classes) == ("own", 5, (3, 5, 6), False)
+    assert (len(dataset.train), len(dataset.validation)) == (3, 0)
+    batch = full_batch(dataset.test)
     assert torch.equal(batch.x, torch.from_numpy(x).float() / 255)
     assert batch.y.tolist() == y.tolist()
     for dtype in ("f4", ">f4", "f8"):
@@ -124,13 +124,13 @@ def test_an_npz_file_with_any_byte_changed_is_either_the_same_or_refused(tmp_pat
     content = (tmp_path / "own.npz").read_bytes()
     expected = full_batch(load_dataset("x", data=tmp_path / "own.npz").test).samples
     file = tmp_path / "flipped.npz"
-    for place in range(0, len(content), 7):
-        file.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+    for position in range(0, len(content), 7):
+        file.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
         try:
-            found = full_batch(load_dataset("x", data=file).test).samples
+            samples = full_batch(load_dataset("x", data=file).test).samples
         except DamagedData:
             continue
-        assert found == expected
+        assert samples == expected
     for length in range(0, len(content), 50):
         file.write_bytes(content[:length])
         with pytest.raises(DamagedData):
@@ -138,8 +138,8 @@ def test_an_npz_file_with_any_byte_changed_is_either_the_same_or_refused(tmp_pat
 
 
 def test_real_cifar10_images_are_read_from_an_npz_file() -> None:
-    found = load_dataset("cifar10", data=shared("data/cifar10-exact-subset.npz"))
-    assert (found.classes, found.shape, len(found.test), len(found.train)) == (10, (3, 32, 32), 512, 4660)
-    assert found.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
-    assert found.threat == ThreatModel.of("linf", "8/255")
-    assert found.name == "cifar10-exact-subset", "on record as what it is"
+    dataset = load_dataset("cifar10", data=shared("data/cifar10-exact-subset.npz"))
+    assert (dataset.classes, dataset.shape, len(dataset.test), len(dataset.train)) == (10, (3, 32, 32), 512, 4660)
+    assert dataset.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
+    assert dataset.threat == ThreatModel.of("linf", "8/255")
+    assert dataset.name == "cifar10-exact-subset", "on record as what it is"

@@ -32,14 +32,14 @@ def write_mnist(root: Path, n: int = 30) -> tuple[np.ndarray, np.ndarray]:
 
 def test_mnist_is_read_from_its_own_format(tmp_path: Path) -> None:
     x, y = write_mnist(tmp_path)
-    found = load_dataset("mnist", data_dir=tmp_path)
-    assert (found.name, found.classes, found.shape) == ("mnist", 10, (1, 28, 28))
-    assert found.threat == ThreatModel.of("linf", 0.3)
-    batch = full_batch(found.test)
+    dataset = load_dataset("mnist", data_dir=tmp_path)
+    assert (dataset.name, dataset.classes, dataset.shape) == ("mnist", 10, (1, 28, 28))
+    assert dataset.threat == ThreatModel.of("linf", 0.3)
+    batch = full_batch(dataset.test)
     assert torch.equal(batch.x[:, 0], torch.from_numpy(x).float() / 255)
     assert batch.y.tolist() == y.tolist()
-    assert (len(found.train), len(found.validation)) == (27, 3)
-    assert not set(full_batch(found.train).samples) & set(full_batch(found.validation).samples)
+    assert (len(dataset.train), len(dataset.validation)) == (27, 3)
+    assert not set(full_batch(dataset.train).samples) & set(full_batch(dataset.validation).samples)
 
 
 def test_damaged_mnist_files_are_refused(tmp_path: Path) -> None:
@@ -57,30 +57,30 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files in the format of CIFAR-10, and torchvision's list of their MD5 sums beside them."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    kind = import_torchvision().datasets.CIFAR10
-    sums = {}
+    data_set_class = import_torchvision().datasets.CIFAR10
+    md5_sums = {}
     names = [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch", "batches.meta"]
     for index, name in enumerate(names):
         entry = {"data": images(4, (3072,), seed=index), "labels": [0, 1, 2, 9]}
-        content = pickle.dumps({"label_names": [str(each) for each in range(10)]} if name == "batches.meta" else entry)
+        content = pickle.dumps({"label_names": [str(label) for label in range(10)]} if name == "batches.meta" else entry)
         (folder / name).write_bytes(content)
-        sums[name] = hashlib.md5(content).hexdigest()
-    monkeypatch.setattr(kind, "train_list", [[name, sums[name]] for name in names[:5]])
-    monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": sums["batches.meta"]})
+        md5_sums[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(data_set_class, "train_list", [[name, md5_sums[name]] for name in names[:5]])
+    monkeypatch.setattr(data_set_class, "test_list", [["test_batch", md5_sums["test_batch"]]])
+    monkeypatch.setattr(data_set_class, "meta", data_set_class.meta | {"md5": md5_sums["batches.meta"]})
     return tmp_path
 
 
 def test_cifar10_is_read_from_its_own_format(small_cifar: Path) -> None:
-    found = load_dataset("cifar10", data_dir=small_cifar)
-    assert (found.shape, found.threat, len(found.train), len(found.validation)) == (
+    dataset = load_dataset("cifar10", data_dir=small_cifar)
+    assert (dataset.shape, dataset.threat, len(dataset.train), len(dataset.validation)) == (
         (3, 32, 32),
         DATA_SETS["cifar10"].threat,
         18,
         2,
     )
-    assert np.array_equal(found.test.images, images(4, (3072,), seed=5).reshape(4, 3, 32, 32))
-    assert full_batch(found.test).y.tolist() == [0, 1, 2, 9]
+    assert np.array_equal(dataset.test.images, images(4, (3072,), seed=5).reshape(4, 3, 32, 32))
+    assert full_batch(dataset.test).y.tolist() == [0, 1, 2, 9]
 
 
 def test_a_damaged_cifar10_file_is_refused_before_it_is_unpickled(small_cifar: Path) -> None:
@@ -92,21 +92,21 @@ def test_a_damaged_cifar10_file_is_refused_before_it_is_unpickled(small_cifar: P
 
 @pytest.fixture
 def small_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    kind = import_torchvision().datasets.SVHN
-    places = {}
+    data_set_class = import_torchvision().datasets.SVHN
+    sources = {}
     for index, part in enumerate(("train", "test")):
         file = tmp_path / f"{part}_32x32.mat"
         y = (np.arange(20, dtype=np.uint8) % 10 + 1)[:, None]  # SVHN writes 10 for the digit 0
         savemat(file, {"X": images(20, (32, 32, 3), seed=index).transpose(1, 2, 3, 0), "y": y})
-        places[part] = ["https://nowhere.invalid/", file.name, hashlib.md5(file.read_bytes()).hexdigest()]
-    monkeypatch.setattr(kind, "split_list", places)
+        sources[part] = ["https://nowhere.invalid/", file.name, hashlib.md5(file.read_bytes()).hexdigest()]
+    monkeypatch.setattr(data_set_class, "split_list", sources)
     return tmp_path
 
 
 def test_svhn_is_read_from_its_own_format(small_svhn: Path) -> None:
-    found = load_dataset("svhn", data_dir=small_svhn)
-    assert (found.shape, found.threat, len(found.train)) == ((3, 32, 32), DATA_SETS["svhn"].threat, 18)
-    batch = full_batch(found.test)
+    dataset = load_dataset("svhn", data_dir=small_svhn)
+    assert (dataset.shape, dataset.threat, len(dataset.train)) == ((3, 32, 32), DATA_SETS["svhn"].threat, 18)
+    batch = full_batch(dataset.test)
     expected = torch.from_numpy(images(20, (32, 32, 3), seed=1)).permute(0, 3, 1, 2).float() / 255
     assert torch.equal(batch.x, expected)
     assert batch.y.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
@@ -130,8 +130,8 @@ def test_nothing_is_downloaded_unless_asked_for(name: str, tmp_path: Path, monke
 
 
 def test_the_real_mnist_is_read() -> None:
-    found = load_dataset("mnist", data_dir=shared("data/MNIST").parent)
-    assert (len(found.test), len(found.train), len(found.validation)) == (10_000, 54_000, 6_000)
-    batch = found.test.batch(range(1000))
+    dataset = load_dataset("mnist", data_dir=shared("data/MNIST").parent)
+    assert (len(dataset.test), len(dataset.train), len(dataset.validation)) == (10_000, 54_000, 6_000)
+    batch = dataset.test.batch(range(1000))
     assert batch.y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert len(set(batch.samples)) == 1000

@@ -94,10 +94,10 @@ def test_some_rows_get_the_gradients_they_get_in_company(gradient: Gradient) -> 
     def objective(labels: Tensor) -> Any:
         return lambda logits: margin(logits, labels)[None]
 
-    whole = gradient(model, batch.x, objective(batch.y), _rng(batch.samples))
+    together = gradient(model, batch.x, objective(batch.y), _rng(batch.samples))
     some = batch.take([4, 1])
     alone = gradient(model, some.x, objective(some.y), _rng(some.samples))
-    assert torch.equal(alone.gradients, whole.gradients[:, [4, 1]])
+    assert torch.equal(alone.gradients, together.gradients[:, [4, 1]])
 
 
 def test_work_is_charged_to_the_rows_it_is_for() -> None:

@@ -134,7 +134,7 @@ class Elsewhere(nn.Module):
 
 
 class Named(nn.Module):
-    """Its convolution and its norm have two names each."""
+    """A module whose convolution and norm have two names each."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -90,7 +90,7 @@ def registry_of(folder: Path, source: bytes, result: bytes, url: str = "https://
 def test_the_authors_blocks_come_in_our_order_without_what_their_forward_pass_never_uses(
     published: Path, result: bytes
 ) -> None:
-    theirs, ours = torch.load(published, weights_only=True)["model"], safetensors.torch.load(result)
+    original, converted = torch.load(published, weights_only=True)["model"], safetensors.torch.load(result)
     expected = {
         "conv1.weight": "conv1.weight",
         "fc.bias": "fc.bias",
@@ -99,8 +99,8 @@ def test_the_authors_blocks_come_in_our_order_without_what_their_forward_pass_ne
         "blocks.2.conv2.weight": "block3.layer.0.conv2.weight",
         "blocks.1.shortcut.weight": "block2.layer.0.convShortcut.weight",
     }
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[key], theirs[other]) for key, other in expected.items())
+    assert converted.keys() == expected.keys()
+    assert all(torch.equal(converted[key], original[other]) for key, other in expected.items())
     with pytest.raises(DamagedData, match="net: not a WideResNet of panousis2021"):
         CONVERTERS["panousis2021-wide-resnet"]({"fc.bias": torch.zeros(10)}, "net")
 
@@ -201,9 +201,9 @@ def test_a_plain_state_dict_keeps_its_tensors_and_gives_the_same_bytes_each_time
     assert digest == hashlib.sha256(written).hexdigest()
     for name, options in (("new.pt", {}), ("old.pt", {"_use_new_zipfile_serialization": False})):
         assert _convert_here(saved(tmp_path / name, shared, **options).read_bytes(), name, None) == written
-    found = safetensors.torch.load(written)
-    assert found.keys() == shared.keys()
-    assert all(torch.equal(found[key], shared[key]) and found[key].dtype == shared[key].dtype for key in shared)
+    tensors = safetensors.torch.load(written)
+    assert tensors.keys() == shared.keys()
+    assert all(torch.equal(tensors[key], shared[key]) and tensors[key].dtype == shared[key].dtype for key in shared)
 
 
 def test_a_prefix_is_taken_off(tmp_path: Path) -> None:
@@ -220,11 +220,11 @@ def test_a_prefix_is_taken_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
 def test_code_in_a_pickle_is_refused_and_never_run(tmp_path: Path, options: dict[str, Any]) -> None:
     harmful = saved(tmp_path / "net.pt", {"a": torch.ones(1), "b": Code(tmp_path / "mark")}, **options)
-    whole = saved(tmp_path / "whole.pt", nn.Linear(1, 1), **options)
-    for file, culprit in ((harmful, r"\w+\.(system|mkdir)"), (whole, r"torch\.nn\.modules\.linear\.Linear")):
+    pickled_module = saved(tmp_path / "whole.pt", nn.Linear(1, 1), **options)
+    for file, culprit in ((harmful, r"\w+\.(system|mkdir)"), (pickled_module, r"torch\.nn\.modules\.linear\.Linear")):
         with pytest.raises(DamagedData, match=f"net.pt: its pickle asks for {culprit}, which is code and is not run; save a"):
             _convert_here(file.read_bytes(), "net.pt", None)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["net.pt", "whole.pt"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["net.pt", "whole.pt"]
 
 
 def test_a_refusal_in_the_reading_process_is_ours_and_leaves_no_file(tmp_path: Path) -> None:
@@ -307,11 +307,11 @@ def test_the_command_converts_models_and_files(tmp_path: Path, kwb: Kwbench, pub
     registry_of(tmp_path, published.read_bytes(), result)
     asked = kwb("evaluate", "cifar10/net", "--data", tmp_path / "none.npz")
     assert asked.code == 3
-    found = kwb("convert", "cifar10/net", "--from", published)
-    assert found.code == 0, found.err
-    assert found.out.splitlines()[1] == f"sha256 {hashlib.sha256(result).hexdigest()}"
-    found = kwb("convert", published, "own.safetensors", "--key", "model", "--json")
-    assert found.json["checkpoint"] == "own.safetensors"
+    answer = kwb("convert", "cifar10/net", "--from", published)
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[1] == f"sha256 {hashlib.sha256(result).hexdigest()}"
+    answer = kwb("convert", published, "own.safetensors", "--key", "model", "--json")
+    assert answer.json["checkpoint"] == "own.safetensors"
     assert "block1.layer.0.conv2.weight" in safetensors.torch.load_file(tmp_path / "own.safetensors")
     for words, message in (
         ((published,), "name the file to write"),
@@ -323,7 +323,7 @@ def test_the_command_converts_models_and_files(tmp_path: Path, kwb: Kwbench, pub
         refused = kwb("convert", *words)
         assert refused.code in (2, 3), words
         assert message in refused.err
-    listed = {each["model"]: each["training"] for each in kwb("models", "--json").json}
+    listed = {model["model"]: model["training"] for model in kwb("models", "--json").json}
     assert listed["cifar10/net"] == "published"
     assert listed["plain"] == "none"
 
@@ -341,8 +341,8 @@ def test_torchvisions_weights_are_taken_by_the_hash_in_their_name(tmp_path: Path
 
 
 def test_a_network_with_imagenets_classes_becomes_the_start_of_one_with_ten(tmp_path: Path, kwb: Kwbench) -> None:  # noqa: F811
-    theirs = build_network("resnet18_imagenet", {"width": 4, "pixels": 32}, nn.ReLU, 1, 1000)
-    file = saved(tmp_path / "copy.pth", theirs.state_dict())
+    pretrained = build_network("resnet18_imagenet", {"width": 4, "pixels": 32}, nn.ReLU, 1, 1000)
+    file = saved(tmp_path / "copy.pth", pretrained.state_dict())
     url = f"https://example.org/resnet18-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
     (tmp_path / "registry.yaml").write_text(
         "models:\n  net:\n    architecture: {name: resnet18_imagenet, width: 4, pixels: 32}\n    activation: {name: relu}\n"
@@ -351,5 +351,5 @@ def test_a_network_with_imagenets_classes_becomes_the_start_of_one_with_ten(tmp_
     answer = kwb("train", "net", "--weights", str(file), "--output", "a.safetensors")
     assert answer.code == 0, answer.err
     trained = safetensors.torch.load_file(tmp_path / "a.safetensors")
-    assert torch.allclose(trained["layer2.0.conv1.weight"], theirs.state_dict()["layer2.0.conv1.weight"], atol=1e-6)
+    assert torch.allclose(trained["layer2.0.conv1.weight"], pretrained.state_dict()["layer2.0.conv1.weight"], atol=1e-6)
     assert trained["fc.weight"].shape == (10, 32)

@@ -50,7 +50,7 @@ def test_truncation_and_a_single_flipped_bit_are_noticed(tmp_path: Path, network
 
 
 def without(tensors: dict[str, Tensor], key: str) -> dict[str, Tensor]:
-    return {each: tensor for each, tensor in tensors.items() if each != key}
+    return {name: tensor for name, tensor in tensors.items() if name != key}
 
 
 CHANGES: dict[str, Any] = {

@@ -63,8 +63,8 @@ def test_a_checkpoint_of_real_images_knows_its_recipe_and_has_a_curve(registry: 
             path, recipe = registry.checkpoint_path(name), registry.entries[name].recipe
             assert recipe is not None
             with safe_open(path, "pt") as file:
-                found = file.metadata()
-            assert found == {"recipe": recipe_hash(registry.entries[name])}, name
+                metadata = file.metadata()
+            assert metadata == {"recipe": recipe_hash(registry.entries[name])}, name
             curve = read_curve(path)
             assert len(curve) >= recipe.epochs, name
             assert curve[-1]["loss"] < curve[0]["loss"], name
@@ -133,14 +133,14 @@ def test_pgd_mim_and_autoattack_each_leave_natural_relu_below_5_percent(tmp_path
     attacks = ["pgd", "mim", "transfer", "autoattack"]
     store = Store.open(str(tmp_path / "results.db"), create=True)
     request = Request("resnet18-relu", suite_of(attacks), registry=REGISTRY, n=128, threads=1)
-    (found,) = summaries(store, [evaluate(request, store)])
-    accuracy = {attack.name: attack.accuracy.value for attack in found.attacks if attack.accuracy is not None}
-    assert found.complete
+    (summary,) = summaries(store, [evaluate(request, store)])
+    accuracy = {attack.name: attack.accuracy.value for attack in summary.attacks if attack.accuracy is not None}
+    assert summary.complete
     assert set(accuracy) == set(attacks)
     assert max(accuracy[name] for name in ("pgd", "mim", "autoattack")) < 0.05
-    assert found.a_rob is not None
-    assert found.a_rob.value <= min(accuracy.values())
-    (transfer,) = (attack for attack in found.attacks if attack.name == "transfer")
+    assert summary.a_rob is not None
+    assert summary.a_rob.value <= min(accuracy.values())
+    (transfer,) = (attack for attack in summary.attacks if attack.name == "transfer")
     assert transfer.surrogate == "vgg11"
     assert transfer.surrogate_accuracy is not None
     assert transfer.surrogate_accuracy.value < 0.05
@@ -157,9 +157,9 @@ def test_frozen_randomness_is_no_more_robust_than_a_draw_and_a_draw_no_more_than
     ]
     drawn, *frozen = summaries(store, [evaluate(request, store) for request in requests])
     assert drawn.stochastic
-    assert not any(each.stochastic for each in frozen)
-    assert len({each.evaluation.spec.identity for each in frozen}) == 5
-    robust = [each.a_rob.value for each in frozen if each.a_rob is not None]
+    assert not any(summary.stochastic for summary in frozen)
+    assert len({summary.evaluation.spec.identity for summary in frozen}) == 5
+    robust = [summary.a_rob.value for summary in frozen if summary.a_rob is not None]
     assert len(robust) == 5
     assert drawn.a_rob is not None
     assert drawn.a_std is not None

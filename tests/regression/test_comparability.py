@@ -120,12 +120,12 @@ def test_parameters_that_the_suite_fixes_or_does_not_define_must_agree(store: St
 def test_a_baseline_that_holds_the_values_of_auto_parameters_is_accepted(store: Store, baseline: Path) -> None:
     evaluation = resolved(store, "float32", checkpoint="old")
     update_baseline(store, baseline)
-    whole = json.loads(baseline.read_text())
-    (entry,) = whole["entries"]
+    content = json.loads(baseline.read_text())
+    (entry,) = content["entries"]
     entry["key"]["protocol"] = comparison_key(evaluation, resolved=True).protocol
     entry["attacks"] = hashlib.sha256(attacks_key(evaluation, resolved=True).encode()).hexdigest()
     assert '"float32"' in entry["key"]["protocol"]
-    rewrite(baseline, whole)
+    rewrite(baseline, content)
     assert check(store, baseline).exit_code == 0
 
 
@@ -133,10 +133,10 @@ def test_other_samples_are_undecided(store: Store, baseline: Path) -> None:
     deterministic(store, {"clean": "hhhh", "pgd": "hhbb"})
     update_baseline(store, baseline)
     # Name and hash of the data agree, but the samples differ: the rows decide.
-    whole = json.loads(baseline.read_text())
-    values = whole["entries"][0]["values"]
+    content = json.loads(baseline.read_text())
+    values = content["entries"][0]["values"]
     values["0" * 32] = values.pop(next(iter(values)))
-    rewrite(baseline, whole)
+    rewrite(baseline, content)
     result = check(store, baseline)
     assert result.exit_code == 3
     assert "3 of 4" in result.models[0].reason

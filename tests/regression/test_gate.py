@@ -134,9 +134,9 @@ def test_checking_nothing_is_not_fine(store: Store, baseline: Path) -> None:
     result = check(store, baseline, models=["other"])
     assert result.exit_code == 3
     assert "--update" in result.models[0].reason
-    whole = json.loads(baseline.read_text())
-    whole["entries"] = []
-    rewrite(baseline, whole)
+    content = json.loads(baseline.read_text())
+    content["entries"] = []
+    rewrite(baseline, content)
     assert check(store, baseline).exit_code == 3
 
 

@@ -37,10 +37,12 @@ def test_the_gradient_points_uphill_on_the_smoothed_function(way: str) -> None:
     weights = torch.randn(len(x), width, generator=torch.Generator().manual_seed(3))
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        found = gradient(module, x.repeat(copies, 1), weights=weights.repeat(copies, 1)).view(copies, *x.shape).mean(dim=0)
-    assert bool(found.isfinite().all())
-    assert bool((found != 0).any(dim=1).all())
-    cosines = F.cosine_similarity(found, smoothed_gradient(module, x, weights), dim=1)
+        mean_gradient = (
+            gradient(module, x.repeat(copies, 1), weights=weights.repeat(copies, 1)).view(copies, *x.shape).mean(dim=0)
+        )
+    assert bool(mean_gradient.isfinite().all())
+    assert bool((mean_gradient != 0).any(dim=1).all())
+    cosines = F.cosine_similarity(mean_gradient, smoothed_gradient(module, x, weights), dim=1)
     assert cosines.mean() > (0.4 if way in ("logic", "first in order") else 0.6)
 
 
@@ -59,19 +61,19 @@ def test_nor_if_other_dimensions_are_flattened_into_the_batch() -> None:
         return (blocks * torch.softmax(blocks / 0.01, dim=1)).view(x.shape)
 
     x = rows()
-    company = torch.cat([x[:2], 100 * rows(seed=8)])
-    torch.testing.assert_close(gradient(FunctionModule(folded), company)[:2], gradient(FunctionModule(folded), x)[:2])
+    larger_batch = torch.cat([x[:2], 100 * rows(seed=8)])
+    torch.testing.assert_close(gradient(FunctionModule(folded), larger_batch)[:2], gradient(FunctionModule(folded), x)[:2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("way", ["sign", "table", "writes into a view", "top members", "saturated sigmoid", "rank", "no_grad"])
 def test_gradients_have_the_float_type_of_the_input(way: str, dtype: torch.dtype) -> None:
     module, x = FunctionModule(HIDING[way]), rows().to(dtype)
-    answer = relaxed(module, x.clone().requires_grad_())
-    assert torch.equal(answer, evaluate(module, x))
-    found = gradient(module, x, weights=torch.ones(N, dtype=answer.dtype))
-    assert found.dtype == dtype
-    assert bool((found != 0).any())
+    output = relaxed(module, x.clone().requires_grad_())
+    assert torch.equal(output, evaluate(module, x))
+    relaxed_gradient = gradient(module, x, weights=torch.ones(N, dtype=output.dtype))
+    assert relaxed_gradient.dtype == dtype
+    assert bool((relaxed_gradient != 0).any())
 
 
 def test_saturated_fused_attention_is_relaxed() -> None:
@@ -89,16 +91,16 @@ def test_saturated_fused_attention_is_relaxed() -> None:
 
 def test_all_spellings_of_an_activation_have_the_same_gradient() -> None:
     x = torch.randn(3, 40, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = [gradient(nn.Sequential(way(0.1), nn.Flatten()), x) for way in (*KWTA.values(), Kwta)]
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0])
+    gradients = [gradient(nn.Sequential(way(0.1), nn.Flatten()), x) for way in (*KWTA.values(), Kwta)]
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0])
 
 
 @pytest.mark.parametrize("gamma", ["1/8", "1/4", "1/2"])
 def test_the_gradient_of_a_k_wta_sample_does_not_depend_on_ties_in_other_samples(gamma: str) -> None:
     x = rows()
     tied = torch.ones_like(x)
-    found = gradient(Kwta(gamma), x)
-    for company in (tied, x.flip(0)):
-        both = gradient(Kwta(gamma), torch.cat([x[:4], company[4:]]))
-        assert torch.equal(both[:4], found[:4])
+    alone = gradient(Kwta(gamma), x)
+    for neighbours in (tied, x.flip(0)):
+        together = gradient(Kwta(gamma), torch.cat([x[:4], neighbours[4:]]))
+        assert torch.equal(together[:4], alone[:4])

@@ -158,11 +158,11 @@ def test_a_compiled_part_is_relaxed_like_any_other() -> None:
     plain, compiled = FunctionModule(hard), FunctionModule(torch.compile(hard, backend="eager"))
     x = rows(4)
     compiled(x)  # compile before it is relaxed
-    found = []
+    gradients = []
     for module in (plain, compiled):
         leaf = x.clone().requires_grad_()
         relaxed(module, leaf)[:, 0].sum().backward()  # type: ignore[no-untyped-call]
         assert leaf.grad is not None
-        found.append(leaf.grad)
-    assert bool((found[0] != 0).any())
-    assert torch.equal(*found)
+        gradients.append(leaf.grad)
+    assert bool((gradients[0] != 0).any())
+    assert torch.equal(*gradients)

@@ -17,8 +17,8 @@ def test_a_detour_through_numpy_is_guessed_in_a_second_pass() -> None:
     answer, passes = relaxed_pass(module, x.clone().requires_grad_())
     assert torch.equal(answer, module(x))
     assert passes == 2
-    found = gradient(module, x)
-    assert bool((found != 0).any(dim=1).all())
+    guessed = gradient(module, x)
+    assert bool((guessed != 0).any(dim=1).all())
     assert any("leave PyTorch" in text for text in survey(module, x).unseen)
     assert relaxed_pass(FunctionModule(HIDING["sign"]), x.clone().requires_grad_())[1] == 1
 

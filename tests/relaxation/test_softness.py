@@ -31,11 +31,11 @@ def test_automatic_softness_depends_on_whether_the_model_is_random() -> None:
     ):
         model = wrapped(module)
         model.measure_randomness(batch.x)
-        found = []
-        for gradients in (Relaxed(), Relaxed(softness=softness)):
+        estimates = []
+        for estimator in (Relaxed(), Relaxed(softness=softness)):
             model.reseed("again")
-            found.append(gradients(model, batch.x, lambda logits: logits.amax(dim=1)[None], rng).gradients)
-        assert torch.equal(*found)
+            estimates.append(estimator(model, batch.x, lambda logits: logits.amax(dim=1)[None], rng).gradients)
+        assert torch.equal(*estimates)
     assert Relaxed().softness == "auto"
     with pytest.raises(ValueError, match="must be positive"):
         Relaxed(softness=0)

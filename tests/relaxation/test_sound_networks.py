@@ -56,5 +56,5 @@ SOUND: dict[str, Callable[[], nn.Module]] = {
 def test_the_gradient_of_a_sound_network_is_the_exact_one(name: str) -> None:
     module, x = SOUND[name]().eval().requires_grad_(False), first_images(16).x
     torch.testing.assert_close(gradient(module, x), gradient(module, x, exact), rtol=1e-4, atol=1e-6)
-    found = survey(module, x)
-    assert (found.relaxed, found.unseen) == ((), ())
+    report = survey(module, x)
+    assert (report.relaxed, report.unseen) == ((), ())

@@ -52,9 +52,9 @@ def test_k_wta_gives_the_same_values_and_gradients(way: str, shape: tuple[int, .
     torch.manual_seed(0)
     x = torch.randn(shape, requires_grad=True)
     weight = torch.randn(shape)
-    found, ours = KWTA[way](0.1)(x), Kwta(0.1)(x)
-    torch.testing.assert_close(found, ours, rtol=0, atol=0)
-    gradients = [torch.autograd.grad((out * weight).sum(), x)[0] for out in (found, ours)]
+    spelled, reference = KWTA[way](0.1)(x), Kwta(0.1)(x)
+    torch.testing.assert_close(spelled, reference, rtol=0, atol=0)
+    gradients = [torch.autograd.grad((out * weight).sum(), x)[0] for out in (spelled, reference)]
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
@@ -62,11 +62,11 @@ def test_k_wta_gives_the_same_values_and_gradients(way: str, shape: tuple[int, .
 def test_k_wta_networks_answer_alike_in_every_spelling(way: str) -> None:
     batch = first_images(180)
     with torch.no_grad():
-        ours, theirs = kwta("topk")(batch.x), kwta(way)(batch.x)
+        reference, theirs = kwta("topk")(batch.x), kwta(way)(batch.x)
     # Black borders make equal values: where one is the k-th, >= keeps them all, topk exactly k.
-    same = (ours - theirs).abs().amax(dim=1) < 1e-3
+    same = (reference - theirs).abs().amax(dim=1) < 1e-3
     assert same.float().mean() > 0.95
-    assert (ours.argmax(dim=1) == theirs.argmax(dim=1)).float().mean() > 0.98
+    assert (reference.argmax(dim=1) == theirs.argmax(dim=1)).float().mean() > 0.98
 
 
 def test_no_activation_of_ours_is_left_after_a_swap() -> None:
@@ -82,11 +82,11 @@ def test_a_users_file_holds_the_same_network(factory: str, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(str(FILE.parent))
     kind, _, way = factory.partition("_")
     theirs = load_file_model(f"{FILE}:{factory}").module
-    ours = slwta(way) if kind == "slwta" else kwta(way)
-    assert theirs.state_dict().keys() == ours.state_dict().keys()
+    reference = slwta(way) if kind == "slwta" else kwta(way)
+    assert theirs.state_dict().keys() == reference.state_dict().keys()
     x = digits().test.batch(range(20)).x
     answers = []
-    for network in (theirs, ours):
+    for network in (theirs, reference):
         torch.manual_seed(0)
         with torch.no_grad():
             answers.append(network(x))

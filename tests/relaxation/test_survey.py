@@ -15,10 +15,10 @@ from support.small_models import first_images
 
 @pytest.mark.parametrize("way", HIDING)
 def test_the_survey_reports_every_relaxed_operation(way: str) -> None:
-    found = survey(FunctionModule(HIDING[way]), rows())
+    report = survey(FunctionModule(HIDING[way]), rows())
     # Reading by a boolean mask gives a shape that depends on the pixels, which no relaxation can follow.
-    assert found.unseen == (("the gradient ends at index",) if way == "writes where true" else ())
-    assert found.relaxed or way == "data"
+    assert report.unseen == (("the gradient ends at index",) if way == "writes where true" else ())
+    assert report.relaxed or way == "data"
 
 
 @pytest.mark.parametrize("name", ["resnet18-slwta2", "resnet18-kwta0.1", "resnet18-lwta0.2"])
@@ -26,9 +26,9 @@ def test_every_gradient_of_the_zoo_is_followed(name: str) -> None:
     module, x = zoo(name), first_images(8).x.contiguous(memory_format=torch.channels_last)
     expected = seeded(evaluate, module, x)
     assert torch.equal(seeded(relaxed, module, x.clone().requires_grad_()), expected)
-    found = survey(module, x)
-    assert found.unseen == ()
-    assert any("layers" in relaxation.where or "blocks" in relaxation.where for relaxation in found.relaxed), found.relaxed
+    report = survey(module, x)
+    assert report.unseen == ()
+    assert any("layers" in relaxation.where or "blocks" in relaxation.where for relaxation in report.relaxed), report.relaxed
 
 
 @pytest.mark.parametrize(("family", "way"), [*[("lwta", way) for way in LWTA], *[("kwta", way) for way in KWTA]])

@@ -84,8 +84,8 @@ def specification(
     } | dict(origin or {})
     # None removes an entry.
     origin = {key: value for key, value in origin.items() if value is not None}
-    whole = {"origin": origin} | dict(spec or {})
-    key = (model, dataset, suite, norm, eps, n, stochastic, sorted(whole.items(), key=str))
+    full_spec = {"origin": origin} | dict(spec or {})
+    key = (model, dataset, suite, norm, eps, n, stochastic, sorted(full_spec.items(), key=str))
     return EvaluationSpec(
         identity=digest(key, sorted(parameters)),
         model=model,
@@ -98,7 +98,7 @@ def specification(
             AttackSpec(label, digest(key, label, sorted(values.items())), {"name": label, "parameters": dict(values)})
             for label, values in parameters.items()
         ),
-        spec=whole,
+        spec=full_spec,
         provenance={"device": "cpu", "platform": "Linux"} | dict(provenance or {}),
     )
 

@@ -69,11 +69,11 @@ def rows(db: Path | str, evaluation: Evaluation | None = None) -> dict[str, list
     try:
         if evaluation is None:
             (evaluation,) = store.evaluations()
-        found = {}
+        fields = {}
         for label, attack_run in evaluation.attack_runs.items():
-            plain = [asdict(outcome) for outcome in store.outcomes(attack_run)]
-            found[label] = [{key: value for key, value in each.items() if key != "seconds"} for each in plain]
-        return found
+            outcomes = [asdict(outcome) for outcome in store.outcomes(attack_run)]
+            fields[label] = [{key: value for key, value in row.items() if key != "seconds"} for row in outcomes]
+        return fields
     finally:
         store.close()
 

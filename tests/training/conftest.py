@@ -9,9 +9,9 @@ from kwbench.data import DataSet, Split, load_dataset
 @pytest.fixture(scope="module")
 def few() -> DataSet:
     """The digits with only 200 training images."""
-    whole = load_dataset("digits")
-    train_split = Split(whole.train.images[:200], whole.train.labels[:200])
-    return DataSet("digits", 10, whole.test, train_split, whole.validation, whole.threat)
+    digits = load_dataset("digits")
+    train_split = Split(digits.train.images[:200], digits.train.labels[:200])
+    return DataSet("digits", 10, digits.test, train_split, digits.validation, digits.threat)
 
 
 @pytest.fixture(autouse=True)

@@ -49,8 +49,8 @@ def linear() -> nn.Module:
 
 @pytest.mark.parametrize("number", range(8))
 def test_each_number_of_the_mixture_does_what_the_paper_says_and_none_leaves_the_pixels(few: DataSet, number: int) -> None:
-    every = ["noise", "fgsm", "pgd", "cw"]
-    mixture = Mixture.model_validate({"eps": "0.3", "steps": 3, "step_size": "0.01", "attacks": every})
+    attacks = ["noise", "fgsm", "pgd", "cw"]
+    mixture = Mixture.model_validate({"eps": "0.3", "steps": 3, "step_size": "0.01", "attacks": attacks})
     batch = few.train.batch(range(64))
     module = linear()
     z = mixture_examples(module, batch.x, batch.y, mixture, number, 0)
@@ -69,7 +69,7 @@ def test_each_number_of_the_mixture_does_what_the_paper_says_and_none_leaves_the
     if number == 3:  # three steps of Adam at a tiny constant hardly move
         assert moved.max() < 0.05
     without = Mixture.model_validate(
-        {"eps": "0.3", "steps": 3, "step_size": "0.01", "attacks": [each for each in every if each != every[number % 4]]}
+        {"eps": "0.3", "steps": 3, "step_size": "0.01", "attacks": [name for name in attacks if name != attacks[number % 4]]}
     )
     if number < 4:
         assert torch.equal(mixture_examples(module, batch.x, batch.y, without, number, 0), batch.x)
@@ -84,9 +84,9 @@ def test_trades_looks_for_where_the_answers_diverge_within_the_ball(few: DataSet
     z = trades_examples(module, batch.x, natural, trades, 0)
     assert (z - batch.x).abs().max() <= 0.2 + 1e-6
     with torch.no_grad():
-        found, none = kl_divergence(module(z), natural), kl_divergence(module(batch.x), natural)
-    assert none.item() == pytest.approx(0, abs=1e-6)
-    assert found > 0.01
+        adversarial_divergence, clean_divergence = kl_divergence(module(z), natural), kl_divergence(module(batch.x), natural)
+    assert clean_divergence.item() == pytest.approx(0, abs=1e-6)
+    assert adversarial_divergence > 0.01
 
 
 def test_fast_training_takes_one_step_of_a_quarter_more_than_eps_and_is_cut_to_the_ball(few: DataSet) -> None:
@@ -123,15 +123,15 @@ def test_free_training_replays_each_batch_and_counts_every_replay(few: DataSet) 
 def test_a_step_of_free_training_is_eps_unless_the_recipe_says_otherwise(
     said: dict[str, str], expected: float, few: DataSet
 ) -> None:
-    seen: list[Tensor] = []
+    inputs_seen: list[Tensor] = []
 
-    def look(module: nn.Module, inputs: tuple[Tensor]) -> None:
+    def record_input(module: nn.Module, inputs: tuple[Tensor]) -> None:
         if isinstance(module, nn.Conv2d) and module.in_channels == 1 and len(inputs[0]) > 1:
-            seen.append(inputs[0].detach().clone())
+            inputs_seen.append(inputs[0].detach().clone())
 
-    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    handle = nn.modules.module.register_module_forward_pre_hook(record_input)
     try:
         train(entry(free={"eps": 0.1, "replays": 2, **said}, epochs=1, shift=0), few, quiet)
     finally:
         handle.remove()
-    assert (seen[1] - seen[0]).abs().max().item() == pytest.approx(expected, abs=1e-6)
+    assert (inputs_seen[1] - inputs_seen[0]).abs().max().item() == pytest.approx(expected, abs=1e-6)

@@ -17,7 +17,7 @@ def test_a_saved_checkpoint_holds_the_same_weights_under_its_hash(tmp_path: Path
     other = build_module(entry(), (1, 8, 8), 10)
     load_weights(other, path.read_bytes(), "net")
     assert bits(other) == bits(module)
-    assert [each.name for each in path.parent.iterdir()] == ["net.safetensors"]
+    assert [file.name for file in path.parent.iterdir()] == ["net.safetensors"]
     assert save_checkpoint(module, path) == save_checkpoint(other, tmp_path / "again")
 
 
@@ -32,9 +32,9 @@ def test_half_precision_weights_are_those_that_were_returned(few: DataSet, tmp_p
 
 
 def test_the_hash_of_a_recipe_knows_everything_that_makes_the_weights_and_nothing_else() -> None:
-    made = recipe_hash(entry())
-    assert made == recipe_hash(entry(momentum=0.9)), "what is said, and is the default"
+    digest = recipe_hash(entry())
+    assert digest == recipe_hash(entry(momentum=0.9)), "what is said, and is the default"
     changed = [entry(seed=8), entry(noise=0.1), entry({"name": "softplus"}), entry(fast={"eps": 0.1})]
-    assert len({made, *map(recipe_hash, changed)}) == 5
+    assert len({digest, *map(recipe_hash, changed)}) == 5
     described = entry().model_copy(update={"description": "another"})
-    assert recipe_hash(described) == made
+    assert recipe_hash(described) == digest

@@ -22,19 +22,19 @@ def test_weights_are_first_drawn_as_the_recipe_says(few: DataSet, initial: str, 
 
 
 def test_training_starts_from_given_weights_but_for_a_last_layer_of_other_classes(few: DataSet, tmp_path: Path) -> None:
-    made = entry(epochs=1, learning_rate=1e-9, pretrained="https://example.org/cnn-01234567.pth")
+    model = entry(epochs=1, learning_rate=1e-9, pretrained="https://example.org/cnn-01234567.pth")
     with pytest.raises(UsageError, match="--weights takes a copy of it, --download fetches it"):
-        train(made, few, quiet)
+        train(model, few, quiet)
     given = build_module(entry(), (1, 8, 8), 7)
     save_checkpoint(given, tmp_path / "given")
-    module = train(made, few, quiet, pretrained=(tmp_path / "given").read_bytes())
+    module = train(model, few, quiet, pretrained=(tmp_path / "given").read_bytes())
     assert torch.allclose(module.get_parameter("conv1.weight"), given.get_parameter("conv1.weight"), atol=1e-6)
     assert module.get_parameter("fc2.weight").shape == (10, 16)
-    shifted = made.model_copy(update={"normalise": Normalise(mean=[0.5], std=[0.5])})
-    behind = train(shifted, few, quiet, pretrained=(tmp_path / "given").read_bytes())
-    assert torch.allclose(behind.get_parameter("network.conv1.weight"), given.get_parameter("conv1.weight"), atol=1e-6)
+    shifted = model.model_copy(update={"normalise": Normalise(mean=[0.5], std=[0.5])})
+    normalised = train(shifted, few, quiet, pretrained=(tmp_path / "given").read_bytes())
+    assert torch.allclose(normalised.get_parameter("network.conv1.weight"), given.get_parameter("conv1.weight"), atol=1e-6)
     save_checkpoint(nn.Linear(2, 2), tmp_path / "other")
     with pytest.raises(DamagedData, match=r"cnn-01234567\.pth: weights do not fit the network; missing: conv1\.weight"):
-        train(made, few, quiet, pretrained=(tmp_path / "other").read_bytes())
+        train(model, few, quiet, pretrained=(tmp_path / "other").read_bytes())
     with pytest.raises(DamagedData, match="not a safetensors file"):
-        train(made, few, quiet, pretrained=b"nothing")
+        train(model, few, quiet, pretrained=b"nothing")

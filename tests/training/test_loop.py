@@ -55,9 +55,9 @@ def test_recipes_that_do_not_suit_the_network_are_refused(few: DataSet) -> None:
     with pytest.raises(UsageError, match="no recipe"):
         train(bare, few, quiet)
     for n in (0, 1):
-        little = DataSet("own", 10, few.test, Split(few.train.images[:n], few.train.labels[:n]), few.validation, few.threat)
+        dataset = DataSet("own", 10, few.test, Split(few.train.images[:n], few.train.labels[:n]), few.validation, few.threat)
         with pytest.raises(UsageError, match=f"'own' has {n} training images; batch norm needs at least 2"):
-            train(entry(), little, quiet)
+            train(entry(), dataset, quiet)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(few: DataSet) -> None:

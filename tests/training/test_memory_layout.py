@@ -48,19 +48,19 @@ def test_images_that_come_with_channels_last_are_laid_out_as_the_network_is(few:
 
 def laid_out_last(model: ModelEntry, dataset: DataSet) -> bool:
     """Whether weights and images, in the last batch, have channels last; all or none."""
-    seen: list[bool] = []
+    channels_last: list[bool] = []
 
-    def look(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def record_layouts(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if isinstance(layer, nn.Conv2d) and layer.in_channels > 1 and layer.kernel_size != (1, 1):
-            seen.append(layer.weight.is_contiguous(memory_format=torch.channels_last))
-            if given[0].shape[2] > 1:
-                seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+            channels_last.append(layer.weight.is_contiguous(memory_format=torch.channels_last))
+            if inputs[0].shape[2] > 1:
+                channels_last.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
 
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(record_layouts)
     try:
         train(model, dataset, quiet)
     finally:
         hook.remove()
     # The first pass of all only sees whether the network suits the images.
-    assert len(set(seen[len(seen) // 2 :])) == 1
-    return seen[-1]
+    assert len(set(channels_last[len(channels_last) // 2 :])) == 1
+    return channels_last[-1]

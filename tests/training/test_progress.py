@@ -30,9 +30,9 @@ def test_a_training_stopped_within_an_epoch_ends_at_the_same_weights(
 ) -> None:
     monkeypatch.setattr("kwbench.training.loop._SAVE_EVERY", 0)
     activation, recipe = KINDS[kind]
-    made = entry(activation, **recipe)
+    model = entry(activation, **recipe)
     epochs: list[Epoch] = []
-    whole = train(made, few, epochs.append)
+    uninterrupted = train(model, few, epochs.append)
     saved: list[int] = []
 
     def stop(path: Path, identity: dict[str, str], state: dict[str, Any]) -> None:
@@ -44,13 +44,13 @@ def test_a_training_stopped_within_an_epoch_ends_at_the_same_weights(
     path = tmp_path / "net.progress"
     monkeypatch.setattr("kwbench.training.loop.write_progress", stop)
     with pytest.raises(Stopped):
-        train(made, few, quiet, progress=path)
+        train(model, few, quiet, progress=path)
     monkeypatch.setattr("kwbench.training.loop.write_progress", write_progress)
     torch.rand(3)
-    rest: list[Epoch] = []
-    assert bits(train(made, few, rest.append, progress=path)) == bits(whole)
-    assert [(each.number, each.loss, each.accuracy) for each in rest] == [
-        (each.number, each.loss, each.accuracy) for each in epochs[1:]
+    remaining_epochs: list[Epoch] = []
+    assert bits(train(model, few, remaining_epochs.append, progress=path)) == bits(uninterrupted)
+    assert [(epoch.number, epoch.loss, epoch.accuracy) for epoch in remaining_epochs] == [
+        (epoch.number, epoch.loss, epoch.accuracy) for epoch in epochs[1:]
     ]
 
 
@@ -72,20 +72,20 @@ def test_a_training_killed_with_kill_9_continues_to_the_same_weights(tmp_path: P
         "models:\n  net:\n    architecture: {name: cnn3, width: 8, hidden: 32}\n    activation: {name: kwta, gamma: 0.2}\n"
         "    recipe: {epochs: 8, learning_rate: 0.05, seed: 0, threads: 1, shift: 1, free: {eps: 0.1, replays: 2}}\n"
     )
-    start = "from kwbench.cli.main import main; import kwbench.training.loop as loop; loop._SAVE_EVERY = 0.05; main()"
+    program = "from kwbench.cli.main import main; import kwbench.training.loop as loop; loop._SAVE_EVERY = 0.05; main()"
     root = Path(__file__).resolve().parents[2] / "bench"
 
-    def begin(output: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", start, "train", "net", "--output", output, "--json"]
+    def start_training(output: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", program, "train", "net", "--output", output, "--json"]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, **pipes)
 
-    with begin("whole.safetensors") as whole:
-        out, err = whole.communicate(timeout=120)
-    assert whole.returncode == 0, err
+    with start_training("whole.safetensors") as uninterrupted:
+        out, err = uninterrupted.communicate(timeout=120)
+    assert uninterrupted.returncode == 0, err
     progress = tmp_path / "killed.progress"
     for epochs in (2, 5):
-        with begin("killed.safetensors") as victim:
+        with start_training("killed.safetensors") as victim:
             assert victim.stderr is not None
             for line in victim.stderr:
                 if f"epoch {epochs}/8" in line:
@@ -94,14 +94,14 @@ def test_a_training_killed_with_kill_9_continues_to_the_same_weights(tmp_path: P
         assert victim.returncode == -signal.SIGKILL
         assert progress.exists()
         assert not (tmp_path / "killed.safetensors").exists()
-    with begin("killed.safetensors") as last:
-        again, err = last.communicate(timeout=120)
+    with start_training("killed.safetensors") as last:
+        resumed_output, err = last.communicate(timeout=120)
     assert last.returncode == 0, err
     assert "epoch 1/8" not in err, "it began anew"
-    assert json.loads(again)["sha256"] == json.loads(out)["sha256"]
+    assert json.loads(resumed_output)["sha256"] == json.loads(out)["sha256"]
     assert read_curve(tmp_path / "killed.safetensors") == read_curve(tmp_path / "whole.safetensors")
     assert [epoch["epoch"] for epoch in read_curve(tmp_path / "killed.safetensors")] == list(range(1, 9))
     assert not progress.exists()
     with safetensors.safe_open(tmp_path / "killed.safetensors", "pt") as file:
-        found = file.metadata()
-    assert found == {"recipe": recipe_hash(read_registry(tmp_path / "registry.yaml").entries["net"])}
+        metadata = file.metadata()
+    assert metadata == {"recipe": recipe_hash(read_registry(tmp_path / "registry.yaml").entries["net"])}

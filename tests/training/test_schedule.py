@@ -15,13 +15,13 @@ from support.training import LOWERING, entry, quiet
 
 
 def test_incremental_training_lowers_gamma_step_by_step_to_exactly_the_target(few: DataSet) -> None:
-    made = entry({"name": "kwta", "gamma": 0.2}, incremental=LOWERING | {"step": 0.2, "epochs": 2})
-    module = build_module(made, (1, 8, 8), 10)
-    assert made.recipe is not None
-    winners = [each for each in module.modules() if isinstance(each, Kwta)]
-    gammas = [str(phase.gamma) for phase in phases(made.recipe, winners)]
+    model = entry({"name": "kwta", "gamma": 0.2}, incremental=LOWERING | {"step": 0.2, "epochs": 2})
+    module = build_module(model, (1, 8, 8), 10)
+    assert model.recipe is not None
+    winners = [layer for layer in module.modules() if isinstance(layer, Kwta)]
+    gammas = [str(phase.gamma) for phase in phases(model.recipe, winners)]
     assert gammas == ["1/2", "1/2", "3/10", "3/10", "1/5", "1/5", "1/5"]
-    trained = train(made, few, quiet)
+    trained = train(model, few, quiet)
     assert {str(layer.gamma) for layer in trained.modules() if isinstance(layer, Kwta)} == {"1/5"}
 
 

@@ -90,7 +90,7 @@ def test_misleading_gradients_do_not_matter_for_a_robust_accuracy_of_at_most_one
 
 @pytest.mark.parametrize("doubt", [MORE, UNSEEN, NOT_MEASURED], ids=["budget", "unseen", "unfinished"])
 def test_a_doubt_that_fires_or_could_not_be_measured_is_inconclusive(store: Store, doubt: Finding) -> None:
-    findings = [each for each in (ENOUGH, SEEN) if each.check != doubt.check]
+    findings = [finding for finding in (ENOUGH, SEEN) if finding.check != doubt.check]
     result = verdict(standing(store, 100, 100), [*findings, doubt])
     assert result.conclusion == "inconclusive"
     assert result.reasons == (doubt,)
@@ -186,7 +186,7 @@ def test_the_overestimate_of_a_stochastic_model_is_a_difference_of_shares(store:
         attacks=("clean", "pgd", "es"), n=60, stochastic=True, spec={"protocol_attacks": ["pgd"]}, origin={"classes": 10}
     )
     shares = {"clean": 95, "pgd": 78, "es": 30}
-    rows = {label: drawn([each] * 60, [each] * 60) for label, each in shares.items()}
+    rows = {label: drawn([correct] * 60, [correct] * 60) for label, correct in shares.items()}
     result = verdict(summaries(store, [record(store, spec, rows)])[0], [ENOUGH])
     assert result.conclusion == "overestimated"
     assert result.overestimate is not None

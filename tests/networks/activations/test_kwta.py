@@ -70,11 +70,11 @@ def test_kwta_agrees_with_sorting_on_rows_full_of_ties_zeros_and_infinities(
     x = torch.tensor(rows).to(dtype)
     k = max(1, int(share * x.shape[1]))
     before = x.clone()
-    found = kwta(x, k)
+    output = kwta(x, k)
     for row, values in enumerate(x.tolist()):
         kept = winners(values, k)
-        assert same_bits(found[row, kept], x[row, kept])
-        assert same_bits(found[row].index_fill(0, torch.tensor(kept), 0), torch.zeros_like(found[row]))
+        assert same_bits(output[row, kept], x[row, kept])
+        assert same_bits(output[row].index_fill(0, torch.tensor(kept), 0), torch.zeros_like(output[row]))
     assert same_bits(x, before), "the input was modified"
 
 
@@ -90,9 +90,9 @@ def test_kwta_gives_ties_to_the_smaller_index_even_between_the_two_zeros() -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kwta_refuses_nan_also_where_another_row_is_all_ties(dtype: torch.dtype) -> None:
     for row in range(2):
-        for place in range(4):
+        for position in range(4):
             x = torch.ones(2, 4, dtype=dtype)
-            x[row, place] = float("nan")
+            x[row, position] = float("nan")
             for k in (1, 3, 4):
                 with pytest.raises(ValueError, match="NaN"):
                     kwta(x, k)

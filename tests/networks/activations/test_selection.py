@@ -77,14 +77,14 @@ class _Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def both(x: Tensor, activation: Callable[[Tensor], Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Values and gradients, in one operation and by the definition, with the same draws."""
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
-    found = []
+    results = []
     for watch in (False, True):
         leaf = x.clone().requires_grad_()
         torch.manual_seed(3)
         with _Watching() if watch else nullcontext():  # type: ignore[no-untyped-call]
             out = activation(leaf)
-        found.append((out.detach(), torch.autograd.grad(out, leaf, upstream)[0]))
-    return found[0], found[1]
+        results.append((out.detach(), torch.autograd.grad(out, leaf, upstream)[0]))
+    return results[0], results[1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

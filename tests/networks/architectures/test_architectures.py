@@ -51,7 +51,7 @@ UNPADDED = {"lenet", "lenet_pni"}
 
 
 def parameters(module: nn.Module) -> int:
-    return sum(each.numel() for each in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.fixture
@@ -106,12 +106,12 @@ def test_every_activation_of_a_network_is_of_the_chosen_kind(
 ) -> None:
     network = build_network(name, SMALL[name], activation_factory(activation, options), 1, 10).eval()
     kinds = (nn.ReLU, nn.Softplus, Kwta, Lwta, StochasticLwta)
-    found = [module for module in network.modules() if isinstance(module, kinds)]
-    assert {type(module) for module in found} == {ACTIVATIONS[activation]}
-    assert len(found) == ACTIVATION_COUNTS[name]
+    layers = [module for module in network.modules() if isinstance(module, kinds)]
+    assert {type(module) for module in layers} == {ACTIVATIONS[activation]}
+    assert len(layers) == ACTIVATION_COUNTS[name]
     # Each is used, once a pass, and no ReLU hides in a function.
     used: list[nn.Module] = []
-    for module in found:
+    for module in layers:
         module.register_forward_hook(lambda module, *_: used.append(module))
     for stray in ("relu", "relu_"):
         monkeypatch.setattr(torch, stray, None)
@@ -119,7 +119,7 @@ def test_every_activation_of_a_network_is_of_the_chosen_kind(
         monkeypatch.setattr(nn.functional, stray, None)
     with torch.no_grad():
         network(torch.rand(2, 1, 32, 32))
-    assert sorted(map(id, used)) == sorted(map(id, found))
+    assert sorted(map(id, used)) == sorted(map(id, layers))
 
 
 def test_kwta_layers_leave_the_chosen_share_of_every_activation() -> None:
@@ -147,21 +147,21 @@ def test_the_papers_wide_networks_are_as_deep_and_as_wide_as_their_names_say(dep
 @pytest.mark.usefixtures("_no_memory")
 def test_networks_for_imagenet_weights_have_torchvisions_keys_and_shapes(name: str) -> None:
     models = import_torchvision().models
-    theirs = {"alexnet": models.alexnet, "resnet18_imagenet": models.resnet18}[name]().state_dict()
-    own = build_network(name, {}, RELU, 3, 1000).state_dict()
-    assert {key: tensor.shape for key, tensor in own.items()} == {key: tensor.shape for key, tensor in theirs.items()}
+    published = {"alexnet": models.alexnet, "resnet18_imagenet": models.resnet18}[name]().state_dict()
+    state = build_network(name, {}, RELU, 3, 1000).state_dict()
+    assert {key: tensor.shape for key, tensor in state.items()} == {key: tensor.shape for key, tensor in published.items()}
 
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet18_imagenet"])
 def test_with_the_same_weights_they_answer_as_torchvisions_do(name: str) -> None:
     models = import_torchvision().models
     torch.manual_seed(0)
-    theirs = {"alexnet": models.alexnet, "resnet18_imagenet": models.resnet18}[name](num_classes=10).eval()
-    own = build_network(name, {}, RELU, 3, 10).eval()
-    own.load_state_dict(theirs.state_dict())
+    published = {"alexnet": models.alexnet, "resnet18_imagenet": models.resnet18}[name](num_classes=10).eval()
+    network = build_network(name, {}, RELU, 3, 10).eval()
+    network.load_state_dict(published.state_dict())
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.allclose(own(x), theirs(scaled_up(x, 224)), atol=1e-4)
+        assert torch.allclose(network(x), published(scaled_up(x, 224)), atol=1e-4)
     assert scaled_up(x, 224).shape == (2, 3, 224, 224)
 
 
