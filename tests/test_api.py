@@ -96,7 +96,7 @@ def test_the_lines_of_the_docstring_work_in_a_fresh_process_with_a_class_of_the_
     assert answer["named"] > 0.9
 
 
-def test_numbers_tables_and_images_tell_the_same() -> None:
+def test_numbers_tables_and_images_agree() -> None:
     x, y = images()
     model = trained_cnn()
     result = kwbench.evaluate(model, x, y, attacks=["fgsm", "pgd"], parameters={"pgd.steps": 10}, eps=EPS)
@@ -164,7 +164,7 @@ def test_a_module_is_left_as_it_was_given() -> None:
 
 
 class TestIdentity:
-    def test_depends_on_weights_and_values_and_code(self) -> None:
+    def test_the_identity_of_a_module_depends_on_weights_values_and_code(self) -> None:
         class Scaled(nn.Module):
             def __init__(self, scale: float) -> None:
                 super().__init__()
@@ -203,7 +203,7 @@ def test_progress_is_reported_while_it_is_made() -> None:
 
 
 class TestAttack:
-    def test_returns_what_the_judge_called_broken_and_clean_images_elsewhere(self) -> None:
+    def test_attack_returns_broken_images_and_clean_images_for_all_other_samples(self) -> None:
         x, y = images()
         model = trained_cnn()
         adversarial = kwbench.attack("pgd", model, x, y, eps=EPS, steps=10)
@@ -257,7 +257,7 @@ def test_a_stochastic_model_has_probabilities() -> None:
         (lambda x, y: kwbench.evaluate(trained_cnn(), [("a", 1)]), "images are str"),  # type: ignore[arg-type]
     ],
 )
-def test_wrong_use_is_refused_with_what_would_be_right(call: Callable[[Tensor, Tensor], Any], message: str) -> None:
+def test_wrong_use_is_refused_with_the_right_use(call: Callable[[Tensor, Tensor], Any], message: str) -> None:
     with pytest.raises(kwbench.UsageError, match=message):
         call(*images(8))
 

@@ -10,7 +10,7 @@ from kwbench.verdict.record_checks import RECORD_CHECKS
 BUDGET = Criterion("twice the budget", kind="doubt", remedy="a larger budget", role="budget", revision=3)
 
 
-def test_a_finding_carries_what_its_criterion_says() -> None:
+def test_a_finding_carries_the_texts_of_its_criterion() -> None:
     finding = BUDGET.finding(0.0200000001, 0.01, "it takes 2 points", samples=["a"])
     assert (finding.figure, finding.fires, finding.samples) == (0.02, True, ("a",))
     assert (finding.kind, finding.remedy, finding.role, finding.revision) == ("doubt", "a larger budget", "budget", 3)

@@ -29,9 +29,7 @@ def _threat(norm: Norm, share: float) -> ThreatModel:
 @pytest.mark.parametrize("norm", NORMS)
 @settings(max_examples=60, deadline=None)
 @given(x=pixels, z=anywhere, share=shares)
-def test_a_projection_lands_inside_never_lengthens_and_stays_where_it_is(
-    norm: Norm, x: Tensor, z: Tensor, share: float
-) -> None:
+def test_a_projection_lies_in_the_ball_is_no_longer_and_is_idempotent(norm: Norm, x: Tensor, z: Tensor, share: float) -> None:
     threat = _threat(norm, share)
     once = project(z, x, threat)
     assert bool((once >= 0).all())
@@ -44,7 +42,7 @@ def test_a_projection_lands_inside_never_lengthens_and_stays_where_it_is(
 @pytest.mark.parametrize("norm", NORMS)
 @settings(max_examples=40, deadline=None)
 @given(x=pixels, z=pixels, share=st.floats(0, 0.999))
-def test_a_projection_leaves_insiders_alone(norm: Norm, x: Tensor, z: Tensor, share: float) -> None:
+def test_a_projection_keeps_points_inside_the_ball(norm: Norm, x: Tensor, z: Tensor, share: float) -> None:
     threat = _threat(norm, 0.2)
     far = distance(x, z, threat.norm).clamp_min(1e-9)
     inside = x + (z - x) * (share * threat.radius / far).clamp_max(1).float().view(-1, 1, 1, 1)
@@ -120,14 +118,14 @@ def test_random_starts_stay_in_the_pixel_range(norm: Norm) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_random_starts_do_not_depend_on_the_company_of_a_sample(norm: Norm) -> None:
+def test_random_starts_do_not_depend_on_other_samples(norm: Norm) -> None:
     x = torch.full((99, 1, 3, 3), 0.5)
     whole = random_start(x, _threat(norm, 0.3), _rng(99))
     for size in range(1, 99):
         assert bool((random_start(x[:size], _threat(norm, 0.3), _rng(size)) == whole[:size]).all())
 
 
-def test_sums_over_a_large_image_do_not_depend_on_its_company() -> None:
+def test_sums_over_a_large_image_do_not_depend_on_other_images() -> None:
     images = torch.randn(6, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -142,7 +140,7 @@ def test_sums_over_a_large_image_do_not_depend_on_its_company() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_settling_mends_rounding_and_nothing_more(norm: Norm) -> None:
+def test_settling_corrects_rounding_errors_only(norm: Norm) -> None:
     x = torch.full((3, 1, 8, 8), 0.5)
     threat = _threat(norm, 0.1)
     slope = torch.ones_like(x) + torch.arange(64.0).view(1, 1, 8, 8) / 64

@@ -70,7 +70,7 @@ def test_logits_that_are_not_finite_under_attack_are_broken_and_flagged(value: f
 
 
 @pytest.mark.parametrize("name", ["pgd", "mim", "fgsm", "square", "deepfool", "cw", "gaussian-noise", "random-sign"])
-def test_no_attack_lets_a_defence_hide_behind_not_a_number(name: str) -> None:
+def test_no_defence_gains_robustness_from_logits_of_not_a_number(name: str) -> None:
     model = wrapped(NotANumberNear(torch.nan))
     batch = sharp(first_images(48), model)
     parameters: dict[str, Any] = {"square": {"steps": 300}, "cw": {"steps": 60}}.get(name, {})

@@ -9,7 +9,7 @@ import torch
 from kwbench.randomness import SampleRandom, derived_seed, seeded_globally
 
 
-def test_a_sample_draws_the_same_numbers_in_any_company() -> None:
+def test_a_sample_draws_the_same_numbers_in_every_batch() -> None:
     whole = SampleRandom(3, "pgd", ("a", "b", "c"))
     numbers = whole.uniform("start", (2, 2))
     assert torch.equal(SampleRandom(3, "pgd", ("c", "a")).uniform("start", (2, 2)), numbers[[2, 0]])
@@ -41,7 +41,7 @@ def test_the_numbers_have_the_distribution_they_claim() -> None:
     assert abs(torch.corrcoef(normal[:2])[0, 1]) < 0.5
 
 
-def test_batch_seeds_depend_on_the_company() -> None:
+def test_batch_seeds_depend_on_the_samples_of_the_batch() -> None:
     assert SampleRandom(0, "x", ("a", "b")).batch_seed() != SampleRandom(0, "x", ("b", "a")).batch_seed()
     assert derived_seed(0, "ab") != derived_seed(0, "a", "b")
     assert 0 <= derived_seed("anything") < 2**63

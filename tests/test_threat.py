@@ -71,7 +71,7 @@ def test_threat_models_are_equal_exactly_when_norm_and_radius_are() -> None:
 @pytest.mark.parametrize(
     ("eps", "text"), [("8/255", "linf 8/255"), ("0.2", "linf 0.2"), ("1/3", "linf 1/3"), ("51/255", "linf 0.2"), (1, "linf 1")]
 )
-def test_radii_are_written_as_people_write_them(eps: Any, text: str) -> None:
+def test_radii_are_displayed_in_their_usual_notation(eps: Any, text: str) -> None:
     assert str(ThreatModel.of("linf", eps)) == text
 
 

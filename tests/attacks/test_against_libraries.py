@@ -286,7 +286,7 @@ def test_autoattack_runs_with_few_classes(classes: int, parameters: dict[str, An
     assert not broken(run("autoattack", parameters, few, ThreatModel.of("linf", "1e-5"), model=model)).any()
 
 
-def test_a_part_of_autoattack_that_needs_more_classes_is_refused_where_it_was_asked_for() -> None:
+def test_a_requested_part_of_autoattack_that_needs_more_classes_is_refused() -> None:
     model, few = _few_classes(3)
     with pytest.raises(CannotEvaluate, match="apgd-t needs 4 classes, there are 3"):
         run("autoattack", {"version": "custom", "attacks": ["apgd-t"]}, few, ThreatModel.of("linf", "0.3"), model=model)
@@ -307,7 +307,7 @@ def _few_classes(classes: int) -> tuple[Model, Batch]:
         ("foolbox:LinfDeepFoolAttack", "deepfool", {}),
     ],
 )
-def test_foolbox_by_name_gives_what_foolbox_gives(
+def test_an_attack_by_its_foolbox_name_gives_the_results_of_foolbox(
     batch: Batch, name: str, native_name: str, parameters: dict[str, Any]
 ) -> None:
     few = batch.take(range(64))

@@ -38,7 +38,7 @@ def _robust_accuracy(fallen: Tensor) -> float:
 @pytest.mark.parametrize(
     ("part", "parameters"), [("apgd-ce", {}), ("apgd-dlr", {"loss": "dlr"}), ("apgd-t", {"loss": "dlr", "targets": 9})]
 )
-def test_it_leaves_no_more_than_the_authors_own_at_equal_budget(
+def test_robust_accuracy_is_no_higher_than_that_of_the_authors_attack_at_equal_budget(
     part: str, parameters: dict[str, Any], threat: ThreatModel
 ) -> None:
     batch = sharp(first_images(128))
@@ -64,7 +64,7 @@ def test_it_leaves_no_more_than_the_authors_own_at_equal_budget(
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("targets", [0, 2])
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-def test_every_loss_breaks_what_plain_pgd_breaks_and_two_targets_more(loss: str, targets: int, threat: ThreatModel) -> None:
+def test_every_loss_breaks_as_many_samples_as_plain_pgd(loss: str, targets: int, threat: ThreatModel) -> None:
     batch = sharp(first_images(96))
     plain = broken(run("pgd", {"steps": 20, "relative_step_size": 0.1}, batch, threat))
     results = broken(run("apgd", {"steps": 30, "loss": loss, "targets": targets}, batch, threat))
@@ -76,7 +76,7 @@ def test_checkpoints_are_those_of_the_authors() -> None:
     assert sorted(checkpoints(3)) == [1, 2, 3]
 
 
-def test_one_step_costs_a_forward_and_a_backward() -> None:
+def test_one_step_costs_a_forward_and_a_backward_pass() -> None:
     batch, threat = sharp(first_images(40)), ThreatModel.of("linf", "0.02")
     for outcome in run("apgd", {"steps": 12}, batch, threat):
         if outcome.status is Status.HELD:
@@ -89,7 +89,7 @@ def test_one_step_costs_a_forward_and_a_backward() -> None:
             assert (outcome.forwards, outcome.backwards) == (2 + 6 * 13, 9 + 6 * 12)
 
 
-def test_more_restarts_and_targets_keep_what_fell() -> None:
+def test_more_restarts_and_targets_keep_every_success() -> None:
     batch, threat = sharp(first_images(96)), THREATS[0]
     for more in ({"restarts": 4}, {"early_exit": False, "restarts": 2}):
         one = broken(run("apgd", {"steps": 8, "early_exit": more.get("early_exit", True)}, batch, threat))
@@ -100,7 +100,7 @@ def test_more_restarts_and_targets_keep_what_fell() -> None:
     assert bool((many | ~few).all())
 
 
-def test_in_focus_what_came_close_goes_on_as_ever_and_nothing_else_does() -> None:
+def test_with_focus_only_samples_close_to_success_get_all_steps() -> None:
     batch, threat = first_images(64), THREATS[0]
     once, everywhere, focused = (
         run("apgd", {"steps": 6, "restarts": restarts, "focus": focus}, batch, threat)
@@ -118,7 +118,7 @@ def test_in_focus_what_came_close_goes_on_as_ever_and_nothing_else_does() -> Non
             assert (focused[row].status, focused[row].forwards) == (everywhere[row].status, everywhere[row].forwards)
 
 
-def test_what_is_far_goes_on_if_at_its_pace_it_would_arrive() -> None:
+def test_a_sample_continues_if_it_would_break_at_its_present_pace() -> None:
     # The 5 steps from a sixth of 30 steps to a third are a quarter of the 20 remaining steps.
     before, closest = torch.tensor([-0.09, -0.50, -0.49, -1.0]), torch.tensor([-0.09, -0.38, -0.40, -1.0])
     assert Apgd(steps=30, focus=0.1).narrowing.goes_on(before, closest).tolist() == [True, True, False, False]
@@ -127,7 +127,7 @@ def test_what_is_far_goes_on_if_at_its_pace_it_would_arrive() -> None:
     assert Apgd(steps=1, focus=0.1).narrowing.goes_on(before[:1], closest[:1]).all()
 
 
-def test_finalists_cost_less_and_break_what_all_targets_break() -> None:
+def test_finalists_cost_less_and_break_the_samples_that_all_targets_break() -> None:
     batch, threat = first_images(96), ThreatModel.of("linf", "0.02")
     everything, few = (
         run("apgd", {"steps": 12, "loss": "probability_margin", "targets": 9, "finalists": finalists}, batch, threat)
@@ -143,7 +143,7 @@ def test_finalists_cost_less_and_break_what_all_targets_break() -> None:
 @pytest.mark.parametrize("restarts", [1, 2])
 @pytest.mark.parametrize("targets", [0, 2])
 @pytest.mark.parametrize("precision", ["folded", "bfloat16"])
-def test_a_quicker_search_ends_at_nothing_that_float32_does_not_confirm(
+def test_a_search_in_lower_precision_ends_only_at_successes_confirmed_in_float32(
     precision: Precision, targets: int, restarts: int
 ) -> None:
     batch = sharp(first_images(48))
@@ -158,7 +158,7 @@ def test_a_quicker_search_ends_at_nothing_that_float32_does_not_confirm(
 
 
 @pytest.mark.parametrize("targets", [{}, {"targets": 3, "finalists": 1, "restarts": 2, "loss": "probability_margin"}])
-def test_a_quicker_search_breaks_as_many_where_steps_go_by_signs(targets: dict[str, Any]) -> None:
+def test_a_search_by_signs_in_lower_precision_breaks_as_many_samples(targets: dict[str, Any]) -> None:
     batch, model = first_images(200), wrapped(normed_cnn())
     model.plan_passes(batch.x[:64])
     assert model.effective_precision("folded") == "folded"
@@ -170,7 +170,7 @@ def test_a_quicker_search_breaks_as_many_where_steps_go_by_signs(targets: dict[s
     assert 0 < broken(plain).sum() < len(broken(plain))
 
 
-def test_where_one_target_falls_the_others_end() -> None:
+def test_a_success_with_one_target_ends_the_others() -> None:
     batch, threat = first_images(32), ThreatModel.of("linf", "0.2")
     for outcome in run("apgd", {"steps": 20, "targets": 9}, batch, threat):
         if outcome.status is Status.BROKEN:
@@ -179,7 +179,7 @@ def test_where_one_target_falls_the_others_end() -> None:
             assert outcome.forwards < 2 + 9 * 21
 
 
-def test_what_a_target_comes_to_does_not_depend_on_other_samples_or_targets() -> None:
+def test_the_result_for_a_target_does_not_depend_on_other_samples_or_targets() -> None:
     threat = ThreatModel.of("linf", "0.02")
     whole = run("apgd", {"steps": 6, "targets": 9, "finalists": 2, "restarts": 2}, first_images(40), threat)
     part = run("apgd", {"steps": 6, "targets": 9, "finalists": 2, "restarts": 2}, first_images(40).take(range(20, 40)), threat)
@@ -188,7 +188,7 @@ def test_what_a_target_comes_to_does_not_depend_on_other_samples_or_targets() ->
     ]
 
 
-def test_further_restarts_climb_side_by_side_in_no_more_lanes_than_the_first() -> None:
+def test_further_restarts_run_no_more_parallel_climbs_than_the_first() -> None:
     threat, batch = ThreatModel.of("linf", "0.02"), first_images(20)
     module = Watched(trained_cnn())
     model = wrapped(module, tile=256)
@@ -237,7 +237,7 @@ def test_targets_of_a_flat_model_come_in_the_order_of_their_logits() -> None:
     assert chosen.tolist() == [[8, 7, 6], [9, 8, 7], [9, 7, 6]]
 
 
-def test_of_two_classes_there_is_one_target() -> None:
+def test_with_two_classes_there_is_one_target() -> None:
     generator = torch.Generator().manual_seed(0)
     model = wrapped(Linear(torch.randn((2, 64), generator=generator), torch.zeros(2)), classes=2)
     x = first_images(20).x
@@ -248,7 +248,7 @@ def test_of_two_classes_there_is_one_target() -> None:
         assert bool((model.predict(z)[0] != y).all())
 
 
-def test_noise_leaves_the_step_size_alone() -> None:
+def test_noise_does_not_change_the_step_size() -> None:
     noisy, plain = wrapped(Noisy(trained_cnn(), 0.3)), cnn()
     noisy.stochastic = True
     assert not Apgd().adapts(noisy)
@@ -285,7 +285,7 @@ class _Treacherous(nn.Module):
         return logits
 
 
-def test_where_the_gradient_is_not_a_number_the_judge_refuses_the_sample() -> None:
+def test_a_gradient_of_not_a_number_makes_the_judge_refuse_the_sample() -> None:
     batch = sharp(first_images(8))
     for model, expected in ((cnn(), Status.HELD), (wrapped(_Treacherous()), Status.INVALID)):
         outcomes = run("apgd", {"steps": 3}, batch, ThreatModel.of("linf", "0.001"), model=model)
@@ -293,7 +293,7 @@ def test_where_the_gradient_is_not_a_number_the_judge_refuses_the_sample() -> No
 
 
 @pytest.mark.parametrize("early_exit", [True, False])
-def test_an_answer_that_is_not_a_number_is_a_success(early_exit: bool) -> None:
+def test_logits_of_not_a_number_are_a_success(early_exit: bool) -> None:
     class Fragile(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             off = x[:, 0, 0, :1] > 0.05  # black in every digit
@@ -319,7 +319,7 @@ def test_an_answer_that_is_not_a_number_is_a_success(early_exit: bool) -> None:
         ({"targets": 3, "finalists": 0}, "finalists"),
     ],
 )
-def test_what_makes_no_sense_is_refused(parameters: dict[str, Any], message: str) -> None:
+def test_meaningless_parameters_are_refused(parameters: dict[str, Any], message: str) -> None:
     from kwbench.errors import UsageError
 
     with pytest.raises(UsageError, match=message):
@@ -330,7 +330,7 @@ def test_what_makes_no_sense_is_refused(parameters: dict[str, Any], message: str
 WHOLE_BUDGET = ("pgd", "apgd", "fgsm", "mim", "transfer", "square")
 
 
-def test_no_attack_of_ours_costs_more_than_it_says() -> None:
+def test_no_attack_costs_more_passes_than_declared() -> None:
     batch = first_images(3)
     parameters: dict[str, dict[str, Any]] = {
         "pgd": {"steps": 3, "restarts": 2, "restart_draws": 4},
@@ -370,7 +370,7 @@ def test_no_attack_of_ours_costs_more_than_it_says() -> None:
 
 @pytest.mark.parametrize("precision", ["folded", "bfloat16", "auto"])
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_a_quicker_search_costs_no_more_than_it_says(stochastic: bool, precision: str) -> None:
+def test_a_search_in_lower_precision_costs_no_more_than_declared(stochastic: bool, precision: str) -> None:
     batch = first_images(8)
     model = wrapped(Noisy(normed_cnn(), 0.1) if stochastic else normed_cnn(), tile=8)
     model.stochastic = stochastic
@@ -408,7 +408,7 @@ def test_a_doubled_attack_spends_twice_as_much_where_it_helps() -> None:
         assert 1.9 < budgets[0] / budgets[1] < 2.1
 
 
-def test_the_other_half_of_twice_the_budget_is_the_attack_itself_where_restarts_are_alike() -> None:
+def test_the_second_half_of_the_doubled_budget_repeats_the_attack_if_restarts_are_alike() -> None:
     averaged, still = Pgd(gradient=Eot(draws=4)), Apgd(random_start=False)
     for alike in (Pgd(restarts=3), Apgd(), Square(restarts=2), LocalSearch(), LocalSearch(restarts=2, softness=(0.1,))):
         assert alike.other_half() == alike

@@ -48,7 +48,7 @@ def package(model: Model, threat: ThreatModel, version: str, parts: list[str], s
     ("part", "version"),
     [("apgd-ce", "standard"), ("apgd-t", "standard"), ("fab-t", "standard"), ("square", "standard"), ("apgd-dlr", "rand")],
 )
-def test_a_part_finds_what_the_package_finds_with_it(part: str, version: str) -> None:
+def test_a_part_gives_the_results_of_the_authors_package(part: str, version: str) -> None:
     model = cnn(tile=8)
     few = sharp(first_images(12)).take(range(8))
     attack_part = build_attack("autoattack-part", {"part": part, "version": version})

@@ -99,7 +99,7 @@ def test_another_seed_gives_other_random_starts() -> None:
     assert distances[0] != distances[1]
 
 
-def test_early_exit_breaks_no_fewer_and_works_less() -> None:
+def test_early_exit_breaks_no_fewer_samples_with_fewer_passes() -> None:
     batch, threat = sharp(first_images(96)), ThreatModel.of("linf", "0.12")
     for name in ("pgd", "mim"):
         plain, early = (run(name, {"early_exit": early}, batch, threat) for early in (False, True))
@@ -163,7 +163,7 @@ def test_controls_stay_in_the_ball_and_break_little(name: str, norm: str) -> Non
     assert (max(far) == 0) == (name == "noop")
 
 
-def test_transfer_needs_no_answer_of_the_victim_and_records_the_surrogates() -> None:
+def test_transfer_needs_no_query_of_the_victim_and_records_the_surrogates() -> None:
     torch.manual_seed(0)
     victim = wrapped(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
     batch = first_images(200)
@@ -206,7 +206,7 @@ def test_a_transfer_attack_without_its_surrogate_is_refused() -> None:
         ("pgd:LinfPGD", {}, "unknown"),
     ],
 )
-def test_wrong_names_and_values_are_refused_in_words(name: str, parameters: dict[str, Any], message: str) -> None:
+def test_wrong_names_and_values_are_refused_with_the_reason(name: str, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_attack(name, parameters)
 

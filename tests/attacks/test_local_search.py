@@ -16,7 +16,7 @@ from kwbench.threat import ThreatModel
 from support.small_models import Noisy, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
 
 
-def test_of_a_wide_layer_of_k_wta_it_breaks_what_auto_pgd_overlooks_and_nothing_that_stands() -> None:
+def test_on_a_wide_k_wta_layer_it_breaks_samples_that_auto_pgd_misses_and_no_robust_ones() -> None:
     model = wrapped(exact_truth.kwta_wide())
     batch = first_images(exact_truth.SAMPLES)
     threat = ThreatModel.of("linf", exact_truth.SIZES["kwta_wide"].eps)
@@ -31,7 +31,7 @@ def test_of_a_wide_layer_of_k_wta_it_breaks_what_auto_pgd_overlooks_and_nothing_
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_flips_break_more_than_the_climb_alone(norm: str) -> None:
+def test_flips_break_more_samples_than_the_climb_alone(norm: str) -> None:
     model, batch = cnn(), sharp(first_images(48))
     threat = ThreatModel.of(norm, {"linf": "0.15", "l2": "0.4"}[norm])
     short = {"steps": 1, "restarts": 1, "targets": 2}
@@ -53,7 +53,7 @@ def test_every_proposal_lies_in_the_ball_and_the_pixel_range(noisy: bool, norm: 
     assert z.max() <= 1
 
 
-def test_no_targets_more_than_other_classes_and_more_restarts_break_no_fewer() -> None:
+def test_targets_are_limited_to_the_other_classes_and_more_restarts_break_no_fewer_samples() -> None:
     batch, threat = sharp(first_images(32)), ThreatModel.of("linf", "0.08")
     one, two = (
         broken(run("local-search", {"steps": 5, "flips": 20, "targets": 40, "restarts": restarts}, batch, threat))
@@ -62,7 +62,7 @@ def test_no_targets_more_than_other_classes_and_more_restarts_break_no_fewer() -
     assert bool((two | ~one).all())
 
 
-def test_where_nothing_is_to_be_found_it_spends_what_it_says() -> None:
+def test_without_success_it_costs_exactly_the_declared_passes() -> None:
     batch, threat = sharp(first_images(4)), ThreatModel.of("linf", "0.001")
     attack = LocalSearch(steps=4, flips=10, restarts=2, targets=3, finalists=2)
     parameters = {"steps": 4, "flips": 10, "restarts": 2, "targets": 3, "finalists": 2}
@@ -85,6 +85,6 @@ def test_where_nothing_is_to_be_found_it_spends_what_it_says() -> None:
         ({"losses": ["hinge"]}, "losses"),
     ],
 )
-def test_settings_that_make_no_search_are_refused(parameters: dict[str, Any], words: str) -> None:
+def test_settings_without_a_search_are_refused(parameters: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         build_attack("local-search", parameters)

@@ -27,7 +27,7 @@ def colours(n: int, side: int = 11) -> Tensor:
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def test_noise_has_the_deviation_that_it_says_and_stays_in_the_range_of_pixels() -> None:
+def test_noise_has_its_declared_deviation_and_stays_in_the_pixel_range() -> None:
     grey = torch.full((64, 3, 16, 16), 0.5)
     noise = drawn("gaussian-blind", grey, std=0.1) - 0.5
     assert noise.std().item() == pytest.approx(0.1, rel=0.02)
@@ -36,7 +36,7 @@ def test_noise_has_the_deviation_that_it_says_and_stays_in_the_range_of_pixels()
     assert black.min() == 0
 
 
-def test_an_image_moves_by_whole_pixels_every_way_up_to_the_limit() -> None:
+def test_an_image_moves_by_whole_pixels_in_every_direction_up_to_the_limit() -> None:
     dot = torch.zeros(4000, 1, 11, 11)
     dot[:, :, 5, 5] = 1
     places = drawn("translation", dot, pixels=2).flatten(1).argmax(dim=1)
@@ -47,7 +47,7 @@ def test_an_image_moves_by_whole_pixels_every_way_up_to_the_limit() -> None:
     assert set(ones.unique().tolist()) == {0.0, 1.0}  # type: ignore[no-untyped-call]
 
 
-def test_an_image_turns_as_torchvision_turns_it() -> None:
+def test_rotation_agrees_with_torchvision() -> None:
     functional = import_torchvision().transforms.functional
     x = colours(12, 16)
     rng = SampleRandom(0, "rotation", tuple(f"{row:032x}" for row in range(len(x))))
@@ -60,7 +60,7 @@ def test_an_image_turns_as_torchvision_turns_it() -> None:
     assert len({round(angle, 3) for angle in angles}) == 12
 
 
-def test_a_jitter_is_one_of_the_six_orders_of_torchvisions_three() -> None:
+def test_colour_jitter_applies_torchvisions_three_adjustments_in_one_of_six_orders() -> None:
     from itertools import permutations
 
     functional = import_torchvision().transforms.functional
@@ -104,12 +104,12 @@ def test_impossible_strengths_are_refused(name: str, parameters: dict[str, Any])
         build_attack(name, parameters)
 
 
-def test_what_leaves_a_smaller_ball_is_no_success() -> None:
+def test_perturbations_outside_a_smaller_ball_are_no_success() -> None:
     outcomes = run("gaussian-blind", {"std": 0.3}, first_images(16), ThreatModel.of("linf", "0.1"))
     assert {outcome.status for outcome in outcomes} <= {Status.INVALID, Status.WRONG}
 
 
-def test_images_that_were_wrong_before_are_perturbed_too_and_stay_wrong() -> None:
+def test_misclassified_images_are_perturbed_too_and_stay_wrong() -> None:
     outcomes = run("translation", {"pixels": 3}, first_images(360), EVERYWHERE)
     wrong = [outcome for outcome in outcomes if outcome.status is Status.WRONG]
     assert wrong

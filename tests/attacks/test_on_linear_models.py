@@ -54,7 +54,7 @@ FACTOR = 0.999  # below the distance nothing may break, but for float32 rounding
 @pytest.mark.parametrize(
     ("name", "norm"), [(name, norm) for name in FIXED for norm in ("linf", "l2", "l1") if norm in ATTACKS[name].norms]
 )
-def test_of_two_classes_a_sample_breaks_just_beyond_its_distance(name: str, norm: str) -> None:
+def test_with_two_classes_a_sample_breaks_just_beyond_its_distance(name: str, norm: str) -> None:
     parameters, reach = FIXED[name]
     if name == "foolbox":
         parameters = {"attack": parameters["attack"].replace("Linf", {"linf": "Linf"}.get(norm, norm.upper()))}
@@ -98,7 +98,7 @@ def test_minimum_norm_attacks_find_the_distance(name: str, norm: str, classes: i
 @pytest.mark.parametrize(
     "name", ["fgsm", "pgd", "apgd", "mim", "square", "rays", "gaussian-noise", "random-sign", "autoattack", "deepfool", "cw"]
 )
-def test_of_ten_classes_nothing_breaks_below_the_distance(name: str, norm: str) -> None:
+def test_with_ten_classes_nothing_breaks_below_the_distance(name: str, norm: str) -> None:
     model, batch, others = _problem(10)
     near = _distances(model, batch, others, norm)
     eps = near.median().item()
@@ -116,7 +116,7 @@ def test_of_ten_classes_nothing_breaks_below_the_distance(name: str, norm: str) 
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_of_ten_classes_margin_pgd_with_restarts_breaks_what_lies_within(norm: str) -> None:
+def test_with_ten_classes_margin_pgd_with_restarts_breaks_every_sample_within_its_distance(norm: str) -> None:
     model, batch, others = _problem(10)
     near = _distances(model, batch, others, norm)
     eps = near.median().item() * 1.5

@@ -21,7 +21,7 @@ class _Labels(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_of_a_plane_whose_nearest_point_is_a_corner_it_finds_the_distance(norm: str) -> None:
+def test_it_finds_the_distance_to_a_plane_whose_nearest_point_is_a_corner(norm: str) -> None:
     generator = torch.Generator().manual_seed(0)
     slope = torch.where(torch.rand(64, generator=generator) < 0.5, -1.0, 1.0)
     model = wrapped(Linear(torch.stack([-slope, slope]), torch.tensor([6.0, -6.0])), classes=2)
@@ -35,7 +35,7 @@ def test_of_a_plane_whose_nearest_point_is_a_corner_it_finds_the_distance(norm: 
             assert outcome.status is expected
 
 
-def test_it_breaks_what_hides_its_gradient_as_well_as_what_does_not() -> None:
+def test_it_breaks_models_with_and_without_hidden_gradients_equally_well() -> None:
     threat, batch = ThreatModel.of("linf", "0.15"), sharp(first_images(32))
     open_, hidden = (broken(run("rays", {"queries": 150}, batch, threat, model=model)) for model in (cnn(), wrapped(_Labels())))
     assert torch.equal(open_, hidden)
@@ -47,7 +47,7 @@ def test_it_breaks_what_hides_its_gradient_as_well_as_what_does_not() -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_more_queries_break_more_and_each_is_one_forward(norm: str) -> None:
+def test_more_queries_break_more_samples_and_each_costs_one_forward_pass(norm: str) -> None:
     threat, batch = ThreatModel.of(norm, {"linf": "0.1", "l2": "0.9"}[norm]), sharp(first_images(48))
     few, many = (run("rays", {"queries": queries}, batch, threat) for queries in (30, 600))
     assert bool((broken(many) | ~broken(few)).all())
@@ -58,7 +58,7 @@ def test_more_queries_break_more_and_each_is_one_forward(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_what_it_proposes_lies_in_the_ball(norm: str) -> None:
+def test_its_proposals_lie_in_the_ball(norm: str) -> None:
     threat, batch = ThreatModel.of(norm, "0.05"), first_images(32)
     for queries in (1, 2, 7, 150):
         z = Rays(queries=queries)(cnn(), batch.x, batch.y, threat, SampleRandom(0, "test", batch.samples))
@@ -67,7 +67,7 @@ def test_what_it_proposes_lies_in_the_ball(norm: str) -> None:
         assert z.max() <= 1
 
 
-def test_images_of_one_value_run_out_of_blocks_and_begin_anew() -> None:
+def test_images_of_one_value_use_up_all_blocks_and_start_again() -> None:
     model = wrapped(Linear(torch.tensor([[1.0], [-1.0]]), torch.tensor([0.0, 1.0])), classes=2, shape=(1, 1, 1))
     x = torch.tensor([0.9, 0.2]).view(2, 1, 1, 1)
     y = model.predict(x)[0]
@@ -76,7 +76,7 @@ def test_images_of_one_value_run_out_of_blocks_and_begin_anew() -> None:
     assert (model.predict(z)[0] != y).tolist() == [False, True]
 
 
-def test_of_a_stochastic_model_most_draws_decide() -> None:
+def test_the_majority_of_draws_decides_on_a_stochastic_model() -> None:
     model = wrapped(Noisy(trained_cnn(), 0.1), tile=24)
     model.stochastic = True
     batch, threat = sharp(first_images(24)), ThreatModel.of("linf", "0.15")

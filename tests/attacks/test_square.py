@@ -33,7 +33,7 @@ class _Watching(nn.Module):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_every_restart_begins_elsewhere(norm: str) -> None:
+def test_every_restart_begins_at_another_point(norm: str) -> None:
     module, batch = _Watching(), first_images(4)
     threat = ThreatModel.of(norm, "0.01")
     Square(steps=1, restarts=3)(wrapped(module, tile=4), batch.x, batch.y, threat, SampleRandom(0, "test", batch.samples))
@@ -42,7 +42,7 @@ def test_every_restart_begins_elsewhere(norm: str) -> None:
     assert not any(torch.equal(starts[a], starts[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_a_square_and_what_it_would_replace_meet_the_same_randomness() -> None:
+def test_a_candidate_square_and_the_current_image_share_their_random_draws() -> None:
     module, batch = _Watching(noise=1.0), first_images(4)
     model = wrapped(module, tile=4)
     model.stochastic = True
@@ -54,14 +54,14 @@ def test_a_square_and_what_it_would_replace_meet_the_same_randomness() -> None:
     assert len({float(new[0, 0]) for new, _ in pairs}) == 6
 
 
-def test_a_quicker_search_stops_at_nothing_that_float32_does_not_confirm() -> None:
+def test_a_search_in_lower_precision_stops_only_at_successes_confirmed_in_float32() -> None:
     attack, batch = Square(steps=5, precision="folded"), sharp(first_images(20))
     outcomes = run("square", {"steps": 5, "precision": "folded"}, batch, ThreatModel.of("linf", "0.001"), model=misled())
     assert all(outcome.status is Status.HELD for outcome in outcomes)
     assert all(outcome.forwards == attack.passes(False) for outcome in outcomes), "they must be attacked to the end"
 
 
-def test_a_quicker_search_breaks_as_many() -> None:
+def test_a_search_in_lower_precision_breaks_as_many_samples() -> None:
     batch, model = first_images(100), wrapped(normed_cnn())
     model.plan_passes(batch.x[:64])
     assert model.effective_precision("folded") == "folded"

@@ -77,7 +77,7 @@ def test_without_an_attack_to_double_there_is_no_figure() -> None:
     assert "could not be carried out" in finding.statement
 
 
-def test_where_none_that_gained_can_be_doubled_two_others_are() -> None:
+def test_two_other_attacks_are_doubled_if_no_successful_one_can_be() -> None:
     attacks: dict[str, dict[str, Any]] = {"pgd": {"steps": 1}, "apgd": {"steps": 1}, "square": {"steps": 2}}
     statement = again(attacks, doubled=("fgsm",), otherwise=tuple(attacks)).statement
     assert "(pgd, apgd;" in statement
@@ -99,7 +99,7 @@ def test_an_attack_that_raises_leaves_no_figure() -> None:
     assert "no gradients, please" in finding.statement
 
 
-def test_one_part_that_failed_leaves_no_figure_for_all() -> None:
+def test_a_part_that_fails_leaves_no_figure_for_all_survivors() -> None:
     good = Retried(("pgd",), ("a",), (1.0,), (1.0,))
     assert budget_is_enough([good], 1.0).figure == 0
     assert budget_is_enough([good, Retried(failure="it hung")], 1.0).figure is None
@@ -115,13 +115,13 @@ def test_the_parts_of_survivors_depend_on_their_number_alone() -> None:
     assert all(part.to_beat == () and part.doubled == ("pgd",) for part in parts)
 
 
-def test_restarts_that_an_evaluation_made_are_half_of_twice_as_many_and_not_made_again() -> None:
+def test_restarts_of_the_evaluation_count_as_half_of_the_doubled_budget() -> None:
     still = {"steps": 5, "step_size": 1e-9, "early_exit": False}
     assert _passes_of({**still, "restarts": 3}) == 3 * _passes_of({**still, "restarts": 1})
     assert _passes_of({**still, "restarts": 1}) == _passes_of({**still, "random_start": False}) / 2
 
 
-def test_restarts_that_an_evaluation_did_not_make_on_all_of_them_are_made_twice() -> None:
+def test_restarts_that_the_evaluation_did_not_run_on_all_survivors_are_run_again() -> None:
     still = {"steps": 5, "step_size": 1e-9, "early_exit": False}
     assert _passes_of(still, tried=()) == 2 * _passes_of(still, tried=("pgd",))
 

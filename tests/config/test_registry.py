@@ -60,7 +60,7 @@ def test_unknown_models_come_with_a_suggestion(tmp_path: Path) -> None:
         registry.find("resnet18-rulu")
 
 
-def test_the_registry_of_the_working_folder_comes_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_of_the_working_folder_precedes_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert list(read_registry().entries) == ["shipped"]
     (tmp_path / "registry.yaml").write_text(f"models:\n  mine: {LINE}\n")
@@ -183,7 +183,7 @@ def test_entries_with_impossible_values_are_refused_with_the_key(sections: dict[
         entry(**sections)
 
 
-def test_numbers_that_matter_are_kept_exactly() -> None:
+def test_fractions_and_radii_are_kept_exactly() -> None:
     recipe = entry(
         recipe=RECIPE | {"adversarial": {"eps": "8/255", "steps": 1, "step_size": 0.1}, "incremental": LOWERING}
     ).recipe

@@ -55,12 +55,12 @@ class Tree(Strict):
         ("[" * 1500, "not valid YAML"),
     ],
 )
-def test_texts_without_one_plain_meaning_are_refused_with_the_place(text: str, message: str) -> None:
+def test_ambiguous_yaml_is_refused_with_its_position(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_yaml(text, "it.yaml")
 
 
-def test_plain_values_mean_what_yaml_1_2_says() -> None:
+def test_plain_values_are_parsed_as_in_yaml_1_2() -> None:
     text = "a: yes\nb: 010\nc: 1e-3\nd: [1, x, null, true]\ne: {f: 1.5}\ng: 8/255\nh: '<<'\n"
     assert parse_yaml(text, "it.yaml") == {
         "a": "yes",
@@ -75,7 +75,7 @@ def test_plain_values_mean_what_yaml_1_2_says() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="ab:-[]{}&*!|>#%@?,'\"\n\t .<0123=~\\", max_size=30))
-def test_any_text_is_either_plain_data_or_one_line_of_refusal(text: str) -> None:
+def test_any_text_is_parsed_as_plain_data_or_refused_in_one_line(text: str) -> None:
     refusal = ""
     try:
         data = parse_yaml(text, "it.yaml")

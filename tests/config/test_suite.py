@@ -51,7 +51,7 @@ def test_the_suite_all_holds_every_attack_that_the_card_names() -> None:
     assert suite_of(["all"]) == read_suite("all")
 
 
-def test_a_suite_file_says_everything_about_a_protocol(tmp_path: Path) -> None:
+def test_a_suite_file_sets_every_part_of_a_protocol(tmp_path: Path) -> None:
     suite = written(
         tmp_path,
         """
@@ -85,7 +85,7 @@ datasets:
 """
 
 
-def test_a_suite_may_be_another_protocol_on_some_data_sets(tmp_path: Path) -> None:
+def test_a_suite_may_define_another_protocol_for_some_data_sets(tmp_path: Path) -> None:
     suite = written(tmp_path, PER_DATA_SET)
     elsewhere, svhn, mnist, cifar10 = (suite.on(name) for name in ("digits", "svhn", "mnist", "cifar10"))
     assert elsewhere == written(tmp_path, PER_DATA_SET.partition("datasets:")[0])
@@ -97,7 +97,7 @@ def test_a_suite_may_be_another_protocol_on_some_data_sets(tmp_path: Path) -> No
     assert {suite.name for suite in (elsewhere, svhn, mnist, cifar10)} == {"mine"}
 
 
-def test_settings_hold_on_every_data_set_that_has_the_attack(tmp_path: Path) -> None:
+def test_settings_apply_on_every_data_set_that_has_the_attack(tmp_path: Path) -> None:
     suite = override(written(tmp_path, PER_DATA_SET), ["pgd.steps=3"])
     assert [parameters(suite.on(name)) for name in ("digits", "mnist", "cifar10")] == [
         {"pgd": {"steps": 3}, "fgsm": {}},
@@ -144,7 +144,7 @@ def test_a_cascade_has_conditions_and_escalations(tmp_path: Path) -> None:
 CASCADE = "cascade: true\ndiagnose: true\nprotocol: [mim]\nattacks: {mim: {}, es: {attack: pgd, escalate: 1, after: mim}}\n"
 
 
-def test_a_suite_may_be_followed_by_a_cascade_on_what_it_left(tmp_path: Path) -> None:
+def test_a_suite_may_be_followed_by_a_cascade_on_its_robust_samples(tmp_path: Path) -> None:
     (tmp_path / "cascade.yaml").write_text(CASCADE)
     suite = written(tmp_path, f"then: {tmp_path / 'cascade.yaml'}\nattacks: {{pgd: {{}}, fgsm: {{}}}}\n")
     stages = suite.stages(stochastic=False)
@@ -163,7 +163,7 @@ def test_a_suite_may_be_followed_by_a_cascade_on_what_it_left(tmp_path: Path) ->
         ("protocol: [pgd]\nattacks: {pgd: {}}", "then: a suite without cascade and protocol"),
     ],
 )
-def test_what_cannot_be_followed_by_a_cascade_is_refused(tmp_path: Path, own: str, message: str) -> None:
+def test_suites_that_cannot_precede_a_cascade_are_refused(tmp_path: Path, own: str, message: str) -> None:
     (tmp_path / "cascade.yaml").write_text(CASCADE)
     with pytest.raises(UsageError, match=message):
         written(tmp_path, f"then: {tmp_path / 'cascade.yaml'}\n{own}\n")
@@ -277,7 +277,7 @@ def test_labels_may_hold_dots() -> None:
         ("pgd.steps=2001-01-01", "would be read as a date"),
     ],
 )
-def test_settings_that_say_nothing_sensible_are_refused(setting: str, message: str) -> None:
+def test_malformed_settings_are_refused(setting: str, message: str) -> None:
     suite = Suite("mine", (SuiteAttack("pgd", "pgd", parameters={"steps": 5}),))
     with pytest.raises(UsageError, match=message):
         override(suite, [setting])
@@ -288,5 +288,5 @@ def test_unknown_attack_parameters_in_a_suite_are_refused_when_the_attack_is_bui
         build_attack("pgd", {"stepz": 3})
 
 
-def test_a_stub_surrogate_answers(surrogate: Model) -> None:
+def test_a_stub_surrogate_returns_logits(surrogate: Model) -> None:
     assert surrogate(torch.zeros(2, 1, 8, 8)).shape == (2, 10)

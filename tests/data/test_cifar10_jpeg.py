@@ -27,7 +27,7 @@ def jpeg_zip(folder: Path, per_class: int = 2, size: tuple[int, int] = (32, 32),
     return folder
 
 
-def test_jpeg_cifar10_is_read_from_its_zip_mixed_and_with_a_tenth_held_out(tmp_path: Path) -> None:
+def test_jpeg_cifar10_is_read_from_its_zip_shuffled_with_a_tenth_for_validation(tmp_path: Path) -> None:
     dataset = load_dataset("cifar10-jpeg", data_dir=jpeg_zip(tmp_path), download=True)  # of what is there nothing is missing
     assert (dataset.name, dataset.classes, dataset.shape, dataset.fixed_classes) == ("cifar10-jpeg", 10, (3, 32, 32), True)
     assert (len(dataset.test), len(dataset.train), len(dataset.validation)) == (20, 90, 10)
@@ -41,7 +41,7 @@ def test_jpeg_cifar10_is_read_from_its_zip_mixed_and_with_a_tenth_held_out(tmp_p
     assert (reloaded.train.images == dataset.train.images).all()
 
 
-def test_a_zip_that_is_not_jpeg_cifar10_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_zip_that_is_not_jpeg_cifar10_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(CannotEvaluate, match=r"cifar10-jpeg\.zip: cannot be read .*--data-dir"):
         load_dataset("cifar10-jpeg", data_dir=tmp_path)
     with pytest.raises(UsageError, match="no public address"):

@@ -12,7 +12,7 @@ from kwbench.errors import UsageError
 from support.data_sets import full_batch, images, load_npz
 
 
-def test_batches_are_cut_and_reordered_with_everything_in_step() -> None:
+def test_splitting_and_reordering_a_batch_keeps_images_labels_and_hashes_aligned() -> None:
     batch = load_dataset("digits").test.batch(range(7))
     assert [len(tile) for tile in batch.tiles(3)] == [3, 3, 1]
     assert sum((tile.samples for tile in batch.tiles(3)), ()) == batch.samples
@@ -24,7 +24,7 @@ def test_batches_are_cut_and_reordered_with_everything_in_step() -> None:
     assert chosen.to("cpu").samples == chosen.samples
 
 
-def test_a_sample_is_known_by_its_pixels_and_its_label_whatever_its_memory_layout() -> None:
+def test_the_hash_of_a_sample_depends_on_pixels_and_label_but_not_on_memory_layout() -> None:
     image = np.random.default_rng(0).random((3, 4, 5)).astype("f4")
     assert sample_hash(image, 3) == sample_hash(np.asfortranarray(image), 3) == sample_hash(image.astype(">f4"), 3)
     other = image.copy()
@@ -34,7 +34,7 @@ def test_a_sample_is_known_by_its_pixels_and_its_label_whatever_its_memory_layou
     assert sample_hash(image, 3) == expected
 
 
-def test_equal_samples_of_a_data_set_stay_apart(tmp_path: Path) -> None:
+def test_equal_samples_of_a_data_set_get_different_hashes(tmp_path: Path) -> None:
     x = np.repeat(images(1), 4, axis=0)
     batch = full_batch(load_npz(tmp_path, x_test=x, y_test=[0, 0, 1, 0]).test)
     assert len(set(batch.samples)) == 4
@@ -43,7 +43,7 @@ def test_equal_samples_of_a_data_set_stay_apart(tmp_path: Path) -> None:
     assert full_batch(load_npz(tmp_path, x_test=x, y_test=[0, 0, 1, 0]).test).samples == batch.samples
 
 
-def test_slices_are_known_by_their_samples_and_their_order() -> None:
+def test_the_hash_of_a_slice_depends_on_samples_and_their_order() -> None:
     assert slice_hash(["a", "b"]) != slice_hash(["b", "a"])
 
 

@@ -31,7 +31,7 @@ def test_the_splits_of_the_digits_are_disjoint_stratified_and_complete() -> None
     assert len(torch.cat(pixels).unique(dim=0)) == 1797, "the same image in two splits"  # type: ignore[no-untyped-call]
 
 
-def test_the_digits_are_the_images_of_scikit_learn_in_0_to_1() -> None:
+def test_the_digits_are_the_images_of_scikit_learn_scaled_to_0_to_1() -> None:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -47,14 +47,14 @@ def test_the_digits_are_the_images_of_scikit_learn_in_0_to_1() -> None:
     assert batch.y.dtype == torch.int64
 
 
-def test_the_first_digits_are_a_mixture_of_classes_and_the_same_on_each_load() -> None:
+def test_the_first_digits_contain_all_classes_and_are_the_same_on_each_load() -> None:
     first, second = (load_dataset("digits").test.batch(range(50)) for _ in range(2))
     assert first.samples == second.samples
     assert torch.equal(first.x, second.x)
     assert len(first.y.unique()) == 10  # type: ignore[no-untyped-call]
 
 
-def test_the_digits_are_the_same_by_way_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digits_are_the_same_when_loaded_through_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kwbench.data.digits.find_spec", lambda _: None)
     test = load_dataset("digits").test
     assert (len(test), slice_hash(full_batch(test).samples)) == DIGITS["test"]

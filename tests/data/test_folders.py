@@ -41,7 +41,7 @@ def test_the_first_images_of_a_folder_are_a_mixture_of_its_classes(tmp_path: Pat
     assert load_dataset("x", data=tmp_path).test.batch(range(20)).samples == first.samples
 
 
-def test_a_folder_may_hold_test_and_train(tmp_path: Path) -> None:
+def test_a_folder_may_contain_a_test_and_a_train_split(tmp_path: Path) -> None:
     write_images(tmp_path / "test", {"ant": 2, "cat": 2})
     write_images(tmp_path / "train", {"ant": 3, "cat": 3}, seed=1)
     dataset = load_dataset("x", data=tmp_path)
@@ -101,7 +101,7 @@ def test_folders_without_classes_are_refused(tmp_path: Path) -> None:
         load_dataset("x", data=tmp_path)
 
 
-def test_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
+def test_folders_of_splits_are_not_mistaken_for_classes(tmp_path: Path) -> None:
     write_images(tmp_path / "own" / "train", {"a": 2, "b": 2})
     with pytest.raises(DamagedData, match=r"own.train: holds folders and no images, so it is no class.*test and train"):
         load_dataset("x", data=tmp_path / "own")

@@ -15,7 +15,7 @@ from kwbench.threat import ThreatModel
 from support.data_sets import full_batch, images, load_npz
 
 
-def test_npz_files_of_bytes_and_of_floats_are_the_same_images(tmp_path: Path) -> None:
+def test_npz_files_of_bytes_and_of_floats_give_the_same_images(tmp_path: Path) -> None:
     x, y = images(6), np.array([0, 2, 1, 4, 4, 0], dtype=np.uint8)
     dataset = load_npz(tmp_path, x_test=x, y_test=y, x_train=x[:3], y_train=y[:3].astype(np.int32))
     assert (dataset.name, dataset.classes, dataset.shape, dataset.fixed_classes) == ("own", 5, (3, 5, 6), False)
@@ -38,7 +38,7 @@ def test_a_compressed_npz_file_is_read(tmp_path: Path) -> None:
     assert len(load_dataset("x", data=tmp_path / "own.npz").test) == 4
 
 
-def test_data_of_ones_own_is_attacked_at_the_radius_of_the_data_set_named(tmp_path: Path) -> None:
+def test_a_users_data_takes_the_radius_of_the_named_data_set(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", x_test=images(), y_test=[0, 1, 2, 3])
     assert load_dataset("svhn", data=tmp_path / "own.npz").threat == ThreatModel.of("linf", "0.047")
     assert load_dataset("anything", data=tmp_path / "own.npz").threat == ThreatModel.of("linf", "8/255")
@@ -82,7 +82,7 @@ UNIT = images() / 255
         ({"x_train": images(shape=(3, 6, 6)), "y_train": np.arange(4)}, r"\(3, 6, 6\) in x_train and \(3, 5, 6\) in x_test"),
     ],
 )
-def test_npz_files_are_refused_by_name_and_reason(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_malformed_npz_files_are_refused_with_name_and_reason(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     arrays = {key: value for key, value in (GOOD | changes).items() if value is not None}
     with pytest.raises(DamagedData, match=rf"own\.npz: .*{message}"):
         load_npz(tmp_path, **arrays)
@@ -107,7 +107,7 @@ def test_pickled_arrays_are_refused_and_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
+def test_files_of_other_formats_are_refused_as_npz(tmp_path: Path) -> None:
     file = tmp_path / "own.npz"
     for content in (b"", b"<!doctype html>", b"PK\x03\x04 and no more", b"\x93NUMPY"):
         file.write_bytes(content)
@@ -119,7 +119,7 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
         load_dataset("digits", data=file)
 
 
-def test_an_npz_file_with_any_byte_changed_is_either_the_same_or_refused(tmp_path: Path) -> None:
+def test_a_changed_byte_in_an_npz_file_changes_no_sample_or_is_refused(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "own.npz", **GOOD)
     content = (tmp_path / "own.npz").read_bytes()
     expected = full_batch(load_dataset("x", data=tmp_path / "own.npz").test).samples

@@ -76,7 +76,7 @@ def test_noise_cut_to_the_pixel_range_points_the_right_way_in_every_pixel(gradie
 
 
 @pytest.mark.parametrize("estimator", ["smooth", "es"])
-def test_a_model_that_refuses_what_is_no_pixel_is_attacked_all_the_same(estimator: str) -> None:
+def test_a_model_that_refuses_values_outside_the_pixel_range_can_be_attacked(estimator: str) -> None:
     model = wrapped(Refusing(trained_cnn()))
     batch = sharp(first_images(24), model)
     parameters = {"steps": 5, "relative_step_size": 0.3, "gradient": ESTIMATORS[estimator]}
@@ -88,7 +88,7 @@ def test_a_model_that_refuses_what_is_no_pixel_is_attacked_all_the_same(estimato
     [Smooth(sigma=0.1, draws=7), Smooth(sigma=1.0, draws="auto"), Es(sigma=0.1, draws=7)],
     ids=lambda gradient: f"{gradient.kind}-{gradient.draws}",
 )
-def test_some_rows_get_the_gradients_they_get_in_company(gradient: Gradient) -> None:
+def test_rows_get_the_same_gradients_alone_and_in_a_larger_batch(gradient: Gradient) -> None:
     batch, model = first_images(6), cnn()
 
     def objective(labels: Tensor) -> Any:
@@ -100,7 +100,7 @@ def test_some_rows_get_the_gradients_they_get_in_company(gradient: Gradient) -> 
     assert torch.equal(alone.gradients, together.gradients[:, [4, 1]])
 
 
-def test_work_is_charged_to_the_rows_it_is_for() -> None:
+def test_passes_are_counted_for_the_rows_that_need_them() -> None:
     model, batch = cnn(), first_images(3)
     rows = torch.tensor([2, 0])
 
@@ -204,7 +204,7 @@ def test_a_flat_model_is_not_drawn_again_and_again(gradient: Gradient, looks: in
         assert {*model.work()[0]} == {2 + looks}
 
 
-def test_both_ends_of_a_difference_meet_the_same_randomness() -> None:
+def test_both_points_of_a_difference_share_their_random_draws() -> None:
     class Offset(torch.nn.Module):
         """A linear model plus a random offset a pass, far larger than the effect of its input."""
 
@@ -234,7 +234,7 @@ def test_both_ends_of_a_difference_meet_the_same_randomness() -> None:
         Es(sigma=0.1, draws=3),
     ],
 )
-def test_no_estimate_costs_more_than_it_says(gradient: Gradient, stochastic: bool) -> None:
+def test_no_estimate_costs_more_passes_than_declared(gradient: Gradient, stochastic: bool) -> None:
     model, batch = wrapped(Noisy(trained_cnn(), 1.0)), first_images(4)
     model.stochastic = stochastic
     with model.metering(4):
@@ -276,7 +276,7 @@ def test_every_gradient_attack_takes_every_estimator(name: str, parameters: dict
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(Eot, {"draws": 0}), (Smooth, {"sigma": 0.0}), (Es, {"sigma": -1.0})])
-def test_estimators_refuse_what_makes_no_sense(kind: Any, settings: dict[str, Any]) -> None:
+def test_estimators_refuse_meaningless_parameters(kind: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="positive"):
         kind(**settings)
 
@@ -321,7 +321,7 @@ class Detached(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Exact, Eot])
-def test_a_gradient_that_reaches_no_pixel_is_an_error_unless_it_is_taken_for_zero(kind: type[Exact | Eot]) -> None:
+def test_a_gradient_that_reaches_no_pixel_is_an_error_unless_set_to_zero(kind: type[Exact | Eot]) -> None:
     model, batch = wrapped(Detached()), first_images(4)
     rng = SampleRandom(0, "test", batch.samples)
 

@@ -66,7 +66,7 @@ def test_a_vote_with_a_nan_draw_is_not_finite() -> None:
     assert [len(output) for output in model.predict(first_images(0).x)] == [0, 0]
 
 
-def test_a_vote_has_a_gradient_to_search_by() -> None:
+def test_a_vote_has_a_gradient() -> None:
     model, x = wrapped(Noisy(trained_cnn(), 0.3), prediction=Prediction("vote", 5)), first_images(8).x
     assert model.measure_randomness(x)
     leaf = x.clone().requires_grad_()

@@ -87,9 +87,7 @@ def registry_of(folder: Path, source: bytes, result: bytes, url: str = "https://
     return read_registry(folder / "registry.yaml")
 
 
-def test_the_authors_blocks_come_in_our_order_without_what_their_forward_pass_never_uses(
-    published: Path, result: bytes
-) -> None:
+def test_converting_reorders_the_authors_blocks_and_drops_unused_weights(published: Path, result: bytes) -> None:
     original, converted = torch.load(published, weights_only=True)["model"], safetensors.torch.load(result)
     expected = {
         "conv1.weight": "conv1.weight",
@@ -206,7 +204,7 @@ def test_a_plain_state_dict_keeps_its_tensors_and_gives_the_same_bytes_each_time
     assert all(torch.equal(tensors[key], shared[key]) and tensors[key].dtype == shared[key].dtype for key in shared)
 
 
-def test_a_prefix_is_taken_off(tmp_path: Path) -> None:
+def test_a_prefix_is_removed_from_keys(tmp_path: Path) -> None:
     tensors = {"module.a": torch.ones(1), "module.module.b": torch.ones(2), "c": torch.ones(3)}
     content = saved(tmp_path / "net.pt", tensors).read_bytes()
     assert safetensors.torch.load(_convert_here(content, "net", None, "module.")).keys() == {"a", "module.b", "c"}
@@ -227,7 +225,7 @@ def test_code_in_a_pickle_is_refused_and_never_run(tmp_path: Path, options: dict
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["net.pt", "whole.pt"]
 
 
-def test_a_refusal_in_the_reading_process_is_ours_and_leaves_no_file(tmp_path: Path) -> None:
+def test_a_refusal_in_the_reading_process_is_raised_here_and_leaves_no_file(tmp_path: Path) -> None:
     file = saved(tmp_path / "net.pt", {"a": Code(tmp_path / "mark")})
     with pytest.raises(DamagedData, match=r"net.pt: its pickle asks for"):
         convert_file(file, tmp_path / "net.safetensors")
@@ -245,7 +243,7 @@ def test_a_refusal_in_the_reading_process_is_ours_and_leaves_no_file(tmp_path: P
         (b"\x80\x02}q\x00", "not a readable torch.save file"),
     ],
 )
-def test_files_that_are_no_checkpoints_are_called_what_they_are(content: bytes, message: str) -> None:
+def test_files_that_are_not_checkpoints_are_refused_with_a_description_of_them(content: bytes, message: str) -> None:
     with pytest.raises(DamagedData, match=f"net.pt: {message}"):
         _convert_here(content, "net.pt", None)
 
@@ -276,7 +274,7 @@ def test_a_truncated_checkpoint_is_refused(published: Path) -> None:
         ({"a": torch.ones(1).expand(1 << 31)}, None, DamagedData, "more than 4 GiB"),
     ],
 )
-def test_what_is_not_a_state_dict_is_refused_with_what_there_is(
+def test_other_objects_than_state_dicts_are_refused_with_a_description_of_them(
     tmp_path: Path, value: Any, key: str | None, kind: type[KwbenchError], message: str
 ) -> None:
     content = saved(tmp_path / "net.pt", value).read_bytes()
@@ -328,7 +326,7 @@ def test_the_command_converts_models_and_files(tmp_path: Path, kwb: Kwbench, pub
     assert listed["plain"] == "none"
 
 
-def test_torchvisions_weights_are_taken_by_the_hash_in_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvisions_weights_are_verified_by_the_hash_in_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "https://example.org/net-01234567.pth"
     with pytest.raises(UsageError, match=f"--download fetches {url}, --weights FILE takes a copy of it"):
         convert_pretrained(url)

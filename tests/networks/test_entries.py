@@ -16,7 +16,7 @@ from kwbench.training import save_checkpoint
 from support.pinned_entries import entry, pinned_registry, weights
 
 
-def test_a_pinned_checkpoint_comes_back_as_it_was_saved(tmp_path: Path, network: nn.Module, digits: DataSet) -> None:
+def test_a_pinned_checkpoint_is_loaded_as_it_was_saved(tmp_path: Path, network: nn.Module, digits: DataSet) -> None:
     digest = save_checkpoint(network, tmp_path / "deep" / "net.safetensors")
     content = (tmp_path / "deep" / "net.safetensors").read_bytes()
     assert digest == hashlib.sha256(content).hexdigest()
@@ -30,7 +30,7 @@ def test_a_pinned_checkpoint_comes_back_as_it_was_saved(tmp_path: Path, network:
         assert torch.equal(loaded.module(x), network(x))
 
 
-def test_a_checkpoint_may_be_read_from_elsewhere_but_its_hash_still_holds(
+def test_a_checkpoint_may_be_read_from_another_path_but_must_match_its_hash(
     tmp_path: Path, network: nn.Module, digits: DataSet
 ) -> None:
     content = safetensors.torch.save(weights(network))
@@ -51,7 +51,7 @@ def test_a_missing_checkpoint_says_how_to_make_it(tmp_path: Path, digits: DataSe
         load_entry(registry, "net", entry(), digits)
 
 
-def test_labels_that_miss_the_last_classes_do_not_shrink_the_network(tmp_path: Path, network: nn.Module) -> None:
+def test_data_without_the_last_classes_does_not_shrink_the_network(tmp_path: Path, network: nn.Module) -> None:
     np.savez(tmp_path / "few.npz", x_test=np.zeros((3, 1, 8, 8), dtype=np.uint8), y_test=[0, 1, 4])
     registry, made = pinned_registry(tmp_path, safetensors.torch.save(weights(network)))
     few = load_dataset("digits", data=tmp_path / "few.npz")
@@ -60,7 +60,7 @@ def test_labels_that_miss_the_last_classes_do_not_shrink_the_network(tmp_path: P
         assert load_entry(registry, "net", made, few).module(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
-def test_images_that_are_not_like_those_of_the_data_set_in_a_models_name_are_refused(tmp_path: Path) -> None:
+def test_data_unlike_the_data_set_in_a_models_name_is_refused(tmp_path: Path) -> None:
     registry, made = pinned_registry(tmp_path, b"never read")
     for shape, labels, message in (
         ((3, 8, 8), [0, 1, 9], r"own: images are 3 x 8 x 8, those of cifar10, which 'cifar10/net' takes, are 3 x 32 x 32"),
@@ -85,7 +85,7 @@ def test_normalisation_must_have_a_value_for_each_channel() -> None:
             build_module(entry(normalise={"mean": mean, "std": std}), (3, 8, 8), 10)
 
 
-def test_building_a_network_draws_for_its_weights_alone() -> None:
+def test_building_a_network_draws_random_numbers_for_its_weights_only() -> None:
     noisy = entry(activation={"name": "stochastic_lwta"})
     torch.manual_seed(0)
     build_module(noisy, (1, 8, 8), 10)
@@ -95,5 +95,5 @@ def test_building_a_network_draws_for_its_weights_alone() -> None:
     assert torch.equal(after, torch.rand(1))
 
 
-def test_a_built_network_is_ready_for_training() -> None:
+def test_a_built_network_is_in_training_mode() -> None:
     assert build_module(entry(), (1, 8, 8), 10).training

@@ -36,7 +36,7 @@ def _imports_as_they_were() -> Any:
 @pytest.mark.parametrize(
     ("name", "own"), [("a/b.py:net", True), ("b.py:", True), ("b.py", False), ("resnet18-relu", False), ("b:py", False)]
 )
-def test_a_file_and_a_factory_make_a_model_of_ones_own(name: str, own: bool) -> None:
+def test_a_path_and_a_factory_name_a_users_model(name: str, own: bool) -> None:
     assert is_file_model(name) is own
 
 
@@ -44,13 +44,13 @@ def test_a_file_and_a_factory_make_a_model_of_ones_own(name: str, own: bool) -> 
 class TestFileModels:
     """Each test leaves the import system as it was."""
 
-    def test_the_factorys_module_comes_ready_for_evaluation_in_its_own_precision(self, tmp_path: Path) -> None:
+    def test_the_factorys_module_is_in_evaluation_mode_and_keeps_its_precision(self, tmp_path: Path) -> None:
         (tmp_path / "defence.py").write_text(FACTORY.format(seed=0).replace("nn.Dropout())", "nn.Dropout()).double()"))
         loaded = load_file_model(f"{tmp_path}/defence.py:net")
         assert not loaded.module.training
         assert loaded.module(torch.zeros((2, 1, 8, 8), dtype=torch.float64)).dtype == torch.float64
 
-    def test_the_hash_follows_the_file_and_the_weights(self, tmp_path: Path) -> None:
+    def test_the_hash_changes_with_the_file_and_the_weights(self, tmp_path: Path) -> None:
         file = tmp_path / "defence.py"
         source = FACTORY.replace(
             "torch.manual_seed({seed})", "torch.manual_seed(int(pathlib.Path(__file__ + '.seed').read_text()))"
@@ -65,7 +65,7 @@ class TestFileModels:
         assert digests[0] == digests[1]
         assert len(set(digests)) == 3
 
-    def test_the_hash_follows_what_the_file_imports_from_its_folder(self, tmp_path: Path) -> None:
+    def test_the_hash_changes_with_modules_imported_from_the_files_folder(self, tmp_path: Path) -> None:
         (tmp_path / "defence.py").write_text("import scaling\n" + FACTORY.format(seed=0))
         digests = []
         for factor in (1, 1, 2):
@@ -75,7 +75,7 @@ class TestFileModels:
                 sys.modules.pop(name, None)
         assert digests[0] == digests[1] != digests[2]
 
-    def test_the_hash_follows_code_that_is_not_installed_wherever_it_lies(
+    def test_the_hash_changes_with_imported_code_that_is_not_installed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "app").mkdir()
@@ -103,7 +103,7 @@ class TestFileModels:
         ],
         ids=["buffer that is not saved", "list of tensors", "array", "number", "text in a part"],
     )
-    def test_the_hash_follows_what_a_module_holds_beside_its_weights(self, tmp_path: Path, held: str) -> None:
+    def test_the_hash_changes_with_values_that_a_module_holds_besides_its_weights(self, tmp_path: Path, held: str) -> None:
         digests = []
         for given in ("1.0", "1.0", "2.0"):
             (tmp_path / "given").write_text(given)
@@ -127,7 +127,7 @@ class Net(nn.Sequential):
         assert digests[0] == digests[1] != digests[2]
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-    def test_a_scripted_module_is_a_module(self, tmp_path: Path) -> None:
+    def test_a_scripted_module_is_accepted(self, tmp_path: Path) -> None:
         (tmp_path / "defence.py").write_text(FACTORY.format(seed=0) + "\ndef scripted(): return torch.jit.script(net())\n")
         module, scripted = (load_file_model(f"{tmp_path}/defence.py:{name}").module for name in ("net", "scripted"))
         x = torch.rand(3, 1, 8, 8, requires_grad=True)
@@ -167,7 +167,7 @@ class Net(nn.Module):
             ("import no_such_module_anywhere\n", "net", CannotEvaluate, "ModuleNotFoundError: .*no_such_module_anywhere"),
         ],
     )
-    def test_files_that_give_no_module_are_refused_with_the_reason(
+    def test_files_without_a_working_factory_are_refused_with_the_reason(
         self, tmp_path: Path, source: str, name: str, error: type[Exception], message: str
     ) -> None:
         (tmp_path / "defence.py").write_text(source)

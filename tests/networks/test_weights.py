@@ -28,7 +28,7 @@ from support.pinned_entries import entry, pinned_registry, weights
         (b"12345", "5 bytes"),
     ],
 )
-def test_a_wrong_file_in_place_of_a_checkpoint_is_called_what_it_is(
+def test_a_file_that_is_not_a_checkpoint_is_refused_with_a_description_of_it(
     tmp_path: Path, digits: DataSet, content: bytes, described: str
 ) -> None:
     registry, made = pinned_registry(tmp_path, content, sha256="0" * 64)
@@ -38,7 +38,7 @@ def test_a_wrong_file_in_place_of_a_checkpoint_is_called_what_it_is(
         load_entry(registry, "net", made, digits)
 
 
-def test_truncation_and_a_single_flipped_bit_are_noticed(tmp_path: Path, network: nn.Module, digits: DataSet) -> None:
+def test_truncation_and_a_single_flipped_bit_are_detected(tmp_path: Path, network: nn.Module, digits: DataSet) -> None:
     content = safetensors.torch.save(weights(network))
     sha256 = hashlib.sha256(content).hexdigest()
     flipped = bytearray(content)
@@ -87,7 +87,7 @@ def test_weights_may_be_stored_in_another_precision(network: nn.Module, dtype: t
         assert torch.equal(tensor, stored[key].float())
 
 
-def test_whatever_the_bytes_only_damage_is_reported(network: nn.Module) -> None:
+def test_corrupted_bytes_raise_no_other_error_than_damaged_data(network: nn.Module) -> None:
     content = safetensors.torch.save(weights(network))
     rng = np.random.default_rng(0)
     for _ in range(200):

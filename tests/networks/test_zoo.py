@@ -36,7 +36,7 @@ def digits() -> DataSet:
     return load_dataset("digits")
 
 
-def test_the_zoo_holds_every_activation_under_both_trainings_a_surrogate_and_a_wide_resnet(registry: Registry) -> None:
+def test_the_zoo_contains_every_activation_with_both_trainings_a_surrogate_and_a_wide_resnet(registry: Registry) -> None:
     assert {*TRAININGS, "vgg11", "wrn16-2-relu"} <= set(registry.entries)
 
 
@@ -57,7 +57,9 @@ def test_every_shipped_model_has_a_recipe_and_a_checkpoint_that_hashes_to_what_i
 
 
 @pytest.mark.parametrize("folder", ["mnist", "cifar10"])
-def test_a_checkpoint_of_real_images_knows_its_recipe_and_has_a_curve(registry: Registry, folder: str) -> None:
+def test_a_checkpoint_trained_on_real_images_holds_the_hash_of_its_recipe_and_has_a_curve(
+    registry: Registry, folder: str
+) -> None:
     for name in shipped(registry):
         if name.startswith(f"{folder}/"):
             path, recipe = registry.checkpoint_path(name), registry.entries[name].recipe
@@ -96,7 +98,7 @@ READ = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_a_network_of_real_images_reads_as_many_as_the_claims_page_says(registry: Registry, name: str) -> None:
+def test_a_network_trained_on_real_images_has_the_accuracy_of_the_claims_page(registry: Registry, name: str) -> None:
     if name.startswith("mnist/"):
         images = load_dataset("mnist", data_dir=shared("data/MNIST").parent)
     else:
@@ -115,7 +117,9 @@ def test_checkpoints_stay_within_3_mb_each_and_80_mb_together(registry: Registry
 @pytest.mark.parametrize(
     ("name", "least"), [(name, 0.98 if name == "resnet18-relu" else 0.96) for name in TRAININGS if not name.endswith("-at")]
 )
-def test_a_naturally_trained_model_reads_the_test_digits(registry: Registry, digits: DataSet, name: str, least: float) -> None:
+def test_a_naturally_trained_model_classifies_the_test_digits(
+    registry: Registry, digits: DataSet, name: str, least: float
+) -> None:
     module = load_entry(registry, name, registry.entries[name], digits).module
     torch.manual_seed(0)  # stochastic LWTA answers by one draw
     assert accuracy(module, digits.test) >= least

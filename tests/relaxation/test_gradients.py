@@ -55,7 +55,7 @@ def test_the_gradient_of_a_sample_does_not_depend_on_the_rest_of_the_batch(way: 
     torch.testing.assert_close(torch.cat([gradient(module, row) for row in x.split(1)]), together)  # type: ignore[no-untyped-call]
 
 
-def test_nor_if_other_dimensions_are_flattened_into_the_batch() -> None:
+def test_the_gradient_of_a_sample_is_its_own_if_other_dimensions_are_flattened_into_the_batch() -> None:
     def folded(x: Tensor) -> Tensor:
         blocks = x.view(-1, 2)  # (3b, 2)
         return (blocks * torch.softmax(blocks / 0.01, dim=1)).view(x.shape)

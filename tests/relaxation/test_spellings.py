@@ -38,7 +38,7 @@ def test_blocks_and_positions_are_drawn_apart_and_anew(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", LWTA)
-def test_stochastic_networks_read_digits_as_well_in_every_spelling(way: str) -> None:
+def test_stochastic_networks_classify_digits_equally_well_in_every_spelling(way: str) -> None:
     batch = first_images(180)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_k_wta_gives_the_same_values_and_gradients(way: str, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("way", KWTA)
-def test_k_wta_networks_answer_alike_in_every_spelling(way: str) -> None:
+def test_k_wta_networks_give_the_same_logits_in_every_spelling(way: str) -> None:
     batch = first_images(180)
     with torch.no_grad():
         reference, theirs = kwta("topk")(batch.x), kwta(way)(batch.x)
@@ -69,7 +69,7 @@ def test_k_wta_networks_answer_alike_in_every_spelling(way: str) -> None:
     assert (reference.argmax(dim=1) == theirs.argmax(dim=1)).float().mean() > 0.98
 
 
-def test_no_activation_of_ours_is_left_after_a_swap() -> None:
+def test_no_activation_of_kwbench_remains_after_a_swap() -> None:
     for network in (slwta("softmax"), kwta("topk")):
         kinds = {type(layer) for layer in network.modules()}
         assert not kinds & {Kwta, StochasticLwta, nn.ReLU}
@@ -93,7 +93,7 @@ def test_a_users_file_holds_the_same_network(factory: str, monkeypatch: pytest.M
     torch.testing.assert_close(*answers, rtol=0, atol=0)
 
 
-def test_the_published_network_reads_cifar10_in_a_users_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_network_classifies_cifar10_in_a_users_file(monkeypatch: pytest.MonkeyPatch) -> None:
     shared("checkpoints/panousis2021-wrn34-1-slwta.pt")
     import numpy as np
 

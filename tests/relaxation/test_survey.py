@@ -59,7 +59,7 @@ def _halve(x: Tensor) -> Tensor:
     return x * 0.5
 
 
-def test_so_is_a_custom_operation_without_a_gradient() -> None:
+def test_a_custom_operation_without_a_gradient_is_named() -> None:
     module, x = FunctionModule(lambda x: _halve(x) + 0.1 * x), rows()
     assert torch.equal(relaxed(module, x.clone().requires_grad_()), module(x))
     assert survey(module, x).unseen == ("the gradient ends at kwbench_tests.halve",)

@@ -13,7 +13,7 @@ from support.training import entry, quiet
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
-def test_training_images_stay_in_the_ball_and_among_the_pixels(few: DataSet, epoch: int) -> None:
+def test_adversarial_training_images_stay_in_the_ball_and_the_pixel_range(few: DataSet, epoch: int) -> None:
     attack = TrainingAttack.model_validate({"eps": "0.2", "steps": 5, "step_size": "0.15", "warmup_epochs": 3})
     module = build_module(entry(), (1, 8, 8), 10)
     batch = few.train.batch(range(64))
@@ -48,7 +48,7 @@ def linear() -> nn.Module:
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_each_number_of_the_mixture_does_what_the_paper_says_and_none_leaves_the_pixels(few: DataSet, number: int) -> None:
+def test_each_attack_of_the_mixture_follows_the_paper_and_stays_in_the_pixel_range(few: DataSet, number: int) -> None:
     attacks = ["noise", "fgsm", "pgd", "cw"]
     mixture = Mixture.model_validate({"eps": "0.3", "steps": 3, "step_size": "0.01", "attacks": attacks})
     batch = few.train.batch(range(64))
@@ -75,7 +75,7 @@ def test_each_number_of_the_mixture_does_what_the_paper_says_and_none_leaves_the
         assert torch.equal(mixture_examples(module, batch.x, batch.y, without, number, 0), batch.x)
 
 
-def test_trades_looks_for_where_the_answers_diverge_within_the_ball(few: DataSet) -> None:
+def test_trades_examples_maximise_the_divergence_within_the_ball(few: DataSet) -> None:
     trades = Trades.model_validate({"eps": "0.2", "steps": 5, "step_size": "0.1"})
     assert trades.beta == 6
     batch, module = few.train.batch(range(64)), linear()
@@ -89,7 +89,7 @@ def test_trades_looks_for_where_the_answers_diverge_within_the_ball(few: DataSet
     assert adversarial_divergence > 0.01
 
 
-def test_fast_training_takes_one_step_of_a_quarter_more_than_eps_and_is_cut_to_the_ball(few: DataSet) -> None:
+def test_fast_training_takes_one_step_of_1_25_eps_and_projects_it_onto_the_ball(few: DataSet) -> None:
     batch, module = few.train.batch(range(64)), linear()
     calls: list[int] = []
 
@@ -120,7 +120,7 @@ def test_free_training_replays_each_batch_and_counts_every_replay(few: DataSet) 
 
 
 @pytest.mark.parametrize(("said", "expected"), [({}, 0.1), ({"step_size": "0.02"}, 0.02)])
-def test_a_step_of_free_training_is_eps_unless_the_recipe_says_otherwise(
+def test_the_step_size_of_free_training_is_eps_unless_the_recipe_sets_it(
     said: dict[str, str], expected: float, few: DataSet
 ) -> None:
     inputs_seen: list[Tensor] = []

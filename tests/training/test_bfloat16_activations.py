@@ -9,7 +9,7 @@ from kwbench.training.bfloat16_activations import bfloat16_activations
 
 
 @pytest.mark.parametrize(("name", "options"), [("kwta", {}), ("kwta", {"within": "channel"}), ("lwta", {})])
-def test_swift_competition_has_the_same_winners_and_gradients_and_is_gone_afterwards(
+def test_bfloat16_activations_have_the_same_winners_and_gradients_and_are_removed_afterwards(
     name: str, options: dict[str, str]
 ) -> None:
     factory = activation_factory(name, {"gamma": "0.3", **options})

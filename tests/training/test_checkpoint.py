@@ -21,7 +21,7 @@ def test_a_saved_checkpoint_holds_the_same_weights_under_its_hash(tmp_path: Path
     assert save_checkpoint(module, path) == save_checkpoint(other, tmp_path / "again")
 
 
-def test_half_precision_weights_are_those_that_were_returned(few: DataSet, tmp_path: Path) -> None:
+def test_a_half_precision_checkpoint_holds_exactly_the_returned_weights(few: DataSet, tmp_path: Path) -> None:
     module = train(entry(epochs=1, storage="float16"), few, quiet)
     save_checkpoint(module, tmp_path / "half", "float16")
     save_checkpoint(module, tmp_path / "whole")
@@ -31,7 +31,7 @@ def test_half_precision_weights_are_those_that_were_returned(few: DataSet, tmp_p
     assert (tmp_path / "half").stat().st_size < 0.65 * (tmp_path / "whole").stat().st_size
 
 
-def test_the_hash_of_a_recipe_knows_everything_that_makes_the_weights_and_nothing_else() -> None:
+def test_the_hash_of_a_recipe_covers_exactly_what_determines_the_weights() -> None:
     digest = recipe_hash(entry())
     assert digest == recipe_hash(entry(momentum=0.9)), "what is said, and is the default"
     changed = [entry(seed=8), entry(noise=0.1), entry({"name": "softplus"}), entry(fast={"eps": 0.1})]

@@ -15,13 +15,13 @@ from support.training import entry, quiet
 
 
 @pytest.mark.parametrize(("initial", "variance"), [("kaiming_normal", 2), ("pytorch", 1 / 3)])
-def test_weights_are_first_drawn_as_the_recipe_says(few: DataSet, initial: str, variance: float) -> None:
+def test_initial_weights_have_the_variance_that_the_recipe_sets(few: DataSet, initial: str, variance: float) -> None:
     module = train(entry(epochs=1, learning_rate=1e-9, initial=initial), few, quiet)
     wide = max((layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)), key=Tensor.numel)
     assert wide.var().item() * wide[0].numel() == pytest.approx(variance, rel=0.1)
 
 
-def test_training_starts_from_given_weights_but_for_a_last_layer_of_other_classes(few: DataSet, tmp_path: Path) -> None:
+def test_training_starts_from_given_weights_except_in_a_last_layer_of_other_size(few: DataSet, tmp_path: Path) -> None:
     model = entry(epochs=1, learning_rate=1e-9, pretrained="https://example.org/cnn-01234567.pth")
     with pytest.raises(UsageError, match="--weights takes a copy of it, --download fetches it"):
         train(model, few, quiet)

@@ -34,7 +34,7 @@ def test_training_learns_and_reports_every_epoch(few: DataSet) -> None:
     assert accuracy(module, few.validation) > 0.7
 
 
-def test_accuracy_is_the_share_that_is_right() -> None:
+def test_accuracy_is_the_share_of_correct_predictions() -> None:
     class First(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.eye(3)[torch.zeros(len(x), dtype=torch.long)]
@@ -43,7 +43,7 @@ def test_accuracy_is_the_share_that_is_right() -> None:
     assert accuracy(First(), split) == pytest.approx(1 / 3)
 
 
-def test_recipes_that_do_not_suit_the_network_are_refused(few: DataSet) -> None:
+def test_recipes_that_do_not_fit_the_network_or_data_are_refused(few: DataSet) -> None:
     with pytest.raises(UsageError, match="lowers the gamma of k-WTA layers, and the network has none"):
         train(entry(incremental=LOWERING), few, quiet)
     for gamma in (0.5, 0.6):
@@ -65,12 +65,12 @@ def test_a_loss_that_is_not_finite_ends_the_training(few: DataSet) -> None:
         train(entry(learning_rate=1e30), few, quiet)
 
 
-def test_a_winner_take_all_network_that_diverges_ends_the_training_in_words(few: DataSet) -> None:
+def test_a_diverging_winner_take_all_network_ends_the_training_with_a_clear_error(few: DataSet) -> None:
     with pytest.raises(CannotEvaluate, match="NaN, which has no rank; lower learning_rate"):
         train(entry({"name": "kwta", "gamma": 0.5}, learning_rate=1e30), few, quiet)
 
 
-def test_the_weight_of_the_divergence_changes_what_is_learned(few: DataSet) -> None:
+def test_the_weight_of_the_divergence_changes_the_trained_weights(few: DataSet) -> None:
     kind = {"name": "stochastic_lwta"}
     default, none, one_in_n = (
         bits(train(entry(kind, epochs=1, **options), few, quiet)) for options in ({}, {"kl_weight": 0}, {"kl_weight": 1 / 200})

@@ -23,20 +23,18 @@ from support.training import entry, quiet
         ({"name": "stochastic_lwta"}, "float32", False),
     ],
 )
-def test_channels_are_laid_out_last_but_where_a_layer_would_copy_them(
+def test_channels_last_is_used_unless_a_layer_would_copy_its_input(
     few: DataSet, activation: dict[str, Any], precision: str, last: bool
 ) -> None:
     assert laid_out_last(entry(activation, epochs=1, precision=precision), few) == last
 
 
 @pytest.mark.parametrize(("width", "last"), [(8, False), (15, False), (16, True)])
-def test_channels_are_not_laid_out_last_where_onednn_would_write_beyond_its_memory(
-    few: DataSet, width: int, last: bool
-) -> None:
+def test_channels_last_is_not_used_where_onednn_would_write_beyond_its_memory(few: DataSet, width: int, last: bool) -> None:
     assert laid_out_last(entry(network={"name": "resnet18", "width": width}, epochs=1), few) == last
 
 
-def test_images_that_come_with_channels_last_are_laid_out_as_the_network_is(few: DataSet) -> None:
+def test_images_stored_with_channels_last_take_the_memory_layout_of_the_network(few: DataSet) -> None:
     # As the files of torchvision have them.
     stored = np.random.default_rng(0).random((200, 8, 8, 3), dtype=np.float32)
     images = Split(stored.transpose(0, 3, 1, 2), few.train.labels)

@@ -54,7 +54,7 @@ def test_a_training_stopped_within_an_epoch_ends_at_the_same_weights(
     ]
 
 
-def test_progress_of_something_else_is_refused_and_damaged_progress_named(few: DataSet, tmp_path: Path) -> None:
+def test_progress_of_another_training_and_damaged_progress_are_refused_by_name(few: DataSet, tmp_path: Path) -> None:
     path = tmp_path / "net.progress"
     train(entry(epochs=1), few, quiet, progress=path)
     with pytest.raises(UsageError, match=r"net\.progress: the progress of a training with other recipe; remove it"):

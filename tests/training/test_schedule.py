@@ -33,7 +33,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], list[float]]] = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_learning_rates_run_as_the_papers_say(name: str) -> None:
+def test_learning_rates_follow_the_schedules_of_the_papers(name: str) -> None:
     schedule, expected = SCHEDULES[name]
     recipe = validate(Recipe, {"epochs": 6, "learning_rate": 1, "seed": 0, "schedule": schedule}, "recipe")
     assert [phase.learning_rate(0.5) for phase in phases(recipe, [])] == pytest.approx(expected)

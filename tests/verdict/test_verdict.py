@@ -98,7 +98,7 @@ def test_a_doubt_that_fires_or_could_not_be_measured_is_inconclusive(store: Stor
     assert doubt.statement in result.sentence()
 
 
-def test_what_would_settle_it_lists_the_remedy_of_each_doubt(store: Store) -> None:
+def test_the_remedies_of_a_verdict_include_that_of_each_doubt(store: Store) -> None:
     result = verdict(standing(store, 100, 100), [MORE, UNSEEN])
     assert "larger budget" in result.would_settle
     assert "operations that could not be seen" in result.would_settle

@@ -19,7 +19,7 @@ LINF = ThreatModel.of("linf", "0.12")
 
 
 @pytest.mark.parametrize("name", ["pgd", "mim"])
-def test_whoever_is_done_makes_room_for_the_next(name: str) -> None:
+def test_a_finished_sample_makes_room_for_the_next(name: str) -> None:
     batch = sharp(first_images(120))
     module = Watched(trained_cnn())
     model = wrapped(module, tile=16)
@@ -34,7 +34,7 @@ def test_whoever_is_done_makes_room_for_the_next(name: str) -> None:
 
 @pytest.mark.parametrize("early_exit", [True, False])
 @pytest.mark.parametrize("name", ["pgd", "mim"])
-def test_what_is_proposed_is_the_same_whatever_the_tiles_hold(name: str, early_exit: bool) -> None:
+def test_proposals_do_not_depend_on_the_samples_in_a_tile(name: str, early_exit: bool) -> None:
     batch = first_images(100)
     attack = build_attack(name, {"steps": 8, "early_exit": early_exit})
 
@@ -53,7 +53,7 @@ def test_what_is_proposed_is_the_same_whatever_the_tiles_hold(name: str, early_e
 
 
 @pytest.mark.parametrize("kind", ["smooth", "es"])
-def test_noise_is_addressed_by_the_step_whoever_else_has_left(kind: str) -> None:
+def test_noise_depends_on_the_step_and_not_on_finished_samples(kind: str) -> None:
     batch = first_images(40)
     gradient = {"kind": kind, "sigma": 0.02, "draws": 2}
     attack = build_attack("pgd", {"steps": 6, "relative_step_size": 0.3, "gradient": gradient})
@@ -100,7 +100,7 @@ def misled() -> Model:
 
 
 @pytest.mark.parametrize("precision", ["folded", "bfloat16"])
-def test_a_quicker_search_stops_at_nothing_that_float32_does_not_confirm(precision: str) -> None:
+def test_a_search_in_lower_precision_stops_only_at_successes_confirmed_in_float32(precision: str) -> None:
     batch = sharp(first_images(48))
     for restarts in (1, 2):
         parameters = {"steps": 6, "precision": precision, "step_size": 1e-4, "restarts": restarts}
@@ -113,7 +113,7 @@ def test_a_quicker_search_stops_at_nothing_that_float32_does_not_confirm(precisi
 
 @pytest.mark.parametrize("name", ["pgd", "mim"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_quicker_search_breaks_as_many(name: str, norm: str) -> None:
+def test_a_search_in_lower_precision_breaks_as_many_samples(name: str, norm: str) -> None:
     batch, model = first_images(200), wrapped(normed_cnn())
     model.plan_passes(batch.x[:64])
     assert model.effective_precision("folded") == "folded"

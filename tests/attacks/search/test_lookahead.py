@@ -17,7 +17,7 @@ from support.small_models import cnn, first_images, sharp
 
 
 @pytest.mark.parametrize("start", [-60.0, -20.0, -9.3, -9.1, -3.0, -0.1, 0.5])
-def test_in_log_odds_cross_entropy_is_straight_however_saturated(start: float) -> None:
+def test_cross_entropy_in_log_odds_is_linear_even_if_saturated(start: float) -> None:
     logits = torch.tensor([[0.0, start]], requires_grad=True)
     value = LOSSES["cross_entropy"](logits, torch.tensor([0]))
     (gradient,) = torch.autograd.grad(value.sum(), logits)
@@ -27,19 +27,19 @@ def test_in_log_odds_cross_entropy_is_straight_however_saturated(start: float) -
 
 
 @pytest.mark.parametrize("loss", ["margin", "dlr", "probability_margin"])
-def test_a_loss_that_is_zero_at_the_decision_rises_by_itself(loss: LossName) -> None:
+def test_a_loss_that_is_zero_at_the_decision_boundary_is_extrapolated_linearly(loss: LossName) -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     value = LOSSES[loss](logits, torch.tensor([0]))
     assert margin_after(loss, value, -2 * value).item() > 0 > margin_after(loss, value, -value / 2).item()
 
 
-def test_after_the_first_step_the_margin_goes_on_as_it_went() -> None:
+def test_after_the_first_step_the_margin_is_extrapolated_linearly() -> None:
     here, before = torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([-3.0, -1.5, -torch.inf])
     ahead = expected_margin(here, before, "margin", here, torch.tensor([-9.0, -9.0, 2.0]))
     assert ahead.tolist() == [1.0, -0.5, 1.0]
 
 
-def test_who_is_not_expected_to_have_fallen_is_not_looked_at_nor_anybody_late() -> None:
+def test_only_samples_expected_to_break_are_looked_ahead_at_and_none_in_late_steps() -> None:
     expected = torch.tensor([0.0, 1.0, -0.1, math.nan, -math.inf])
     assert should_look_ahead(1, expected).tolist() == [True, True, False, False, False]
     assert should_look_ahead(torch.tensor([1, 99, 1, 1, 1]), expected).tolist() == [True, False, False, False, False]
@@ -47,7 +47,7 @@ def test_who_is_not_expected_to_have_fallen_is_not_looked_at_nor_anybody_late() 
     assert not should_look_ahead(most_lookaheads(1000) + 1, expected).any()
 
 
-def test_what_is_not_a_number_foretells_nothing() -> None:
+def test_margins_that_are_not_a_number_predict_no_success() -> None:
     logits = torch.tensor([[1.0, math.nan], [1.0, -math.inf], [1.0, 3.0]])
     here = current_margin(logits, torch.tensor([0, 0, 0]))
     assert here.tolist() == [-math.inf, -math.inf, 2.0]
@@ -64,7 +64,7 @@ def test_what_is_not_a_number_foretells_nothing() -> None:
         ("apgd", {"steps": 12, "loss": "margin", "gradient": {"kind": "relaxed"}}),
     ],
 )
-def test_looks_spare_backwards_and_change_no_image(
+def test_lookaheads_save_backward_passes_and_change_no_image(
     name: str, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, attack = sharp(first_images(150)), build_attack(name, parameters)

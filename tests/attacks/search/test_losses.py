@@ -73,7 +73,7 @@ def test_the_gradients_of_logit_losses_keep_their_signs_under_scaling(name: str,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_of_two_classes_every_loss_has_one_direction_at_any_scale(name: str) -> None:
+def test_with_two_classes_every_loss_has_the_same_direction_at_any_scale(name: str) -> None:
     logits, labels = _logits(300, 2)
     for scale in (1e-6, 1.0, 5000.0):
         gradient = _gradient(_loss(name, labels, 2), logits * scale)
@@ -114,7 +114,7 @@ def test_losses_rise_with_the_odds_through_saturation_and_far_beyond(name: str) 
     assert values[0] > values[1999] > values[-1]
 
 
-def test_cross_entropy_is_torchs_bit_by_bit_where_the_model_is_not_certain() -> None:
+def test_cross_entropy_is_torchs_bit_for_bit_unless_the_model_is_certain() -> None:
     logits, labels = _logits(500, 10)
     logits[::5] *= 5
     certain = 1 - logits.double().softmax(dim=1).amax(dim=1) < 1.1e-4
@@ -143,7 +143,7 @@ def test_equal_logits_have_finite_gradients(name: str, classes: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf, 3e38])
-def test_a_row_that_is_not_finite_leaves_the_others_alone(name: str, poison: float) -> None:
+def test_a_row_that_is_not_finite_does_not_affect_other_rows(name: str, poison: float) -> None:
     logits, labels = _logits(4, 10)
     logits[3] *= 5000
     poisoned = logits.clone()
@@ -154,7 +154,7 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(name: str, poison: flo
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_row_of_equal_logits_fares_as_it_does_alone(name: str) -> None:
+def test_a_row_of_equal_logits_has_the_same_loss_alone_and_in_a_batch(name: str) -> None:
     logits, labels = _logits(3, 10)
     logits[1] = 1e-5 * torch.arange(10)
     for answer in (lambda some, of: _loss(name, of, 10)(some), lambda some, of: _gradient(_loss(name, of, 10), some)):
@@ -200,7 +200,7 @@ class _Scaled(torch.nn.Module):
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_scaled_logits_protect_from_no_loss(loss: str, attack: str) -> None:
+def test_scaled_logits_do_not_protect_a_model_from_any_loss(loss: str, attack: str) -> None:
     threat = ThreatModel.of("linf", "0.12")
     parameters: dict[str, Any] = {"loss": loss} | ({} if attack == "fgsm" else {"steps": 10})
     if attack == "pgd":

@@ -34,9 +34,7 @@ def kwta_by_sorting(x: Tensor, k: int) -> Tensor:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])
 @pytest.mark.parametrize("tied", [False, True])
-def test_kwta_keeps_exactly_the_k_largest_in_logical_order_whatever_the_memory_format(
-    layout: str, dtype: torch.dtype, tied: bool
-) -> None:
+def test_kwta_keeps_exactly_the_k_largest_in_every_memory_layout(layout: str, dtype: torch.dtype, tied: bool) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 5, 4, 6)
     x = LAYOUTS[layout]((x.mul(2).round() if tied else x).to(dtype))
@@ -78,7 +76,7 @@ def test_kwta_agrees_with_sorting_on_rows_full_of_ties_zeros_and_infinities(
     assert same_bits(x, before), "the input was modified"
 
 
-def test_kwta_gives_ties_to_the_smaller_index_even_between_the_two_zeros() -> None:
+def test_kwta_breaks_ties_by_the_smaller_index_even_between_the_two_zeros() -> None:
     assert kwta(torch.full((1, 6), 2.0), 2).tolist() == [[2, 2, 0, 0, 0, 0]]
     leaf = torch.tensor([[-1.0, -0.0, 0.0, -0.0, 0.0]], requires_grad=True)
     (mask,) = torch.autograd.grad(kwta(leaf, 2).sum(), leaf)
@@ -88,7 +86,7 @@ def test_kwta_gives_ties_to_the_smaller_index_even_between_the_two_zeros() -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kwta_refuses_nan_also_where_another_row_is_all_ties(dtype: torch.dtype) -> None:
+def test_kwta_refuses_nan_even_if_another_row_is_all_ties(dtype: torch.dtype) -> None:
     for row in range(2):
         for position in range(4):
             x = torch.ones(2, 4, dtype=dtype)
@@ -134,7 +132,7 @@ def test_kwta_counts_over_channels_and_positions_together() -> None:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_kwta_within_channels_lets_the_values_of_each_compete_among_themselves(memory_format: torch.memory_format) -> None:
+def test_kwta_within_channels_selects_in_each_channel_separately(memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
     layer, x = Kwta(0.1, within="channel"), torch.randn(3, 4, 5, 6)
     leaf = x.to(memory_format=memory_format).requires_grad_()
@@ -146,17 +144,17 @@ def test_kwta_within_channels_lets_the_values_of_each_compete_among_themselves(m
     assert torch.equal(layer(x[:, :, 0, 0]), kwta(x[:, :, 0, 0], 1)), "without width and height all values are one competition"
 
 
-def test_kwta_competes_within_images_or_channels() -> None:
+def test_kwta_refuses_to_select_within_anything_but_images_or_channels() -> None:
     with pytest.raises(UsageError, match="within: 'row' is not one of image, channel"):
         activation_factory("kwta", {"gamma": 0.1, "within": "row"})
 
 
-def test_kwta_passes_gradients_to_the_survivors_alone() -> None:
+def test_kwta_passes_gradients_to_the_survivors_only() -> None:
     leaf = torch.tensor([[3.0, 1.0, 2.0], [0.0, -1.0, -2.0]], requires_grad=True)
     upstream = torch.tensor([[10.0, 20.0, 30.0], [40.0, 50.0, 60.0]])
     (gradient,) = torch.autograd.grad((kwta(leaf, 2) * upstream).sum(), leaf)
     assert gradient.tolist() == [[10, 0, 30], [40, 50, 0]]
 
 
-def test_kwta_takes_an_empty_batch() -> None:
+def test_kwta_accepts_an_empty_batch() -> None:
     assert Kwta(0.5)(torch.zeros(0, 4, 2, 2)).shape == (0, 4, 2, 2)

@@ -27,7 +27,7 @@ def lwta_by_loops(x: Tensor, units: int) -> Tensor:
 
 @pytest.mark.parametrize("units", [1, 2, 3, 5, 7, 8, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lwta_lets_one_of_each_group_pass_at_each_position_the_remainder_being_a_smaller_group(
+def test_lwta_passes_one_unit_of_each_group_at_each_position_and_the_last_group_may_be_smaller(
     units: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(1)
@@ -40,7 +40,7 @@ def test_lwta_lets_one_of_each_group_pass_at_each_position_the_remainder_being_a
         assert torch.equal(lwta(x[:, :, 0, 0], units), expected[:, :, 0, 0])
 
 
-def test_lwta_keeps_value_and_sign_of_the_winner_and_gives_ties_to_the_first() -> None:
+def test_lwta_keeps_value_and_sign_of_the_winner_and_breaks_ties_by_the_first() -> None:
     x = torch.tensor([[-3.0, -1.0, 2.0, 2.0, 0.0, -0.0, -5.0]])
     leaf = x.clone().requires_grad_()
     out = lwta(leaf, 2)
@@ -50,7 +50,7 @@ def test_lwta_keeps_value_and_sign_of_the_winner_and_gives_ties_to_the_first() -
     assert torch.equal(leaf.detach(), x)
 
 
-def test_lwta_refuses_nan_and_groups_of_nothing() -> None:
+def test_lwta_refuses_nan_and_empty_groups() -> None:
     with pytest.raises(ValueError, match="NaN"):
         lwta(torch.tensor([[1.0, 1.0, float("nan"), 0.0]]), 2)
     with pytest.raises(ValueError, match="not positive"):
@@ -71,7 +71,7 @@ def test_lwta_refuses_nan_and_groups_of_nothing() -> None:
         (1, 1, 8, Fraction(1)),
     ],
 )
-def test_lwta_says_how_much_really_survives(gamma: Any, units: int, channels: int, share: Fraction) -> None:
+def test_lwta_reports_the_share_of_values_that_survive(gamma: Any, units: int, channels: int, share: Fraction) -> None:
     layer = Lwta(gamma)
     assert layer.units == units
     assert layer.effective_sparsity(channels) == share

@@ -15,7 +15,7 @@ from kwbench.networks.activations import (
 
 @pytest.mark.parametrize("gamma", [0, -0.1, 1.01, "2", "0/5"])
 @pytest.mark.parametrize("kind", [Kwta, Lwta])
-def test_gamma_must_lie_above_0_and_at_most_at_1(kind: type, gamma: Any) -> None:
+def test_gamma_must_lie_above_0_and_not_above_1(kind: type, gamma: Any) -> None:
     with pytest.raises(ValueError, match=r"gamma: .* is not in \(0, 1\]"):
         kind(gamma)
 
@@ -38,7 +38,7 @@ def test_unknown_activations_and_parameters_come_with_a_suggestion() -> None:
         activation_factory("lwta", {"gamma": 2})
 
 
-def test_every_call_of_a_factory_makes_a_module_of_its_own() -> None:
+def test_every_call_of_a_factory_makes_a_new_module() -> None:
     make = activation_factory("stochastic_lwta", {"units": 4})
     first, second = make(), make()
     assert isinstance(first, StochasticLwta)

@@ -47,7 +47,7 @@ KINDS: dict[str, Callable[[Floats], Floats]] = {
     share=st.floats(0, 1),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_selection_finds_what_sorting_finds(kind: str, dtype: type, b: int, n: int, share: float, seed: int) -> None:
+def test_selection_agrees_with_sorting(kind: str, dtype: type, b: int, n: int, share: float, seed: int) -> None:
     rows: NDArray[Any] = KINDS[kind](np.random.default_rng(seed).standard_normal((b, n)).astype(dtype)).astype(dtype)
     k = max(1, round(share * n))
     before = rows.copy()
@@ -60,7 +60,7 @@ def test_selection_finds_what_sorting_finds(kind: str, dtype: type, b: int, n: i
 
 
 @pytest.mark.parametrize("place", [0, 1, 4999, 9999])
-def test_selection_refuses_nan_wherever_it_is(place: int) -> None:
+def test_selection_refuses_nan_at_every_position(place: int) -> None:
     rows = np.random.default_rng(0).standard_normal((3, 10000)).astype(np.float32)
     rows[1, place] = np.nan
     with pytest.raises(ValueError, match="NaN"):
@@ -146,7 +146,7 @@ def test_second_derivatives_and_batched_gradients_go_through_k_wta() -> None:
     assert torch.func.grad(lambda x: kwta(x, 2).square().sum())(leaf.detach()).tolist() == [[6, 0, 4]]
 
 
-def test_a_result_that_is_overwritten_has_no_gradient_as_with_relu() -> None:
+def test_an_overwritten_output_has_no_gradient_as_with_relu() -> None:
     leaf = torch.randn(2, 6, requires_grad=True)
     out = kwta(leaf, 2)
     out += 1
@@ -162,7 +162,7 @@ def test_k_wta_runs_in_inference_mode() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_large_results_lie_as_pytorch_would_lay_them(dtype: torch.dtype) -> None:
+def test_large_outputs_have_the_memory_layout_of_pytorchs(dtype: torch.dtype) -> None:
     for shape in ((3, 4), (2, 16, 300, 300)):
         for layout in (torch.contiguous_format, torch.channels_last):
             like = torch.empty(shape, dtype=dtype)

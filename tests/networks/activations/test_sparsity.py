@@ -13,12 +13,12 @@ from kwbench.networks.activations import (
 )
 
 
-def test_effective_sparsity_is_what_really_survives_each_layer() -> None:
+def test_effective_sparsity_is_the_share_that_survives_each_layer() -> None:
     network = nn.Sequential(Kwta("0.3"), Lwta("0.3"), nn.ReLU(), StochasticLwta(2), Kwta("0.3", "channel"))
     shares = effective_sparsity(network, torch.rand(2, 10, 2, 2))
     # 12 of 40 values; groups of three leave one of ten channels alone, so four survive; one of two; one of four.
     assert shares == {"0": Fraction(12, 40), "1": Fraction(4, 10), "3": Fraction(1, 2), "4": Fraction(1, 4)}
 
 
-def test_a_module_without_winners_passes_nothing_to_count_them() -> None:
+def test_a_module_without_winner_take_all_layers_has_no_effective_sparsity() -> None:
     assert effective_sparsity(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.rand(2, 10, 2, 2)) == {}

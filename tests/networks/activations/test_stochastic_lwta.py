@@ -71,7 +71,7 @@ def test_positions_and_blocks_draw_independently() -> None:
 
 
 @pytest.mark.parametrize("sampling", ["hard", "relaxed"])
-def test_every_call_draws_afresh_and_the_seed_repeats_it(sampling: str) -> None:
+def test_every_call_draws_new_numbers_and_a_seed_repeats_them(sampling: str) -> None:
     layer = stochastic_lwta(sampling=sampling)
     x = torch.randn(4, 32)
     torch.manual_seed(6)
@@ -98,7 +98,7 @@ def test_the_gradient_of_a_hard_draw_is_its_mask() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (2, 6, 3, 3)])
-def test_training_relaxes_at_its_temperature_and_keeps_the_divergence_of_eq_8(shape: tuple[int, ...]) -> None:
+def test_training_samples_by_eq_7_at_its_temperature_and_computes_the_divergence_of_eq_8(shape: tuple[int, ...]) -> None:
     units = 3
     layer = StochasticLwta(units=units)
     assert layer.train_temperature == 0.67

@@ -153,7 +153,7 @@ def test_networks_for_imagenet_weights_have_torchvisions_keys_and_shapes(name: s
 
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet18_imagenet"])
-def test_with_the_same_weights_they_answer_as_torchvisions_do(name: str) -> None:
+def test_networks_with_torchvisions_weights_give_torchvisions_logits(name: str) -> None:
     models = import_torchvision().models
     torch.manual_seed(0)
     published = {"alexnet": models.alexnet, "resnet18_imagenet": models.resnet18}[name](num_classes=10).eval()
@@ -180,7 +180,7 @@ def test_injected_noise_is_a_share_of_each_samples_own_deviation_and_can_be_lear
     assert torch.equal(layer(torch.cat([x[:1] + 5, x[1:]]))[1], together[1]), "a sample's noise depends on its company"
 
 
-def test_noise_comes_in_after_each_pooling_and_after_flattening() -> None:
+def test_noise_is_added_after_each_pooling_and_after_flattening() -> None:
     network = build_network("lenet_pni", {}, RELU, 3, 10).eval()
     shapes: list[tuple[int, ...]] = []
     for module in network.modules():
@@ -191,7 +191,7 @@ def test_noise_comes_in_after_each_pooling_and_after_flattening() -> None:
     assert shapes == [(1, 6, 14, 14), (1, 16, 5, 5), (1, 400)]
 
 
-def test_a_smoothed_network_sees_its_images_under_noise_at_every_pass() -> None:
+def test_a_smoothed_network_adds_noise_to_its_images_in_every_pass() -> None:
     smoothed = Smoothed(nn.Identity(), 0.5).eval()
     x = torch.full((1, 3, 40, 40), 0.5)
     first, second = smoothed(x), smoothed(x)
@@ -233,7 +233,7 @@ class TestConnectionsUnderTheIndianBuffetProcess:
         gates = (q * (q.log() - u.log()) + (1 - q) * ((1 - q).log() - (1 - u).log())).mean()
         assert mean == pytest.approx(float(sticks + gates), abs=0.06)
 
-    def test_it_is_part_of_the_elbo_and_stays_finite(self) -> None:
+    def test_the_divergence_of_gates_and_sticks_is_part_of_the_elbo_and_stays_finite(self) -> None:
         network = build_network("wide_resnet_ibp", {"depth": 10, "widen": 4}, activation_factory("stochastic_lwta", {}), 3, 10)
         network(torch.rand(2, 3, 8, 8)).sum().backward(retain_graph=True)
         layers = [module for module in network.modules() if isinstance(module, GatedConv2d)]
@@ -287,7 +287,7 @@ def test_unknown_networks_and_parameters_come_with_a_suggestion() -> None:
         build_network("resnet18", {"classes": 8}, RELU, 3, 10)
 
 
-def test_normalisation_stands_inside_the_network_channel_by_channel() -> None:
+def test_normalisation_is_applied_inside_the_network_channel_by_channel() -> None:
     normalised = Normalised(nn.Flatten(), [0.5, 0.0], [0.25, 2.0])
     x = torch.tensor([[[[0.75]], [[1.0]]]])
     assert normalised(x).tolist() == [[1.0, 0.5]]
