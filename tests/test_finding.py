@@ -1,4 +1,4 @@
-"""Findings, as they are made and as they are read from the record."""
+"""Findings as checks make them and as the record returns them."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What is imported is never looked at for garbage."""
+"""Imported modules are never scanned by the garbage collector."""
 
 import gc
 

@@ -38,7 +38,7 @@ def test_the_binomial_interval_is_scipys() -> None:
 
 
 def populations(p: float, rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Distributions of the samples' probabilities with mean p."""
+    """Return draws from distributions of the samples' probabilities with mean p."""
     distributions = {"equal": np.full(shape, p), "zero or one": (rng.random(shape) < p).astype(float)}
     if 0 < p < 1:
         distributions |= {f"beta {spread}": rng.beta(p * spread, (1 - p) * spread, shape) for spread in (0.2, 1, 5, 50)}
@@ -93,7 +93,7 @@ def test_the_interval_of_means_is_close_to_gaffkes_by_simulation() -> None:
 
 
 def test_percentile_bootstrap_would_not_cover_near_zero() -> None:
-    # Why the interval above is needed: this is the usual one, and it fails.
+    # The usual interval fails here, which is why the one above is needed.
     rng = np.random.default_rng(2)
     covered = 0
     for _ in range(200):
@@ -142,7 +142,7 @@ def test_the_sampled_sign_flip_test_agrees_with_the_exact_one() -> None:
     rng = np.random.default_rng(3)
     d = rng.integers(-30, 40, 200) / 100
     exact = sign_flip(d, one_sided=True)
-    # A hair of noise takes the differences off the grid, and the test to sampling.
+    # Tiny noise takes the differences off the grid, so that the test samples sign vectors.
     sampled = sign_flip(d + rng.uniform(-1e-5, 1e-5, 200), one_sided=True)
     assert sampled == pytest.approx(exact, abs=3 * np.sqrt(exact / 100_000) + 1e-4)
     assert sampled > 0

@@ -1,4 +1,4 @@
-"""The threat model: which radii and norms there are."""
+"""The threat model: accepted radii and norms."""
 
 from fractions import Fraction
 from typing import Any

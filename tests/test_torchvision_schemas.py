@@ -1,4 +1,4 @@
-"""torchvision is imported beside a torch that its extension was not built for; the trick stays away where it is not needed."""
+"""torchvision is imported with a torch that its extension was not built for; otherwise nothing is defined."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ print(torchvision.extension._has_ops(), len(_fragments))
 
 
 def test_an_extension_that_loads_gets_no_second_schemas() -> None:
-    """As on a machine where the operators exist before torchvision asks for them."""
+    """Simulate a machine where the operators exist before torchvision is imported."""
     answer = fresh(
         """
 import torch

@@ -66,7 +66,7 @@ def test_pinning_adds_a_checkpoint_and_keeps_every_comment(tmp_path: Path) -> No
     added = [line for line in text.splitlines() if line not in lines]
     assert [line.strip().split(":")[0] for line in added] == ["file"]
     assert not [line for line in lines if line not in text.splitlines()]
-    # The comment about the second entry still stands right above it.
+    # The comment about the second entry is still right above it.
     assert "  # About the second.\n  digits/second:\n" in text
     after = YAML(typ="safe").load(text)
     assert after["models"]["first"].pop("checkpoint") == {"file": "a.safetensors", "sha256": SHA}

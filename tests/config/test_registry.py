@@ -30,7 +30,7 @@ def written(folder: Path, text: str) -> Registry:
 
 @pytest.fixture(autouse=True)
 def _own_starter(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace the registry that comes with kwbench by one with a single entry."""
+    """Replace the registry shipped with kwbench by one with a single entry."""
     starter = tmp_path_factory.mktemp("starter") / "registry.yaml"
     starter.write_text("models:\n  shipped: {architecture: {name: vgg11}, activation: {name: relu}}\n")
     monkeypatch.setattr(module, "_starter_path", lambda: starter)

@@ -1,4 +1,4 @@
-"""YAML with one meaning a file; every other text is refused with the place."""
+"""Unambiguous YAML is parsed; every other text is refused with its position."""
 
 from pathlib import Path
 from typing import Any

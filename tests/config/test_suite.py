@@ -92,7 +92,7 @@ def test_a_suite_may_define_another_protocol_for_some_data_sets(tmp_path: Path) 
     assert svhn == replace(elsewhere, threat=ThreatModel.of("linf", "0.047"))
     assert (mnist.n, mnist.threat, mnist.paper_attacks) == (5, elsewhere.threat, ("pgd-20",))
     assert parameters(mnist) == {"pgd-20": {"steps": 20}}
-    # Other attacks are not the paper's unless it says so.
+    # Other attacks do not count as the paper's unless the suite lists them.
     assert (cifar10.paper_attacks, parameters(cifar10)) == (None, {"pgd": {"steps": 9}})
     assert {suite.name for suite in (elsewhere, svhn, mnist, cifar10)} == {"mine"}
 
@@ -137,7 +137,7 @@ def test_a_cascade_has_conditions_and_escalations(tmp_path: Path) -> None:
         ("last", 0, ("drawn", "es")),
     ]
     assert [stage.label for stage in suite.stages(stochastic=True)][:3] == ["pgd", "drawn", "drawn x2"]
-    # A parameter that is set reaches the escalations too.
+    # A parameter that is set applies to the escalations too.
     assert {stage.attack.parameters.get("steps") for stage in override(suite, ["es.steps=9"]).stages(False)[1:4]} == {9}
 
 
@@ -149,7 +149,7 @@ def test_a_suite_may_be_followed_by_a_cascade_on_its_robust_samples(tmp_path: Pa
     suite = written(tmp_path, f"then: {tmp_path / 'cascade.yaml'}\nattacks: {{pgd: {{}}, fgsm: {{}}}}\n")
     stages = suite.stages(stochastic=False)
     assert [stage.label for stage in stages] == ["pgd", "fgsm", "mim", "es", "es x2"]
-    # Its protocol sees every sample.
+    # Its protocol attacks every sample.
     assert [stage.label for stage in stages if stage.cascade] == ["es", "es x2"]
     assert (suite.cascade, suite.protocol, suite.diagnose) == (False, ("mim",), True)
 

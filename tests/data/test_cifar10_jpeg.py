@@ -15,7 +15,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def jpeg_zip(folder: Path, per_class: int = 2, size: tuple[int, int] = (32, 32), classes: tuple[str, ...] = CLASSES) -> Path:
-    """A zip laid out as cifar10-jpeg.zip, with `each` images of each class to test on and five times as many to train on."""
+    """Write a zip like cifar10-jpeg.zip: `per_class` test images of each class and five times as many training images."""
     random = np.random.default_rng(0)
     with zipfile.ZipFile(folder / "cifar10-jpeg.zip", "w") as archive:
         for part, n in (("test", per_class), ("train", 5 * per_class)):
@@ -28,7 +28,9 @@ def jpeg_zip(folder: Path, per_class: int = 2, size: tuple[int, int] = (32, 32),
 
 
 def test_jpeg_cifar10_is_read_from_its_zip_shuffled_with_a_tenth_for_validation(tmp_path: Path) -> None:
-    dataset = load_dataset("cifar10-jpeg", data_dir=jpeg_zip(tmp_path), download=True)  # of what is there nothing is missing
+    dataset = load_dataset(
+        "cifar10-jpeg", data_dir=jpeg_zip(tmp_path), download=True
+    )  # the zip exists, so nothing is downloaded
     assert (dataset.name, dataset.classes, dataset.shape, dataset.fixed_classes) == ("cifar10-jpeg", 10, (3, 32, 32), True)
     assert (len(dataset.test), len(dataset.train), len(dataset.validation)) == (20, 90, 10)
     assert np.bincount(dataset.test.labels).tolist() == [2] * 10

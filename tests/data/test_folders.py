@@ -51,7 +51,7 @@ def test_a_folder_may_contain_a_test_and_a_train_split(tmp_path: Path) -> None:
 def test_test_and_train_must_have_the_same_classes_and_sizes(tmp_path: Path) -> None:
     write_images(tmp_path / "test", {"ant": 2, "cat": 2})
     write_images(tmp_path / "train", {"ant": 2, "bee": 2, "cat": 2})
-    # Counted apart, cat would be class 1 of the one and class 2 of the other.
+    # Numbered separately, cat would be class 1 in one split and class 2 in the other.
     with pytest.raises(DamagedData, match="same classes; only one of them has bee"):
         load_dataset("x", data=tmp_path)
     write_images(tmp_path / "test", {"bee": 2})

@@ -142,4 +142,4 @@ def test_real_cifar10_images_are_read_from_an_npz_file() -> None:
     assert (dataset.classes, dataset.shape, len(dataset.test), len(dataset.train)) == (10, (3, 32, 32), 512, 4660)
     assert dataset.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     assert dataset.threat == ThreatModel.of("linf", "8/255")
-    assert dataset.name == "cifar10-exact-subset", "on record as what it is"
+    assert dataset.name == "cifar10-exact-subset", "the record must name the subset"

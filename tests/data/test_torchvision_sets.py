@@ -54,7 +54,7 @@ def test_damaged_mnist_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files in the format of CIFAR-10, and torchvision's list of their MD5 sums beside them."""
+    """Write files in the format of CIFAR-10, and replace torchvision's list of MD5 sums by theirs."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     data_set_class = import_torchvision().datasets.CIFAR10

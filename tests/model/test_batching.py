@@ -73,7 +73,7 @@ def test_the_first_pass_of_a_shape_does_not_count_as_its_time() -> None:
 def test_larger_batches_are_compared_by_their_time_after_the_first_pass() -> None:
     took = {16: 0.010, 32: 0.011, 64: 0.034}
     assert measure_batching(preparing(lambda rows: took.get(rows, 0.01), lambda _: 1.0), TILE, larger=True).sizes[0] == 32
-    # A first pass that is quick enough is still not what others are measure_batching by.
+    # Even a fast first pass is not the time with which other sizes are compared.
     first = took | {32: 0.0185}
     assert (
         measure_batching(preparing(lambda n: took.get(n, 0.01), lambda n: first.get(n, 0.01)), TILE, larger=True).sizes[0] == 32

@@ -25,7 +25,7 @@ def _normed(channels: int, generator: torch.Generator) -> nn.BatchNorm2d:
 
 
 class Branching(nn.Module):
-    """The output of the convolution goes to the norm, and past it too."""
+    """Uses the output of the convolution both in the norm and after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Twice(nn.Module):
 
 
 class Before(nn.Module):
-    """The norm comes first, and another after a ReLU."""
+    """A norm before the convolution, and another after a ReLU."""
 
     def __init__(self) -> None:
         super().__init__()

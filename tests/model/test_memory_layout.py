@@ -1,4 +1,4 @@
-"""When images pass with channels last."""
+"""Conditions under which images pass with channels last."""
 
 from collections.abc import Callable
 

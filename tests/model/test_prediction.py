@@ -26,7 +26,7 @@ def test_mean_logits_averages_its_draws_and_counts_every_one() -> None:
 
 
 class Chosen(nn.Module):
-    """Answers with the logits given, one row of them a pass, whatever the image."""
+    """Returns given logits for every image, one row of them a pass."""
 
     def __init__(self, *answers: list[float]) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def test_frozen_randomness_makes_a_deterministic_classifier_in_every_batch(kind:
     for rows in (order, order[:7], order[:1]):
         assert torch.equal(frozen[0](x[rows]), logits[rows])
     assert not torch.equal(frozen[1](x), logits)
-    # One of the answers that the random module gives, the same noise for every image.
+    # The frozen model is one draw of the random module, with the same noise for every image.
     assert torch.equal(frozen[0](x[:1].expand(20, -1, -1, -1)), logits[:1].expand(20, -1))
 
 

@@ -35,7 +35,7 @@ def test_a_search_in_bfloat16_rounds_and_ends_with_its_block() -> None:
 
 
 class Refusing(nn.Module):
-    """Works in float32 alone."""
+    """Works in float32 only."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Conversion: the same tensors in the same bytes, and no code of strangers on the way."""
+"""Conversion: the same tensors give the same bytes, and no code from a checkpoint is run."""
 
 import hashlib
 import http.server
@@ -45,7 +45,7 @@ models:
 
 
 class Code:
-    """A pickle that would leave a folder behind."""
+    """Creates a folder if its pickle is run."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -139,7 +139,7 @@ def test_nothing_is_fetched_unless_asked_for(tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """Serves /net.pt, and redirects /away to another protocol."""
+    """A server of /net.pt that redirects /away to another protocol."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -151,7 +151,7 @@ def server(tmp_path: Path) -> Iterator[str]:
             self.wfile.write(content)
 
         def log_message(self, *_: Any) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -295,7 +295,7 @@ def test_an_unknown_converter_comes_with_a_suggestion() -> None:
 
 
 def test_a_reading_process_that_dies_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # `os.abort` cannot be patched into another process; a target that cannot be imported there ends it as surely.
+    # `os.abort` cannot be patched into another process; a target that cannot be imported there also ends it.
     monkeypatch.setattr(kwbench.networks.converting, "_convert_apart", print)
     with pytest.raises(DamagedData, match=r"net: the process that read it ended with code \d"):
         convert(b"", "net")

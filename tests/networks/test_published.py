@@ -46,7 +46,7 @@ def test_the_published_file_converts_to_the_pinned_bytes_and_reads_original_imag
 
 @pytest.mark.heavy
 def test_clean_accuracy_and_the_papers_pgd_come_out_as_published(checkpoint: Path) -> None:
-    """On the first 64 images, for time's sake. On the first 256 they are 87.1 % and 82.2 %, 87.0 and 81.87 in the paper."""
+    """Use the first 64 images to save time. On the first 256 the values are 87.1 % and 82.2 %; the paper has 87.0 and 81.87."""
     registry, dataset = read_registry(REGISTRY), load_dataset("cifar10", data=PIXELS)
     module = load_entry(registry, NAME, registry.entries[NAME], dataset, checkpoint).module
     model = Model(module, name=NAME, classes=10, shape=dataset.shape)

@@ -42,7 +42,7 @@ def test_a_path_and_a_factory_name_a_users_model(name: str, own: bool) -> None:
 
 @pytest.mark.usefixtures("_imports_as_they_were")
 class TestFileModels:
-    """Each test leaves the import system as it was."""
+    """Each test restores the import system."""
 
     def test_the_factorys_module_is_in_evaluation_mode_and_keeps_its_precision(self, tmp_path: Path) -> None:
         (tmp_path / "defence.py").write_text(FACTORY.format(seed=0).replace("nn.Dropout())", "nn.Dropout()).double()"))
@@ -186,7 +186,7 @@ def test_a_folder_with_its_own_models_package_is_imported_in_a_process_of_its_ow
     (tmp_path / "defence.py").write_text("from models import net\n")
     model = f"{tmp_path}/defence.py:net"
     code = f"from kwbench.networks.user_files import load_file_model; print(load_file_model({model!r}).module)"
-    # From the root of the source tree, where a folder `models` holds the checkpoints.
+    # Run in the root of the source tree, whose folder `models` holds the checkpoints.
     root = Path(__file__).resolve().parents[2]
     answer = subprocess.run(
         [sys.executable, "-c", code],

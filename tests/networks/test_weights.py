@@ -63,7 +63,7 @@ CHANGES: dict[str, Any] = {
     ),
     "fc2.bias holds NaN or infinity": lambda own: own | {"fc2.bias": torch.full((10,), float("nan"))},
     "conv1.bias holds NaN or infinity": lambda own: own | {"conv1.bias": torch.tensor([0.0, float("-inf")])},
-    # Finite as it is stored, infinite as it would be used.
+    # Finite in float64 as stored, infinite in float32 as used.
     "fc1.bias holds NaN or infinity": lambda own: own | {"fc1.bias": torch.full((4,), 1e300, dtype=torch.float64)},
 }
 

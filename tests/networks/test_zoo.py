@@ -1,4 +1,4 @@
-"""The shipped models keep what the README promises of them."""
+"""The shipped models meet the promises of the README."""
 
 import hashlib
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_a_checkpoint_trained_on_real_images_holds_the_hash_of_its_recipe_and_ha
             assert curve[-1]["loss"] < curve[0]["loss"], name
 
 
-# Right answers among the 512 original test images of CIFAR-10 at hand and the first 1,000 of MNIST, of deterministic networks.
+# Correct predictions of deterministic networks on 512 original test images of CIFAR-10 and on the first 1,000 of MNIST.
 READ = {
     "cifar10/lenet": 322,
     "cifar10/resnet18-w16-relu": 440,
@@ -121,7 +121,7 @@ def test_a_naturally_trained_model_classifies_the_test_digits(
     registry: Registry, digits: DataSet, name: str, least: float
 ) -> None:
     module = load_entry(registry, name, registry.entries[name], digits).module
-    torch.manual_seed(0)  # stochastic LWTA answers by one draw
+    torch.manual_seed(0)  # a stochastic LWTA network predicts by one draw
     assert accuracy(module, digits.test) >= least
 
 
@@ -152,7 +152,7 @@ def test_pgd_mim_and_autoattack_each_leave_natural_relu_below_5_percent(tmp_path
 
 @pytest.mark.heavy
 def test_frozen_randomness_is_no_more_robust_than_a_draw_and_a_draw_no_more_than_no_attack(tmp_path: Path) -> None:
-    """Otherwise the attack on the random model would be the broken one: it knows less than an attack on a fixed composition."""
+    """Otherwise the attack on the random model would be faulty: it knows less than an attack on a fixed draw."""
     store = Store.open(str(tmp_path / "results.db"), create=True)
     suite = override(suite_of(["pgd"]), ["pgd.steps=10", "pgd.relative_step_size=0.25"])
     rules = [PredictionRule(), *(PredictionRule(kind="frozen", seed=seed) for seed in range(5))]

@@ -1,4 +1,4 @@
-"""A new database, and a place for a baseline."""
+"""Fixtures: a new database, and a path for a baseline."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What differs between an evaluation and the baseline is named; what may differ is compared."""
+"""Differences that prevent a comparison with the baseline are named; evaluations with other differences are compared."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The documented rates of false alarms and of found regressions are those of the check."""
+"""The documented rates of false alarms and of detected regressions are those of the check."""
 
 import numpy as np
 import pytest

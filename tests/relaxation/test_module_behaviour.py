@@ -131,7 +131,7 @@ def test_memory_is_freed_without_the_garbage_collector() -> None:
         gradient(module, rows())
         return sum(type(item) is Tensor for item in gc.get_objects())
 
-    alive()  # creates what is created once
+    alive()  # creates everything that is created only once
     gc.collect()
     gc.disable()
     try:

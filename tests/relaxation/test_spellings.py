@@ -1,4 +1,4 @@
-"""Every way of writing a winner-take-all activation computes what ours computes."""
+"""Every way of writing a winner-take-all activation gives the values of kwbench's own."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_a_winner_is_drawn_as_often_as_softmax_says(way: str, shape: tuple[int, 
     assert out.shape == x.shape
     share = (out / x).movedim(1, 0).flatten(1).mean(dim=1)
     expected = values.view(3, 2).softmax(dim=1).flatten()
-    # 19,200 draws or more; a relaxed draw at temperature 0.01 adds nothing to the mean that could be seen.
+    # 19,200 draws or more; a relaxed draw at temperature 0.01 adds nothing to the mean that could be noticed.
     torch.testing.assert_close(share, expected, atol=0.015, rtol=0)
 
 
@@ -63,7 +63,7 @@ def test_k_wta_networks_give_the_same_logits_in_every_spelling(way: str) -> None
     batch = first_images(180)
     with torch.no_grad():
         reference, theirs = kwta("topk")(batch.x), kwta(way)(batch.x)
-    # Black borders make equal values: where one is the k-th, >= keeps them all, topk exactly k.
+    # Black borders give equal values: if one of them is the k-th, >= keeps them all and topk exactly k.
     same = (reference - theirs).abs().amax(dim=1) < 1e-3
     assert same.float().mean() > 0.95
     assert (reference.argmax(dim=1) == theirs.argmax(dim=1)).float().mean() > 0.98

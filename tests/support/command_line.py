@@ -1,4 +1,4 @@
-"""Command lines that run in the process of the test, and how they must refuse."""
+"""Command lines that run in the process of the test, and a check of their errors."""
 
 import json
 import os

@@ -9,10 +9,12 @@ from kwbench.data import Batch, DataSet, Split, load_dataset
 
 
 def full_batch(split: Split) -> Batch:
+    """Return all samples of a split as one batch."""
     return split.batch(range(len(split)))
 
 
 def load_npz(folder: Path, **arrays: Any) -> DataSet:
+    """Write the arrays to own.npz and load it as a data set."""
     np.savez(folder / "own.npz", **arrays)
     return load_dataset("digits", data=folder / "own.npz")
 

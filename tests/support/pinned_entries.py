@@ -13,11 +13,12 @@ ENTRY: dict[str, Any] = {"architecture": {"name": "cnn3", "width": 2, "hidden": 
 
 
 def entry(**sections: Any) -> ModelEntry:
+    """Return an entry of a small CNN with these sections added or replaced."""
     return validate(ModelEntry, ENTRY | sections, "registry.yaml")
 
 
 def pinned_registry(folder: Path, content: bytes, sha256: str | None = None, **sections: Any) -> tuple[Registry, ModelEntry]:
-    """A registry whose entry `net` pins these bytes."""
+    """Return a registry whose entry `net` pins these bytes, and the entry."""
     (folder / "net.safetensors").write_bytes(content)
     checkpoint = {"file": "net.safetensors", "sha256": sha256 or hashlib.sha256(content).hexdigest()}
     made = entry(checkpoint=checkpoint, **sections)
@@ -25,4 +26,5 @@ def pinned_registry(folder: Path, content: bytes, sha256: str | None = None, **s
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the tensors of a state dict."""
     return {key: tensor.clone() for key, tensor in network.state_dict().items()}

@@ -17,7 +17,7 @@ EVERY_WAY = HIDING | HIDING_AND_RANDOM
 
 
 class FunctionModule(nn.Module):
-    """A function as a module, and what belongs to it."""
+    """A function as a module, with submodules that are passed to it."""
 
     def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def evaluate(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def gradient(module: nn.Module, x: Tensor, run: Callable[..., Tensor] = relaxed, weights: Tensor | None = None) -> Tensor:
-    """The gradient of a weighted sum of the answers; the same weights at every call."""
+    """Return the gradient of a weighted sum of the outputs; the weights are the same at every call."""
     x = x.detach().requires_grad_()
     answer = run(module, x)
     if weights is None:
@@ -60,7 +60,7 @@ def exact(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def smoothed_gradient(module: nn.Module, x: Tensor, weights: Tensor, sigma: float = 0.5, draws: int = 2000) -> Tensor:
-    """The gradient of the same sum smoothed over Gaussian noise, from values alone."""
+    """Estimate the gradient of the same sum, smoothed by Gaussian noise, from function values alone."""
     noise = torch.randn((draws, *x.shape), generator=torch.Generator().manual_seed(5))
     up, down = (
         (seeded(evaluate, module, (x + sign * sigma * noise).flatten(0, 1)) * weights.repeat(draws, 1)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Small real models, trained once for all tests, and what tests ask of them again and again."""
+"""Small real models, trained once for all tests, and helpers to attack them."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -24,8 +24,8 @@ def digits() -> DataSet:
 
 @cache
 def trained_cnn() -> nn.Module:
-    """A CNN that reads 97 % of the digits; trained in about a second."""
-    # So small a network gains nothing by a second thread, and waits for it where the machine is busy.
+    """Return a CNN with 97 % accuracy on the digits, trained in about a second."""
+    # So small a network gains nothing from a second thread, and has to wait for it on a busy machine.
     torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -48,7 +48,7 @@ def trained_cnn() -> nn.Module:
 
 
 def normed_cnn() -> nn.Module:
-    """The CNN with batch norms after its convolutions, whose weights make up for them."""
+    """Return the CNN with batch norms after its convolutions and weights that compensate for them."""
     network = deepcopy(trained_cnn())
     assert isinstance(network, nn.Sequential)
     generator = torch.Generator().manual_seed(1)
@@ -79,7 +79,7 @@ def wrapped(module: nn.Module, **options: Any) -> Model:
 
 
 def sharp(batch: Batch, model: Model | None = None) -> Batch:
-    """Only the samples that the model has right."""
+    """Return the correctly classified samples."""
     predicted, _ = (model or cnn()).predict(batch.x)
     return batch.take((predicted == batch.y).nonzero().squeeze(1).tolist())
 
@@ -91,7 +91,7 @@ def first_images(n: int) -> Batch:
 def run(
     name: str, parameters: dict[str, Any], batch: Batch, threat: ThreatModel, *, model: Model | None = None, seed: int = 0
 ) -> list[Outcome]:
-    """The outcomes of an attack by name; a transfer attack's surrogate is the CNN too."""
+    """Return the outcomes of an attack by name; the surrogate of a transfer attack is the CNN too."""
     victim = model or cnn()
     attack = build_attack(name, parameters, lambda _: cnn())
     return judge(victim, attack, name, batch, threat, seed, judge_clean(victim, batch, seed))
@@ -103,7 +103,7 @@ def broken(outcomes: Sequence[Outcome]) -> Tensor:
 
 
 class Noisy(nn.Module):
-    """A network behind Gaussian noise on its input, drawn anew at every pass."""
+    """A network with Gaussian noise on its input, drawn in every pass."""
 
     def __init__(self, network: nn.Module, sigma: float) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Noisy(nn.Module):
 
 
 class Quantised(nn.Module):
-    """A network that sees each pixel at a few levels only: its gradient is zero everywhere."""
+    """A network on pixels rounded to a few levels: its gradient is zero everywhere."""
 
     def __init__(self, network: nn.Module, levels: int = 8) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Quantised(nn.Module):
 
 
 class Refusing(nn.Module):
-    """A network that refuses values beyond [0, 1], which no pixel has."""
+    """A network that refuses values outside the pixel range [0, 1]."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

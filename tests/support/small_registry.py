@@ -1,4 +1,4 @@
-"""A registry of small real models, trained once for all tests, and questions about what is on record."""
+"""A registry of small real models, trained once for all tests, and helpers to read the record."""
 
 import sqlite3
 from dataclasses import asdict
@@ -33,7 +33,7 @@ ENTRY = """\
 
 @cache
 def trained(activation: str, epochs: int) -> nn.Module:
-    """A three-layer CNN; six epochs take it to 95 % of the digits in a second, one leaves it much weaker."""
+    """Train a three-layer CNN: six epochs give 95 % accuracy on the digits in a second, one epoch much less."""
     recipe = {"epochs": epochs, "learning_rate": 0.05, "seed": 0, "threads": 1, "batch_size": 64}
     network = {"name": "cnn3", "width": 8, "hidden": 64}
     kind = RANDOM if activation == "random" else RELU
@@ -64,7 +64,7 @@ def request(registry: Path, model: str = "small", **options: Any) -> Request:
 
 
 def rows(db: Path | str, evaluation: Evaluation | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Every field but the seconds of the outcomes of an evaluation, by default of the only one on record."""
+    """Return all fields but the seconds of the outcomes of an evaluation, by default of the only one on record."""
     store = Store.open(str(db))
     try:
         if evaluation is None:
@@ -88,7 +88,7 @@ def count(db: Path | str, table: str = "outcomes") -> int:
 
 
 def intact(db: Path | str) -> bool:
-    """Whether SQLite itself finds nothing wrong with the file."""
+    """Return whether SQLite's integrity check of the file passes."""
     connection = sqlite3.connect(db)
     try:
         return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

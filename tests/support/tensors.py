@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal in every bit, the sign of zero too."""
+    """Return whether two tensors are equal in every bit, including the sign of zero."""
     as_integers = {4: torch.int32, 2: torch.int16, 8: torch.int64}[a.element_size()]
     return a.shape == b.shape and torch.equal(a.contiguous().view(as_integers), b.contiguous().view(as_integers))
 

@@ -23,10 +23,11 @@ def entry(activation: dict[str, Any] | None = None, network: dict[str, Any] = CN
 
 
 def quiet(_: Epoch) -> None:
-    pass
+    """Report no progress."""
 
 
 def bits(module: nn.Module) -> dict[str, bytes]:
+    """Return the bytes of every tensor of a state dict."""
     return {key: tensor.numpy().tobytes() for key, tensor in module.state_dict().items()}
 
 

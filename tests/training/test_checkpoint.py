@@ -33,7 +33,7 @@ def test_a_half_precision_checkpoint_holds_exactly_the_returned_weights(few: Dat
 
 def test_the_hash_of_a_recipe_covers_exactly_what_determines_the_weights() -> None:
     digest = recipe_hash(entry())
-    assert digest == recipe_hash(entry(momentum=0.9)), "what is said, and is the default"
+    assert digest == recipe_hash(entry(momentum=0.9)), "an explicit default changes nothing"
     changed = [entry(seed=8), entry(noise=0.1), entry({"name": "softplus"}), entry(fast={"eps": 0.1})]
     assert len({digest, *map(recipe_hash, changed)}) == 5
     described = entry().model_copy(update={"description": "another"})

@@ -17,7 +17,7 @@ from support.training import CNN, KINDS, LOWERING, bits, entry, quiet
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit(kind: str, few: DataSet) -> None:
     activation, recipe = KINDS[kind]
     first = train(entry(activation, **recipe), few, quiet)
-    torch.rand(5)  # what was drawn before does not matter
+    torch.rand(5)  # earlier draws must not matter
     second = train(entry(activation, **recipe), few, quiet)
     assert bits(first) == bits(second)
     assert bits(first) != bits(train(entry(activation, **recipe, seed=8), few, quiet))

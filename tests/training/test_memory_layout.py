@@ -35,7 +35,7 @@ def test_channels_last_is_not_used_where_onednn_would_write_beyond_its_memory(fe
 
 
 def test_images_stored_with_channels_last_take_the_memory_layout_of_the_network(few: DataSet) -> None:
-    # As the files of torchvision have them.
+    # The layout of torchvision's files.
     stored = np.random.default_rng(0).random((200, 8, 8, 3), dtype=np.float32)
     images = Split(stored.transpose(0, 3, 1, 2), few.train.labels)
     coloured = DataSet("coloured", 10, images, images, images, few.threat)
@@ -45,7 +45,7 @@ def test_images_stored_with_channels_last_take_the_memory_layout_of_the_network(
 
 
 def laid_out_last(model: ModelEntry, dataset: DataSet) -> bool:
-    """Whether weights and images, in the last batch, have channels last; all or none."""
+    """Return whether weights and images have channels last in the last batch; all or none must."""
     channels_last: list[bool] = []
 
     def record_layouts(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -59,6 +59,6 @@ def laid_out_last(model: ModelEntry, dataset: DataSet) -> bool:
         train(model, dataset, quiet)
     finally:
         hook.remove()
-    # The first pass of all only sees whether the network suits the images.
+    # The very first pass only checks that the network accepts the images.
     assert len(set(channels_last[len(channels_last) // 2 :])) == 1
     return channels_last[-1]

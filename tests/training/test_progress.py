@@ -67,7 +67,7 @@ def test_progress_of_another_training_and_damaged_progress_are_refused_by_name(f
 
 
 def test_a_training_killed_with_kill_9_continues_to_the_same_weights(tmp_path: Path) -> None:
-    """The real command, killed without warning between two epochs or within one, twice."""
+    """Kill the real command twice without warning, between two epochs or within one."""
     (tmp_path / "registry.yaml").write_text(
         "models:\n  net:\n    architecture: {name: cnn3, width: 8, hidden: 32}\n    activation: {name: kwta, gamma: 0.2}\n"
         "    recipe: {epochs: 8, learning_rate: 0.05, seed: 0, threads: 1, shift: 1, free: {eps: 0.1, replays: 2}}\n"
@@ -97,7 +97,7 @@ def test_a_training_killed_with_kill_9_continues_to_the_same_weights(tmp_path: P
     with start_training("killed.safetensors") as last:
         resumed_output, err = last.communicate(timeout=120)
     assert last.returncode == 0, err
-    assert "epoch 1/8" not in err, "it began anew"
+    assert "epoch 1/8" not in err, "the training started again"
     assert json.loads(resumed_output)["sha256"] == json.loads(out)["sha256"]
     assert read_curve(tmp_path / "killed.safetensors") == read_curve(tmp_path / "whole.safetensors")
     assert [epoch["epoch"] for epoch in read_curve(tmp_path / "killed.safetensors")] == list(range(1, 9))

@@ -19,7 +19,7 @@ from support.tensors import LAYOUTS, same_bits
 
 
 def winners(row: list[float], k: int) -> list[int]:
-    """The k largest of a row, ties to the smaller index, by sorting."""
+    """Return the indices of the k largest values of a row, by sorting; ties go to the smaller index."""
     return sorted(sorted(range(len(row)), key=lambda index: (-row[index], index))[:k])
 
 
@@ -40,7 +40,7 @@ def test_kwta_keeps_exactly_the_k_largest_in_every_memory_layout(layout: str, dt
     x = LAYOUTS[layout]((x.mul(2).round() if tied else x).to(dtype))
     for k in (1, 2, 37, 119, 120):
         assert same_bits(kwta(x, k), kwta_by_sorting(x, k))
-        # Counted apart from the values: a survivor may itself be zero.
+        # Count survivors by gradients, because the value of a survivor may itself be zero.
         leaf = x.clone().requires_grad_()
         (mask,) = torch.autograd.grad(kwta(leaf, k).sum(), leaf)
         assert mask.flatten(1).sum(dim=1).tolist() == [k] * 3
@@ -106,7 +106,7 @@ def test_kwta_refuses_k_out_of_range(k: int) -> None:
     ("gamma", "n", "k"),
     [
         (0.1, 10, 1),
-        (0.3, 10, 3),  # 0.3 * 10 is 3.0000000000000004 one way and 2.9999 another
+        (0.3, 10, 3),  # 0.3 * 10 is 3.0000000000000004 in one rounding and 2.9999 in another
         (0.07, 100, 7),  # 0.07 * 100 is 7.000000000000001
         (0.29, 100, 29),  # 0.29 * 100 is 28.999999999999996
         ("1/3", 3, 1),
@@ -141,7 +141,7 @@ def test_kwta_within_channels_selects_in_each_channel_separately(memory_format: 
     assert torch.equal(out, expected)
     (gradient,) = torch.autograd.grad(out.sum(), leaf)
     assert torch.equal(gradient != 0, expected != 0)
-    assert torch.equal(layer(x[:, :, 0, 0]), kwta(x[:, :, 0, 0], 1)), "without width and height all values are one competition"
+    assert torch.equal(layer(x[:, :, 0, 0]), kwta(x[:, :, 0, 0], 1)), "without width and height, k-WTA selects among all values"
 
 
 def test_kwta_refuses_to_select_within_anything_but_images_or_channels() -> None:

@@ -1,4 +1,4 @@
-"""The k-th largest against sorting, and the activations in one operation against what they are in PyTorch's."""
+"""The k-th largest value against sorting, and fused activations against their definitions in PyTorch operations."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ from kwbench.networks.activations.lwta import lwta
 from kwbench.networks.activations.selection import Floats, kth_largest
 from support.tensors import LAYOUTS, same_bits
 
-# How values may crowd: what they are made of is standard normal.
+# Distributions with many equal or close values, made from standard normal ones.
 KINDS: dict[str, Callable[[Floats], Floats]] = {
     "normal": lambda x: x,
     "many equal": lambda x: np.round(x * 2) / 2,
@@ -68,14 +68,14 @@ def test_selection_refuses_nan_at_every_position(place: int) -> None:
 
 
 class _Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What follows operations meets the definition."""
+    """A dispatch mode: under it, activations use their definition instead of one fused operation."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         return func(*args, **(kwargs or {}))
 
 
 def both(x: Tensor, activation: Callable[[Tensor], Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Values and gradients, in one operation and by the definition, with the same draws."""
+    """Return values and gradients, in one operation and by the definition, with the same draws."""
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     results = []
     for watch in (False, True):

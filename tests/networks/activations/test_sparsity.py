@@ -16,7 +16,7 @@ from kwbench.networks.activations import (
 def test_effective_sparsity_is_the_share_that_survives_each_layer() -> None:
     network = nn.Sequential(Kwta("0.3"), Lwta("0.3"), nn.ReLU(), StochasticLwta(2), Kwta("0.3", "channel"))
     shares = effective_sparsity(network, torch.rand(2, 10, 2, 2))
-    # 12 of 40 values; groups of three leave one of ten channels alone, so four survive; one of two; one of four.
+    # 12 of 40 values; groups of three of ten channels leave a group of one, so four survive; one of two; one of four.
     assert shares == {"0": Fraction(12, 40), "1": Fraction(4, 10), "3": Fraction(1, 2), "4": Fraction(1, 4)}
 
 

@@ -25,7 +25,7 @@ def stochastic_lwta(**options: Any) -> StochasticLwta:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hard_winners_are_drawn_with_the_frequencies_of_softmax(units: int, dtype: torch.dtype) -> None:
     torch.manual_seed(2)
-    # Far apart, so that a rare winner shows: half precision knows few probabilities near 1.
+    # Far apart, to test rare winners: half precision has few values near probability 1.
     values = torch.linspace(-2.1, 4.0, units).to(dtype)
     draws = 200_000
     out = stochastic_lwta(units=units)(values.expand(draws, units))

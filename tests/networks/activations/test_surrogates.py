@@ -53,7 +53,7 @@ def test_mean_field_winners_pass_losers_do_not_and_gradients_reach_both(layer: n
     near = torch.linspace(1.0, 1.1, 12)[None].requires_grad_()
     (gradient,) = torch.autograd.grad(swap_activations(layer, "mean-field")(near).sum(), near)
     assert bool((gradient != 0).all())
-    # The competition is as soft for values a thousand times as small.
+    # The selection is equally soft for values a thousand times as small.
     torch.testing.assert_close(swap_activations(layer, "mean-field")(x / 1000) * 1000, soft)
 
 

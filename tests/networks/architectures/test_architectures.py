@@ -1,4 +1,4 @@
-"""The networks: their published sizes, their shapes, and that nothing but the chosen activation is in them."""
+"""The networks: their published sizes and shapes, and that they contain the chosen activation only."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def parameters(module: nn.Module) -> int:
 
 @pytest.fixture
 def _no_memory() -> Any:
-    """Builds on the meta device: sizes without weights."""
+    """Build on the meta device: shapes without memory for weights."""
     with torch.device("meta"):
         yield
 
@@ -71,7 +71,7 @@ def _no_memory() -> Any:
         ("wide_resnet", {"depth": 34, "widen": 10}, 3, 10, 46_160_474),
         ("wide_resnet", {"depth": 16, "widen": 8}, 3, 10, 10_961_370),
         ("densenet121", {}, 3, 10, 6_956_298),
-        # torchvision's, less the 990 classes that are not there
+        # torchvision's, minus 990 classes
         ("alexnet", {}, 3, 10, 61_100_840 - 990 * 4097),
         ("alexnet", {}, 3, 1000, 61_100_840),
         ("resnet18_imagenet", {}, 3, 1000, 11_689_512),
@@ -109,7 +109,7 @@ def test_every_activation_of_a_network_is_of_the_chosen_kind(
     layers = [module for module in network.modules() if isinstance(module, kinds)]
     assert {type(module) for module in layers} == {ACTIVATIONS[activation]}
     assert len(layers) == ACTIVATION_COUNTS[name]
-    # Each is used, once a pass, and no ReLU hides in a function.
+    # Each activation is used once a pass, and no function applies a ReLU.
     used: list[nn.Module] = []
     for module in layers:
         module.register_forward_hook(lambda module, *_: used.append(module))
@@ -218,7 +218,7 @@ class TestConnectionsUnderTheIndianBuffetProcess:
             assert not layer(x).any()
 
     def test_the_divergence_is_that_of_the_bernoulli_gates_and_of_the_kumaraswamy_sticks(self) -> None:
-        """Against 200,000 draws of the densities themselves."""
+        """Compare with 200,000 draws from the densities."""
         torch.manual_seed(0)
         layer = GatedConv2d(3, 2, 3)  # one gate, one stick
         with torch.no_grad():
