@@ -150,7 +150,7 @@ def test_settling_corrects_rounding_errors_only(norm: Norm) -> None:
     far = distance(x, settled, threat.norm)
     torch.testing.assert_close(settled[0], z[0], atol=0, rtol=0)
     assert threat.radius - 1e-4 < far[1] <= threat.radius + TOLERANCE
-    assert far[2] > threat.radius * 1.005, "what lies outside is not repaired"
+    assert far[2] > threat.radius * 1.005, "points outside the ball are not moved into it"
 
 
 def test_distances_are_measured_in_double_precision() -> None:

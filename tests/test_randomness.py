@@ -70,4 +70,4 @@ def test_global_seeding_repeats_and_restores() -> None:
     with pytest.raises(KeyError):
         fail()
     assert second == [first]
-    assert draw() == expected, "what was done inside, even in vain, has not touched the generators outside"
+    assert draw() == expected, "draws inside the block, even if it fails, do not change the generators outside"

@@ -24,7 +24,7 @@ from support.small_registry import fast_suite, request, write_registry
 
 @dataclass(frozen=True)
 class Halved(Estimator):
-    """Half the exact gradient."""
+    """An estimator that returns half the exact gradient."""
 
     evidence_group = "exact"
     revision = 7
@@ -43,7 +43,7 @@ class Halved(Estimator):
 
 @dataclass(frozen=True)
 class Leap(Attack):
-    """One step of length eps against the true logit."""
+    """An attack of one step of length eps that lowers the true logit."""
 
     norms = frozenset({"linf"})
     needs = "gradients"

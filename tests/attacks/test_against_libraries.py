@@ -24,7 +24,7 @@ from kwbench.randomness import SampleRandom, seeded_globally
 from kwbench.threat import ThreatModel
 from support.small_models import Linear, broken, cnn, first_images, run, sharp, trained_cnn, wrapped
 
-foolbox_attacks()  # imports Foolbox without the warning of its own import
+foolbox_attacks()  # imports Foolbox without its import warning
 import foolbox  # noqa: E402
 
 with warnings.catch_warnings():
@@ -256,7 +256,7 @@ def test_autoattack_equals_pyautoattack_sample_by_sample(batch: Batch, version: 
 
 
 def test_autoattack_equals_pyautoattack_on_the_bare_network(batch: Batch) -> None:
-    """Without padded tiles the last bits differ, the verdicts do not."""
+    """Without padded tiles the last bits differ, but the same samples break."""
     few = batch.take(range(64))
     results = broken(run("autoattack", {"version": "custom", "attacks": ["apgd-ce", "apgd-t"]}, few, LINF, seed=3))
     direct = pyautoattack.AutoAttack(

@@ -48,7 +48,7 @@ FIXED: dict[str, tuple[dict[str, Any], float]] = {
     "autoattack": ({"version": "custom", "attacks": ["apgd-ce"]}, 1.01),
     "foolbox": ({"attack": "LinfBasicIterativeAttack"}, 1.001),
 }
-FACTOR = 0.999  # below the distance nothing may break, but for float32 rounding of the logits
+FACTOR = 0.999  # below the distance nothing may break, except by float32 rounding of the logits
 
 
 @pytest.mark.parametrize(

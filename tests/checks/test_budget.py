@@ -1,4 +1,4 @@
-"""Twice the budget raises a doubt if and only if it breaks more."""
+"""Doubling the budget raises a doubt if and only if it breaks more samples."""
 
 from dataclasses import replace
 from typing import Any
@@ -54,7 +54,7 @@ def test_the_gain_of_a_useless_attack_on_a_stochastic_model_is_within_the_noise_
     model = wrapped(network)
     images = sharp(first_images(120)).take(ROWS)
     model.measure_randomness(images.x, images.x)
-    # From disjoint draws, as in an evaluation.
+    # Accuracies from disjoint draws, as in an evaluation.
     to_beat, values = (
         tuple((model.count_correct(images.x, images.y, draws)[0] / draws).tolist()) for draws in (SELECTION_DRAWS, FRESH_DRAWS)
     )
@@ -127,7 +127,7 @@ def test_restarts_that_the_evaluation_did_not_run_on_all_survivors_are_run_again
 
 
 def _passes_of(pgd: dict[str, Any], tried: tuple[str, ...] = ("pgd",)) -> float:
-    """Backward passes of an image when a PGD attack gets twice its budget."""
+    """Return the backward passes per image of a PGD attack with twice its budget."""
     model = wrapped(trained_cnn())
     images = sharp(first_images(120)).take(ROWS[:8])
     backwards = 0

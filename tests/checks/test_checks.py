@@ -58,12 +58,12 @@ def killed(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def misled(network: nn.Module, x: Tensor) -> Tensor:
-    """Correct logits, of which autograd sees nothing but a ripple."""
+    """Return correct logits whose gradient is only that of a ripple."""
     return network(x.detach()) + 1e-3 * torch.sin(1e4 * x).flatten(1)[:, :10]  # type: ignore[no-any-return]
 
 
 def softplus() -> nn.Module:
-    """The trained CNN with softplus instead of ReLU: its logits are smooth."""
+    """Return the trained CNN with softplus instead of ReLU, whose logits are smooth."""
     network = trained_cnn()
     assert isinstance(network, nn.Sequential)
     return nn.Sequential(*(nn.Softplus(beta=20) if isinstance(layer, nn.ReLU) else layer for layer in network))
@@ -83,7 +83,7 @@ def findings(module: nn.Module, *checks: str, threat: ThreatModel = LINF) -> dic
 
 
 def linear() -> nn.Module:
-    """The linear model that least squares fits to the training digits."""
+    """Return the linear model fitted to the training digits by least squares."""
     train = digits().train.batch(range(len(digits().train)))
     flat = torch.cat([train.x.flatten(1), torch.ones(len(train), 1)], dim=1)
     solution = torch.linalg.lstsq(flat.T @ flat + torch.eye(65), flat.T @ F.one_hot(train.y, 10).float()).solution
@@ -168,7 +168,7 @@ def test_gradients_drowned_in_noise_are_noise_even_on_average() -> None:
 
 def test_a_loss_that_still_rises_fires() -> None:
     def windowed(network: nn.Module, x: Tensor) -> Tensor:
-        # Autograd sees one column at a time, so that each pixel moves rarely.
+        # Gradients reach one column at a time, so that each pixel moves rarely.
         column = torch.arange(8) == int(x.sum().abs() * 1e4) % 8
         return network(torch.where(column, x, x.detach()))  # type: ignore[no-any-return]
 
@@ -225,7 +225,7 @@ def test_guesses_from_function_values_do_not_lead_further_than_true_gradients(mo
 
 
 def test_gradients_without_a_common_direction_in_the_ball_are_incoherent() -> None:
-    """The wave is 30 times as steep as the pixels themselves."""
+    """The slope of the wave is 30 times that of the pixels."""
     waving = findings(Changed(lambda net, x: net(x + 0.1 * torch.sin(300 * x))), "incoherent gradients")["incoherent gradients"]
     assert (waving.fires, waving.kind) == (True, "masking")
     assert waving.figure is not None
@@ -241,7 +241,7 @@ def test_sound_and_missing_gradients_are_not_incoherent(module: nn.Module, threa
 
 
 class Remembering(nn.Module):
-    """Changes the logits of images near to one that it has seen before."""
+    """Changes the logits of images close to one that it has seen before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,7 +287,7 @@ def test_noise_from_a_generator_of_its_own_is_state() -> None:
 
 
 def test_a_single_step_that_beats_many_fires() -> None:
-    # Autograd works on clean images alone, whose pixels are sixteenths.
+    # Gradients exist on clean images only, whose pixels are sixteenths.
     hidden = Changed(lambda net, x: net(x if bool(((x * 16).round() == x * 16).all()) else x.detach()))
     finding = findings(hidden, "eps sweep")["single step"]
     assert finding.fires
@@ -298,7 +298,7 @@ def test_accuracy_that_rises_with_eps_fires() -> None:
     images = first_images(80).x.flatten(1)
 
     def near_only(network: nn.Module, x: Tensor) -> Tensor:
-        # Where PGD starts in the larger ball, autograd sees nothing.
+        # At the starting points of PGD in the larger ball, gradients are zero.
         far = torch.cdist(x.detach().flatten(1), images, p=float("inf")).amin(dim=1) > 0.21
         return network(torch.where(far.view(-1, 1, 1, 1), x.detach(), x))  # type: ignore[no-any-return]
 

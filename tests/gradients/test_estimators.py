@@ -160,7 +160,7 @@ def test_expectation_over_transformation_draws_until_two_halves_agree(noise: flo
 
 def test_expectation_over_transformation_gives_up_at_64_draws_and_takes_one_of_a_deterministic_model() -> None:
     class Static(torch.nn.Module):
-        """Logits are the image times white noise."""
+        """A model whose logits are the image times white noise."""
 
         def forward(self, x: Tensor) -> Tensor:
             return (x.flatten(1) @ torch.randn(64, 10)) * 1e-20
@@ -219,7 +219,7 @@ def test_both_points_of_a_difference_share_their_random_draws() -> None:
     expected = torch.stack([weight[0], weight[3] - weight[1]]).view(2, 1, 1, 8, 8).expand(2, 5, 1, 8, 8)
     assert F.cosine_similarity(estimate.gradients.flatten(2), expected.flatten(2), dim=2).min() > 0.9
     before = model(batch.x)
-    assert not torch.equal(model(batch.x), before), "what follows is drawn anew"
+    assert not torch.equal(model(batch.x), before), "later passes draw new numbers"
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
@@ -262,7 +262,7 @@ def test_doubled_draws_are_those_that_were_chosen() -> None:
         ("apgd", {"steps": 3, "loss": "dlr"}),
         ("mim", {"steps": 3}),
         ("transfer", {"steps": 3, "relative_step_size": 0.4}),
-        ("deepfool", {"steps": 15}),  # estimates are noisy, and it takes noise for slope
+        ("deepfool", {"steps": 15}),  # estimates are noisy, and it mistakes noise for slope
         ("cw", {"steps": 20, "step_size": 0.1, "initial_const": 10.0}),
     ],
 )

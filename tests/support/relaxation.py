@@ -30,16 +30,19 @@ class FunctionModule(nn.Module):
 
 
 def rows(n: int = 8, seed: int = 0) -> Tensor:
+    """Return n samples of N standard normal values."""
     return torch.randn(n, N, generator=torch.Generator().manual_seed(seed))
 
 
 def seeded(run: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
+    """Return `run(module, x)` with PyTorch's generator seeded."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return run(module, x)
 
 
 def evaluate(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the module's own output, without gradients."""
     with torch.no_grad():
         logits: Tensor = module(x.clone())
         return logits
@@ -48,13 +51,14 @@ def evaluate(module: nn.Module, x: Tensor) -> Tensor:
 def gradient(module: nn.Module, x: Tensor, run: Callable[..., Tensor] = relaxed, weights: Tensor | None = None) -> Tensor:
     """Return the gradient of a weighted sum of the outputs; the weights are the same at every call."""
     x = x.detach().requires_grad_()
-    answer = run(module, x)
+    output = run(module, x)
     if weights is None:
-        weights = torch.randn(answer.shape[1], generator=torch.Generator().manual_seed(3)).to(answer.dtype)
-    return torch.autograd.grad((answer * weights).sum(), x)[0]
+        weights = torch.randn(output.shape[1], generator=torch.Generator().manual_seed(3)).to(output.dtype)
+    return torch.autograd.grad((output * weights).sum(), x)[0]
 
 
 def exact(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the module's own output, with exact gradients."""
     logits: Tensor = module(x)
     return logits
 
@@ -71,5 +75,6 @@ def smoothed_gradient(module: nn.Module, x: Tensor, weights: Tensor, sigma: floa
 
 @cache
 def zoo(name: str) -> nn.Module:
+    """Return a shipped network for the digits."""
     registry = read_registry(Path(__file__).resolve().parents[2] / "registry.yaml")
     return load_entry(registry, *registry.find(name), digits()).module.requires_grad_(False)

@@ -9,12 +9,11 @@ from kwbench.config.strict_yaml import validate
 from kwbench.training import Epoch
 
 CNN = {"name": "cnn3", "width": 4, "hidden": 16}
-
-
 RECIPE: dict[str, Any] = {"epochs": 2, "learning_rate": 0.05, "seed": 7, "batch_size": 32, "shift": 1}
 
 
 def entry(activation: dict[str, Any] | None = None, network: dict[str, Any] = CNN, **recipe: Any) -> ModelEntry:
+    """Return an entry to train: the small recipe with these keys added or replaced."""
     return validate(
         ModelEntry,
         {"architecture": network, "activation": activation or {"name": "relu"}, "recipe": RECIPE | recipe},
@@ -32,11 +31,8 @@ def bits(module: nn.Module) -> dict[str, bytes]:
 
 
 LOWERING = {"start": 0.5, "step": 0.2, "epochs": 1, "learning_rate": 0.02, "final_epochs": 1}
-
-
 ADVERSARY = {"eps": 0.2, "steps": 2, "step_size": 0.1, "warmup_epochs": 1}
-
-
+# A recipe of every kind of training, with the activation of its network.
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "natural": ({"name": "relu"}, {}),
     "adversarial": ({"name": "lwta", "gamma": 0.5}, {"adversarial": ADVERSARY, "clip_norm": 1.0}),

@@ -1,4 +1,4 @@
-"""Checks of the record on made-up records: each fires on its defect, and none on a sound record."""
+"""Checks of the record on invented records: each check fires on its defect, and none on a sound record."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,7 +137,7 @@ def test_stochastic_models_are_compared_by_fresh_draws_of_the_chosen_candidate(s
     masked = findings_of(store, record(store, spec, {"clean": clean, "pgd": held, "square": broken}))
     assert masked["gradient-free"].figure == pytest.approx(0.6)
     assert masked["gradient-free"].fires
-    # Lower by luck on the selection draws alone, which fresh draws correct.
+    # Lower by chance on the selection draws only; fresh draws correct this.
     lucky = drawn([75] * 50, [80] * 50)
     spec = specification("lucky", attacks=attacks, n=50, stochastic=True)
     assert findings_of(store, record(store, spec, {"clean": clean, "pgd": held, "square": lucky}))["gradient-free"].figure == 0

@@ -1,4 +1,4 @@
-"""Verdicts from made-up numbers and findings."""
+"""Verdicts from invented numbers and findings."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -155,7 +155,7 @@ def test_a_protocol_may_overestimate_despite_too_few_images_to_tell_the_model_fr
 
 
 def test_a_gap_within_the_noise_of_a_small_slice_is_confirmed(store: Store) -> None:
-    # Two of 32 samples are 6 points, and chance.
+    # Two of 32 samples are 6 points, which may be chance.
     assert verdict(standing(store, 20, 18, right=30, n=32), [ENOUGH]).conclusion == "confirmed"
     assert verdict(standing(store, 30, 2, right=30, n=32), [ENOUGH]).conclusion == "overestimated"
 
