@@ -253,7 +253,7 @@ class TestInvariance:
     ) -> None:
         whole = evaluated(request(registry, n=40, suite=fast_suite("pgd", "fgsm")), tmp_path / "whole.db")
         judged = Judged(monkeypatch)
-        monkeypatch.setattr(assignment, "_LONG", 1e-9)
+        monkeypatch.setattr(assignment, "_LONGEST_BATCH", 1e-9)
         assert evaluated(request(registry, n=40, suite=fast_suite("pgd", "fgsm")), db) == whole
         assert [size for label, size in judged.calls if label == "pgd"] == [8, 8, 8, 8, 8]
         assert [size for label, size in judged.calls if label == "clean"] == [40], "nothing is known yet of what it takes"

@@ -1,4 +1,4 @@
-"""Local search among corners of the ball after climbs on relaxed gradients: for networks with jumps, such as k-WTA."""
+"""Local search for discontinuous networks such as k-WTA: climbs along relaxed gradients, then random flips of values."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -17,24 +17,26 @@ from kwbench.threat import ThreatModel
 
 # The weight of the new step, as in Auto-PGD.
 _MOMENTUM = 0.75
-# The first and last step size in eps; the last is small enough to stay within one linear piece of the function.
+# The first and last step size in eps. The last is small enough to stay within one linear piece of the network.
 _FIRST_STEP, _LAST_STEP = 2.0, 0.01
-# Random numbers that a search draws at once.
+# How many random numbers a search draws at once.
 _CHUNK = 2**15
 
 
 @dataclass(frozen=True)
 class LocalSearch(Attack):
-    """Climb along relaxed gradients for each of the likeliest other classes, then improve the best `finalists` by flips.
+    """Climb along relaxed gradients towards each of the `targets` likeliest wrong classes, then flip values of the best images.
 
-    The margin of such a network is largest at an edge between its linear pieces, where a step along one piece overshoots. Hence
-    the relaxations are sharper than is best for other attacks, and step sizes fall to eps / 100. The start hardly matters;
-    restarts differ because each takes the next `softness` and the next of the `losses`. A flip sets a few random values of the
-    image to x + eps or x - eps (in l2 it moves them up or down), and is kept if the margin rises: a search among corners, which
-    Moon et al. 2019 (arXiv:1905.06635) do without gradients.
+    Climb: a network with jumps consists of linear pieces, and its margin is often largest at an edge between two of them. Large
+    steps overshoot such an edge. The relaxations are therefore sharper than is best for other attacks, and the step size falls
+    to eps / 100. The start hardly matters, so every restart uses the next `softness` and the next of the `losses`.
 
-    Deterministic models: a sample is done at its first misclassified image. On a stochastic model no sample is done early; a
-    flip and the current image are compared by their mean margins over `draws` passes each, in which both get the same random
+    Flips: the `finalists` climbs of largest margin try `flips` flips each. A flip sets a few random values of the image to
+    x + eps or x - eps (in l2 it moves them up or down), and is kept if the margin rises. Moon et al. 2019 (arXiv:1905.06635)
+    search among such corners of the ball without gradients.
+
+    On a deterministic model the search for a sample ends at its first misclassified image. On a stochastic model it never ends
+    early. A flip is then kept if it has a larger mean margin than the current image over `draws` passes with the same random
     numbers.
     """
 
@@ -72,8 +74,8 @@ class LocalSearch(Attack):
             # Climb for all targets in parallel, so that few remaining samples still fill a tile.
             searches = _Searches.of(x, y, likely, rows, threat, rng.child(f"restart {restart}"))
             for phase in (self._climb, self._flip):
-                searches, won = phase(model, searches, threat, restart)
-                first = won.best_of_each(1)
+                searches, successes = phase(model, searches, threat, restart)
+                first = successes.best_of_each(1)
                 best[first.row], highest[first.row] = first.z, torch.inf
             improved = searches.best_of_each(1)
             improved = improved.take(improved.value > highest[improved.row])
@@ -85,7 +87,7 @@ class LocalSearch(Attack):
 
     @property
     def evidence_group(self) -> EvidenceGroup:
-        """See Attack; the climbs follow relaxed gradients, the flips none."""
+        """See Attack; the climbs follow relaxed gradients, the flips use none."""
         return "softened"
 
     def revisions(self) -> dict[str, int]:
@@ -103,14 +105,15 @@ class LocalSearch(Attack):
         return replace(self, restarts=self.restarts * 2**times)
 
     def other_half(self) -> "LocalSearch":
-        """See Attack; restarts are alike after every softness has been combined with every loss."""
-        rounds = self.restarts % math.lcm(len(self.softness), len(self.losses)) == 0
-        return self if rounds else self.doubled(1)
+        """See Attack; restarts are alike if they are whole cycles through `softness` and `losses`."""
+        whole_cycles = self.restarts % math.lcm(len(self.softness), len(self.losses)) == 0
+        return self if whole_cycles else self.doubled(1)
 
     def _climb(self, model: Model, searches: "_Searches", threat: ThreatModel, restart: int) -> tuple["_Searches", "_Searches"]:
+        """Climb along relaxed gradients; return the searches that go on, and the successful ones."""
         loss = TARGETED[self.losses[restart % len(self.losses)]]
         gradient = Relaxed(softness=self.softness[restart % len(self.softness)], unreachable="zero")
-        won = searches.take(searches.row < 0)
+        successes = searches.take(searches.row < 0)
         z, before = searches.z, searches.z
         for step in range(self.steps + 1):
             target, y = searches.target, searches.y
@@ -126,7 +129,7 @@ class LocalSearch(Attack):
                 logits, slope = estimate.logits, estimate.gradients[0]
             value = targeted_margin(logits, y, target)
             if model.stochastic:
-                # The highest of several noisy values would be the luckiest, so keep the last iterate.
+                # The largest of several noisy margins is biased upwards, so keep the last iterate.
                 searches = replace(searches, z=z, value=value.nan_to_num(nan=torch.inf))
             else:
                 successful = fooled(logits, y)
@@ -137,9 +140,9 @@ class LocalSearch(Attack):
                     value=torch.where(higher, value, searches.value),
                 )
                 if bool(successful.any()):
-                    won = won.plus(searches.take(successful))
-                    left = ~torch.isin(searches.row, searches.row[successful])
-                    searches, z, before, slope = searches.take(left), z[left], before[left], slope[left]
+                    successes = successes.plus(searches.take(successful))
+                    remaining = ~torch.isin(searches.row, searches.row[successful])
+                    searches, z, before, slope = searches.take(remaining), z[remaining], before[remaining], slope[remaining]
             if step == self.steps or not len(z):
                 break
             size = threat.radius * _FIRST_STEP * (_LAST_STEP / _FIRST_STEP) ** (step / self.steps)
@@ -148,13 +151,14 @@ class LocalSearch(Attack):
             if step:
                 ahead = project(z + _MOMENTUM * (ahead - z) + (1 - _MOMENTUM) * (z - before), searches.x, threat)
             z, before = ahead, z
-        return searches, won
+        return searches, successes
 
     def _flip(self, model: Model, searches: "_Searches", threat: ThreatModel, restart: int) -> tuple["_Searches", "_Searches"]:
+        """Try flips on the finalists; return the searches without a success, and the successful ones."""
         searches = searches.best_of_each(self.finalists)
-        won = searches.take(searches.row < 0)
-        most = max(8, searches.x[0].numel() // 8) if len(searches.row) else 8
-        size = 2 + 2 * most
+        successes = searches.take(searches.row < 0)
+        most_values = max(8, searches.x[0].numel() // 8) if len(searches.row) else 8
+        size = 2 + 2 * most_values
         chunk = max(1, _CHUNK // size)
         for step in range(self.flips):
             if not len(searches.row):
@@ -163,7 +167,7 @@ class LocalSearch(Attack):
                 numbers = searches.rng.uniform(f"flips from {step}", (min(chunk, self.flips - step), size)).to(
                     searches.x.device
                 )
-            z = _flipped(searches, numbers[:, step % chunk], most, threat)
+            z = _flipped(searches, numbers[:, step % chunk], most_values, threat)
             with torch.no_grad():
                 if model.stochastic:
                     y, target = searches.y, searches.target
@@ -183,16 +187,19 @@ class LocalSearch(Attack):
                 value=torch.where(better, value, before),
             )
             if bool(successful.any()):
-                won = won.plus(searches.take(successful))
-                left = ~torch.isin(searches.row, searches.row[successful])
-                searches, numbers = searches.take(left), numbers[left]
-        return searches, won
+                successes = successes.plus(searches.take(successful))
+                remaining = ~torch.isin(searches.row, searches.row[successful])
+                searches, numbers = searches.take(remaining), numbers[remaining]
+        return searches, successes
 
 
 @dataclass(frozen=True, slots=True)
 class _Searches:
-    """Searches in parallel, one for each sample and target: the `row` of its sample in the batch, its image `z` and the margin
-    there, and its random numbers."""
+    """Searches in parallel, one for each sample and target; every field has one entry per search.
+
+    `row` is the row of the sample in the batch, `z` the best image so far, `value` its targeted margin, and `rng` the source of
+    random numbers.
+    """
 
     row: Tensor
     x: Tensor
@@ -204,6 +211,7 @@ class _Searches:
 
     @staticmethod
     def of(x: Tensor, y: Tensor, likely: Tensor, rows: Tensor, threat: ThreatModel, rng: SampleRandom) -> "_Searches":
+        """Return one search for each of `rows` and each of its `likely` (b, t) classes, at a random start in the ball."""
         row, target = rows.repeat_interleave(likely.shape[1]), likely[rows].flatten()
         samples = tuple(f"{rng.samples[r]} to {t}" for r, t in zip(row.tolist(), target.tolist(), strict=True))
         own = replace(rng, samples=samples)
@@ -227,7 +235,7 @@ class _Searches:
         return _Searches(**tensors, rng=replace(self.rng, samples=self.rng.samples + more.rng.samples))
 
     def best_of_each(self, count: int) -> "_Searches":
-        """Return the `count` searches of highest margin of each sample."""
+        """Return, for each sample, the `count` searches of largest margin."""
         order = self.value.argsort(descending=True, stable=True)
         order = order[self.row[order].argsort(stable=True)]
         row = self.row[order]
@@ -235,21 +243,24 @@ class _Searches:
         return self.take(order[torch.arange(len(row), device=row.device) - first < count])
 
 
-def _flipped(searches: _Searches, numbers: Tensor, most: int, threat: ThreatModel) -> Tensor:
-    """Return each z with 1, 2, 4, ... up to `most` values flipped; `numbers` (b, 2 + 2 most) are uniform."""
+def _flipped(searches: _Searches, numbers: Tensor, most_values: int, threat: ThreatModel) -> Tensor:
+    """Return the image of each search with some values flipped: 1, 2, 4, ... of them, but at most `most_values`.
+
+    `numbers` (b, 2 + 2 * most_values) are uniform random numbers. They decide how many values are flipped, which ones, and how.
+    """
     # Powers of 2, because the last bit of a logarithm may depend on the position in the batch.
-    count = 2 ** (numbers[:, :1] * most.bit_length()).long()
-    position = (numbers[:, 2 : 2 + most] * searches.x[0].numel()).long().clamp_max(searches.x[0].numel() - 1)
-    sign = torch.where(numbers[:, 2 + most :] < 0.5, -1.0, 1.0)
-    chosen = torch.arange(most, device=position.device) < count
+    count = 2 ** (numbers[:, :1] * most_values.bit_length()).long()
+    position = (numbers[:, 2 : 2 + most_values] * searches.x[0].numel()).long().clamp_max(searches.x[0].numel() - 1)
+    sign = torch.where(numbers[:, 2 + most_values :] < 0.5, -1.0, 1.0)
+    chosen = torch.arange(most_values, device=position.device) < count
     x, z = searches.x.flatten(1), searches.z.flatten(1)
     if threat.norm == "linf":
         moved = x.gather(1, position) + threat.radius * sign
     else:
         reach = threat.radius / 2 ** (numbers[:, 1:2] * 5).long() / count.sqrt()
         moved = z.gather(1, position) + reach * sign
-    # Values that are not chosen go to a position behind the image. Of two values for one position the larger wins on any
-    # device.
+    # Write the values that are not chosen to one extra position after the image. If two values go to the same position, `amax`
+    # keeps the larger one on every device.
     outside = torch.full_like(position, x.shape[1])
     padded = torch.cat([z, z[:, :1]], dim=1)
     padded = padded.scatter_reduce(1, torch.where(chosen, position, outside), moved, "amax", include_self=False)

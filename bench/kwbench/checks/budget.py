@@ -1,4 +1,4 @@
-"""Twice the budget: attacks that spend as much again, with other random numbers, must break nothing new."""
+"""Check that attacks with twice the budget break no further samples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +15,11 @@ from kwbench.outcome import Status
 from kwbench.randomness import derived_seed
 from kwbench.threat import ThreatModel
 
-# The robust accuracy that twice the budget may take.
+# The check fires if twice the budget lowers the robust accuracy by more than this.
 GAIN = 0.01
-# At most so many survivors are attacked together, and never all, so that two workers share them. The parts do not depend on
-# the number of workers, so that the rows do not either.
-_TOGETHER = 32
+# The largest number of survivors in one part. There are at least two parts, so that two workers can share them. The division
+# does not depend on the number of workers, so that the results do not either.
+_PART_SIZE = 32
 
 TWICE_THE_BUDGET = Criterion(
     "twice the budget", kind="doubt", role="budget", remedy="a larger budget: doubling it still breaks more samples"
@@ -32,13 +32,14 @@ class Survivors:
 
     Attributes:
         rows: their positions in the slice.
-        values: their robust accuracies.
-        to_beat: for a stochastic model, the shares of correct selection draws by which the candidates behind `values` were
-            chosen.
-        robust_accuracy: the sum of the accuracies of all survivors, of which these may be some, over all samples.
+        values: their robust accuracies in the evaluation.
+        to_beat: for a stochastic model, their lowest shares of correct selection draws in the evaluation. `values` change only
+            if an attack finds a lower share.
+        robust_accuracy: sum of the accuracies of all survivors, including those not in `rows`, divided by the number of all
+            samples.
         doubled: labels of the attacks whose budget is to be doubled.
-        otherwise: labels of other attacks; if none of `doubled` can be doubled, the first two of these that can are.
-        tried: labels of the attacks that have seen all of these samples.
+        otherwise: labels of attacks to use if none of `doubled` can be doubled: the first two that can be.
+        tried: labels of the attacks that ran on all of these samples.
     """
 
     rows: tuple[int, ...] = ()
@@ -50,8 +51,8 @@ class Survivors:
     tried: tuple[str, ...] = ()
 
     def parts(self) -> "list[Survivors]":
-        """Return parts of about equal size, whose samples are attacked together."""
-        number = min(len(self.rows), max(2, -(-len(self.rows) // _TOGETHER)))
+        """Divide the survivors into parts of about equal size, each of which is attacked as one batch."""
+        number = min(len(self.rows), max(2, -(-len(self.rows) // _PART_SIZE)))
         cuts = [len(self.rows) * part // number for part in range(number + 1)] if number else []
         return [
             replace(self, **{name: getattr(self, name)[start:end] for name in ("rows", "values", "to_beat")})
@@ -61,9 +62,10 @@ class Survivors:
 
 @dataclass(frozen=True)
 class Retried:
-    """The accuracies of some survivors before and after attacks of twice the budget.
+    """Accuracies of some survivors before and after attacks with twice the budget.
 
-    `attacks` holds the labels of the attacks; `failure`, unless empty, is the reason why they could not be carried out.
+    `attacks` holds the labels of the attacks, `samples` the hashes of the survivors. If the attacks could not be carried out,
+    `failure` says why; otherwise it is empty.
     """
 
     attacks: tuple[str, ...] = ()
@@ -77,12 +79,12 @@ class Retried:
 def retried(
     model: Model, batch: Batch, threat: ThreatModel, seed: int, survivors: Survivors, attacks: Mapping[str, Attack]
 ) -> Retried:
-    """Attack the survivors, which `batch` holds, with the attacks that are to be doubled."""
-    doubled = _doubled(attacks, survivors)
+    """Attack the survivors with twice the budget. `batch` holds their images, `attacks` the attacks of the suite by label."""
+    doubled = _with_twice_the_budget(attacks, survivors)
     if not doubled:
         return Retried(failure="none of the suite's attacks can be given twice its budget")
     try:
-        after = _after(model, batch, threat, derived_seed(seed, TWICE_THE_BUDGET.name), survivors, doubled)
+        after = _accuracies_after(model, batch, threat, derived_seed(seed, TWICE_THE_BUDGET.name), survivors, doubled)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as failure:  # noqa: BLE001 - foreign code may raise anything
@@ -91,10 +93,10 @@ def retried(
 
 
 def budget_is_enough(parts: Sequence[Retried], robust_accuracy: float) -> Finding:
-    """Return whether twice the budget breaks more.
+    """Return the finding on how much robust accuracy twice the budget takes.
 
-    The gain is scaled to the whole evaluation by `robust_accuracy`, as in `Survivors`. For a stochastic model the threshold
-    allows for two standard errors of the draws.
+    The loss on the survivors in `parts` is scaled to all survivors by `robust_accuracy` (see `Survivors`). For a stochastic
+    model the threshold is raised by two standard errors, which the random draws explain.
     """
     if not parts:
         return TWICE_THE_BUDGET.finding(0.0, GAIN, "no sample is left that twice the budget could break")
@@ -116,10 +118,13 @@ def budget_is_enough(parts: Sequence[Retried], robust_accuracy: float) -> Findin
     return TWICE_THE_BUDGET.finding(gain, threshold, statement, samples=lowered)
 
 
-def _after(
+def _accuracies_after(
     model: Model, batch: Batch, threat: ThreatModel, seed: int, survivors: Survivors, attacks: Mapping[str, Attack]
 ) -> list[float]:
-    """Return the accuracies of the survivors after all attacks; selection draws choose, fresh ones score."""
+    """Return the accuracies of the survivors after all attacks.
+
+    For a stochastic model, selection draws choose the candidate of each sample, and fresh draws give its accuracy.
+    """
     clean = judge_clean(model, batch, seed)
     values, to_beat = list(survivors.values), list(survivors.to_beat or survivors.values)
     rows = list(range(len(batch)))
@@ -139,10 +144,10 @@ def _after(
     return values
 
 
-def _doubled(attacks: Mapping[str, Attack], survivors: Survivors) -> dict[str, Attack]:
+def _with_twice_the_budget(attacks: Mapping[str, Attack], survivors: Survivors) -> dict[str, Attack]:
     """Return the requested attacks at twice their budget, without those that cannot be doubled.
 
-    An attack that has seen all of the samples only makes the other half.
+    An attack that already ran on all of the samples only makes up the difference (see `Attack.other_half`).
     """
 
     def doubled(labels: Sequence[str]) -> dict[str, Attack]:

@@ -1,4 +1,4 @@
-"""Assignments: which samples an attack still has to run on, and the tasks that they are divided into."""
+"""Assignments: the samples that an attack still has to run on, and their division into tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,25 @@ from kwbench.judge import SELECTION_DRAWS
 from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.record.cascade import Stage
 
-# Rows that nearly fill the passes of an attack with several climbs a row, and the seconds that a batch should take at most.
-_FEW_ROWS, _LONG = 8, 600.0
+# Batches are not made smaller than this: attacks that run several climbs per row nearly fill their passes with so many rows.
+_LEAST_ROWS = 8
+# The seconds that a batch should take at most.
+_LONGEST_BATCH = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What is left to do for one attack, or for the clean images.
+    """The remaining work of one attack, or of the clean images.
 
-    `rows` are the positions in the slice that it sees. Of their samples, `missing` have no outcome on record, and `imageless`
-    only lack their adversarial image. `whole`: outcomes depend on the other rows of a tile, so tiles are never cut differently.
-    `shares` are a stochastic model's smallest shares of right selection draws so far, by sample. `seconds` is about the most
-    that a sample takes on one core, 0 where that is unknown.
+    Attributes:
+        label: label of the attack, or `CLEAN`.
+        rows: positions in the slice of the samples that the attack sees.
+        whole: whether an outcome depends on the other rows of its tile. The tiles must then always hold the same rows.
+        missing: samples without a recorded outcome.
+        imageless: samples with a recorded outcome whose adversarial image is still to be stored.
+        shares: lowest share of correct selection draws so far, by sample; None for a deterministic model and for clean images.
+        cascade: whether the attack is part of a cascade.
+        seconds: estimate of the longest time that a sample takes on one core; 0 if unknown.
     """
 
     label: str
@@ -34,14 +41,14 @@ class Assignment:
     seconds: float
 
     def keeps_image(self, outcome: Outcome) -> bool:
-        """Whether an outcome's image is worth keeping: it is broken, or the best so far of a stochastic model."""
+        """Return whether to store an outcome's image: it is broken, or for a stochastic model better than all before."""
         if self.shares is None:
             return outcome.status is Status.BROKEN
         draws = outcome.selection_draws
         return draws > 0 and outcome.selection_correct / draws < self.shares[outcome.sample]
 
     def successes(self, recorded: Mapping[str, Outcome], samples: Sequence[str]) -> frozenset[str]:
-        """Return the samples, of those that the attack sees, whose image is worth keeping."""
+        """Return the samples that the attack sees and whose recorded outcome has an image to store."""
         seen = {samples[row] for row in self.rows}
         return frozenset(
             outcome.sample for outcome in recorded.values() if outcome.sample in seen and self.keeps_image(outcome)
@@ -58,13 +65,13 @@ class Assignment:
         return JudgeAttack(self.label, rows, [clean[sample] for sample in samples], self._to_beat(samples))
 
     def _to_beat(self, samples: Sequence[str]) -> list[int] | None:
-        """Return the numbers of right selection draws to fall below, as `judge.judge` takes them; None outside a cascade."""
+        """Return the numbers of correct selection draws that `judge.judge` has to fall below; None outside a cascade."""
         if self.shares is None or not self.cascade:
             return None
         return [round(self.shares[sample] * SELECTION_DRAWS) for sample in samples]
 
     def require_equal(self, outcomes: Sequence[Outcome], recorded: Mapping[str, Outcome], model: str) -> None:
-        """Raise CannotEvaluate where an image made later belongs to another outcome than the one on record."""
+        """Raise CannotEvaluate if an attack that ran again to store an image gives another outcome than the recorded one."""
         for outcome in outcomes:
             before = recorded.get(outcome.sample)
             if before is None or (outcome.image is None and outcome.sample not in self.imageless):
@@ -85,7 +92,7 @@ def assign(
     recorded: Mapping[str, Outcome],
     clean: Mapping[str, Outcome],
 ) -> Assignment:
-    """Return what an attack has to do for some rows at its stage; `stage` None stands for the clean images."""
+    """Return the assignment of an attack for `rows` at its stage of the evaluation; `stage` is None for the clean images."""
     shares = None
     if stage is not None and facts.stochastic:
         shares = dict(zip(facts.samples, stage.best.tolist(), strict=True))
@@ -104,15 +111,15 @@ def assign(
 
 
 def pending(facts: Facts, assignment: Assignment, request: Request) -> list[list[int]]:
-    """Return the rows that are still to be judged, in batches."""
+    """Return the rows that are still to be judged, divided into batches."""
     tile, samples, wanted = request.tile, facts.samples, assignment.missing | assignment.imageless
     if assignment.whole:
         tiles = [assignment.rows[start : start + tile] for start in range(0, len(assignment.rows), tile)]
         return [rows for rows in tiles if any(samples[row] in wanted for row in rows)]
     rows = [row for row in assignment.rows if samples[row] in wanted]
     share, most = -(-len(rows) // facts.workers), max(request.batch_size, tile)
-    # Each worker gets the same number of batches of one size, so that none waits for another.
+    # Each worker gets the same number of batches of equal size, so that no worker waits for another.
     size = -(-len(rows) // max(1, facts.workers * -(-share // most)))
-    # An interruption loses the batches in progress.
-    size = min(size, max(_FEW_ROWS, int(_LONG / assignment.seconds))) if assignment.seconds else size
+    # Keep batches short, because an interruption loses those in progress.
+    size = min(size, max(_LEAST_ROWS, int(_LONGEST_BATCH / assignment.seconds))) if assignment.seconds else size
     return [rows[start : start + size] for start in range(0, len(rows), max(size, 1))]

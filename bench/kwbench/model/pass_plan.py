@@ -1,4 +1,4 @@
-"""How the rows of a batch pass through a deterministic module: in which batch sizes, and recorded or not, chosen by trial."""
+"""Choice of the batch sizes and CUDA graph recordings with which a deterministic module computes its rows fastest."""
 
 from contextlib import suppress
 
@@ -12,30 +12,33 @@ from kwbench.model.memory_layout import MemoryLayout
 
 
 class PassPlan:
-    """Batch sizes and recordings that give every row the bits it has in a tile, found by trial on first use.
+    """Select batch sizes and recordings by trial, on first use.
 
-    `probe` is a tile of images (tile, c, h, w) for the trials; without it rows pass in padded tiles. `limited` allows no batch
-    above a tile and no recording, to save memory.
+    A tile is a batch of `tile` rows. A batch size or recording is used only if it saves time and gives every row the same bits
+    as a pass over a tile.
+
+    `probe`: images (tile, c, h, w) for the trials. Without them every batch is a padded tile, and nothing is recorded.
+    `limited`: to save memory, use no batch larger than a tile and no recording.
     """
 
     def __init__(self, forward: Forward, layout: MemoryLayout, tile: int, probe: Tensor | None, *, limited: bool) -> None:
         self.limited = limited
         self._forward, self._layout, self._tile, self._probe = forward, layout, tile, probe
-        # By precision, without gradients and with.
+        # Keys: precision, and whether with gradients.
         self._batchings: dict[tuple[Precision, bool], Batching] = {}
-        # By precision, gradients and batch size; None where a pass is not worth recording or cannot be recorded.
+        # Keys: precision, whether with gradients, and batch size. None if a recording fails, is slower or gives other bits.
         self._recordings: dict[tuple[Precision, bool, int], RecordedPass | None] = {}
         self._record = None if limited else find_recorder(forward.device)
 
     def batching(self, *, gradients: bool) -> Batching:
-        """The batch sizes to use in the current precision, with or without gradients; the tile alone if the module raises."""
+        """Return the batch sizes for the current precision, with or without gradients; only the tile if the module raises."""
         key = (self._forward.precision, gradients)
         if key not in self._batchings:
-            self._batchings[key] = self._batching_by_trial(gradients)
+            self._batchings[key] = self._try_batch_sizes(gradients)
         return self._batchings[key]
 
     def split(self, x: Tensor) -> list[int]:
-        """The sizes of the batches in which x (b, c, h, w) passes; the last may exceed the rows that remain."""
+        """Return the sizes of the batches into which to split x (b, c, h, w); the last may need padding."""
         batching = self.batching(gradients=x.requires_grad) if self._applies_to(x) else tiles_only(self._tile)
         return batching.split(len(x))
 
@@ -56,13 +59,14 @@ class PassPlan:
         return bool(larger) or recorded
 
     def _applies_to(self, x: Tensor) -> bool:
-        """Whether x passes as in the trials: through the module itself, with gradients if it requires them."""
+        """Return whether a pass over x is like the trials: it calls the module itself, and has gradients if x requires them."""
         return self._probe is not None and self._forward.is_plain and x.requires_grad == torch.is_grad_enabled()
 
     def _compute(self, x: Tensor) -> Tensor:
+        """Return the logits (b, k) of a pass without a recording."""
         return self._forward(self._layout.copy(x))
 
-    def _batching_by_trial(self, gradients: bool) -> Batching:
+    def _try_batch_sizes(self, gradients: bool) -> Batching:
         if self._probe is not None:
             # If the module raises here, it also raises in a real pass, where the error names the model.
             with suppress(Exception):
@@ -72,20 +76,21 @@ class PassPlan:
         return tiles_only(self._tile)
 
     def _recording_for(self, x: Tensor) -> RecordedPass | None:
-        """Return the recording to replay for x, or None if the pass has to be computed."""
+        """Return the recording to replay for x, or None if there is none to use."""
         if self._record is None or self._probe is None or not self._applies_to(x):
             return None
         key = (self._forward.precision, x.requires_grad, len(x))
         if key not in self._recordings:
             try:
-                self._recordings[key] = self._recording_by_trial(x, self._record, self._probe)
+                self._recordings[key] = self._try_recording(x, self._record, self._probe)
             except Exception:  # noqa: BLE001 - foreign code that cannot be recorded may raise anything
                 self._recordings[key] = None
         return self._recordings[key]
 
-    def _recording_by_trial(self, x: Tensor, record: Recorder, probe: Tensor) -> RecordedPass | None:
-        """Record a pass over as many images as x; return it if it gives the bits of a computed pass in less time."""
+    def _try_recording(self, x: Tensor, record: Recorder, probe: Tensor) -> RecordedPass | None:
+        """Record a pass over as many images as x has; return it if it is faster than the pass and gives the same bits."""
         gradients = x.requires_grad
+        # Two different batches, so that a recording that ignores its input fails the comparison.
         batches = [fill_tile(images, len(x)) for images in (probe, 1 - probe)]
         computed = [measure_pass(self._compute, images, gradients=gradients) for images in batches]
         recording = RecordedPass(self._forward, x, record, gradients=gradients)

@@ -1,9 +1,10 @@
-"""The accuracy that the tools of papers report for a stochastic model, computed from the draws on record.
+"""Accuracy of a stochastic model under a single-draw protocol, computed from the recorded draws.
 
-Such a tool predicts each sample once at the clean image, and once more after each attack. It counts the sample as broken as
-soon as one of these predictions is wrong. Let p(z) be the probability that the prediction at z is right. In expectation, the
-tool's accuracy is the mean over samples of the product of p over all checks. Even an attack that does nothing, checked k
-times, lowers it from mean p to mean p^k. Only what lies below that is the effect of the attack.
+Tools such as AutoAttack use this protocol. They predict each sample once at the clean image, and once more after each attack.
+They count the sample as broken as soon as one of these checks gives a wrong prediction. Let p(z) be the probability that the
+prediction at z is correct. The expected accuracy of the tool is the mean over samples of the product of p over all checks. Even
+attacks that change no image lower it from mean p to mean p^k, where k is the number of checks. The effect of the attacks is
+only the drop below mean p^k.
 """
 
 from collections.abc import Sequence
@@ -21,13 +22,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SingleDrawAccuracy:
-    """The accuracy under a protocol that checks each point with one draw; fractions of 1 with 95 % intervals.
+    """Accuracies under a protocol that checks each point with one draw; fractions of 1 with 95 % intervals.
 
     Attributes:
-        checks: number of draws that decide about a sample.
-        one_run: accuracy of the one run on record: right at the recorded draw of every check.
+        checks: number of checks per sample, each with one draw.
+        one_run: accuracy in the recorded run: the share of samples whose recorded draw is correct in every check.
         expected: expectation of that accuracy over the model's randomness.
-        expected_noop: the same if no attack had changed any image.
+        expected_noop: the same expectation for attacks that change no image.
         lost: `expected_noop` - `expected`, paired by sample: the effect of the attacks.
         corrected: mean p at the clean images minus `lost`.
     """
@@ -43,11 +44,11 @@ class SingleDrawAccuracy:
 def survival_probability(correct: Array, draws: Array, checks: int) -> Array:
     """Return an unbiased estimate of p^checks per sample, from `correct` of `draws` independent draws at one point.
 
-    It is the share of all choices of `checks` distinct draws that hold right predictions only. The power of the share of right
-    draws would be too large in expectation.
+    It is the share of all subsets of `checks` draws in which every prediction is correct. The estimate (correct / draws)^checks
+    would be biased upwards.
 
     Args:
-        correct: right predictions per sample, (n,).
+        correct: correct predictions per sample, (n,).
         draws: draws per sample, (n,).
         checks: exponent, at least 1.
 
@@ -68,12 +69,12 @@ def single_draw_accuracy(
 
     Args:
         clean: outcomes of the clean images.
-        attacks: outcomes of each attack on the same samples. Their draws must be independent of each other: no attack twice.
+        attacks: outcomes of each attack on the same samples. Draws must be independent, so no attack may occur twice.
         check_clean: whether a wrong prediction at the clean image counts as broken.
 
     Raises:
-        CannotEvaluate: samples are missing or have no fresh draws. Rows of deterministic models, of attacks that failed, and
-            rows that a cascade did not score have none.
+        CannotEvaluate: samples are missing or have no fresh draws. Fresh draws are missing if the model is deterministic, if an
+            attack failed, or if a cascade did not score the sample.
     """
     clean_rows = _by_sample(clean)
     attack_rows = [_by_sample(outcomes) for outcomes in attacks]
@@ -99,7 +100,7 @@ def single_draw_accuracy(
 
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """Per sample: right fresh draws, the number of fresh draws, and whether the recorded draw was right (0 or 1)."""
+    """Per sample: number of correct fresh draws, number of fresh draws, and whether the recorded draw was correct (0 or 1)."""
 
     correct: Array
     draws: Array

@@ -1,9 +1,9 @@
-"""The dispatch mode that follows a module's forward pass and carries out its rules, one operation after the other.
+"""Dispatch mode that runs a module's forward pass and applies a relaxation rule to every operation that has one.
 
-The module works on plain values below autograd (a TorchDispatchMode), so that the mode also sees code under `no_grad` and
-after `detach`, and the inside of custom autograd Functions and of scripted modules. Each value that depends on the pixels has
-a differentiable twin: a tensor of the same memory, with the gradient that the rules give it. Values that leave PyTorch, as on
-a detour through numpy, come back as tensors from outside.
+A TorchDispatchMode works below autograd. It therefore also sees operations under `no_grad`, after `detach`, and inside custom
+autograd Functions and scripted modules. The module itself computes with plain values, without gradients. For every value that
+depends on the pixels, the mode keeps a differentiable twin: a tensor in the same memory, with the gradient that the rules
+define. A tensor that no operation of the pass created is called an outside tensor, such as a result computed in numpy.
 """
 
 from contextlib import nullcontext
@@ -22,13 +22,17 @@ from kwbench.relaxation.operation import Call
 from kwbench.relaxation.rule import RULES
 from kwbench.relaxation.tensors import aten, is_float, storage, tensors_in, writes_into, written
 
-# Operations that change the shape or the strides of their argument in place and none of its values.
+# Operations that change the shape or the strides of their argument in place, but not its values.
 _RESHAPES_IN_PLACE = ("squeeze_", "unsqueeze_", "transpose_", "t_")
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedOperation:
-    """One operation of a pass, in the module `where`: the storages it read and wrote, and whether the gradient ended there."""
+    """One operation of a pass.
+
+    `where` is the name of the module that ran it. `read` and `wrote` are addresses of storages. `lost` says whether the
+    gradient ends at this operation.
+    """
 
     name: str
     where: str
@@ -39,10 +43,10 @@ class LoggedOperation:
 
 @dataclass(slots=True)
 class Log:
-    """All operations of a pass, in order.
+    """All operations of a pass, and all outside tensors that it used.
 
-    `outside` are copies of the tensors that no operation made, other than parameters and buffers, in order of their first use,
-    each with the module that used it.
+    `operations` are in the order in which they ran. `outside` holds a copy of each outside tensor except parameters and
+    buffers, in the order of first use, with the name of the module that used it.
     """
 
     operations: list[LoggedOperation] = field(default_factory=list)
@@ -51,42 +55,42 @@ class Log:
 
 @dataclass(slots=True)
 class SavedTensor:
-    """A tensor that the backward pass needs with its present values."""
+    """A tensor whose values at the time of saving are needed in the backward pass."""
 
     tensor: Tensor
 
 
 class RelaxedDispatch(TorchDispatchMode):
-    """Carries out each operation of a pass once, on differentiable tensors, and gives the module the plain values.
+    """Run each operation of a pass once, on differentiable twins, and return the plain values to the module.
 
-    `own` are the storages of the module's parameters and buffers. The last of `modules` is the name of the module at work.
-    `log` collects the operations, at a cost. `guess` passes the gradient of a tensor from outside to the latest tensor of the
-    same shape.
+    `own`: addresses of the storages of the module's parameters and buffers. `modules`: stack of the names of the running
+    modules, the innermost last. `log`: records the operations, which slows the pass; None to record nothing. `guess`: whether
+    the gradient of an outside tensor is passed to the latest tensor of the same shape.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Its guard would import the compiler, which takes longer than many a pass.
+        # If true, PyTorch wraps `__torch_dispatch__` in a guard that imports the compiler, which takes longer than most passes.
         return False
 
     def __init__(self, context: Context, own: set[int], modules: list[str], log: Log | None, guess: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.context = context
         self._own, self._modules, self._log, self._guess = own, modules, log, guess
-        # By the id of a value: the address of its storage, and its twin.
+        # Key: id of a value. Entry: address of its storage, and its twin.
         self._twins: dict[int, tuple[int, Tensor]] = {}
-        # One twin for each storage, of which those of other views are made.
+        # One twin for each storage address. The twins of other views of the storage are views of it.
         self._twin_by_storage: dict[int, Tensor] = {}
-        # Tensors known by id or address are kept alive, so that no other tensor gets these.
+        # Tensors that are looked up by id or address are kept alive, so that no new tensor reuses their id or address.
         self._alive: list[Any] = []
         self._saved: dict[int, list[SavedTensor]] = {}
-        # The storages that operations made, or that were noticed as from outside.
+        # Storages that operations of the pass created, and storages of outside tensors that are already registered.
         self._known: set[int] = set()
-        # The latest twin of each shape, for tensors from outside.
+        # The latest twin of each shape, which receives the gradients of outside tensors.
         self._latest: dict[tuple[int, ...], Tensor] = {}
 
     def set_twin(self, value: Tensor, twin: Tensor) -> None:
-        """Let this be the differentiable twin of a value."""
+        """Set the differentiable twin of a value."""
         address = storage(value)
         self._twins[id(value)] = address, twin
         base = twin._base if twin._is_view() else None
@@ -97,7 +101,7 @@ class RelaxedDispatch(TorchDispatchMode):
             self._latest[tuple(twin.shape)] = twin
 
     def twin(self, value: Tensor) -> Tensor | None:
-        """The differentiable twin of a value; None if the value does not depend on the pixels."""
+        """Return the differentiable twin of a value; None if the value does not depend on the pixels."""
         address = storage(value)
         known = self._twins.get(id(value))
         if known is not None and known[0] == address:
@@ -114,7 +118,7 @@ class RelaxedDispatch(TorchDispatchMode):
         return twin
 
     def save(self, tensor: Tensor) -> SavedTensor:
-        """Save a tensor for the backward pass; it is copied only if an operation is about to write into it."""
+        """Save a tensor for the backward pass. It is copied only when an operation is about to overwrite it."""
         saved = SavedTensor(tensor.detach())
         self._saved.setdefault(storage(tensor), []).append(saved)
         return saved
@@ -138,16 +142,18 @@ class RelaxedDispatch(TorchDispatchMode):
         context, lost_before = self.context, len(self.context.lost)
         values = tensors_in(args, kwargs)
         if self._log is not None or self._guess:
-            self._notice(values)
+            self._register_outside(values)
+        # Copy the saved tensors that this operation is about to overwrite.
         for position in written(func):
             target = args[position] if position < len(args) else kwargs.get(func._schema.arguments[position].name)
             if isinstance(target, Tensor):
                 for saved in self._saved.pop(storage(target), ()):
                     saved.tensor = saved.tensor.clone()
+        # `_local_scalar_dense` implements `item()`: its result is a Python number, which carries no gradient.
         if func is aten._local_scalar_dense.default or not any(storage(value) in context.dependent for value in values):
             result = func(*args, **kwargs)
         else:
-            with enable_reentrant_dispatch(), no_dispatch(), torch.enable_grad(), _no_inference():
+            with enable_reentrant_dispatch(), no_dispatch(), torch.enable_grad(), _leave_inference_mode():
                 result = self._relax(func, args, kwargs)
             result = (args[0] if writes_into(func) else result) if written(func) else self._plain(result)
         if self._log is not None or self._guess:
@@ -164,39 +170,39 @@ class RelaxedDispatch(TorchDispatchMode):
     def _relax(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         where = self._modules[-1]
         if any(position for position in written(func)):
-            return self._write_elsewhere(func, args, kwargs, where)
+            return self._write_into_later_arguments(func, args, kwargs, where)
         if writes_into(func):
             target = args[0]
             if str(func).removeprefix("aten.").partition(".")[0] in _RESHAPES_IN_PLACE:
                 return self._reshape_in_place(func, target, args[1:])
-            self._target(target)
+            self._target_twin(target)
         call = Call(func, self._differentiable(args), self._differentiable(kwargs), where)
         rule = RULES.get(func)
         return self.context.run(call) if rule is None else rule(self.context, call)
 
-    def _target(self, target: Tensor) -> Tensor:
-        """The tensor to write into. From now on everything that shares its memory depends on the pixels."""
+    def _target_twin(self, target: Tensor) -> Tensor:
+        """Return the differentiable tensor to write into, and mark its storage as dependent on the pixels."""
         if not is_float(target):
             return target
         twin = self.twin(target)
         if twin is None:
-            self._twin_by_storage[storage(target)] = _whole(target.detach())
+            self._twin_by_storage[storage(target)] = _view_of_storage(target.detach())
             self.context.dependent.add(storage(target))
             twin = self.twin(target)
             assert twin is not None
         return twin
 
-    def _reshape_in_place(self, func: Any, target: Tensor, rest: tuple[Any, ...]) -> Tensor:
+    def _reshape_in_place(self, func: Any, target: Tensor, parameters: tuple[Any, ...]) -> Tensor:
         address, twin = storage(target), self._differentiable(target)
         out_of_place = getattr(aten, str(func).removeprefix("aten.").partition(".")[0].removesuffix("_"))
-        reshaped = out_of_place(twin, *rest)
+        reshaped = out_of_place(twin, *parameters)
         if is_float(target):
             self._twins[id(target)] = address, reshaped
         target.as_strided_(reshaped.shape, reshaped.stride(), reshaped.storage_offset())
         return target
 
-    def _write_elsewhere(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> Any:
-        """Run an operation that writes into other arguments than its first: running means, or `out`."""
+    def _write_into_later_arguments(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> Any:
+        """Run an operation that writes into an argument other than the first, such as `running_mean` or `out`."""
         call = Call(func, self._differentiable(args), self._differentiable(kwargs), where)
         out = kwargs.get("out")
         if not isinstance(out, Tensor):
@@ -207,12 +213,12 @@ class RelaxedDispatch(TorchDispatchMode):
         if out.shape != result.shape:
             self.context.lose(call)
             return func(*args, **kwargs)
-        copy = Call(aten.copy_.default, (self._target(out), result), {}, where)
+        copy = Call(aten.copy_.default, (self._target_twin(out), result), {}, where)
         RULES[aten.copy_.default](self.context, copy)
         return out
 
     def _differentiable(self, value: Any) -> Any:
-        """Nested arguments, floats replaced by their differentiable twins."""
+        """Return nested arguments with every float tensor replaced by its differentiable twin."""
         if isinstance(value, Tensor):
             if storage(value) in self.context.dependent and is_float(value):
                 twin = self.twin(value)
@@ -228,7 +234,7 @@ class RelaxedDispatch(TorchDispatchMode):
         return value
 
     def _plain(self, result: Any) -> Any:
-        """The plain values of a result, which the module gets."""
+        """Return a result without gradients, for the module, and keep the differentiable result as its twin."""
         if isinstance(result, Tensor):
             value: Tensor = aten.detach.default(result)
             if is_float(result) and result.requires_grad:
@@ -239,11 +245,11 @@ class RelaxedDispatch(TorchDispatchMode):
             return type(result)(self._plain(part) for part in result)
         return result
 
-    def _notice(self, values: list[Tensor]) -> None:
-        """Notice tensors from outside.
+    def _register_outside(self, values: list[Tensor]) -> None:
+        """Register the outside tensors among the arguments of an operation.
 
-        With `guess`, a tensor of the shape of an earlier one passes its gradient to it, as through the identity (backward pass
-        differentiable approximation, arXiv:1802.00420).
+        With `guess`, an outside tensor passes its gradient, as through the identity, to the latest twin of the same shape
+        (backward pass differentiable approximation, arXiv:1802.00420).
         """
         for value in values:
             address = storage(value)
@@ -253,31 +259,32 @@ class RelaxedDispatch(TorchDispatchMode):
             self._alive.append(value)
             if self._log is not None:
                 self._log.outside.append((value.detach().clone(), self._modules[-1]))
-            like = self._latest.get(tuple(value.shape))
-            if not self._guess or like is None or not is_float(value) or value.dim() < 2 or len(value) % self.context.batch:
+            latest = self._latest.get(tuple(value.shape))
+            if not self._guess or latest is None or not is_float(value) or value.dim() < 2 or len(value) % self.context.batch:
                 continue
             self.context.relaxed["outside", self._modules[-1]] += 1
-            with enable_reentrant_dispatch(), no_dispatch(), torch.enable_grad(), _no_inference():
-                twin = straight_through(value.detach(), like)
+            with enable_reentrant_dispatch(), no_dispatch(), torch.enable_grad(), _leave_inference_mode():
+                twin = straight_through(value.detach(), latest)
             self.set_twin(value, twin)
 
 
 class CompilerSafeDispatch(RelaxedDispatch):  # type: ignore[no-untyped-call]
-    """The same for modules with compiled parts: those run as they are, and the compiler does not trace this code."""
+    """RelaxedDispatch for modules with compiled parts: these run unchanged, and the compiler does not trace this class."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return True
 
+    # PyTorch protects the method from the compiler only if the class itself defines it.
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def _no_inference() -> Any:
+def _leave_inference_mode() -> Any:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """All of the storage of a tensor: the tensor itself if it fills it, else a flat view."""
+def _view_of_storage(tensor: Tensor) -> Tensor:
+    """Return a view of the whole storage of a tensor: the tensor itself if it fills the storage, else a flat view."""
     size = tensor.untyped_storage().nbytes() // tensor.element_size()
     return tensor if tensor.numel() == size and tensor.is_contiguous() else tensor.as_strided((size,), (1,), 0)

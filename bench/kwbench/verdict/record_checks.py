@@ -1,8 +1,10 @@
-"""Checks of the record of an evaluation, without torch. A new check is a function and a line in RECORD_CHECKS.
+"""Checks that read only the recorded outcomes of an evaluation, and need neither the model nor torch.
 
-Attacks are grouped by the knowledge that they use: exact gradients, softened ones, function values alone, or another model.
-Where a group breaks samples that exact gradients were tried on and did not break, exact gradients are masked (Athalye et al.
-2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705).
+Some checks compare groups of attacks by the information that they use: exact gradients, softened gradients, function values
+only, or another model. If such a group breaks samples that attacks on exact gradients tried and did not break, the exact
+gradients are masked (Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705).
+
+To add a check, write a function and add a line to RECORD_CHECKS.
 """
 
 import re
@@ -19,20 +21,21 @@ from kwbench.record.summary import Summary
 from kwbench.statistics import difference_interval
 from kwbench.verdict.attack_groups import Group, group_of, parameters_of, steps_of
 
-# Other attacks break up to 1 % of the samples that strong gradient attacks did not, on sound models: they start elsewhere.
+# A group check fires above this share of the samples. On models without gradient masking, other attacks break up to 1 % of the
+# samples that strong gradient attacks did not break, because they start elsewhere.
 GAP = 0.02
-# Fewer samples than these are chance.
+# A group check does not fire for fewer samples than this, which may be chance.
 FEWEST = 3
-# From how many steps on an attack is held against a single step.
+# Attacks with a single step are compared with attacks that take at least this many steps.
 MANY_STEPS = 10
-# The robust accuracy that the last doubling of a budget may take.
+# A check fires if the last doubling of a budget lowers the robust accuracy by more than this.
 GAIN = 0.01
-# The robust accuracy by which a model may exceed its ReLU twin without a reason.
+# A check fires if the robust accuracy exceeds that of the same network with ReLU, the twin, by significantly more than this.
 TWIN_LEAD = 0.05
-# The activations in names of models that have a twin.
+# The activation in the name of a model that has a ReLU twin.
 _ACTIVATION = re.compile(r"(?:kwta|slwta|lwta)[0-9.]*")
 
-# The best robust accuracies that are believed, by data set, norm and eps: RobustBench (arXiv:2010.09670, March 2025).
+# The best published robust accuracies, by data set, norm and eps, from RobustBench (arXiv:2010.09670, March 2025).
 BEST_KNOWN: dict[tuple[str, str, Fraction], float] = {
     ("cifar10", "linf", Fraction(8, 255)): 0.7371,  # Bartoldson et al. 2024, arXiv:2404.09349, WRN-94-16
     ("cifar10", "l2", Fraction(1, 2)): 0.8486,  # Wang et al. 2023, arXiv:2302.04638, WRN-70-16
@@ -55,13 +58,13 @@ TWIN = Criterion(
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the checks of a record read.
+    """The recorded results of one evaluation, as the checks read them.
 
     Attributes:
         summary: the numbers of the evaluation.
-        outcomes: by label of the attack, the outcome of each sample by its hash; the clean images included.
+        outcomes: outcomes by label of the attack, then by hash of the sample. The clean images have the label `CLEAN`.
         others: evaluations of other models, at least those of the ReLU twin (`twin_of`).
-        groups: by label of the attack, its group; None for an attack of no single group.
+        groups: group of each attack by its label; None for an attack that does not belong to exactly one group.
     """
 
     summary: Summary
@@ -74,7 +77,7 @@ class Record:
         return [label for label, other in self.groups.items() if other == group]
 
     def labels_with_steps(self, least: int, most: float = float("inf")) -> list[str]:
-        """Return the labels of the attacks on exact gradients with so many steps."""
+        """Return the labels of the attacks on exact gradients that take at least `least` and at most `most` steps."""
         exact = self.labels_of("exact")
         return [
             attack.name for attack in self.summary.attacks if attack.name in exact and least <= steps_of(attack.spec) <= most
@@ -92,7 +95,7 @@ def examine_record(
 
     Args:
         summary: the numbers of the evaluation.
-        outcomes: the outcomes of each attack by label, the clean images included.
+        outcomes: outcomes by label of the attack. The clean images have the label `CLEAN`.
         others: evaluations of other models, at least those of the ReLU twin (`twin_of`).
         relaxes: false for a model without operations to relax, whose relaxed gradients are exact.
     """
@@ -103,7 +106,7 @@ def examine_record(
 
 
 def rows_have_outcomes(record: Record) -> list[Finding]:
-    """Count rows that are invalid or errors."""
+    """Count outcomes with status `INVALID` or `ERROR`."""
     runs = record.outcomes.values()
     failed = [outcome.sample for run in runs for outcome in run.values() if outcome.status in (Status.INVALID, Status.ERROR)]
     share = len(failed) / max(1, sum(len(run) for run in runs))
@@ -112,7 +115,7 @@ def rows_have_outcomes(record: Record) -> list[Finding]:
 
 
 def predictions_differ(record: Record) -> list[Finding]:
-    """Find a model that predicts the same class for all images."""
+    """Check that the model does not predict the same class for all images."""
     clean = record.outcomes.get(CLEAN, {}).values()
     predicted = {outcome.clean_prediction for outcome in clean}
     labels = {outcome.label for outcome in clean}
@@ -124,14 +127,17 @@ def predictions_differ(record: Record) -> list[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class GroupCheck:
-    """Does a group of attacks break samples that exact gradients were tried on and did not break?"""
+    """Check whether a group of attacks breaks samples that attacks on exact gradients tried and did not break.
+
+    `subject` names the attacks of the group in the statement of the finding.
+    """
 
     criterion: Criterion
     group: Group
     subject: str
 
     def __call__(self, record: Record) -> list[Finding]:
-        """Return the finding; none where the record lacks attacks of either group."""
+        """Return the finding; none if the record has no attack of the group, or none on exact gradients."""
         exact, others = record.labels_of("exact"), record.labels_of(self.group)
         if not exact or not others:
             return []
@@ -139,13 +145,13 @@ class GroupCheck:
 
     @classmethod
     def of(cls, group: Group, subject: str) -> Check[Record]:
-        """Return the check of a group, whose attacks a statement calls `subject`."""
+        """Return the check of a group as an entry for RECORD_CHECKS."""
         criterion = Criterion(group, kind="masking")
         return Check(group, cls(criterion, group, subject), (criterion,))
 
 
 def one_step_is_weaker_than_many(record: Record) -> list[Finding]:
-    """Find samples that a single step on exact gradients breaks and many steps do not."""
+    """Check whether a single step on exact gradients breaks samples that many steps do not break."""
     single, many = record.labels_with_steps(1, 1), record.labels_with_steps(MANY_STEPS)
     if not single or not many:
         return []
@@ -153,7 +159,7 @@ def one_step_is_weaker_than_many(record: Record) -> list[Finding]:
 
 
 def escalation_has_ended(record: Record) -> list[Finding]:
-    """Measure the gain of the last run of every attack whose budget was doubled."""
+    """Measure the largest loss of robust accuracy by the last doubling of an attack's budget."""
     labels = [attack.name for attack in record.summary.attacks]
     last: dict[str, str] = {}
     for label in labels:
@@ -170,7 +176,10 @@ def escalation_has_ended(record: Record) -> list[Finding]:
 
 
 def steps_cross_the_ball(record: Record) -> list[Finding]:
-    """Compare the number of steps times the step size with eps, for the attacks of the protocol or else for all."""
+    """Check that each attack can cross the ball: its steps times its step size are at least eps.
+
+    If the evaluation has a protocol, only the attacks of the protocol are checked.
+    """
     summary = record.summary
     reaches = {}
     for attack in summary.attacks:
@@ -191,13 +200,13 @@ def steps_cross_the_ball(record: Record) -> list[Finding]:
 
 
 def accuracy_is_at_most_the_best_known(record: Record) -> list[Finding]:
-    """Compare the robust accuracy with the best that is believed for the data set and threat model."""
+    """Check that the robust accuracy is not above the best published one for the data set and threat model."""
     summary = record.summary
     if summary.a_rob is None:
         return []
     for (dataset, norm, eps), best in BEST_KNOWN.items():
         same = summary.dataset.lower().startswith(dataset) or summary.model.startswith(f"{dataset}/")
-        # Robustness in a larger ball is robustness in the smaller one.
+        # The best value for a smaller ball also bounds the robust accuracy in a larger one, which contains it.
         if same and norm == summary.threat.norm and summary.threat.eps >= eps:
             value = summary.a_rob.value
             statement = (
@@ -235,7 +244,7 @@ def lead_over_the_twin_is_small(record: Record) -> list[Finding]:
 
 
 def twin_of(model: str) -> str | None:
-    """Return the name of the same network with ReLU; None for a name that holds no other activation."""
+    """Return the name of the same network with ReLU; None if the name contains no k-WTA or LWTA activation."""
     name = _ACTIVATION.sub("relu", model, count=1)
     return None if name == model else name
 
@@ -261,7 +270,7 @@ RECORD_CHECKS: dict[str, Check[Record]] = {
 def _gap(
     record: Record, criterion: Criterion, subject: str, labels: Sequence[str], than: str, reference: Sequence[str]
 ) -> Finding:
-    """Return the share of samples that the attacks `labels` break and those of `reference`, tried on them, did not."""
+    """Return the finding on the share of samples that the attacks `labels` break and those of `reference` tried and did not."""
     drops = _drops(record, [CLEAN, *reference], labels, tried=reference)
     total = sum(drops.values())
     share = total / record.summary.n
@@ -276,7 +285,10 @@ def _broken(drops: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _drops(record: Record, first: Sequence[str], second: Sequence[str], *, tried: Sequence[str]) -> dict[str, float]:
-    """Return by how much the second attacks lower the value of each sample that one of `tried` was tried on."""
+    """Return how much the attacks `second` lower the value of a sample below its value after the attacks `first`.
+
+    The result has an entry, by hash, for each sample that at least one attack of `tried` ran on and whose value changes.
+    """
     rows, stochastic = record.outcomes, record.summary.stochastic
     drops = {}
     for sample in sorted({sample for label in tried for sample in rows.get(label, ())}):
@@ -288,9 +300,10 @@ def _drops(record: Record, first: Sequence[str], second: Sequence[str], *, tried
 
 
 def _value(candidates: Sequence[Outcome], stochastic: bool) -> float | None:
-    """Return 1 or 0: correct under all candidates or not.
+    """Return the value of a sample after the attacks that proposed these candidates; None if no candidate has a result.
 
-    For a stochastic model, the share of correct fresh draws of the candidate that the selection draws choose.
+    For a deterministic model it is 1 if the prediction is correct for all candidates, otherwise 0. For a stochastic model it is
+    the share of correct fresh draws of one candidate, the one with the lowest share of correct selection draws.
     """
     if not stochastic:
         statuses = {candidate.status for candidate in candidates}

@@ -1,4 +1,7 @@
-"""The climb of Auto-PGD: momentum steps from many starts and for many targets in parallel."""
+"""Gradient ascent of Auto-PGD: momentum steps from many starts and towards many target classes, in parallel.
+
+A climb is one run of such an ascent, for one sample, start and target. A batch holds many climbs.
+"""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -16,20 +19,20 @@ from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
-# Croce and Hein 2020 (arXiv:2003.01690), algorithm 1: the weight of the new step, and the share of rising steps below which the
-# step size is halved.
+# Croce and Hein 2020 (arXiv:2003.01690), algorithm 1: the weight of the new step, and the share of steps that raise the loss,
+# at or below which the step size is halved.
 _MOMENTUM, _RHO = 0.75, 0.75
-# The lowest score of a climb that succeeded.
+# The lowest score of a climb that ended in a misclassified image.
 SUCCESS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class ClimbSettings:
-    """What all climbs have in common.
+    """Settings that all climbs share.
 
     `adaptive`: the step size is halved at checkpoints; otherwise it follows a cosine. `lookahead`: on deterministic models,
-    samples that are likely to be misclassified get a forward pass before a gradient is paid for. `precision` is that of the
-    gradients after the first `rounded_steps` steps, which are in bfloat16.
+    iterates that are likely to be misclassified get a forward pass first, and a gradient only if they are not. The first
+    `rounded_steps` steps compute in bfloat16, the others in `precision`.
     """
 
     steps: int
@@ -45,12 +48,13 @@ class ClimbSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClimbState:
-    """The state of climbs in parallel; every field has one entry a climb.
+    """State of the climbs that still run; every field has one entry per climb.
 
-    `index` is the climb's number, `row` that of its sample in the metered batch. `best` is the iterate of highest loss so far.
-    `rises`, `best_value_before` and `halved` describe the time since the last checkpoint: how often the loss rose, the highest
-    loss before it, and whether the step size was halved there. `margin` and `margin_before` are the margins of the last two
-    iterates.
+    `index` is the number of the climb, `row` the row of its sample in the metered batch. `z` is the current iterate, `previous`
+    the one before; `gradient` and `value` are the loss gradient and the loss at `z`. `best` is the iterate of highest loss so
+    far. Three fields refer to the last checkpoint: `rises` counts the steps since then that raised the loss,
+    `best_value_before` is the highest loss until then, and `halved` tells whether the step size was halved there. `margin` and
+    `margin_before` are the margins of the last two iterates.
     """
 
     index: Tensor
@@ -85,6 +89,7 @@ class ClimbState:
             z=start,
             previous=start,
             gradient=torch.zeros_like(x),
+            # The loss at the start does not count as a rise.
             value=-lowest,
             step_size=torch.full_like(lowest, step_size),
             best=start,
@@ -112,8 +117,11 @@ class ClimbState:
 
 @dataclass(frozen=True, slots=True)
 class ClimbResult:
-    """Of each climb: the proposed image, whether it is misclassified, whether the gradient became NaN before, and the largest
-    probability margin of any iterate."""
+    """Results of climbs, one entry per climb.
+
+    `images`: the proposed images. `broken`: whether they are misclassified. `lost`: whether the gradient became NaN before a
+    success. `closest`: the largest probability margin of any iterate.
+    """
 
     images: Tensor
     broken: Tensor
@@ -122,12 +130,12 @@ class ClimbResult:
 
     @property
     def score(self) -> Tensor:
-        """By which the climbs of a sample are compared (l,): successes first, then NaN gradients, then the largest margin."""
+        """Scores (l,) that rank the climbs of a sample: successes first, then NaN gradients, then by the largest margin."""
         return torch.where(self.broken, SUCCESS + 1 + self.closest, torch.where(self.lost, 2.0, self.closest))
 
 
 class ParallelClimb:
-    """Climbs in parallel, each from its start and for its target."""
+    """Climbs that run in parallel, each from its own start and towards its own target."""
 
     def __init__(
         self, settings: ClimbSettings, model: Model, threat: ThreatModel, rng: SampleRandom, state: ClimbState
@@ -137,10 +145,11 @@ class ParallelClimb:
         self._last_checkpoint = 0
 
     def until_success(self, target_index: Tensor, narrowing: Narrowing | None) -> ClimbResult:
-        """Climb on a deterministic model until the first success for each sample, and return the result of each climb (l,).
+        """Climb on a deterministic model, and return the results of all climbs (l,).
 
-        `target_index` (l,): the position of a climb's target among those of its sample. With `early_exit` the success of one
-        climb ends all climbs of its sample.
+        With `early_exit`, the first success for a sample ends all its climbs; otherwise they go on.
+        `target_index` (l,) is the position of a climb's target among the targets of its sample. `narrowing` says when a sample
+        gives up some of its targets; None to keep all.
         """
         settings, start, row = self._settings, self._state.z, self._state.row
         images, broken = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
@@ -159,7 +168,7 @@ class ParallelClimb:
             better = (successful & ~broken[index]) | ((successful == broken[index]) & (state.value > highest[index]))
             images[index[better]], highest[index[better]] = state.z[better], state.value[better]
             broken[index] |= successful
-            # A NaN gradient leads nowhere, and the judge refuses the sample unless it is already misclassified.
+            # A climb cannot go on from a NaN gradient. If it had no success before, it proposes NaN, which the judge rejects.
             stuck = steepest(state.gradient, self._threat.norm).isnan().flatten(1).any(dim=1)
             lost[index] |= stuck & ~broken[index]
             sample_broken[state.row[successful]] = True
@@ -189,16 +198,16 @@ class ParallelClimb:
         return "bfloat16" if step < self._settings.rounded_steps else self._settings.precision
 
     def _keep_closest(self, allowed: int, closest: Tensor, target_index: Tensor, size: tuple[int, int]) -> None:
-        """Keep only the `allowed` climbs of each sample that came closest."""
+        """Keep only the `allowed` climbs of each sample with the largest probability margins so far."""
         index, row = self._state.index, self._state.row
         margins = torch.full(size, -torch.inf, device=closest.device)
         margins[row, target_index[index]] = closest[index]
         self._state = self._state.take(ranks(margins)[row, target_index[index]] < allowed)
 
     def _evaluate(self, step: int) -> tuple[Tensor, Tensor]:
-        """Evaluate the loss and its gradient at the iterates; return their logits (l, k), and which are misclassified (l,).
+        """Store the loss and its gradient at the iterates; return logits (l, k), and which iterates are misclassified (l,).
 
-        Iterates that are found misclassified by a lookahead get a zero gradient: the search does not need it.
+        An iterate that a lookahead shows to be misclassified gets a zero gradient, because its climb needs no further step.
         """
         state, likely = self._state, self._likely_misclassified(step)
         if bool(likely.any()):
@@ -206,7 +215,7 @@ class ParallelClimb:
         else:
             logits, value, gradient = self._loss_and_gradient(state, step)
             successful = self._misclassified(state, logits, step)
-        # The judge calls a prediction that is not finite broken; its gradient leads nowhere.
+        # Non-finite logits count as misclassified. Their gradients are useless and may be NaN.
         failed = not_finite(logits)
         value = value.masked_fill(failed, torch.inf)
         gradient = gradient.masked_fill(failed.view(-1, 1, 1, 1), 0)
@@ -226,8 +235,11 @@ class ParallelClimb:
         return logits, successful
 
     def _evaluate_after_lookahead(self, likely: Tensor, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Return which iterates are misclassified (l,), and logits, losses and gradients as `_loss_and_gradient` does; those of
-        the `likely` (l,) iterates that are misclassified have zero gradients."""
+        """Look ahead at the iterates in the mask `likely` (l,), and compute gradients only at the others and where it failed.
+
+        Return which iterates are misclassified (l,), and the logits, losses and gradients as `_loss_and_gradient` does. The
+        gradients are zero where the lookahead found a misclassified iterate.
+        """
         state, candidates = self._state, self._state.take(likely)
         with torch.no_grad(), self._model.computing_in(self._precision(step)):
             logits_ahead = self._model(candidates.z, candidates.row)
@@ -242,7 +254,7 @@ class ParallelClimb:
         return successful, (logits, value, gradient)
 
     def _likely_misclassified(self, step: int) -> Tensor:
-        """Return for which iterates (l,) a lookahead is worth its pass."""
+        """Return which iterates (l,) are so likely to be misclassified that a lookahead saves time."""
         state = self._state
         if not self._settings.lookahead or self._model.stochastic or not 0 < step < self._settings.steps:
             return torch.zeros_like(state.halved)
@@ -254,7 +266,7 @@ class ParallelClimb:
         return misclassified(self._model, state.z, logits, state.y, state.row, self._precision(step))
 
     def _loss_and_gradient(self, state: ClimbState, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (l, k), losses (l,) and gradients (l, c, h, w) at the iterates; after the last step no gradients."""
+        """Return logits (l, k), losses (l,) and gradients (l, c, h, w) at the iterates; zero gradients after the last step."""
         if not len(state.z):
             return state.z.new_zeros((0, self._model.classes)), state.value, state.z
         with self._model.computing_in(self._precision(step)):
@@ -264,7 +276,7 @@ class ParallelClimb:
                     return logits, self._objective(logits, state.y, state.target)[0], torch.zeros_like(state.z)
             if self._model.stochastic or self._settings.gradient.in_step:
                 return self._estimate(state, self._rng.take(state.index).child(step))
-            # One pass at a time, because autograd keeps the activations of every row.
+            # One batch at a time, because autograd keeps the activations of every row until the backward pass.
             batch_size = self._model.batch_sizes(gradients=True)[0]
             parts = [self._estimate(part, self._rng) for part in state.split(batch_size)]
             logits, value, gradient = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -283,8 +295,11 @@ class ParallelClimb:
         return LOSSES[self._settings.loss](logits, y)[None]
 
     def _adapt_step_size(self, steps: int) -> None:
-        """Halve the step size and return to the best iterate if few of the last `steps` steps raised the loss, or none raised
-        it above the previous best."""
+        """At a checkpoint, halve the step size of climbs that no longer improve, and return them to their best iterate.
+
+        These are the climbs in which too few of the last `steps` steps raised the loss, or in which none raised it above the
+        previous best although the step size was not halved at the last checkpoint.
+        """
         state = self._state
         stuck = ~state.halved & (state.best_value_before >= state.best_value)
         halved = (state.rises <= _RHO * steps) | stuck
@@ -307,8 +322,8 @@ class ParallelClimb:
         state, threat = self._state, self._threat
         size = state.step_size
         if not self._settings.adaptive:
-            falling = (1 + math.cos(math.pi * step / max(self._settings.steps - 1, 1))) / 2
-            size = torch.full_like(size, threat.radius * (0.05 + 1.95 * falling))
+            cosine = (1 + math.cos(math.pi * step / max(self._settings.steps - 1, 1))) / 2
+            size = torch.full_like(size, threat.radius * (0.05 + 1.95 * cosine))
         z = project(state.z + size.view(-1, 1, 1, 1) * steepest(state.gradient, threat.norm), state.x, threat)
         if step:
             z = state.z + _MOMENTUM * (z - state.z) + (1 - _MOMENTUM) * (state.z - state.previous)
@@ -317,13 +332,16 @@ class ParallelClimb:
 
 
 def checkpoints(steps: int) -> frozenset[int]:
-    """Return the numbers of steps after which the step size is adapted: the first is 22 % of the steps, then ever shorter
-    stretches follow, at last 6 % (section 3.1)."""
-    points, point, stretch = set(), 0, max(int(0.22 * steps), 1)
-    while point + stretch <= steps:
-        point += stretch
+    """Return the checkpoints: the numbers of steps after which the step size is adapted.
+
+    The first interval is 22 % of the steps. Each following one is shorter by 3 % of the steps, but at least 6 % (section 3.1 of
+    arXiv:2003.01690).
+    """
+    points, point, interval = set(), 0, max(int(0.22 * steps), 1)
+    while point + interval <= steps:
+        point += interval
         points.add(point)
-        stretch = max(stretch - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
+        interval = max(interval - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
     return frozenset(points)
 
 
