@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test trials verdicts papers speed check format clean
+.PHONY: setup demo test trials verdicts papers speed docs check format clean
 
 setup: .venv/.installed
 
+# torchattacks comes without its dependencies: it pins requests 2.25, never imports it, and mkdocs-material needs a newer one.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps torchattacks tqdm
 	@touch $@
 
 demo: setup
@@ -32,6 +34,10 @@ papers: setup
 speed: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps adv-lib
 	sh bench/speed.sh
+
+# The site, in build/docs; open index.html. Warnings are errors.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
 
 check: setup
 	$(BIN)/ruff check bench tests

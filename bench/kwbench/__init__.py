@@ -162,7 +162,9 @@ def diagnose(
     """Judge whether a robust accuracy can be believed: evaluate, run every check of model and record, and reach a verdict.
 
     Args:
-        model, x, y: as for `evaluate`.
+        model: as for `evaluate`.
+        x: as for `evaluate`.
+        y: as for `evaluate`.
         suite: the suite whose robust accuracy is judged.
         protocol: a suite or attacks to compare it with; default: the suite's own protocol.
         options: the other options of `evaluate`.
@@ -194,7 +196,13 @@ def attack(
 
     Args:
         name: name of the attack; `kwbench attacks` lists them.
-        model, x, y, eps, norm, seed, device: as for `evaluate`.
+        model: as for `evaluate`.
+        x: as for `evaluate`.
+        y: as for `evaluate`.
+        eps: as for `evaluate`.
+        norm: as for `evaluate`.
+        seed: as for `evaluate`.
+        device: as for `evaluate`.
         options: other options of `evaluate`, such as {"dataset": "digits", "n": 100}.
         parameters: parameters of the attack, such as steps=50.
 

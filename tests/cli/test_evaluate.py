@@ -11,7 +11,7 @@ from support.command_line import FAST, OWN_MODEL, Kwbench, refused
 from support.small_models import digits
 from support.small_registry import count
 
-# The keys that the README documents, on which users' scripts may rely.
+# The keys on which users' scripts may rely.
 KEYS = {"model", "dataset", "n", "threat", "stochastic", "complete", "run", "a_std", "a_rob", "cascade", "a_rob_as_in_paper"}
 KEYS |= {"protocol", "a_protocol", "passes", "skipped"}
 ATTACK_KEYS = {"name", "n", "accuracy", "broke", "passes", "statuses", "forwards", "backwards", "seconds"}

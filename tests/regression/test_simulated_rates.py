@@ -10,7 +10,7 @@ from support.simulation import DETERMINISTIC, DROPS, STOCHASTIC, rates
 # How often a check ends with exit code 1 / with exit code 3, in percent, by the drop in points; a drop of 0 shows false alarms.
 # At n = 360, max_drop 1 point, alpha 0.01 and a baseline A_rob of 60 %. Churn, in points: for deterministic models, the samples
 # that a retrained model loses, and gains, at no drop; for stochastic models (100 draws a sample), how far p moves either way.
-# From 20,000 runs (2,000 if stochastic) of support/simulation.py. The README has the same table.
+# From 20,000 runs (2,000 if stochastic) of support/simulation.py. docs/pages/how-to/ci.md has the same table.
 MEASURED = """\
 | model | churn | drop 0 | 1 | 2 | 3 | 5 | 8 | 10 |
 | :-- | --: | --: | --: | --: | --: | --: | --: | --: |

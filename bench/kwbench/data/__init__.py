@@ -46,7 +46,7 @@ __all__ = [
 DATA_SETS: dict[str, DataSetSpec] = {
     spec.name: spec
     for spec in (
-        # The radius was chosen on the validation split; README, "The digits eps", says how.
+        # The radius was chosen on the validation split; docs/pages/explanation/numbers.md says how.
         DataSetSpec("digits", read_digits, (1, 8, 8), 10, ThreatModel.of("linf", "0.2")),
         # The radius of xiao2020 D.4.
         DataSetSpec("mnist", read_mnist, (1, 28, 28), 10, ThreatModel.of("linf", "0.3")),
