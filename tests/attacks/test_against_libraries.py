@@ -300,7 +300,7 @@ def _few_classes(classes: int) -> tuple[Model, Batch]:
 
 
 @pytest.mark.parametrize(
-    ("name", "ours", "parameters"),
+    ("name", "native_name", "parameters"),
     [
         ("foolbox:LinfPGD", "pgd", {"random_start": False}),
         ("foolbox:LinfFastGradientAttack", "fgsm", {}),
