@@ -32,14 +32,14 @@ def test_a_healthy_installation_has_no_problems(tmp_path: Path) -> None:
     by_subject = diagnoses(tmp_path)
     assert {diagnosis.level for diagnosis in by_subject.values()} <= {"ok", "note"}
     assert {"python", "torch", "torchvision", "pyautoattack", "device", "sqlite", "disk", "registry"} <= by_subject.keys()
-    assert all(diagnosis.found for diagnosis in by_subject.values())
+    assert all(diagnosis.observation for diagnosis in by_subject.values())
 
 
 def test_a_malformed_registry_is_a_problem_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "registry.yaml").write_text("models: {}\nmodels: {}\n")
     diagnosis = diagnoses(tmp_path)["registry"]
     assert diagnosis.level == "problem"
-    assert "registry.yaml:2:1" in diagnosis.found
+    assert "registry.yaml:2:1" in diagnosis.observation
     assert diagnosis.remedy
 
 
@@ -51,8 +51,8 @@ def test_missing_and_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     (tmp_path / "starter.yaml").write_text("\n".join(["models:", lines[2].replace("gone:", "ours:"), ""]))
     (tmp_path / "registry.yaml").write_text("\n".join(["models:", *lines, ""]))
     checkpoints = [one for one in examine(str(tmp_path / "results.db")) if one.subject == "checkpoints"]
-    missing = [(note.level, *note.found.split(": no checkpoint for ")) for note in checkpoints[1:]]
-    assert (checkpoints[0].level, checkpoints[0].found.rpartition("for ")[2]) == ("problem", "bad")
+    missing = [(note.level, *note.observation.split(": no checkpoint for ")) for note in checkpoints[1:]]
+    assert (checkpoints[0].level, checkpoints[0].observation.rpartition("for ")[2]) == ("problem", "bad")
     assert missing == [("note", "registry.yaml", "gone"), ("note", str(tmp_path / "starter.yaml"), "ours")]
     assert all("kwbench train" in diagnosis.remedy for diagnosis in checkpoints)
 
@@ -65,7 +65,7 @@ def test_a_missing_package_is_a_problem_with_its_remedy(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(doctor, "version", version)
     diagnosis = diagnoses(tmp_path)["foolbox"]
-    assert (diagnosis.level, diagnosis.found, diagnosis.remedy) == ("problem", "not installed", "pip install foolbox")
+    assert (diagnosis.level, diagnosis.observation, diagnosis.remedy) == ("problem", "not installed", "pip install foolbox")
 
 
 def test_a_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("shutil.disk_usage", lambda _: Full)
     diagnosis = diagnoses(tmp_path)["disk"]
     assert diagnosis.level == "problem"
-    assert "5 MB free" in diagnosis.found
+    assert "5 MB free" in diagnosis.observation
 
 
 def test_a_file_that_is_not_a_database_is_a_problem(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_file_that_is_not_a_database_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "results.db").write_bytes(b"no database" * 1000)
     diagnosis = diagnoses(tmp_path)["record"]
     assert diagnosis.level == "problem"
-    assert "results.db: not a kwbench database" in diagnosis.found
+    assert "results.db: not a kwbench database" in diagnosis.observation
     (tmp_path / "results.db").unlink()
     Store.open(str(tmp_path / "results.db"), create=True).close()
     assert diagnoses(tmp_path)["record"].level == "ok"
@@ -118,4 +118,4 @@ def test_a_failing_examination_is_a_problem_of_its_subject(
 
     monkeypatch.setattr(doctor, examination, broken)
     diagnosis = diagnoses(tmp_path)[examination.removeprefix("_")]
-    assert (diagnosis.level, diagnosis.found) == ("problem", "OSError: no such luck")
+    assert (diagnosis.level, diagnosis.observation) == ("problem", "OSError: no such luck")

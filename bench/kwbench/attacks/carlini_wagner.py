@@ -140,22 +140,22 @@ class _BinarySearch:
         self.const = torch.full((len(x),), attack.initial_const, device=x.device)
         self.low, self.high = torch.zeros_like(self.const), torch.full_like(self.const, torch.inf)
         self.round = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        self.found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         return total(delta.square()), 2 * delta
 
     def won(self, rows: Tensor, wins: Tensor, far: Tensor) -> Tensor:
-        self.found[rows] |= wins
+        self.succeeded[rows] |= wins
         return torch.zeros_like(wins)  # a success does not end a round: a nearer one may follow
 
     def next_round(self, rows: Tensor, nearest: Tensor) -> Tensor:
-        const, found = self.const[rows], self.found[rows]
-        self.high[rows] = torch.where(found, const, self.high[rows])
-        self.low[rows] = torch.where(found, self.low[rows], const)
+        const, succeeded = self.const[rows], self.succeeded[rows]
+        self.high[rows] = torch.where(succeeded, const, self.high[rows])
+        self.low[rows] = torch.where(succeeded, self.low[rows], const)
         high, low = self.high[rows], self.low[rows]
         self.const[rows] = torch.where(high.isinf(), const * 10, (low + high) / 2)
-        self.found[rows] = False
+        self.succeeded[rows] = False
         self.round[rows] += 1
         steps = self.attack.binary_search_steps
         if steps >= 10:
@@ -185,7 +185,7 @@ class _TauSearch:
         self.attack = attack
         self.const = torch.full((len(x),), attack.initial_const, device=x.device)
         self.tau = torch.ones_like(self.const)
-        self.found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def penalty(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         excess = delta.abs() - self.tau[rows].view(-1, 1, 1, 1)
@@ -193,14 +193,14 @@ class _TauSearch:
 
     def won(self, rows: Tensor, wins: Tensor, far: Tensor) -> Tensor:
         won = wins & (far <= self.tau[rows])
-        self.found[rows] = won
+        self.succeeded[rows] = won
         return won
 
     def next_round(self, rows: Tensor, nearest: Tensor) -> Tensor:
-        found = self.found[rows]
+        succeeded = self.succeeded[rows]
         lower = torch.minimum(self.tau[rows], nearest[rows]) * self.attack.tau_factor
-        self.tau[rows] = torch.where(found, lower, self.tau[rows])
-        self.const[rows] = torch.where(found, self.const[rows], self.const[rows] * self.attack.const_factor)
+        self.tau[rows] = torch.where(succeeded, lower, self.tau[rows])
+        self.const[rows] = torch.where(succeeded, self.const[rows], self.const[rows] * self.attack.const_factor)
         return (self.const[rows] > self.attack.largest_const) | (self.tau[rows] < _LEAST_TAU)
 
     @staticmethod

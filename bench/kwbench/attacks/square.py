@@ -192,18 +192,18 @@ class _L2:
         give, take = (self._window(numbers[:, first], numbers[:, first + 1], side, height, width) for first in (0, 2))
         index = torch.arange(len(x), device=x.device)[:, None, None, None]
         channel = torch.arange(channels, device=x.device)[None, :, None, None]
-        here, there = (index, channel, *give), (index, channel, *take)
+        giving, taking = (index, channel, *give), (index, channel, *take)
 
         budget = torch.zeros_like(delta)
-        budget[here], budget[there] = delta[here].square(), delta[there].square()
+        budget[giving], budget[taking] = delta[giving].square(), delta[taking].square()
         spare = (self.threat.radius**2 - total(delta.square())).clamp_min(0) / channels
         length = (budget.sum(dim=(2, 3)) + spare[:, None]).sqrt()[:, :, None, None]
 
         bump = _bump(side, x)
         turned = (numbers[:, 4] < 0.5)[:, None, None, None]
-        fresh = torch.where(turned, bump.T, bump) * _signs(numbers[:, 5:])[:, :, None, None] + _unit(delta[here])
-        delta[there] = 0
-        delta[here] = _unit(fresh) * length
+        fresh = torch.where(turned, bump.T, bump) * _signs(numbers[:, 5:])[:, :, None, None] + _unit(delta[giving])
+        delta[taking] = 0
+        delta[giving] = _unit(fresh) * length
         return self._scaled(delta, x)
 
     def _scaled(self, delta: Tensor, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ Kind = Literal["cannot be true", "does not fit", "could not have worked"]
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """What a rule found, in one sentence, and the cells concerned; none for a figure of a paper, which has no cells."""
+    """A violation of a rule: one sentence and the cells concerned. A remark on a figure of a paper concerns no cells."""
 
     rule: str
     kind: Kind
@@ -66,10 +66,10 @@ def not_the_worst(claims: Sequence[Claim]) -> list[Remark]:
     """Find worst cases above the accuracy under one of the attacks that they cover."""
     remarks = []
     for row in _rows(claims):
-        worst = next((each for each in row if each.attack == WORST), None)
-        below = [each for each in row if each.attack in _WHITE_BOX and worst is not None and each.percent < worst.percent]
+        worst = next((claim for claim in row if claim.attack == WORST), None)
+        below = [claim for claim in row if claim.attack in _WHITE_BOX and worst is not None and claim.percent < worst.percent]
         if worst is not None and below:
-            least = min(below, key=lambda each: each.percent)
+            least = min(below, key=lambda claim: claim.percent)
             statement = f"the worst case, {worst.text} %, is above {least.attack}'s {least.text} % in the same row"
             remarks += _remark("not the worst", "cannot be true", (worst,), statement)
     return remarks
@@ -81,43 +81,43 @@ def above_standard(claims: Sequence[Claim], images: Mapping[str, int]) -> list[R
     """
     remarks = []
     for row in _rows(claims):
-        clean = next((each for each in row if each.attack in CLEAN), None)
-        for each in row:
-            if clean is None or not each.attacked:
+        clean = next((claim for claim in row if claim.attack in CLEAN), None)
+        for claim in row:
+            if clean is None or not claim.attacked:
                 continue
-            luck = _LUCK * (clean.percent * (100 - clean.percent) / images[each.paper]) ** 0.5 if each.paper in images else 0
-            if each.percent > clean.percent + luck:
-                statement = f"{each.text} % under {each.attack}, and {clean.text} % without an attack"
-                remarks += _remark("above standard", "cannot be true", (each,), statement)
+            variance = clean.percent * (100 - clean.percent) / images[claim.paper] if claim.paper in images else 0
+            if claim.percent > clean.percent + _LUCK * variance**0.5:
+                statement = f"{claim.text} % under {claim.attack}, and {clean.text} % without an attack"
+                remarks += _remark("above standard", "cannot be true", (claim,), statement)
     return remarks
 
 
 def largest_class(claims: Sequence[Claim], shares: Mapping[str, Fraction]) -> list[Remark]:
     """Find accuracies equal to the share of the largest class: the network is constant."""
-    found = tuple(
-        each
-        for each in claims
-        if each.attack in CLEAN and each.dataset in shares and _printed(100 * shares[each.dataset], each) == each.percent
+    constant = tuple(
+        claim
+        for claim in claims
+        if claim.attack in CLEAN and claim.dataset in shares and _printed(100 * shares[claim.dataset], claim) == claim.percent
     )
     statement = "the share of the largest class: the network is constant, so its row says nothing about robustness"
-    return _remark("largest class", "could not have worked", found, statement)
+    return _remark("largest class", "could not have worked", constant, statement)
 
 
 def coarse_grid(claims: Sequence[Claim], images: Mapping[str, int]) -> list[Remark]:
     """Find papers whose accuracies under attack are all multiples of a coarser fraction than their number of images allows."""
     remarks = []
     for paper, n in images.items():
-        found = tuple(each for each in claims if each.paper == paper and each.attacked)
-        finer = [k for k in range(2, n // 100 + 1) if n % k == 0 and all(_on_grid(each, n // k) for each in found)]
+        attacked = tuple(claim for claim in claims if claim.paper == paper and claim.attacked)
+        factors = [k for k in range(2, n // 100 + 1) if n % k == 0 and all(_on_grid(claim, n // k) for claim in attacked)]
         # Numbers such as 0.0 and 5.0 are on every grid.
-        telling = sum(each.percent > 0 and each.decimals >= 2 for each in found)
-        if finer and telling:
-            k = max(finer)
+        informative = sum(claim.percent > 0 and claim.decimals >= 2 for claim in attacked)
+        if factors and informative:
+            k = max(factors)
             statement = (
-                f"all {len(found)} numbers are multiples of 1/{n // k}, though {n} images are stated; "
-                f"the probability of this by chance is 1 in {k}^{telling}"
+                f"all {len(attacked)} numbers are multiples of 1/{n // k}, though {n} images are stated; "
+                f"the probability of this by chance is 1 in {k}^{informative}"
             )
-            remarks += _remark("coarse grid", "does not fit", found, statement)
+            remarks += _remark("coarse grid", "does not fit", attacked, statement)
     return remarks
 
 
@@ -127,8 +127,8 @@ def off_the_grid(claims: Sequence[Claim], images: Mapping[str, int]) -> list[Rem
     for paper, n in images.items():
         for attacked in (False, True):
             # Numbers with one decimal fit every grid.
-            cells = [each for each in claims if each.paper == paper and each.attacked == attacked and each.decimals >= 2]
-            off = tuple(each for each in cells if not _on_grid(each, n))
+            cells = [claim for claim in claims if claim.paper == paper and claim.attacked == attacked and claim.decimals >= 2]
+            off = tuple(claim for claim in cells if not _on_grid(claim, n))
             if len(off) < len(cells) / 4:
                 numbers = ", ".join(claim.text for claim in off)
                 statement = f"{numbers}: not a fraction of {n} images, unlike {len(cells) - len(off)} other numbers"
@@ -139,25 +139,25 @@ def off_the_grid(claims: Sequence[Claim], images: Mapping[str, int]) -> list[Rem
 def short_of_eps(claims: Sequence[Claim]) -> list[Remark]:
     """Find attacks whose steps add up to less than eps, by the settings that the paper states."""
     groups: dict[tuple[str, str, str], list[Claim]] = {}
-    for each in claims:
-        protocol = protocol_of(each)
+    for claim in claims:
+        protocol = protocol_of(claim)
         # The first label is the paper's reading, except for a worst case, where all labels are other readings.
         if protocol is None or not protocol.labels or protocol.reading == "worst":
             continue
         # An attack without a bound is compared with the eps of the other attacks.
-        threat = each.threat or read_suite(protocol.suite).threat
+        threat = claim.threat or read_suite(protocol.suite).threat
         if threat is not None:
             reach = reach_of(_parameters(protocol.suite, protocol.labels[0]), threat.eps)
             if reach is not None and reach < threat.eps:
-                groups.setdefault((each.paper, each.attack, f"{float(reach / threat.eps):.2g}"), []).append(each)
+                groups.setdefault((claim.paper, claim.attack, f"{float(reach / threat.eps):.2g}"), []).append(claim)
     return [
         Remark(
             "short of eps",
             "could not have worked",
-            tuple(found),
+            tuple(group),
             f"all steps of {attack} together move a pixel by {share} eps at most, so it cannot reach most of the ball",
         )
-        for (_, attack, share), found in groups.items()
+        for (_, attack, share), group in groups.items()
     ]
 
 
@@ -196,9 +196,9 @@ def _radii() -> dict[str, Fraction]:
 
 @cache
 def _parameters(suite: str, label: str) -> Mapping[str, Any]:
-    found = read_suite(suite)
-    for each in (found, *found.datasets.values()):
-        for attack in each.attacks:
+    whole = read_suite(suite)
+    for variant in (whole, *whole.datasets.values()):
+        for attack in variant.attacks:
             if attack.label == label:
                 return attack.parameters
     raise KeyError(label)
@@ -206,8 +206,8 @@ def _parameters(suite: str, label: str) -> Mapping[str, Any]:
 
 def _rows(claims: Sequence[Claim]) -> list[list[Claim]]:
     rows: dict[tuple[str, ...], list[Claim]] = {}
-    for each in claims:
-        rows.setdefault(each.network, []).append(each)
+    for claim in claims:
+        rows.setdefault(claim.network, []).append(claim)
     return list(rows.values())
 
 

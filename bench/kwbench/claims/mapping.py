@@ -12,7 +12,7 @@ Reading = Literal["clean", "attack", "worst", "count", "natural"]
 class Protocol:
     """The attacks of a suite that measure a claim, the paper's reading first, then other readings.
 
-    `reading` is the number that counts:
+    `reading` is the number to compare:
         clean: The accuracy without an attack.
         attack: The accuracy under each of `labels`.
         worst: The lowest accuracy under the attacks of the paper's table, and that under each of `labels` as other readings.
@@ -30,7 +30,7 @@ class ClaimMapping:
     """How a claim can be measured.
 
     Args:
-        model: Our network in place of the paper's; None if there is none.
+        model: Our network that stands in for the paper's; None if there is none.
         differs: Differences between the two beyond those of their registry entries.
         full_size: The paper's network, an entry of the registry that `kwbench claims --registry FILE` writes; None if `model`
             is that network, or if the paper does not describe it.
@@ -137,7 +137,7 @@ _WORST_ON_MNIST = Protocol("xiao2020", "worst", ("pgd-0.01",))
 
 
 def protocol_of(claim: Claim) -> Protocol | None:
-    """Return what measures a claim; None if no suite has its attack."""
+    """Return the protocol that measures a claim; None if no suite has its attack."""
     if (claim.paper, claim.dataset, claim.attack) == ("xiao2020", "MNIST", WORST):
         return _WORST_ON_MNIST
     return _PROTOCOLS.get((claim.paper, claim.attack))
@@ -154,7 +154,7 @@ def map_claim(claim: Claim) -> ClaimMapping:
 
 
 def _ours(claim: Claim) -> tuple[str | None, tuple[str, ...]]:
-    """Our network in place of the claim's, and the differences beyond those of the registry entries."""
+    """Our network that stands in for the claim's, and the differences beyond those of the registry entries."""
     activation = _ACTIVATIONS[claim.activation]
     if claim.paper == "hicheur2024" and claim.training in _HICHEUR:
         return f"cifar10/{_HICHEUR[claim.training]}", (_LENET,)

@@ -20,11 +20,11 @@ Level = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was examined, what was found, and how to fix it if that is necessary."""
+    """The result of one examination: its subject, the observation, and a remedy if one is needed."""
 
     subject: str
     level: Level
-    found: str
+    observation: str
     remedy: str = ""
 
 

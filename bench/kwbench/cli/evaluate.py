@@ -160,11 +160,11 @@ def sweep(
         from kwbench.files import write_whole
 
     plan = parse_sweep(over)
-    if plan.of_eps and options.eps is not None:
+    if plan.over_eps and options.eps is not None:
         raise UsageError("--eps: --over changes it")
     chosen = chosen_suite(attack, suite, settings, default="pgd")
     requests = [
-        (replace(options, eps=value) if plan.of_eps else options).requests(models, plan.suite(chosen, value))
+        (replace(options, eps=value) if plan.over_eps else options).requests(models, plan.suite(chosen, value))
         for value in plan.values
     ]
     store = options.store()
@@ -180,11 +180,11 @@ def _print_sweep(plan: "Sweep", curves: "Sequence[Sequence[Summary]]", svg: Path
     if not as_json:
         from kwbench.report.terminal import sweep_table
 
-        console().print(sweep_table(plan.what, plan.values, curves))
+        console().print(sweep_table(plan.quantity, plan.values, curves))
         return
     print_json(
         {
-            "over": plan.what,
+            "over": plan.quantity,
             "svg": None if svg is None else str(svg),
             "curves": [
                 {

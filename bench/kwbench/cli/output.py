@@ -42,7 +42,7 @@ def print_json(value: Any) -> None:
 
 
 def print_lines(lines: Sequence[object]) -> None:
-    """Print each on a line of its own."""
+    """Print every item on its own line."""
     for line in lines:
         print(line)
 

@@ -47,6 +47,6 @@ def doctor(db: Database = "results.db", as_json: Json = False) -> None:
     else:
         for diagnosis in diagnoses:
             remedy = f"\n     -> {diagnosis.remedy}" if diagnosis.remedy else ""
-            print(f"{_MARKS[diagnosis.level]} {diagnosis.subject}: {diagnosis.found}{remedy}")
+            print(f"{_MARKS[diagnosis.level]} {diagnosis.subject}: {diagnosis.observation}{remedy}")
     if any(diagnosis.level == "problem" for diagnosis in diagnoses):
         raise typer.Exit(3)

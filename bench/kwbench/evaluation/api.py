@@ -149,8 +149,8 @@ class _Call:
     @contextmanager
     def opened(self) -> Iterator[Store]:
         """Open the database; without one, a temporary one that is deleted in the end."""
-        with nullcontext(self._db) if self._db is not None else tempfile.TemporaryDirectory(prefix="kwbench-") as place:
-            store = Store.open(str(place) if self._db is not None else f"{place}/results.db", create=True, deferred=True)
+        with nullcontext(self._db) if self._db is not None else tempfile.TemporaryDirectory(prefix="kwbench-") as location:
+            store = Store.open(str(location) if self._db is not None else f"{location}/results.db", create=True, deferred=True)
             try:
                 yield store
             finally:

@@ -241,9 +241,9 @@ def _read(file: Path) -> bytes:
         raise CannotEvaluate(f"{file}: cannot be read ({failure.strerror})") from None
 
 
-def _require(digest: str, pinned: str, name: str, found: str) -> None:
+def _require(digest: str, pinned: str, name: str, description: str) -> None:
     if digest != pinned:
-        raise DamagedData(f"{name}: {found} with sha256 {digest}, but the registry pins {pinned}")
+        raise DamagedData(f"{name}: {description} with sha256 {digest}, but the registry pins {pinned}")
 
 
 def _require_size(size: int, name: str) -> None:

@@ -149,8 +149,8 @@ class Store:
             return read(parts[0])
         tallies: dict[int, Tally] = {}
         with ThreadPoolExecutor(_READERS) as threads:
-            for some in threads.map(read, parts):
-                tallies |= some
+            for part_tallies in threads.map(read, parts):
+                tallies |= part_tallies
         return tallies
 
     def adversarials(self, attack_run: int) -> dict[str, NDArray[np.float32]]:

@@ -53,7 +53,7 @@ class Line:
     claimed: str
     quoted: str
     remarks: tuple[str, ...]
-    here: tuple[tuple[str, str], ...]
+    measured: tuple[tuple[str, str], ...]
     images: str
     strong: str | None
     verdict: str
@@ -152,8 +152,8 @@ def claims_table(comparisons: Sequence[ClaimComparison]) -> ConsoleRenderable:
         heads = (f"{claim.paper}, {claim.table}", f"{claim.dataset} {claim.architecture}") if previous != group else ("", "")
         previous = group
         first = comparison.measured[:1]
-        here = "; ".join([*map(_text, first), *(f"{other.label} {_text(other)}" for other in comparison.measured[1:])])
-        cells = (*heads, claim.training, claim.activation, claim.attack, claim.text, here, _strong(comparison))
+        measured = "; ".join([*map(_text, first), *(f"{other.label} {_text(other)}" for other in comparison.measured[1:])])
+        cells = (*heads, claim.training, claim.activation, claim.attack, claim.text, measured, _strong(comparison))
         table.add_row(*(Text(plain(cell)) for cell in (*cells, comparison.status)))
     counts = Counter[str](comparison.status for comparison in comparisons)
     return Lines(table, Text(", ".join(f"{counts[status]} {status}" for status in STATUSES)))
@@ -204,7 +204,7 @@ def _group(members: Sequence[ClaimComparison]) -> Group:
                 claimed=claim.text,
                 quoted=claim.quoted_from,
                 remarks=comparison.remarks,
-                here=tuple((one.label, _text(one)) for one in comparison.measured),
+                measured=tuple((one.label, _text(one)) for one in comparison.measured),
                 images=_images(comparison),
                 strong=_strong(comparison) or None,
                 verdict=comparison.verdict,
@@ -257,8 +257,8 @@ def _markdown_group(group: Group) -> str:
 
 
 def _markdown_line(line: Line) -> list[str]:
-    first, *others = line.here or (("", "–"),)
-    here = first[1] + "".join(f"; {markdown(label)}: {text}" for label, text in others)
+    first, *others = line.measured or (("", "–"),)
+    measured = first[1] + "".join(f"; {markdown(label)}: {text}" for label, text in others)
     strong = "–" if line.strong is None else line.strong + (f", {line.verdict}" if line.verdict else "")
     claimed = line.claimed + (f" (quoted: {markdown(line.quoted)})" if line.quoted else "")
     claimed += f" **{', '.join(line.remarks)}**" if line.remarks else ""
@@ -269,7 +269,7 @@ def _markdown_line(line: Line) -> list[str]:
         + (f": {markdown(line.why_not, _LONG)}" if line.why_not else "")
     )
     names = [markdown(name) for name in (line.training, line.activation, line.attack)]
-    return [*names, claimed, here, strong, markdown(line.images) or "–", network, status]
+    return [*names, claimed, measured, strong, markdown(line.images) or "–", network, status]
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

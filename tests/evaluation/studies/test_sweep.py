@@ -25,7 +25,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_values_are_put_in_order_and_kept_as_written() -> None:
     assert parse_sweep("eps=8/255, 1/255,0.01") == Sweep("eps", ("1/255", "0.01", "8/255"))
     steps = parse_sweep("pgd.steps=10,1,100")
-    assert (steps.values, steps.places, steps.of_eps) == (("1", "10", "100"), (1.0, 10.0, 100.0), False)
+    assert (steps.values, steps.numbers, steps.over_eps) == (("1", "10", "100"), (1.0, 10.0, 100.0), False)
 
 
 def test_a_parameter_is_set_in_the_suite_and_a_radius_is_not_a_parameter() -> None:

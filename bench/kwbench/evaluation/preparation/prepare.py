@@ -123,8 +123,8 @@ def _load(request: Request, registry: Registry | None, dataset: DataSet) -> tupl
     if request.in_own_process:
         path, _, factory = request.model.rpartition(":")
         # The name on record is relative to the working directory, so that it does not depend on the machine.
-        file, here = Path(path), Path.cwd()
-        file = file.absolute().relative_to(here) if file.absolute().is_relative_to(here) else file
+        file, folder = Path(path), Path.cwd()
+        file = file.absolute().relative_to(folder) if file.absolute().is_relative_to(folder) else file
         return f"{file.as_posix()}:{factory}", load_file_model(request.model), factory, rule or Prediction()
     assert registry is not None
     name, entry = registry.find(request.model)

@@ -55,19 +55,19 @@ def variants(name: str, entry: ModelEntry, gammas: Iterable[Fraction]) -> list[V
         if not 0 < gamma <= 1:
             raise UsageError(f"gamma {gamma}: must lie in (0, 1]")
         rounds = ceil((lowering.start - gamma) / lowering.step) if gamma < lowering.start else 0
-        whole = recipe.epochs + (rounds * lowering.epochs + lowering.final_epochs if rounds else 0)
-        ways: list[tuple[str, Recipe]] = [("direct", recipe.model_copy(update={"epochs": whole, "incremental": None}))]
+        epochs = recipe.epochs + (rounds * lowering.epochs + lowering.final_epochs if rounds else 0)
+        trainings: list[tuple[str, Recipe]] = [("direct", recipe.model_copy(update={"epochs": epochs, "incremental": None}))]
         if rounds:
-            ways.append(("incremental", recipe.model_copy(update={"incremental": lowering})))
-        for way, chosen in ways:
+            trainings.append(("incremental", recipe.model_copy(update={"incremental": lowering})))
+        for training, training_recipe in trainings:
             update = {
                 "activation": Activation(name="kwta", gamma=str(gamma)),
-                "recipe": chosen,
+                "recipe": training_recipe,
                 "checkpoint": None,
-                "description": f"gamma {float(gamma):g}, {way}",
+                "description": f"gamma {float(gamma):g}, {training}",
             }
-            title = f"{name}-gamma{float(gamma):g}-{way}"
-            series.append(Variant(title, gamma, way == "incremental", entry.model_copy(update=update)))
+            title = f"{name}-gamma{float(gamma):g}-{training}"
+            series.append(Variant(title, gamma, training == "incremental", entry.model_copy(update=update)))
     return series
 
 

@@ -22,25 +22,25 @@ EPS = "eps"
 class Sweep:
     """The varied quantity, `eps` or LABEL.PARAMETER, and its values in ascending order, as written."""
 
-    what: str
+    quantity: str
     values: tuple[str, ...]
 
     @property
-    def places(self) -> tuple[float, ...]:
+    def numbers(self) -> tuple[float, ...]:
         """The values as numbers."""
         return tuple(float(exact_fraction(value)) for value in self.values)
 
     @property
-    def of_eps(self) -> bool:
+    def over_eps(self) -> bool:
         """Whether the radius is varied."""
-        return self.what == EPS
+        return self.quantity == EPS
 
     def suite(self, suite: Suite, value: str) -> Suite:
         """Return the suite with the parameter set to one of the values; unchanged if the radius is varied."""
-        if self.of_eps:
+        if self.over_eps:
             return suite
         try:
-            return override(suite, [f"{self.what}={value}"])
+            return override(suite, [f"{self.quantity}={value}"])
         except UsageError as failure:
             raise UsageError(str(failure).replace("--set", "--over", 1)) from None
 
@@ -50,9 +50,9 @@ def parse_sweep(text: str) -> Sweep:
 
     Raises UsageError unless it names at least two different positive numbers.
     """
-    what, separator, rest = text.partition("=")
+    quantity, separator, rest = text.partition("=")
     values = [value.strip() for value in rest.split(",")]
-    if not separator or not what or not (what == EPS or "." in what) or "" in values:
+    if not separator or not quantity or not (quantity == EPS or "." in quantity) or "" in values:
         raise UsageError(f"--over {text}: write eps=VALUE,VALUE,... or LABEL.PARAMETER=VALUE,VALUE,...")
     try:
         numbers = {value: exact_fraction(value) for value in values}
@@ -60,7 +60,7 @@ def parse_sweep(text: str) -> Sweep:
         raise UsageError(f"--over {text}: {failure}") from None
     if len(set(numbers.values())) < max(2, len(values)) or min(numbers.values()) <= 0:
         raise UsageError(f"--over {text}: give at least two values, all positive and different")
-    return Sweep(what, tuple(sorted(values, key=numbers.__getitem__)))
+    return Sweep(quantity, tuple(sorted(values, key=numbers.__getitem__)))
 
 
 def run_sweep(
@@ -90,8 +90,8 @@ def run_sweep(
             store,
             "sweep",
             [point.evaluation for point in curve],
-            {"over": sweep.what, "values": list(sweep.values), "suite": suite},
-            {"place": np.array(sweep.places)},
+            {"over": sweep.quantity, "values": list(sweep.values), "suite": suite},
+            {"place": np.array(sweep.numbers)},
             model=curve[0].model,
             command=command,
         )
@@ -101,9 +101,9 @@ def run_sweep(
 def sweep_svg(sweep: Sweep, curves: Sequence[Sequence[Summary]], suite: str) -> str:
     """Draw robust accuracy against the varied quantity, a curve for each model; at radius 0 it is the clean accuracy."""
     first = curves[0][0]
-    where = f"{first.dataset}, {first.threat.norm if sweep.of_eps else first.threat}, n = {first.n}"
+    where = f"{first.dataset}, {first.threat.norm if sweep.over_eps else first.threat}, n = {first.n}"
     drawn = []
     for curve in curves:
-        points = list(zip(sweep.places, (point.a_rob for point in curve), strict=True))
-        drawn.append(Curve(curve[0].model, ((0.0, curve[0].a_std), *points) if sweep.of_eps else tuple(points)))
-    return curves_svg(drawn, f"{suite}: {where}", sweep.what)
+        points = list(zip(sweep.numbers, (point.a_rob for point in curve), strict=True))
+        drawn.append(Curve(curve[0].model, ((0.0, curve[0].a_std), *points) if sweep.over_eps else tuple(points)))
+    return curves_svg(drawn, f"{suite}: {where}", sweep.quantity)

@@ -199,10 +199,10 @@ def _rsqrt(context: Context, call: Call) -> Any:
     return _root(context, call, "inverse size")
 
 
-def _root(context: Context, call: Call, what: str) -> Tensor:
+def _root(context: Context, call: Call, kind: str) -> Tensor:
     result: Tensor = context.run(call)
     parts = context.origin(call.args[0], "square")
-    return result if parts is None else context.set_origin(result, what, *parts)
+    return result if parts is None else context.set_origin(result, kind, *parts)
 
 
 # From this mean magnitude on, x over its own magnitude is a sign; below, it keeps an informative slope.
