@@ -56,7 +56,7 @@ def did_you_mean(name: str, known: Iterable[str], *, listed_by: str | None = Non
         return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"
     if not names:
         return "there are none"
-    if len(names) <= _LISTED:
+    if len(names) <= _LISTED + 1:  # "and 1 more" is no shorter than the name
         return f"known: {', '.join(names)}"
     where = f"; `{listed_by}` lists them" if listed_by else ""
     return f"known: {', '.join(names[:_LISTED])} and {len(names) - _LISTED} more{where}"

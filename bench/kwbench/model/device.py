@@ -20,7 +20,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as failure:
-        reason = str(failure).splitlines()[0]
+        reason = str(failure).splitlines()[0].split(". ")[0]  # more would list every backend of torch
         raise UsageError(f"--device {name}: not usable here ({reason}); auto takes a GPU where there is one") from None
     return device
 

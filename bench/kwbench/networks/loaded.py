@@ -33,11 +33,11 @@ def held_values(module: nn.Module) -> Iterator[tuple[str, bytes]]:
     attributes = {
         name: {key: value for key, value in vars(part).items() if key != "_parameters"} for name, part in module.named_modules()
     }
-    yield from _plain_values("state", module.state_dict())
-    yield from _plain_values("beside", attributes)
+    yield from plain_values("state", module.state_dict())
+    yield from plain_values("beside", attributes)
 
 
-def _plain_values(address: str, held: Any) -> Iterator[tuple[str, bytes]]:
+def plain_values(address: str, held: Any) -> Iterator[tuple[str, bytes]]:
     """Yield the tensors, arrays and plain values inside a value as bytes, each with its address."""
     if isinstance(held, Tensor):
         values = held.detach().cpu().contiguous().flatten()
@@ -48,7 +48,7 @@ def _plain_values(address: str, held: Any) -> Iterator[tuple[str, bytes]]:
         yield address, repr(held).encode()
     elif isinstance(held, Mapping):
         for key in held:
-            yield from _plain_values(f"{address}[{key!r}]" if isinstance(key, str | int) else address, held[key])
+            yield from plain_values(f"{address}[{key!r}]" if isinstance(key, str | int) else address, held[key])
     elif isinstance(held, list | tuple):
         for index, item in enumerate(held):
-            yield from _plain_values(f"{address}[{index}]", item)
+            yield from plain_values(f"{address}[{index}]", item)

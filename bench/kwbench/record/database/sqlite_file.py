@@ -1,6 +1,7 @@
 """SQLite files: creating one atomically, recognising ours, and configuring connections."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,7 +44,7 @@ def _draft(path: Path, create_tables: Callable[[sa.Connection], None]) -> Iterat
     """Write an empty database beside `path`, and delete it at the end of the block. Raises CannotEvaluate if that fails."""
     if not path.parent.is_dir():
         raise CannotEvaluate(f"{path}: the folder {path.parent} does not exist")
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     engine = sa.create_engine(f"sqlite:///{draft}", poolclass=sa.NullPool)
     try:
         with engine.begin() as connection:
