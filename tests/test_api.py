@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import kwbench
-from kwbench.evaluation.api import _in_memory
+from kwbench.evaluation.arguments import samples_in_memory
 from kwbench.evaluation.runner import Progress
 from kwbench.networks.in_memory import loaded_in_memory
 from support.small_models import Noisy, first_images, trained_cnn
@@ -146,7 +147,7 @@ def test_arrays_of_whole_pixels_are_images_too() -> None:
 
 def test_float_images_in_memory_are_not_copied() -> None:
     x, y = torch.rand(1000, 3, 32, 32), torch.arange(1000) % 10
-    assert np.shares_memory(_in_memory(x, y, None, "images", None).test.images, x.numpy())
+    assert np.shares_memory(samples_in_memory(x, y, None, "images", None).test.images, x.numpy())
 
 
 def test_a_module_is_left_as_it_was_given() -> None:
@@ -161,6 +162,29 @@ def test_a_module_is_left_as_it_was_given() -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name][0])
         assert tensor.stride() == before[name][1]
+
+
+def class_of(source: str) -> type[nn.Module]:
+    """Return the class Net of a source that `inspect` cannot find, as in a notebook."""
+    namespace: dict[str, Any] = {"Module": nn.Module, "no_grad": torch.no_grad, "__name__": "notebook"}
+    exec(source, namespace)
+    return namespace["Net"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_the_callers_gradient_mode_takes_no_gradients_from_attacks(mode: Callable[[], Any]) -> None:
+    outside = kwbench.attack("fgsm", trained_cnn(), *images(8), eps=EPS)
+    with mode():
+        assert torch.equal(kwbench.attack("fgsm", trained_cnn(), *images(8), eps=EPS), outside)
+
+
+def test_weights_that_cannot_be_used_are_named() -> None:
+    with torch.inference_mode():
+        made = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(kwbench.CannotEvaluate, match=r"made under torch\.inference_mode"):
+        kwbench.evaluate(made, *images(8), attacks="fgsm", eps=EPS)
+    with pytest.raises(kwbench.CannotEvaluate, match="on the device meta have no values"):
+        kwbench.evaluate(deepcopy(trained_cnn()).to("meta"), *images(8), attacks="fgsm", eps=EPS)
 
 
 class TestIdentity:
@@ -180,6 +204,37 @@ class TestIdentity:
         digests = [loaded_in_memory(module).sha256 for module in (Scaled(1.0), Scaled(1.0), Scaled(2.0), Shifted(1.0))]
         assert digests[0] == digests[1]
         assert len(set(digests)) == 3
+
+    def test_depends_on_base_classes_and_functions_in_attributes(self) -> None:
+        def with_function(function: Callable[[Tensor], Tensor]) -> nn.Module:
+            module = trained_cnn()
+            module.preprocess = function  # type: ignore[assignment]
+            return module
+
+        def with_base(scale: int) -> nn.Module:
+            source = f"class Base(Module):\n    def forward(self, x):\n        return {scale} * x\nclass Net(Base):\n    pass\n"
+            return class_of(source)()
+
+        assert loaded_in_memory(with_base(1)).sha256 != loaded_in_memory(with_base(2)).sha256
+        digests = [loaded_in_memory(with_function(f)).sha256 for f in (lambda x: x - 1, lambda x: x - 1, lambda x: x - 2)]
+        assert digests[0] == digests[1] != digests[2]
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "def forward(self, x):\n        return {} * x",
+            "def forward(self, x, scale={}):\n        return scale * x",
+            "scale = {}\n    def forward(self, x):\n        return self.scale * x",
+            "@no_grad()\n    def forward(self, x):\n        return {} * x",
+            "@property\n    def scale(self):\n        return {}",
+            "@staticmethod\n    def scaled(x):\n        return {} * x",
+            "def forward(self, x):\n        return (lambda value: {} * value)(x)",
+        ],
+    )
+    def test_depends_on_the_code_of_a_class_without_source(self, body: str) -> None:
+        source = "class Net(Module):\n    " + body
+        digests = [loaded_in_memory(class_of(source.format(scale))()).sha256 for scale in (2, 2, 3)]
+        assert digests[0] == digests[1] != digests[2]
 
     def test_the_same_module_continues_its_record_and_another_begins_one(self, tmp_path: Path) -> None:
         db = tmp_path / "results.db"
@@ -255,11 +310,76 @@ def test_a_stochastic_model_has_probabilities() -> None:
         (lambda x, y: kwbench.evaluate("resnet18-relu", y=y), "y: labels without images"),
         (lambda x, y: kwbench.evaluate(trained_cnn(), [1, 2, 3]), "must yield"),  # type: ignore[arg-type]
         (lambda x, y: kwbench.evaluate(trained_cnn(), [("a", 1)]), "images are str"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), [(x[0], "a")]), "labels are str"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), [{"image": x[0], "label": 1}]), "yields dict"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), [(x[0], 1), (x[0, :, 1:], 1)]), "resize"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), TensorDataset(x, y), y), "y: leave it out; x is a TensorDataset"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), list(zip(x, y, strict=True)), y), "x, y: cannot be made arrays"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(nn.Module, x, y), "the class Module; give an instance"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, data="images.npz"), "x, data: give one"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, split="validation"), "split: 'validation'; images in memory"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, suite=["pgd"]), "suite: .* attacks= takes"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, attacks=3), "attacks: 3; give"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, attacks=[None]), "attacks: None is not"),  # type: ignore[list-item]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, parameters=["a"]), "parameters: .* mapping"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, n="4"), "n: '4'; it must be an integer or None"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, seed=None), "seed: None; it must be an integer"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, tile=1.5), "tile: 1.5"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, threads=0), "threads: 0; it must be at least 1"),
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, time_limit="3"), "time_limit: '3'"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, progress=True), "progress: True; give a function"),  # type: ignore[arg-type]
+        (lambda x, y: kwbench.diagnose(trained_cnn(), x, y, epz=EPS), "option 'epz' is unknown; did you mean 'eps'?"),
+        (
+            lambda x, y: kwbench.attack("pgd", trained_cnn(), x, y, options={"nn": 3}),
+            "option 'nn' is unknown; did you mean",
+        ),
+        (lambda x, y: kwbench.attack("pgd", trained_cnn(), x, y, options={"eps": 1}), "eps is an argument of kwbench.attack"),
+        (lambda x, y: kwbench.attack(trained_cnn(), "pgd", x, y), "name: .* attack first, then the model"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_use_is_refused_with_the_right_use(call: Callable[[Tensor, Tensor], Any], message: str) -> None:
     with pytest.raises(kwbench.UsageError, match=message):
         call(*images(8))
+
+
+def test_a_label_beyond_the_logits_is_named() -> None:
+    x, y = images(8)
+    with pytest.raises(kwbench.CannotEvaluate, match="has 10 classes, but a label is 19; labels count from 0"):
+        kwbench.evaluate(trained_cnn(), x, torch.full_like(y, 19), attacks="noop")
+
+
+def test_a_data_set_may_be_iterable_only() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return zip(*images(8), strict=True)
+
+    assert kwbench.evaluate(trained_cnn(), Stream(), attacks="noop", n=5).n == 5
+
+
+def test_an_exception_of_a_data_set_is_reported_as_its_own() -> None:
+    class Broken(Dataset[Any]):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> Any:
+            raise FileNotFoundError("7.png")
+
+    with pytest.raises(kwbench.CannotEvaluate, match=r"x: Broken raised FileNotFoundError: 7\.png"):
+        kwbench.evaluate(trained_cnn(), Broken(), attacks="noop")
+
+
+def test_threads_may_begin_one_database_together(tmp_path: Path) -> None:
+    def evaluate(name: str) -> None:
+        kwbench.evaluate(trained_cnn(), *images(8), attacks="noop", name=name, db=tmp_path / "results.db")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(evaluate, ["first", "second"]))
+    assert set(kwbench.results(tmp_path / "results.db")["model"]) == {"first", "second"}
+
+
+def test_a_result_shows_its_numbers_in_a_notebook() -> None:
+    result = kwbench.evaluate(trained_cnn(), *images(8), attacks="noop", name="net")
+    assert repr(result) == f"<EvaluationResult {result}>"
 
 
 def test_images_that_were_not_kept_are_not_invented() -> None:

@@ -12,7 +12,7 @@
 
 A model is a torch.nn.Module, the name of a registry entry, or a file of your own, "path/to/defence.py:factory". It maps pixels
 in [0, 1], float32 of shape (b, c, h, w), to logits (b, classes). Images are tensors or arrays, a Dataset, a DataLoader, or
-those of a named data set. Every failure is a KwbenchError.
+those of a named data set. Every failure is a KwbenchError, except what your own `progress` raises.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +115,7 @@ def evaluate(
 
     Raises:
         UsageError: an unknown name, or a value out of range.
-        CannotEvaluate: the model or its data cannot be used.
+        CannotEvaluate: the model or its data cannot be used, or raise an exception.
         DamagedData: a checkpoint, data set or database is not what it should be.
     """
     from kwbench.evaluation.api import evaluate as run
@@ -216,8 +216,8 @@ def attack(
     """
     from kwbench.evaluation.api import attack as run
 
-    chosen = {"eps": eps, "norm": norm, "seed": seed, "device": device, **(options or {})}
-    return run(name, model, x, y, chosen, **parameters)
+    arguments = {"eps": eps, "norm": norm, "seed": seed, "device": device}
+    return run(name, model, x, y, arguments, options or {}, **parameters)
 
 
 def results(db: str | Path = "results.db") -> "pd.DataFrame":

@@ -1,8 +1,9 @@
 """The Python API; `kwbench.evaluate`, `kwbench.attack` and `kwbench.diagnose` are these functions."""
 
+import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from fractions import Fraction
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from kwbench.config.prediction import parse_prediction_rule
 from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_of
-from kwbench.data import DATA_SETS, DataSet, dataset_from_arrays, load_dataset
+from kwbench.data import load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.evaluation.arguments import attack_names, attack_parameters, check_names, check_numbers, samples_in_memory
 from kwbench.evaluation.protocol import protocol_suite, verdict_against
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.result import EvaluationResult, result_of
@@ -38,6 +40,7 @@ def diagnose(
     model: str | nn.Module, x: Any = None, y: Any = None, *, protocol: str | None = None, **options: Any
 ) -> EvaluationResult:
     """See kwbench.diagnose, whose options these are."""
+    check_names(options, _OPTIONS)
     call = _Call(model, x, y, **options)
     with call.opened() as store:
         rival = None if protocol is None else call.run(protocol_suite(protocol), store)
@@ -47,10 +50,24 @@ def diagnose(
         return result_of(store, summary, call.images(summary), verdict_against(summary, protocol, rival))
 
 
-def attack(name: str, model: str | nn.Module, x: Any, y: Any, options: Mapping[str, Any], **parameters: Any) -> Tensor:
-    """See kwbench.attack. `options` are those of evaluate, `parameters` the attack's own."""
+def attack(
+    name: str,
+    model: str | nn.Module,
+    x: Any,
+    y: Any,
+    arguments: Mapping[str, Any],
+    options: Mapping[str, Any],
+    /,
+    **parameters: Any,
+) -> Tensor:
+    """See kwbench.attack. `arguments` are its own, `options` other ones of evaluate, `parameters` those of the attack."""
+    if not isinstance(name, str):
+        raise UsageError(f"name: {type(name).__name__}; give the name of an attack first, then the model")
+    for option in options.keys() & arguments.keys():
+        raise UsageError(f"options: {option} is an argument of kwbench.attack itself; write {option}=")
+    check_names(options, _OPTIONS - {"suite", "attacks", "parameters", "keep_adversarials"})
     suite = Suite(name=name, attacks=(SuiteAttack(name, name, parameters=dict(parameters)),), by_name=True)
-    call = _Call(model, x, y, **options)
+    call = _Call(model, x, y, **arguments, **options)
     with call.opened() as store:
         summary = call.run(suite, store)
         if not summary.complete:
@@ -92,20 +109,32 @@ class _Call:
         progress: Callable[[Progress], None] | None = None,
         keep_adversarials: bool = True,
     ) -> None:
+        if isinstance(model, type):
+            raise UsageError(f"model: the class {model.__name__}; give an instance of it")
         if not isinstance(model, str | nn.Module):
             raise UsageError(f"model: {type(model).__name__}; give a torch.nn.Module, a name, or path/to/file.py:factory")
         if isinstance(model, nn.Module) and checkpoint is not None:
             raise UsageError("checkpoint: load the weights into the module before it is evaluated")
         if split not in ("test", "validation"):
             raise UsageError(f"split: {split!r}; it is test or validation")
+        if split != "test" and x is not None:
+            raise UsageError(f"split: {split!r}; images in memory are the test split, leave it out")
+        if not isinstance(suite, str | Path | None):
+            raise UsageError(f"suite: {suite!r}; give the name of a suite or a YAML file; attacks= takes names of attacks")
+        if progress is not None and not callable(progress):
+            raise UsageError(f"progress: {progress!r}; give a function, which is called after each batch")
+        check_numbers(n=n, seed=seed, tile=tile, threads=threads, time_limit=time_limit)
         if suite is not None and attacks is not None:
             raise UsageError("suite and attacks: give one of them; a suite lists its attacks")
         self._module = model if isinstance(model, nn.Module) else None
-        self._suite_name, self._attacks, self._parameters = suite, attacks, dict(parameters or {})
+        self._suite_name, self._attacks, self._parameters = suite, attacks, attack_parameters(parameters)
         self._db, self._progress, self._time_limit = db, progress or (lambda _: None), time_limit
         images = None
         if x is not None:
-            images = _in_memory(x, y, n, name or type(model).__name__ if self._module is not None else "images", dataset)
+            if data is not None:
+                raise UsageError("x, data: give one of them; data is read in place of images in memory")
+            in_memory = name or type(model).__name__ if self._module is not None else "images"
+            images = samples_in_memory(x, y, n, in_memory, dataset)
         elif self._module is not None and dataset is None and data is None:
             raise UsageError("x, y: give images and labels, or name a data set with dataset=, for a module in memory")
         elif y is not None:
@@ -140,7 +169,7 @@ class _Call:
         if self._suite_name is not None:
             suite = read_suite(str(self._suite_name))
         elif self._attacks is not None:
-            suite = suite_of([self._attacks] if isinstance(self._attacks, str) else list(self._attacks))
+            suite = suite_of(attack_names(self._attacks))
         else:
             suite = read_suite(default)
         settings = [f"{key}={json.dumps(value, default=str)}" for key, value in self._parameters.items()]
@@ -160,7 +189,8 @@ class _Call:
         """Evaluate under a suite and return the summary. The module is left as it was given."""
         request = replace(self._request, suite=suite.on(self._request.dataset_name))
         threads = torch.get_num_threads()
-        with unchanged(self._module) if self._module is not None else nullcontext():
+        # The caller's inference mode would leave the attacks without gradients.
+        with torch.inference_mode(False), unchanged(self._module) if self._module is not None else nullcontext():
             try:
                 evaluation = run(
                     request,
@@ -184,50 +214,9 @@ class _Call:
         return split.batch(summary.index.tolist()).x
 
 
+# Names of the options of evaluate.
+_OPTIONS = frozenset(inspect.signature(_Call).parameters) - {"model", "x", "y"}
+
+
 def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _in_memory(x: Any, y: Any, n: int | None, name: str, dataset: str | None) -> DataSet:
-    """Return images and labels in memory as a data set; float32 images are not copied."""
-    if y is None:
-        x, y = _collected(x, n)
-    if dataset is not None and dataset not in DATA_SETS:
-        raise UsageError(f"dataset: {dataset!r} is unknown; it names the data set that the images are like")
-    options = {} if dataset is None else {"threat": DATA_SETS[dataset].threat}
-    return dataset_from_arrays(x, y, name if dataset is None else dataset, **options)
-
-
-def _collected(samples: Any, n: int | None) -> tuple[Tensor, Tensor]:
-    """Return images (n, c, h, w) and labels (n,) of a DataLoader or a Dataset; at most the first `n`."""
-    loader = isinstance(samples, torch.utils.data.DataLoader)
-    if not loader and not (hasattr(samples, "__getitem__") and hasattr(samples, "__len__") and not isinstance(samples, Tensor)):
-        raise UsageError("y: labels are missing; give x and y, a Dataset of (image, label), or a DataLoader")
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    size = 0
-    for batch in samples if loader else _items(samples):
-        if n is not None and size >= n:
-            break
-        try:
-            image, label = batch
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"x: {type(samples).__name__} yields {type(batch).__name__}; it must yield (image, label)"
-            ) from None
-        try:
-            image, label = torch.as_tensor(image), torch.as_tensor(label)
-        except (TypeError, RuntimeError):
-            raise UsageError(f"x: images are {type(image).__name__}; add transforms.ToTensor()") from None
-        image = image if loader else image[None]
-        images.append(image)
-        labels.append(label.reshape(-1))
-        size += len(image)
-    if not images:
-        raise UsageError("x: holds no samples")
-    return torch.cat(images)[:n], torch.cat(labels)[:n]
-
-
-def _items(samples: Any) -> Iterable[Any]:
-    """Iterate over a map-style data set, whose __getitem__ need not raise IndexError."""
-    return (samples[index] for index in range(len(samples)))

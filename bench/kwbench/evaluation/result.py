@@ -1,7 +1,7 @@
 """Result of an evaluation, as the Python API returns it: numbers, tables, and the adversarial images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ _EVALUATION_COLUMNS = ("model", "dataset", "suite", "norm", "eps", "eps_exact", 
 _EVALUATION_PREFIXES = ("a_std", "a_rob")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationResult:
     """Robust accuracy of one model under one suite, with the evidence.
 
@@ -34,10 +34,10 @@ class EvaluationResult:
     judged outcome for some sample, which `missing` explains.
     """
 
-    summary: Summary = field(repr=False)
+    summary: Summary
     verdict: Verdict | None
-    _outcomes: Mapping[str, Sequence[Outcome]] = field(repr=False)
-    _adversarials: Tensor | None = field(repr=False)
+    _outcomes: Mapping[str, Sequence[Outcome]]
+    _adversarials: Tensor | None
 
     @property
     def model(self) -> str:
@@ -146,6 +146,9 @@ class EvaluationResult:
     def to_json(self) -> dict[str, Any]:
         """Return what `kwbench evaluate --json` prints."""
         return {**to_json(self.summary), "verdict": verdict_json(self.verdict)}
+
+    def __repr__(self) -> str:
+        return f"<EvaluationResult {self}>"
 
     def __str__(self) -> str:
         parts = [f"{self.model}: n = {self.n}, {self.threat}, {self.summary.evaluation.spec.suite}"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kwbench.config.registry import Registry, read_registry
 from kwbench.data import Batch, DataSet, load_dataset
-from kwbench.errors import UsageError
+from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation.request import Request
 from kwbench.model import Model, Prediction, fill_tile, find_device
 from kwbench.networks.entries import load_entry
@@ -149,7 +149,11 @@ def _wrap(
         # An error here is raised again, under the model's name, when the model is first evaluated.
         with suppress(Exception), torch.no_grad():
             logits = loaded.module.to(device)(fill_tile(batch.x, request.tile))
-        if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > classes:
+        if isinstance(logits, Tensor) and logits.dim() == 2:
+            if logits.shape[1] < classes:
+                raise CannotEvaluate(
+                    f"{name}: the model has {logits.shape[1]} classes, but a label is {classes - 1}; labels count from 0"
+                )
             classes = logits.shape[1]
     return Model(
         loaded.module,
