@@ -31,3 +31,13 @@ def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
 def test_printable_text_stays_as_it_is() -> None:
     assert printable("net-γ0.1 ✓") == "net-γ0.1 ✓"
     assert printable("a\x1b[31m\r\nb\u202e") == "a?[31m??b?"
+
+
+def test_a_narrow_terminal_gets_fewer_columns_rather_than_cut_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"model": "m" * 20, "epochs": 30, "description": "adversarially trained"}]
+    for width, headings in ((60, ["model", "epochs", "description"]), (40, ["model", "description"]), (30, ["model"])):
+        monkeypatch.setattr("kwbench.cli.output._PIPED_WIDTH", width)
+        print_table(rows, optional=("epochs", "description"))
+        assert capsys.readouterr().out.split("\n")[1].split() == headings

@@ -49,7 +49,8 @@ def models(registry: RegistryFile = None, as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
     else:
-        print_table(rows, headings={"dataset": "data set", "images": "trained on"})
+        optional = ("images", "epochs", "architecture", "description", "dataset")
+        print_table(rows, headings={"dataset": "data set", "images": "trained on"}, optional=optional)
 
 
 def _training(entry: "ModelEntry") -> str:

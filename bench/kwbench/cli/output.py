@@ -54,21 +54,38 @@ def console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], *, headings: Mapping[str, str] | None = None) -> None:
-    """Print rows with the same keys as a table; the keys are its headings unless `headings` has other words for them."""
+def print_table(
+    rows: Sequence[Mapping[str, Any]], *, headings: Mapping[str, str] | None = None, optional: Sequence[str] = ()
+) -> None:
+    """Print rows with the same keys as a table; the keys are its headings unless `headings` has other words for them.
+
+    Columns in `optional` are left out, the first one first, where the terminal is too narrow for the words of all columns.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     if not rows:
         return
+    terminal = console()
+    left_out: set[str] = set()
+    for key in optional:
+        if sum(_least_width(rows, kept, headings or {}) + 2 for kept in rows[0] if kept not in left_out) <= terminal.width:
+            break
+        left_out.add(key)
+    rows = [{key: value for key, value in row.items() if key not in left_out} for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, key in enumerate(rows[0]):
         # A name in the first column stays whole, so that it can be copied.
         table.add_column(Text((headings or {}).get(key, key)), overflow="fold", no_wrap=position == 0)
     for row in rows:
         table.add_row(*(Text(printable("" if value is None else str(value))) for value in row.values()))
-    console().print(table)
+    terminal.print(table)
+
+
+def _least_width(rows: Sequence[Mapping[str, Any]], key: str, headings: Mapping[str, str]) -> int:
+    """Return the length of the longest word in a column."""
+    return max(len(word) for text in (headings.get(key, key), *(str(row[key]) for row in rows)) for word in [*text.split(), ""])
 
 
 def summary_json(summary: "Summary") -> dict[str, Any]:
