@@ -308,6 +308,8 @@ def test_a_stochastic_model_has_probabilities() -> None:
         (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, attacks="pgdd"), "pgdd"),
         (lambda x, y: kwbench.evaluate(trained_cnn(), x, y, eps="eight"), "eps"),
         (lambda x, y: kwbench.evaluate("resnet18-relu", y=y), "y: labels without images"),
+        (lambda x, y: kwbench.evaluate("resnet18-relu", x.repeat(1, 3, 1, 1), y), "does not fit images of 3 x 8 x 8"),
+        (lambda x, y: kwbench.evaluate("resnet18-relu", x, y + 10), "does not fit .* labels up to 1"),
         (lambda x, y: kwbench.evaluate(trained_cnn(), [1, 2, 3]), "must yield"),  # type: ignore[arg-type]
         (lambda x, y: kwbench.evaluate(trained_cnn(), [("a", 1)]), "images are str"),  # type: ignore[arg-type]
         (lambda x, y: kwbench.evaluate(trained_cnn(), [(x[0], "a")]), "labels are str"),  # type: ignore[arg-type]

@@ -76,7 +76,16 @@ def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSe
         classes = count_classes(content, module)
         if classes > dataset.classes:
             module = build_module(entry, dataset.shape, classes)
-    load_weights(module, content, str(path))
+    try:
+        load_weights(module, content, str(path))
+    except DamagedData as failure:
+        if dataset.fixed_classes:
+            raise
+        # The file is the pinned one, so it is the user's images or labels that do not fit.
+        shape = " x ".join(map(str, dataset.shape))
+        raise UsageError(
+            f"{dataset.name}: {name!r} does not fit images of {shape} with labels up to {dataset.classes - 1} ({failure})"
+        ) from None
     return Loaded(module.eval(), digest)
 
 
