@@ -22,7 +22,7 @@ from kwbench.evaluation import assignment, description
 from kwbench.evaluation.execution.evaluator import LocalEvaluator, open_evaluator
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
-from kwbench.model import Model
+from kwbench.model.forward import Forward
 from kwbench.outcome import Outcome, Status
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
@@ -403,7 +403,7 @@ class TestMemory:
         def full(*_: Any) -> None:
             raise torch.OutOfMemoryError("no memory")
 
-        monkeypatch.setattr(Model, "_pass", full)
+        monkeypatch.setattr(Forward, "__call__", full)
         with pytest.raises(CannotEvaluate, match="small: memory does not hold the model and 16 samples at once"):
             carry_out(request(registry), db)
 

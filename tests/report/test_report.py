@@ -138,7 +138,7 @@ def diagnose(store: Store, model: str, *findings: Finding) -> None:
 
 def verdicts(store: Store) -> None:
     """A confirmed, an overestimated, an inconclusive model, and one that was not diagnosed."""
-    enough = Finding("twice the budget", 0.0, 0.01, False, "twice the budget takes 0.0 points", (), "doubt")
+    enough = Finding("twice the budget", 0.0, 0.01, False, "twice the budget takes 0.0 points", (), "doubt", role="budget")
     masked = Finding("shattered gradients", 0.1, 0.6, True, "gradients are shattered", ("a", "b"), "masking")
     unseen = Finding("unseen", 1.0, 0.0, True, f"not seen: {HOSTILE[0]} {HOSTILE[7]} {HOSTILE[8]}", (), "doubt")
     unfinished = Finding("eps sweep", None, 0.0, False, "could not be carried out", (), "doubt")
@@ -157,7 +157,7 @@ def test_the_verdict_stands_beside_the_number_in_every_format_with_its_reasons(s
         for word in ("confirmed", "overestimated", "inconclusive"):
             assert word in text
     for name in ("index.html", "leaderboard.md", "verdicts.md"):
-        assert "Overestimated: pgd leaves 70" in files[name]
+        assert "Overestimated: the accuracy under pgd is 70" in files[name]
         assert "never proof" in files[name]
         assert "could not be carried out" in files[name]
     assert "never proof" in terminal(store)
