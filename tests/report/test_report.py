@@ -18,6 +18,7 @@ from kwbench.errors import CannotEvaluate
 from kwbench.finding import Finding
 from kwbench.formatting import count_text, duration_text, latex, markdown, plain, spreadsheet
 from kwbench.outcome import Status
+from kwbench.record.results import to_json
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
 from kwbench.report import write_report
@@ -563,3 +564,14 @@ def test_in_a_browser_the_policy_stops_what_should_ever_slip_in(browser: Any, st
     assert page.title() == "Robust accuracy · kwbench"
     assert complaints
     page.close()
+
+
+def test_notes_on_a_model_stand_under_its_table_and_in_the_json(store: Store) -> None:
+    spec = specification(provenance={"notes": ["answers in \x1b[31mtuples"]})
+    record(store, spec, {"clean": rows("hhhh"), "pgd": rows("hhbb")})
+    (summary,) = summaries(store)
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(text_table([summary]))
+    assert r"net: answers in \u001b[31mtuples." in captured.get()
+    assert to_json(summary)["notes"] == ["answers in \x1b[31mtuples"]

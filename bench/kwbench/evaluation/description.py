@@ -60,6 +60,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
             "threads": facts.threads,
             "workers": facts.workers,
             "effective_sparsity": facts.effective_sparsity,
+            "notes": list(facts.notes),
             "command": command,
         },
     )

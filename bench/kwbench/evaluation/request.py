@@ -80,6 +80,7 @@ class Facts:
     at first only so many of them. `passes` bounds an attack's forward and backward passes per sample. Attacks in `whole_tiles`
     must always be given the same tiles. `workers` is the number of evaluators worth running side by side, `threads` the
     threads of each. `effective_sparsity` is the share of values that each winner-take-all layer keeps, by the layer's name.
+    `notes` are what a reader of the numbers must know about the model, one clause each.
     """
 
     model: str
@@ -99,3 +100,4 @@ class Facts:
     workers: int
     threads: int
     effective_sparsity: dict[str, str]
+    notes: tuple[str, ...]

@@ -85,6 +85,11 @@ class EvaluationResult:
         return self.summary.findings
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the numbers must know about how the model was loaded and run, one clause each."""
+        return self.summary.notes
+
+    @property
     def attacks(self) -> "pd.DataFrame":
         """One row an attack: its accuracy with interval, counts of statuses, and costs. Indexed by the attack's label."""
         frame = to_frame([self.summary])

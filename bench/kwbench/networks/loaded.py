@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network in evaluation mode, and the SHA-256 of its source: the checkpoint, or code and all values the module holds."""
+    """A network in evaluation mode, and the SHA-256 of its source: the checkpoint, or code and all values the module holds.
+
+    `notes` are what a reader of its numbers must know about how it was loaded, one clause each, without a final full stop.
+    """
 
     module: nn.Module
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def is_installed(file: Path) -> bool:

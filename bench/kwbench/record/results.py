@@ -74,6 +74,7 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "a_protocol": _interval_json(summary.a_protocol),
         "passes": {"budget": summary.budget, "used": round(summary.used, 3)},
         "attacks": [_attack_json(attack, cascaded=attack.name in cascaded) for attack in summary.attacks],
+        "notes": list(summary.notes),
         "skipped": [{"name": label, "reason": reason} for label, reason in summary.skipped.items()],
     }
 

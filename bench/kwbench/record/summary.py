@@ -148,6 +148,11 @@ class Summary:
         return self.evaluation.earlier_version
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know about the model, as found when it was loaded."""
+        return tuple(self.evaluation.spec.provenance.get("notes", ()))
+
+    @property
     def cascade(self) -> bool:
         """Whether some attacks, or all, saw only the samples that no attack before them broke."""
         return bool(cascaded_attacks(self.evaluation.spec))

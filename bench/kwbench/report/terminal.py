@@ -78,10 +78,11 @@ def notes(board: Board) -> list[str]:
 
 
 def _run_notes(summary: Summary) -> list[str]:
-    """What each attack of a cascade broke, which attacks did not run, the cost, and the accuracy under the protocol."""
+    """Notes on the model; what each attack of a cascade broke; which did not run; the cost; accuracy under the protocol."""
     model, sentences = plain(summary.model), []
     if summary.earlier_version:
         sentences.append(f"{model}: {EARLIER_VERSION}.")
+    sentences += [f"{model}: {plain(note)}." for note in summary.notes]
     if summary.cascade and (breaking := [attack for attack in summary.attacks if attack.broke]):
         counts = ", ".join(f"{plain(attack.name)} {attack.broke} of {attack.n}" for attack in breaking)
         sentences.append(f"{model}: samples whose worst case is due to each attack: {counts}.")

@@ -183,6 +183,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
         workers=prepared.workers,
         threads=torch.get_num_threads(),
         effective_sparsity={layer: str(share) for layer, share in sparsity.items()},
+        notes=prepared.loaded.notes,
     )
 
 
