@@ -120,7 +120,12 @@ def test_a_damaged_image_is_reported_with_its_sample(store: Store, path: Path) -
             store.adversarials(evaluation.attack_runs["pgd"])
 
 
-_SINCE = {1: ("arrays", "experiments", "findings", "adversarials"), 2: ("arrays", "experiments")}
+_CHECKSUMS = ("attack_run_checksums", "evaluation_checksums", "experiment_checksums")
+_SINCE = {
+    1: ("arrays", "experiments", "findings", "adversarials", *_CHECKSUMS),
+    2: ("arrays", "experiments", *_CHECKSUMS),
+    3: _CHECKSUMS,
+}
 
 
 def _as_version(path: Path, version: int) -> list[tuple[object, ...]]:
@@ -133,14 +138,16 @@ def _as_version(path: Path, version: int) -> list[tuple[object, ...]]:
         return connection.execute("SELECT * FROM outcomes").fetchall()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_database_of_an_earlier_schema_version_is_migrated_and_keeps_its_rows(store: Store, path: Path, version: int) -> None:
     deterministic(store, {"clean": "whhh", "pgd": "whbe"})
     before = store.evaluations()
     store.close()
     outcomes = _as_version(path, version)
     store = Store.open(str(path))
-    assert store.evaluations() == before
+    (migrated,) = store.evaluations()
+    assert (migrated.position, migrated.guarded) == (0, False)
+    assert replace(migrated, position=before[0].position, guarded=True) == before[0]
     store.record_findings(before[0].id, [Finding("flat", 0.0, 0.01, False, "None is zero.")])
     (row, *_) = rows("h", start=9)
     store.append(before[0].attack_runs["pgd"], [replace(row, image=np.zeros((1, 2, 2), dtype=np.float32))])
@@ -182,7 +189,7 @@ def test_a_damaged_array_is_reported_with_its_name(store: Store, path: Path, cha
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"UPDATE arrays SET {change}")  # noqa: S608 - a test's own text
         connection.commit()
-    with pytest.raises(DamagedData, match="the array 'loss' of an experiment is damaged"):
+    with pytest.raises(DamagedData, match=r"experiment 1 .*: its array 'loss' is damaged"):
         store.experiments()
 
 
@@ -293,13 +300,18 @@ def test_a_truncated_database_is_refused(path: Path, share: float) -> None:
         Store.open(str(path), create=True)
 
 
-def test_damage_inside_is_reported_when_it_is_read(path: Path) -> None:
+def test_damage_inside_is_reported_when_a_small_file_is_opened_and_a_large_one_is_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store.open(str(path), create=True)
     deterministic(store, {"clean": "h" * 2000})
     store.close()
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         file.write(b"\xff" * 40_000)
+    with pytest.raises(DamagedData, match="SQLite finds"):
+        Store.open(str(path))
+    monkeypatch.setattr("kwbench.record.database.sqlite_file._SMALL_FILE", 0)
     store = Store.open(str(path))
     with pytest.raises(DamagedData):
         store.tallies()
@@ -381,7 +393,7 @@ def test_after_a_return_to_an_older_checkpoint_its_evaluation_is_the_newest(stor
     store.register(specification(checkpoint="old"))
     store.register(specification(checkpoint="new"))
     again = store.register(specification(checkpoint="old"))
-    assert max(store.evaluations(), key=lambda evaluation: evaluation.asked).id == again.id == 1
+    assert max(store.evaluations(), key=lambda evaluation: evaluation.recency).id == again.id == 1
 
 
 def test_tallies_equal_packed_frames(store: Store) -> None:

@@ -84,7 +84,7 @@ def unclaimed(claims: Sequence[Claim], on_record: Sequence[Summary], registry: R
     claimed = {name for mapping in mappings for name in (mapping.model, mapping.full_size)}
     others = {name for name in entries if name not in claimed and name.partition("/")[0] in DATASETS.values()}
     kept: dict[tuple[str, str, str, str], Summary] = {}
-    for summary in sorted(of_newest_weights(on_record, entries), key=lambda summary: (summary.n, summary.evaluation.asked)):
+    for summary in sorted(of_newest_weights(on_record, entries), key=lambda summary: (summary.n, summary.evaluation.recency)):
         if summary.complete and summary.model in others:
             kept[summary.model, summary.evaluation.spec.suite, summary.dataset, str(summary.threat)] = summary
     return [kept[key] for key in sorted(kept)]

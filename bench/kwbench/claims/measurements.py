@@ -52,7 +52,7 @@ class Measurements:
         ]
         if not candidates:
             return ()
-        return max(candidates, key=lambda pair: (pair[0].n, pair[0].evaluation.asked))[1]
+        return max(candidates, key=lambda pair: (pair[0].n, pair[0].evaluation.recency))[1]
 
     def strong(self, model: str, threat: ThreatModel | None, beside: Summary) -> MeasuredAccuracy | None:
         """Return A_rob under the suite `strong` at this radius, preferably on the images of the evaluation `beside`."""
@@ -63,7 +63,7 @@ class Measurements:
         ]
         if not candidates:
             return None
-        best = max(candidates, key=lambda summary: (_images(summary) == _images(beside), summary.n, summary.evaluation.asked))
+        best = max(candidates, key=lambda summary: (_images(summary) == _images(beside), summary.n, summary.evaluation.recency))
         assert best.a_rob is not None
         return MeasuredAccuracy("A_rob", best.a_rob, best)
 
@@ -112,7 +112,7 @@ class Measurements:
 def of_newest_weights(on_record: Sequence[Summary], entries: Mapping[str, ModelEntry]) -> list[Summary]:
     """Return the comparable evaluations, for each model only those of its newest weights. `entries`: registry, by model."""
     comparable = [summary for summary in on_record if _comparable(summary, entries)]
-    newest = {summary.model: summary for summary in sorted(comparable, key=lambda summary: summary.evaluation.asked)}
+    newest = {summary.model: summary for summary in sorted(comparable, key=lambda summary: summary.evaluation.recency)}
     return [summary for summary in comparable if _weights(summary) == _weights(newest[summary.model])]
 
 

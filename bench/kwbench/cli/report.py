@@ -110,7 +110,7 @@ def _newest(store: "Store", model: str, db: str) -> "Evaluation":
     if not own:
         known = {evaluation.spec.model for evaluation in evaluations}
         raise UsageError(f"{db}: nothing on record about {model!r}; {did_you_mean(model, known)}")
-    return max(own, key=lambda evaluation: (evaluation.asked, evaluation.id))
+    return max(own, key=lambda evaluation: evaluation.recency)
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench check --baseline baseline.json --junit junit.xml")

@@ -58,9 +58,12 @@ class Evaluation:
     Attributes:
         id: its row in the database.
         created: when it was registered first; UTC, ISO 8601.
-        asked: when it was last asked for; UTC, ISO 8601. The newest evaluation is the one asked for last.
+        asked: when it was last asked for, by the wall clock; UTC, ISO 8601.
         spec: what it evaluates.
         attack_runs: id of each attack run, by label.
+        position: its place in the order of writing; it moves to the end whenever the evaluation is asked for. 0 for those that
+            were last asked for before the record kept this order.
+        guarded: whether checksums show that its fields and attacks are what was written; False for those from before.
     """
 
     id: int
@@ -68,6 +71,18 @@ class Evaluation:
     asked: str
     spec: EvaluationSpec
     attack_runs: Mapping[str, int]
+    position: int = 0
+    guarded: bool = False
+
+    @property
+    def recency(self) -> tuple[int, str, int]:
+        """Sort key: the newest evaluation has the largest.
+
+        The newest evaluation is the one whose command was started last, also if that command had nothing left to do: after a
+        return to an older checkpoint, that checkpoint's evaluation is the newest again. Clocks only order evaluations from
+        before the record kept the order of writing.
+        """
+        return self.position, self.asked if not self.position else "", self.id
 
     @property
     def origin(self) -> Mapping[str, Any]:

@@ -19,10 +19,19 @@ from numpy.typing import NDArray
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
+from kwbench.formatting import plain
 from kwbench.outcome import Outcome
 from kwbench.record.database import evaluations, experiments, outcomes, schema
+from kwbench.record.database.checksums import REMEDY
 from kwbench.record.database.migrations import create_tables, upgrade
-from kwbench.record.database.sqlite_file import check_file, configure, create_file, create_file_on_first_connection
+from kwbench.record.database.sqlite_file import (
+    check_file,
+    check_integrity,
+    configure,
+    create_file,
+    create_file_on_first_connection,
+    is_damage,
+)
 from kwbench.record.database.statements import in_parts
 from kwbench.record.database.tallies import TallyReader
 from kwbench.record.evaluation import Evaluation, EvaluationSpec
@@ -62,13 +71,14 @@ class Store:
             DamagedData: it is not a kwbench database.
             UsageError: the URL is malformed, or its driver is not installed.
         """
-        if "://" not in url:
-            url = f"sqlite:///{url}"
         try:
-            parsed = sa.make_url(url)
+            # A path may hold what has a meaning in a URL, such as ? and %.
+            parsed = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)
         except sa.exc.ArgumentError:
             raise UsageError(f"--db {url}: neither a path nor a database URL such as sqlite:///results.db") from None
         path = Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+        if path is not None and "\0" in str(path):
+            raise UsageError(f"--db {url!r}: a path holds no NUL")
         missing = path is not None and create and not path.exists()
         if path is not None and missing and not deferred:
             create_file(path, create_tables)
@@ -90,6 +100,9 @@ class Store:
                 with engine.begin() as connection:
                     create_tables(connection)
             upgrade(engine)
+            if path is not None:
+                with engine.connect() as connection:
+                    check_integrity(connection, path)
         return store
 
     def close(self) -> None:
@@ -108,7 +121,9 @@ class Store:
             return evaluations.select_evaluations(connection, identity)
 
     def append(self, attack_run: int, rows: Sequence[Outcome]) -> None:
-        """Add outcomes, and the images of those that carry one, in one transaction. Rows on record stay as they are.
+        """Add outcomes, and the images of those that carry one, in one transaction.
+
+        Rows on record stay as they are, except errors: they may have passed, so another outcome of the sample replaces them.
 
         Raises CannotEvaluate if a value is impossible; earlier transactions stay.
         """
@@ -118,6 +133,11 @@ class Store:
                 raise CannotEvaluate(f"{self._name}: sample {outcome.sample}: distance and seconds must be finite")
         with self._writing() as connection:
             outcomes.insert_outcomes(connection, attack_run, rows)
+
+    def discard(self, attack_run: int, samples: Collection[str] | None = None) -> None:
+        """Delete the outcomes of these samples, by default of all, and their images."""
+        with self._writing() as connection:
+            outcomes.delete_outcomes(connection, attack_run, samples)
 
     def outcomes(self, attack_run: int) -> list[Outcome]:
         """Return the outcomes of an attack run, by position in the split, without images."""
@@ -196,12 +216,18 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
+        # All queries must see one state, or rows and checksums would differ while another process writes.
         with self._translated_errors(), self._engine.connect() as connection:
-            yield connection
+            if connection.dialect.name != "sqlite":
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            try:
+                yield connection
+            except (ValueError, TypeError, KeyError, OverflowError) as failure:
+                raise DamagedData(f"damaged: a value cannot be read ({failure}); {REMEDY}") from None
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with self._translated_errors(), self._engine.begin() as connection:
+        with self._translated_errors(), self._engine.execution_options(writes=True).begin() as connection:
             yield connection
 
     @contextmanager
@@ -212,7 +238,11 @@ class Store:
         except DamagedData as failure:
             raise DamagedData(f"{self._name}: {failure}") from None
         except sa.exc.OperationalError as failure:
+            if self._engine.dialect.name == "sqlite" and is_damage(failure.orig):
+                raise DamagedData(f"{self._name}: damaged ({plain(failure.orig)}); {REMEDY}") from None
             raise CannotEvaluate(f"{self._name}: the database cannot be used ({failure.orig})") from None
+        except UnicodeDecodeError:
+            raise DamagedData(f"{self._name}: damaged, a text in it is none; {REMEDY}") from None
         except sa.exc.IntegrityError as failure:
             raise CannotEvaluate(f"{self._name}: an impossible row was refused ({failure.orig})") from None
         except sa.exc.DatabaseError as failure:

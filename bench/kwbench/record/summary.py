@@ -98,6 +98,7 @@ class Summary:
         protocol_values: value of each sample behind A_protocol.
         worst: label of the attack behind each robust value, `clean` if there is none.
         findings: findings of the diagnostic checks; empty if none were run.
+        guarded: whether checksums show that everything behind the numbers is what was written.
     """
 
     evaluation: Evaluation
@@ -116,6 +117,7 @@ class Summary:
     protocol_values: Values | None = field(default=None, repr=False, compare=False)
     worst: tuple[str, ...] = field(default=(), repr=False, compare=False)
     findings: tuple[Finding, ...] = field(default=(), repr=False)
+    guarded: bool = field(default=True, compare=False)
 
     @property
     def model(self) -> str:
@@ -149,8 +151,9 @@ class Summary:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know about the model, as found when it was loaded."""
-        return tuple(self.evaluation.spec.provenance.get("notes", ()))
+        """What a reader must know about the model, as found when it was loaded, and about the record; one clause each."""
+        unguarded = () if self.guarded else ("recorded without checksums, so damage to its rows could go unnoticed",)
+        return (*self.evaluation.spec.provenance.get("notes", ()), *unguarded)
 
     @property
     def cascade(self) -> bool:
@@ -239,6 +242,7 @@ def _summarize(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Summary:
         a_protocol=None if protocol_values is None else _accuracy(protocol_values, spec.stochastic),
         protocol_values=protocol_values,
         worst=tuple([spec.attacks[position].label for position in worst.tolist()]) if robust_values is not None else (),
+        guarded=evaluation.guarded and all(tally.guarded for tally in rows if tally is not None),
     )
 
 

@@ -19,7 +19,6 @@ from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
 from kwbench.regression.baseline import BaselineEntry, read_baseline, values_by_sample
 from kwbench.regression.differences import agreement, describe_differences
-from kwbench.regression.newest import recency
 from kwbench.statistics import Interval, PairedTest, difference_interval, paired_test
 from kwbench.threat import ThreatModel
 
@@ -178,10 +177,10 @@ def _check_model(store: Store, entry: BaselineEntry, on_record: Sequence[Summary
         keys = {summary.evaluation.id: comparison_key(summary.evaluation) for summary in on_record}
         closest = max(
             (summary.evaluation for summary in on_record),
-            key=lambda evaluation: (agreement(key, keys[evaluation.id]), evaluation.asked),
+            key=lambda evaluation: (agreement(key, keys[evaluation.id]), evaluation.recency),
         )
         return undecided(f"not comparable: {describe_differences(keys[closest.id], key)}", run=closest.spec.identity)
-    newest = max(comparable, key=recency)
+    newest = max(comparable, key=lambda summary: summary.evaluation.recency)
     run = newest.evaluation.spec.identity
     if newest.a_rob is None:
         return undecided(f"incomplete: {'; '.join(newest.missing)}", run=run)

@@ -9,11 +9,6 @@ from kwbench.record.summary import Summary
 def newest_summaries(summaries: Sequence[Summary]) -> list[Summary]:
     """Return, of evaluations of one model with equal protocol and attacks, only the newest."""
     newest: dict[tuple[str, ComparisonKey, str], Summary] = {}
-    for summary in sorted(summaries, key=recency):
+    for summary in sorted(summaries, key=lambda summary: summary.evaluation.recency):
         newest[summary.model, comparison_key(summary.evaluation), attacks_key(summary.evaluation)] = summary
     return list(newest.values())
-
-
-def recency(summary: Summary) -> tuple[str, int]:
-    """Return a sort key: when the evaluation was last asked for, then its id."""
-    return summary.evaluation.asked, summary.evaluation.id

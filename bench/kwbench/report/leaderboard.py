@@ -69,7 +69,7 @@ def shown(row: Row, label: str, cascade: bool) -> Interval | None:
 def _board(key: ComparisonKey, group: list[Summary]) -> Board:
     newest: dict[str, Summary] = {}
     earlier = []
-    for summary in sorted(group, key=lambda summary: (summary.evaluation.asked, summary.evaluation.id)):
+    for summary in sorted(group, key=lambda summary: summary.evaluation.recency):
         if summary.model in newest:
             earlier.append(newest[summary.model])
         newest[summary.model] = summary

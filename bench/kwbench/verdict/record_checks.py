@@ -236,7 +236,7 @@ def lead_over_the_twin_is_small(record: Record) -> list[Finding]:
     ]
     if not twins:
         return []
-    newest = max(twins, key=lambda other: (other.evaluation.asked, other.evaluation.id))
+    newest = max(twins, key=lambda other: other.evaluation.recency)
     assert newest.robust_values is not None
     lead = difference_interval(np.asarray(values) - np.asarray(newest.robust_values), level=0.98)
     statement = f"the robust accuracy differs by {100 * lead.value:+.1f} points from {name}, the same network with ReLU"

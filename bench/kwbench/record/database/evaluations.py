@@ -1,22 +1,38 @@
 """Queries on evaluations, the attack runs they share, and the findings of their checks."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any
 
 import sqlalchemy as sa
 
+from kwbench.errors import DamagedData, KwbenchError
 from kwbench.finding import Finding
 from kwbench.record.database import schema
-from kwbench.record.database.statements import insert, to_json
+from kwbench.record.database.checksums import REMEDY, checksum, next_position, require_position
+from kwbench.record.database.statements import insert, lock, to_json, upsert
 from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
 from kwbench.threat import ThreatModel
+
+# Damaged evaluations that an error names at most.
+_NAMED = 5
+
+
+@dataclass(slots=True)
+class _Members:
+    """The attacks of one evaluation, in order: as they are on record, and read."""
+
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    specs: list[AttackSpec] = field(default_factory=list)
+    run_ids: dict[str, int] = field(default_factory=dict)
 
 
 def insert_evaluation(connection: sa.Connection, spec: EvaluationSpec) -> None:
     """Insert an evaluation and its attack runs where they are missing, and note that it was asked for now."""
+    lock(connection, schema.schema_version)
     now = datetime.now(UTC)
     asked = now.isoformat(timespec="microseconds")
     table, runs = schema.evaluations, schema.attack_runs
@@ -34,8 +50,9 @@ def insert_evaluation(connection: sa.Connection, spec: EvaluationSpec) -> None:
         "created": now.isoformat(timespec="seconds"),
         "asked": asked,
     }
-    insert(connection, table, [row])
     same = table.c.identity == spec.identity
+    is_new = connection.execute(sa.select(table.c.id).where(same)).scalar() is None
+    insert(connection, table, [row])
     connection.execute(sa.update(table).where(same).values(asked=asked))
     evaluation = connection.execute(sa.select(table.c.id).where(same)).scalar_one()
     insert(
@@ -56,54 +73,147 @@ def insert_evaluation(connection: sa.Connection, spec: EvaluationSpec) -> None:
             for position, identity in enumerate(identities)
         ],
     )
+    checksums = schema.evaluation_checksums
+    state = {"evaluation": evaluation, **next_position(connection, checksums.c.position, evaluation)}
+    if is_new:
+        (recorded,) = connection.execute(sa.select(table).where(same))
+        members = _select_members(connection, same)[evaluation]
+        state |= {"checksum": _checksum(recorded, members), "findings": checksum()}
+    upsert(connection, checksums, state)
 
 
 def select_evaluations(connection: sa.Connection, identity: str | None = None) -> list[Evaluation]:
-    """Return all evaluations, oldest first, or the one with this identity."""
-    table, runs, members = schema.evaluations, schema.attack_runs, schema.members
+    """Return all evaluations, oldest first, or the one with this identity.
+
+    Raises DamagedData that names those that are not what was written.
+    """
+    table, checksums = schema.evaluations, schema.evaluation_checksums
     chosen = sa.true() if identity is None else table.c.identity == identity
+    members = _select_members(connection, chosen)
+    rows = connection.execute(sa.select(table).where(chosen).order_by(table.c.id)).all()
+    states = {state.evaluation: state for state in connection.execute(sa.select(checksums))}
+    evaluations, damaged = [], []
+    for row in rows:
+        own, state = members.pop(row.id, _Members()), states.get(row.id)
+        try:
+            _require_whole(row, own, state)
+            evaluations.append(_evaluation(row, own, state))
+        except (KwbenchError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
+            damaged.append(f"evaluation {row.id} ({row.model}, {row.dataset}): {failure}")
+    if identity is None:
+        lost = sorted((members.keys() | states.keys()) - {row.id for row in rows})
+        damaged += [f"evaluation {number}: its row is missing" for number in lost]
+    if damaged:
+        more = f"; and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+        raise DamagedData(f"damaged: {'; '.join(damaged[:_NAMED])}{more}; {REMEDY}")
+    return evaluations
+
+
+def _select_members(connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> dict[int, _Members]:
+    """Return the attacks of the chosen evaluations, by evaluation; also of evaluations whose row is lost, if all are chosen."""
+    table, runs, members = schema.evaluations, schema.attack_runs, schema.members
     # Nearly all evaluations share the texts of their attacks' specifications.
-    parsed: dict[str, Mapping[str, Any]] = {}
-    attacks: dict[int, tuple[list[AttackSpec], dict[str, int]]] = {}
+    parsed: dict[str, tuple[str, Any]] = {}
+    by_evaluation: dict[int, _Members] = {}
     query = (
-        sa.select(members.c.evaluation, *(runs.c[name] for name in ("id", "identity", "label", "spec")))
+        sa.select(members.c.evaluation, members.c.position, *(runs.c[name] for name in ("id", "identity", "label", "spec")))
         .join(runs, runs.c.id == members.c.attack_run)
-        .join(table, table.c.id == members.c.evaluation)
+        .outerjoin(table, table.c.id == members.c.evaluation)
         .where(chosen)
         .order_by(members.c.evaluation, members.c.position)
     )
-    for evaluation, run, run_identity, label, text in connection.execute(query):
+    for evaluation, position, run, run_identity, label, text in connection.execute(query):
         if text not in parsed:
-            parsed[text] = json.loads(text)
-        specs, run_ids = attacks.setdefault(evaluation, ([], {}))
-        specs.append(AttackSpec(label, run_identity, parsed[text]))
-        run_ids[label] = run
-    rows = connection.execute(sa.select(table).where(chosen).order_by(table.c.id))
-    return [_evaluation(row, *attacks.get(row.id, ([], {}))) for row in rows]
+            parsed[text] = checksum(text), _attack_spec(text, run)
+        digest, spec = parsed[text]
+        own = by_evaluation.setdefault(evaluation, _Members())
+        own.rows.append((position, run, run_identity, label, digest))
+        own.specs.append(AttackSpec(label, run_identity, spec))
+        own.run_ids[label] = run
+    return by_evaluation
+
+
+def _attack_spec(text: str, attack_run: int) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        raise DamagedData(f"damaged: the description of attack run {attack_run} is not JSON; {REMEDY}") from None
+
+
+def _require_whole(row: sa.Row[Any], members: _Members, state: sa.Row[Any] | None) -> None:
+    """Raise DamagedData unless an evaluation and its attacks are what was written, as far as that is on record."""
+    listed = json.loads(row.spec).get("attacks")
+    if listed is not None and listed != [attack.identity for attack in members.specs]:
+        raise DamagedData(f"{len(members.specs)} attacks are on record, and not the {len(listed)} that were written")
+    if state is not None:
+        require_position(row.id, state.position, state.position_checksum)
+    if state is not None and state.checksum is not None and state.checksum != _checksum(row, members):
+        raise DamagedData("its fields or its attacks are not those that were written")
+
+
+def _checksum(row: sa.Row[Any], members: _Members) -> str:
+    fields = (row.id, row.identity, row.model, row.dataset, row.suite, row.norm, str(Fraction(row.eps)), row.n)
+    return checksum(*fields, bool(row.stochastic), row.spec, row.provenance, row.created, members.rows)
 
 
 def replace_findings(connection: sa.Connection, evaluation: int, findings: Sequence[Finding], checks: Sequence[str]) -> None:
     """Replace the findings of `checks`, and of those that `findings` come from, on an evaluation."""
-    table = schema.findings
+    table, checksums = schema.findings, schema.evaluation_checksums
+    own = checksums.c.evaluation == evaluation
+    lock(connection, checksums, own)
+    _require_findings(connection, evaluation)
     replaced = [*checks, *(finding.check for finding in findings)]
     connection.execute(sa.delete(table).where(table.c.evaluation == evaluation, table.c.check.in_(replaced)))
     rows = [{"evaluation": evaluation, "check": finding.check, "finding": to_json(asdict(finding))} for finding in findings]
     insert(connection, table, rows)
+    digest = _findings_checksum(_select_texts(connection, evaluation).get(evaluation, []))
+    connection.execute(sa.update(checksums).where(own, checksums.c.findings.is_not(None)).values(findings=digest))
 
 
 def select_findings(connection: sa.Connection, evaluation: int | None = None) -> dict[int, list[Finding]]:
-    """Return the findings by evaluation, in the order of their recording; of one evaluation, or of all."""
+    """Return the findings by evaluation, in the order of their recording; of one evaluation, or of all.
+
+    Raises DamagedData if they are not those that were written.
+    """
+    texts = _require_findings(connection, evaluation)
+    return {owner: [_finding(text, owner) for _, text in rows] for owner, rows in texts.items()}
+
+
+def _finding(text: str, evaluation: int) -> Finding:
+    try:
+        return Finding.from_json(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DamagedData(f"damaged: a finding on evaluation {evaluation} cannot be read; {REMEDY}") from None
+
+
+def _require_findings(connection: sa.Connection, evaluation: int | None) -> dict[int, list[tuple[str, str]]]:
+    """Return the texts of findings; see `select_findings`."""
+    checksums = schema.evaluation_checksums.c
+    texts = _select_texts(connection, evaluation)
+    chosen = sa.true() if evaluation is None else checksums.evaluation == evaluation
+    query = sa.select(checksums.evaluation, checksums.findings).where(chosen, checksums.findings.is_not(None))
+    for owner, recorded in connection.execute(query):
+        if recorded != _findings_checksum(texts.get(owner, [])):
+            raise DamagedData(f"damaged: the findings on evaluation {owner} are not those that were written; {REMEDY}")
+    return texts
+
+
+def _select_texts(connection: sa.Connection, evaluation: int | None) -> dict[int, list[tuple[str, str]]]:
+    """Return the check and the text of each finding, by evaluation, in the order of their recording."""
     table = schema.findings
     chosen = sa.true() if evaluation is None else table.c.evaluation == evaluation
-    query = sa.select(table.c.evaluation, table.c.finding).where(chosen).order_by(table.c.id)
-    findings: dict[int, list[Finding]] = {}
-    for owner, text in connection.execute(query):
-        fields = json.loads(text)
-        findings.setdefault(owner, []).append(Finding.from_json(fields))
-    return findings
+    query = sa.select(table.c.evaluation, table.c.check, table.c.finding).where(chosen).order_by(table.c.id)
+    texts: dict[int, list[tuple[str, str]]] = {}
+    for owner, check, text in connection.execute(query):
+        texts.setdefault(owner, []).append((check, text))
+    return texts
 
 
-def _evaluation(row: sa.Row[Any], attacks: list[AttackSpec], attack_runs: Mapping[str, int]) -> Evaluation:
+def _findings_checksum(texts: Sequence[tuple[str, str]]) -> str:
+    return checksum(*(part for text in texts for part in text))
+
+
+def _evaluation(row: sa.Row[Any], members: _Members, state: sa.Row[Any] | None) -> Evaluation:
     spec = EvaluationSpec(
         identity=row.identity,
         model=row.model,
@@ -112,8 +222,16 @@ def _evaluation(row: sa.Row[Any], attacks: list[AttackSpec], attack_runs: Mappin
         threat=ThreatModel.of(row.norm, row.eps),
         n=row.n,
         stochastic=row.stochastic,
-        attacks=tuple(attacks),
+        attacks=tuple(members.specs),
         spec=json.loads(row.spec),
         provenance=json.loads(row.provenance),
     )
-    return Evaluation(id=row.id, created=row.created, asked=row.asked, spec=spec, attack_runs=attack_runs)
+    return Evaluation(
+        id=row.id,
+        created=row.created,
+        asked=row.asked,
+        spec=spec,
+        attack_runs=members.run_ids,
+        position=0 if state is None else state.position,
+        guarded=state is not None and state.checksum is not None,
+    )

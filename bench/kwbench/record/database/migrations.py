@@ -6,8 +6,17 @@ from kwbench.errors import DamagedData
 from kwbench.record.database import schema
 from kwbench.record.database.statements import insert
 
-# Tables that version 2 or version 3 added; version 1 has all others.
-_ADDED = [schema.findings, schema.adversarials, schema.experiments, schema.arrays]
+# Tables that version 2, 3 or 4 added; version 1 has all others.
+_ADDED = [
+    schema.findings,
+    schema.adversarials,
+    schema.experiments,
+    schema.arrays,
+    schema.evaluation_checksums,
+    schema.attack_run_checksums,
+    schema.experiment_checksums,
+]
+_EARLIER = range(1, schema.SCHEMA_VERSION)
 
 
 def create_tables(connection: sa.Connection) -> None:
@@ -25,7 +34,7 @@ def upgrade(engine: sa.Engine) -> None:
         if not sa.inspect(connection).has_table(schema.schema_version.name):
             raise DamagedData("not a kwbench database, its tables are missing")
         version = connection.execute(sa.select(schema.schema_version.c.version)).scalar()
-    if version in (1, 2):
+    if version in _EARLIER:
         with engine.begin() as connection:
             version = _add_tables(connection)
     if version != schema.SCHEMA_VERSION:
@@ -35,10 +44,10 @@ def upgrade(engine: sa.Engine) -> None:
 
 
 def _add_tables(connection: sa.Connection) -> int:
-    """Add to a database of version 1 or 2 the tables that it lacks, and return its new version."""
+    """Add to a database of an earlier version the tables that it lacks, and return its new version."""
     versions = schema.schema_version
     # The update comes first because it takes the write lock: of two processes, one waits here and then has nothing to do.
-    earlier = versions.c.version.in_([1, 2])
+    earlier = versions.c.version.in_(_EARLIER)
     updated = connection.execute(sa.update(versions).where(earlier).values(version=schema.SCHEMA_VERSION))
     if updated.rowcount:
         schema.metadata.create_all(connection, _ADDED)

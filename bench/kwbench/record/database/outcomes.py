@@ -1,6 +1,7 @@
 """Queries on outcomes and the adversarial images that were kept."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,15 @@ from numpy.typing import NDArray
 from kwbench.errors import DamagedData
 from kwbench.outcome import Outcome, Status
 from kwbench.record.database import schema
-from kwbench.record.database.statements import in_parts, insert, pack_array, unpack_array
+from kwbench.record.database.checksums import (
+    REMEDY,
+    OutcomesChecksum,
+    require_outcomes,
+    select_run_checksums,
+    tally_checksum,
+)
+from kwbench.record.database.statements import in_parts, insert, lock, pack_array, unpack_array, upsert
+from kwbench.record.database.tallies import TallyReader
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,15 +30,29 @@ _COLUMNS = [field.name for field in fields(Outcome) if field.name != "image"]
 
 
 def insert_outcomes(connection: sa.Connection, attack_run: int, outcomes: Sequence[Outcome]) -> None:
-    """Insert outcomes, and the images of those that carry one, where they are missing."""
-    rows = [{"attack_run": attack_run} | {name: getattr(outcome, name) for name in _COLUMNS} for outcome in outcomes]
-    insert(connection, schema.outcomes, rows)
+    """Insert outcomes, and the images of those that carry one, where they are missing or errors."""
+    lock(connection, schema.attack_runs, schema.attack_runs.c.id == attack_run)
+    recorded = _select_samples(connection, attack_run, [outcome.sample for outcome in outcomes])
+    fresh = {
+        outcome.sample: outcome
+        for outcome in reversed(outcomes)
+        if outcome.sample not in recorded or recorded[outcome.sample].status is Status.ERROR
+    }
+    replaced = [recorded[sample] for sample in fresh if sample in recorded]
+    with _keeping_checksums(connection, attack_run) as change:
+        _delete(connection, attack_run, [outcome.sample for outcome in replaced])
+        rows = [
+            {"attack_run": attack_run} | {name: getattr(outcome, name) for name in _COLUMNS}
+            for outcome in reversed(fresh.values())
+        ]
+        insert(connection, schema.outcomes, rows)
+        change(fresh.values(), replaced)
     images = [
         {
             "attack_run": attack_run,
             "sample": outcome.sample,
             **dict(zip(("channels", "height", "width"), outcome.image.shape, strict=True)),
-            "image": pack_array(outcome.image, "<f4"),
+            "image": pack_array(outcome.image, "<f4", outcome.sample),
         }
         for outcome in outcomes
         if outcome.image is not None
@@ -37,11 +60,68 @@ def insert_outcomes(connection: sa.Connection, attack_run: int, outcomes: Sequen
     insert(connection, schema.adversarials, images)
 
 
+def delete_outcomes(connection: sa.Connection, attack_run: int, samples: Collection[str] | None) -> None:
+    """Delete the outcomes of these samples, by default of all, and their images."""
+    lock(connection, schema.attack_runs, schema.attack_runs.c.id == attack_run)
+    recorded = select_outcomes(connection, attack_run)
+    deleted = [outcome for outcome in recorded if samples is None or outcome.sample in samples]
+    with _keeping_checksums(connection, attack_run) as change:
+        _delete(connection, attack_run, [outcome.sample for outcome in deleted])
+        change((), deleted)
+
+
+@contextmanager
+def _keeping_checksums(
+    connection: sa.Connection, attack_run: int
+) -> Iterator[Callable[[Iterable[Outcome], Iterable[Outcome]], None]]:
+    """Bring the checksums of an attack run up to date after the block, which states the outcomes added and removed.
+
+    Raises DamagedData if what is on record before is not what was written. Outcomes from before the record had checksums, and
+    those added to them, stay without.
+    """
+    table = schema.attack_run_checksums
+    before = TallyReader().read(connection, [attack_run]).get(attack_run)
+    recorded = select_run_checksums(connection, [attack_run]).get(attack_run)
+    state = OutcomesChecksum(recorded[0] if recorded is not None else "0 0")
+
+    def change(added: Iterable[Outcome], removed: Iterable[Outcome]) -> None:
+        nonlocal state
+        state = state.add(added).remove(removed)
+
+    yield change
+    if recorded is None and before is not None:
+        return
+    after = TallyReader(checked=False).read(connection, [attack_run]).get(attack_run)
+    if after is not None:
+        row = {"attack_run": attack_run, "outcomes": str(state), "tally": tally_checksum(after)}
+        upsert(connection, table, row)
+    else:
+        connection.execute(sa.delete(table).where(table.c.attack_run == attack_run))
+
+
+def _delete(connection: sa.Connection, attack_run: int, samples: Sequence[str]) -> None:
+    for table in (schema.adversarials, schema.outcomes):
+        for part in in_parts(samples):
+            connection.execute(sa.delete(table).where(table.c.attack_run == attack_run, table.c.sample.in_(part)))
+
+
+def _select_samples(connection: sa.Connection, attack_run: int, samples: Sequence[str]) -> dict[str, Outcome]:
+    """Return the recorded outcomes of these samples."""
+    table = schema.outcomes
+    recorded: dict[str, Outcome] = {}
+    for part in in_parts(samples):
+        query = sa.select(table).where(table.c.attack_run == attack_run, table.c.sample.in_(part))
+        recorded |= {row.sample: _outcome(row) for row in connection.execute(query)}
+    return recorded
+
+
 def select_outcomes(connection: sa.Connection, attack_run: int) -> list[Outcome]:
-    """Return the outcomes of an attack run, by position in the split."""
+    """Return the outcomes of an attack run, by position in the split. Raises DamagedData if they are not what was written."""
     table = schema.outcomes
     query = sa.select(table).where(table.c.attack_run == attack_run).order_by(table.c.index)
-    return [_outcome(row) for row in connection.execute(query)]
+    outcomes = [_outcome(row) for row in connection.execute(query)]
+    require_outcomes(connection, attack_run, outcomes)
+    return outcomes
 
 
 def select_frame(connection: sa.Connection, attack_runs: Collection[int]) -> "pd.DataFrame":
@@ -53,6 +133,7 @@ def select_frame(connection: sa.Connection, attack_runs: Collection[int]) -> "pd
     for part in in_parts(set(attack_runs)):
         query = sa.select(table).where(table.c.attack_run.in_(part)).order_by(table.c.attack_run, table.c.index)
         rows += [tuple(row) for row in connection.execute(query)]
+        TallyReader().read(connection, part)
     return pd.DataFrame(rows, columns=["attack_run", *_COLUMNS])
 
 
@@ -73,13 +154,16 @@ def select_samples_with_images(connection: sa.Connection, attack_run: int) -> se
 def _outcome(row: sa.Row[Any]) -> Outcome:
     # `row.index` would be the method of tuples.
     values = {name: row._mapping[name] for name in _COLUMNS}
-    values["status"] = Status(values["status"])
-    values["other_status"] = Status(values["other_status"]) if values["other_status"] else None
+    try:
+        values["status"] = Status(values["status"])
+        values["other_status"] = Status(values["other_status"]) if values["other_status"] else None
+    except ValueError as failure:
+        raise DamagedData(f"damaged: sample {row.sample} of attack run {row.attack_run}: {failure}; {REMEDY}") from None
     return Outcome(**values)
 
 
 def _image(sample: str, shape: tuple[int, int, int], packed: bytes) -> NDArray[np.float32]:
     try:
-        return unpack_array(packed, "<f4", shape).astype(np.float32)
-    except ValueError as failure:
+        return unpack_array(packed, "<f4", shape, sample).astype(np.float32)
+    except (ValueError, TypeError) as failure:
         raise DamagedData(f"the adversarial image of sample {sample} is damaged ({failure})") from None

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 
 from kwbench.outcome import Status
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = sa.MetaData()
 
@@ -26,7 +26,7 @@ evaluations = sa.Table(
     sa.Column("spec", sa.Text, nullable=False),
     sa.Column("provenance", sa.Text, nullable=False),
     sa.Column("created", sa.String, nullable=False),
-    # When it was last asked for: after a return to an older checkpoint, its evaluation is the newest again.
+    # When it was last asked for, by the wall clock; `evaluation_checksums` has the order.
     sa.Column("asked", sa.String, nullable=False),
     sa.CheckConstraint("n > 0"),
 )
@@ -100,7 +100,7 @@ adversarials = sa.Table(
     sa.Column("channels", sa.Integer, nullable=False),
     sa.Column("height", sa.Integer, nullable=False),
     sa.Column("width", sa.Integer, nullable=False),
-    # Little-endian float32, row by row, zlib-compressed.
+    # Little-endian float32, row by row, zlib-compressed, then a checksum.
     sa.Column("image", sa.LargeBinary, nullable=False),
     sa.ForeignKeyConstraint(["attack_run", "sample"], ["outcomes.attack_run", "outcomes.sample"]),
 )
@@ -126,6 +126,39 @@ arrays = sa.Table(
     sa.Column("name", sa.String, primary_key=True),
     # JSON list.
     sa.Column("shape", sa.String, nullable=False),
-    # Little-endian float64, row by row, zlib-compressed.
+    # Little-endian float64, row by row, zlib-compressed, then a checksum.
     sa.Column("numbers", sa.LargeBinary, nullable=False),
+)
+
+# The tables of checksums, written in the same transactions as what they are about; see `checksums`. Rows from before schema
+# version 4 have none.
+
+evaluation_checksums = sa.Table(
+    "evaluation_checksums",
+    metadata,
+    sa.Column("evaluation", sa.ForeignKey("evaluations.id"), primary_key=True),
+    # The order of writing: larger than all before whenever the evaluation is asked for. Clocks may be wrong.
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("position_checksum", sa.String(64), nullable=False),
+    # Of the evaluation and its attacks, and of its findings; NULL if it was recorded without.
+    sa.Column("checksum", sa.String(64)),
+    sa.Column("findings", sa.String(64)),
+)
+
+attack_run_checksums = sa.Table(
+    "attack_run_checksums",
+    metadata,
+    sa.Column("attack_run", sa.ForeignKey("attack_runs.id"), primary_key=True),
+    # Of every field of its outcomes, and of their tally.
+    sa.Column("outcomes", sa.String(64), nullable=False),
+    sa.Column("tally", sa.String(64), nullable=False),
+)
+
+experiment_checksums = sa.Table(
+    "experiment_checksums",
+    metadata,
+    sa.Column("experiment", sa.ForeignKey("experiments.id"), primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("position_checksum", sa.String(64), nullable=False),
+    sa.Column("checksum", sa.String(64)),
 )

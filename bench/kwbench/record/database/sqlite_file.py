@@ -1,6 +1,7 @@
 """SQLite files: creating one atomically, recognising ours, and configuring connections."""
 
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,9 @@ from kwbench.errors import CannotEvaluate, DamagedData
 
 # "kwbn" in SQLite's header distinguishes our databases from those of other programs.
 APPLICATION_ID = 0x6B77626E
+
+# SQLite checks about 50 MB a second.
+_SMALL_FILE = 4 << 20
 
 
 def create_file(path: Path, create_tables: Callable[[sa.Connection], None]) -> None:
@@ -68,8 +72,8 @@ def check_file(path: Path) -> None:
     """
     if not path.exists():
         raise CannotEvaluate(f"{path}: no such database; `kwbench evaluate` creates one")
-    if path.is_dir():
-        raise CannotEvaluate(f"{path}: a folder, not a database file")
+    if not path.is_file():
+        raise CannotEvaluate(f"{path}: a {'folder' if path.is_dir() else 'device'}, not a database file")
     with path.open("rb") as file:
         header = file.read(100)
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
@@ -79,6 +83,25 @@ def check_file(path: Path) -> None:
     if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
         raise DamagedData(f"{path}: a SQLite database of another program; name another with --db")
     _check_length(path, header)
+
+
+def check_integrity(connection: sa.Connection, path: Path) -> None:
+    """Have SQLite check a small file: its pages, its indexes and the constraints of its rows. Raises DamagedData.
+
+    Large files would take seconds; the checksums of `checksums` guard what is read from them.
+    """
+    if path.exists() and path.stat().st_size <= _SMALL_FILE:
+        problem = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+        if problem != "ok":
+            raise DamagedData(f"damaged: SQLite finds {problem!r}; restore it from a backup or name another with --db")
+
+
+def is_damage(failure: BaseException | None) -> bool:
+    """Return whether an operational error means damage: a table that is missing, or a text that is none.
+
+    Others mean that the file is locked, read-only or on a full disk.
+    """
+    return getattr(failure, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR
 
 
 def configure(engine: sa.Engine) -> None:
@@ -121,4 +144,5 @@ def _set_pragmas(connection: Any, _: object) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+    # A transaction that reads before it writes must have the lock from the start, or two of them could wait for each other.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kwbench.outcome import Status
 from kwbench.record.database import schema
+from kwbench.record.database.checksums import damaged_run, select_run_checksums, tally_checksum
 from kwbench.record.tally import Tally, shares
 
 # The letters w, b, h and v occur only in "wrong", "broken", "held" and "invalid" respectively, once each. Deleting all other
@@ -25,11 +26,16 @@ class TallyReader:
     Attack runs on the same samples share one `index` array: comparing it with itself costs nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, checked: bool = True) -> None:
+        """`checked`: compare the checksums on record."""
+        self._checked = checked
         self._orders: dict[str, _Order] = {}
 
     def read(self, connection: sa.Connection, attack_runs: Sequence[int]) -> dict[int, Tally]:
-        """Return the tallies of at most `IDS_PER_QUERY` attack runs; runs without rows are left out."""
+        """Return the tallies of at most `IDS_PER_QUERY` attack runs; runs without rows are left out.
+
+        Raises DamagedData if one is not what was written.
+        """
         column = schema.outcomes.c
         index = _joined(column.index)
         rows = _grouped(
@@ -63,15 +69,19 @@ class TallyReader:
         )
         extras = {run: counts for run, *counts in extra}
         draws = {run: self._shares(positions, texts) for run, positions, *texts in drawn}
+        checksums = select_run_checksums(connection, attack_runs)
         none = np.empty(0)
         tallies = {}
         for run, positions, statuses, forwards, backwards, seconds, *_ in rows:
             other_rows, other_held, surrogate_rows, surrogate_right = extras.get(run, (0, 0, 0, 0))
             order, sorted_positions = self._order(positions)
+            letters = _first_letters(statuses)
+            if len(letters) != len(order):
+                raise damaged_run(connection, run)
             selection, fresh = draws.get(run, (none, none))
             tallies[run] = Tally(
                 index=sorted_positions,
-                status=np.frombuffer(_first_letters(statuses), dtype="S1")[order],
+                status=np.frombuffer(letters, dtype="S1")[order],
                 selection=selection,
                 fresh=fresh,
                 forwards=int(forwards),
@@ -81,7 +91,12 @@ class TallyReader:
                 other_held=other_held,
                 surrogate_rows=surrogate_rows,
                 surrogate_right=surrogate_right,
+                guarded=run in checksums,
             )
+        if self._checked:
+            for run, (_, recorded) in checksums.items():
+                if run not in tallies or tally_checksum(tallies[run]) != recorded:
+                    raise damaged_run(connection, run)
         return tallies
 
     def _shares(self, positions: str, counts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
