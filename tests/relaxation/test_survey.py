@@ -1,11 +1,13 @@
 """The survey: relaxed operations, and operations that no gradient passes."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from defences.hiding import HIDING
+from defences.hiding import HIDING, N
 from defences.spellings import KWTA, LWTA, kwta, slwta
 from kwbench.networks.activations import Kwta
 from kwbench.relaxation import relaxed, survey
@@ -46,12 +48,12 @@ def test_every_spelling_is_followed_except_numpy(family: str, way: str) -> None:
 def test_an_operation_without_a_gradient_is_named_with_its_module() -> None:
     class Inner(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            counts = torch.stack([torch.bincount(row.long().clamp(0, 3), minlength=4) for row in x])
+            counts = torch.stack([torch.histc(row, bins=4, min=-1, max=1) for row in x])
             return x[:, :4] + counts
 
     module, x = nn.Sequential(nn.Identity(), Inner()), rows()
     assert torch.equal(relaxed(module, x.clone().requires_grad_()), module(x))
-    assert survey(module, x).unseen == ("the gradient ends at bincount in 1, 8 times",)
+    assert survey(module, x).unseen == ("the gradient ends at histc in 1, 8 times",)
 
 
 @torch.library.custom_op("kwbench_tests::halve", mutates_args=())
@@ -78,3 +80,29 @@ def test_ties_do_not_change_which_operations_k_wta_runs() -> None:
     x = torch.linspace(0.1, 0.8, 16).repeat(2, 1).view(2, 1, 4, 4)
     x[0].view(-1)[-2:] = 0.9
     assert survey(nn.Sequential(Kwta("1/16"), nn.Flatten()), x).unseen == ()
+
+
+EYE = torch.eye(N)
+READING: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "a list of labels": ("tolist", lambda z: z + torch.stack([EYE[label] for label in z.argmax(1).tolist()])),
+    "an array of labels": ("numpy", lambda z: z + torch.stack([EYE[int(label)] for label in z.argmax(1).numpy()])),
+    "a number": ("item", lambda z: z * z.abs().amax().item()),
+    "an index": ("item", lambda z: z + torch.stack([EYE[row.argmax()] for row in z])),
+    "a condition": ("item", lambda z: torch.stack([row * (2 if row.argmax() < N // 2 else 1) for row in z])),
+}
+
+
+@pytest.mark.parametrize("way", READING)
+def test_values_that_python_reads_are_unseen(way: str) -> None:
+    how, function = READING[way]
+    unseen = survey(FunctionModule(function), rows()).unseen
+    assert [text for text in unseen if text.startswith(f"Python reads values that depend on the pixels ({how})")], unseen
+
+
+def test_a_check_of_the_images_that_always_passes_reads_nothing() -> None:
+    def guarded(z: Tensor) -> Tensor:
+        if z.isnan().any() or z.abs().max() > 1e6:
+            raise ValueError("no image")
+        return z + torch.nn.functional.one_hot(z.argmax(1), N)
+
+    assert survey(FunctionModule(guarded), rows()).unseen == ()

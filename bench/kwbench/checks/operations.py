@@ -21,6 +21,7 @@ UNSEEN = Criterion(
     kind="doubt",
     role="unseen",
     remedy="an attack that knows the operations that could not be seen, or a model written with operations that can be",
+    revision=2,
 )
 
 

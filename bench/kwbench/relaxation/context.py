@@ -1,5 +1,6 @@
 """What the rules of one pass share: scales, relaxed tensors, origins of floats, and the operations relaxed or lost."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from kwbench.relaxation.backward import straight_through
+from kwbench.relaxation.distributions import LARGEST, by_slope, expectation, pushed_forward, resized
 from kwbench.relaxation.operation import Call, is_differentiable
 from kwbench.relaxation.relaxed_tensors import RelaxedTensor, RelaxedTensors
 from kwbench.relaxation.scales import Scales
-from kwbench.relaxation.tensors import detached, is_float, tensors_in, without_writing, writes_into
+from kwbench.relaxation.tensors import broadcast_shape, detached, is_float, tensors_in, without_writing, writes_into
 
 # Operations whose result does not depend on the values of their arguments, or not on those of finite numbers.
 _INDEPENDENT_OF_VALUES = (
@@ -107,11 +109,44 @@ class Context(Scales):
         """Whether a value depends on the pixels in a way that a gradient can follow."""
         return isinstance(value, Tensor) and (value.requires_grad or self.find(value) is not None)
 
+    def choice(self, value: Any) -> Tensor | None:
+        """The soft distribution (s, k) of a tensor (s) of whole numbers, if it has one."""
+        relaxed = self.find(value)
+        return None if relaxed is None else relaxed.distribution()
+
+    def choice_among(self, value: Any, k: int) -> Tensor | None:
+        """The soft distribution (s, k) of whole numbers (s) below k, of rounded floats too; None if they are certain."""
+        relaxed = self.find(value)
+        if relaxed is None or value.dtype == torch.bool or value.numel() * k > LARGEST:
+            return None
+        if relaxed.value is not None:
+            return by_slope(value, relaxed.value, k)
+        choice = relaxed.distribution()
+        return None if choice is None else resized(choice, k)
+
+    def relax_choice(self, call: Call, hard: Tensor, choice: Tensor) -> Tensor:
+        """Attach a soft distribution to the whole numbers `hard`, and return them."""
+        self.count(call)
+        return self.attach(hard, RelaxedTensor(choice=choice))
+
+    def relax_mixture(self, call: Call, hard: Tensor, shares: Tensor, entries: Tensor) -> Tensor:
+        """Relax `hard` (s) as one of `entries` (s, m), taken with soft shares (s, m): floats, booleans or whole numbers."""
+        if is_float(hard):
+            self.count(call)
+            return straight_through(hard, (shares * entries.detach()).sum(-1).to(hard.dtype))
+        choice = None if hard.dtype == torch.bool else pushed_forward(shares, entries)
+        if choice is not None:
+            return self.relax_choice(call, hard, choice)
+        return self.relax(call, hard, (shares * entries.to(shares.dtype)).sum(-1))
+
     def as_float(self, value: Any) -> Any:
         """A number, or a tensor as floats that carry a gradient if there is one."""
         relaxed = self.find(value)
         if relaxed is not None:
-            return relaxed.value if relaxed.value is not None else value.detach().float()
+            hard, choice = value.detach().float(), relaxed.choice
+            if relaxed.value is None and choice is not None:
+                return straight_through(hard, expectation(choice).to(hard.dtype))
+            return hard if relaxed.value is None else relaxed.value
         return value.float() if isinstance(value, Tensor) and not is_float(value) else value
 
     def run(self, call: Call) -> Any:
@@ -122,6 +157,10 @@ class Context(Scales):
             return self.run_natively(call)
         if writes_into(operation) and not is_float(args[0]):
             return self.run_out_of_place(call, Context.run)
+        if torch.Tag.pointwise in operation.tags:
+            result = self.push(call)
+            if result is not None:
+                return result
         dtype = next((tensor.dtype for tensor in tensors if is_float(tensor)), None)
         if dtype is None:
             return self._run_on_integers(call)
@@ -131,6 +170,44 @@ class Context(Scales):
             # Some integers, such as indices, cannot be replaced by floats.
             self.lose(call)
             return self.run_natively(call)
+
+    def push(self, call: Call) -> Tensor | None:
+        """Run an operation, element by element, on the soft distributions of its arguments; None if that is not possible.
+
+        Each argument that has one takes all of its values in turn, along a dimension of its own. The other arguments keep
+        theirs; if the result is a float, it also has the gradient with respect to them.
+        """
+        choices = {
+            position: choice for position, argument in enumerate(call.args) if (choice := self.choice(argument)) is not None
+        }
+        if not choices or writes_into(call.operation) or any(isinstance(argument, list | tuple) for argument in call.args):
+            return None
+        size = broadcast_shape(*(argument.shape for argument in call.args if isinstance(argument, Tensor)))
+        sizes = [choice.shape[-1] for choice in choices.values()]
+        if math.prod((*size, *sizes)) > LARGEST:
+            return None
+        args, shares = [], torch.ones((), device=next(iter(choices.values())).device)
+        for position, argument in enumerate(call.args):
+            if position in choices:
+                own = list(choices).index(position)
+                form = [-1 if other == own else 1 for other in range(len(sizes))]
+                args.append(torch.arange(sizes[own], device=argument.device).to(argument.dtype).view(form))
+                shares = shares * choices[position].expand(*size, sizes[own]).reshape(*size, *form)
+            else:
+                constant = detached(argument)
+                args.append(constant.view(*constant.shape, *[1] * len(sizes)) if isinstance(constant, Tensor) else constant)
+        try:
+            entries = call.operation(*args, **call.kwargs)
+        except _REFUSED:
+            return None
+        hard = call.hard()
+        entries, shares = (part.expand(*size, *sizes).flatten(len(size)) for part in (entries, shares))
+        result = self.relax_mixture(call, hard, shares, entries)
+        if is_float(hard) and any(self.has_gradient(other) for at, other in enumerate(call.args) if at not in choices):
+            floats = [argument if at in choices else self.as_float(argument) for at, argument in enumerate(call.args)]
+            exact = call.operation(*floats, **call.kwargs)
+            result = result + (exact - exact.detach())
+        return result
 
     def run_natively(self, call: Call) -> Any:
         """Run an operation with the gradient that autograd gives it."""
@@ -195,18 +272,23 @@ class Context(Scales):
             return hard
         if isinstance(hard, Tensor) and is_float(hard):
             return straight_through(hard, soft)
+        followed = False
         for one, other in zip(tensors_in(hard), tensors_in(soft), strict=False):
             if other.requires_grad and one.shape == other.shape:
                 self.attach(one, RelaxedTensor(straight_through(one.to(other.dtype), other)))
+                followed = True
+        if not followed:
+            self.lose(call)
         return hard
 
     def _with_floats(self, values: Any, dtype: torch.dtype | None) -> Any:
         """Nested arguments, tensors replaced by their relaxed versions in this type."""
         if isinstance(values, Tensor):
             relaxed = self.find(values)
-            if relaxed is None or relaxed.value is None:
+            if relaxed is None or (relaxed.value is None and relaxed.choice is None):
                 return values
-            return relaxed.value if dtype is None else relaxed.value.to(dtype)
+            value: Tensor = self.as_float(values)
+            return value if dtype is None else value.to(dtype)
         if isinstance(values, list | tuple):
             return type(values)(self._with_floats(value, dtype) for value in values)
         return values

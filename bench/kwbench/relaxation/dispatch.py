@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kwbench.relaxation.backward import straight_through
 from kwbench.relaxation.context import Context
 from kwbench.relaxation.operation import Call
+from kwbench.relaxation.python_reads import PythonRead, PythonReads
 from kwbench.relaxation.rule import RULES
 from kwbench.relaxation.tensors import aten, is_float, storage, tensors_in, writes_into, written
 
@@ -46,11 +47,12 @@ class Log:
     """All operations of a pass, and all outside tensors that it used.
 
     `operations` are in the order in which they ran. `outside` holds a copy of each outside tensor except parameters and
-    buffers, in the order of first use, with the name of the module that used it.
+    buffers, in the order of first use, with the name of the module that used it. `reads` are the values that Python read.
     """
 
     operations: list[LoggedOperation] = field(default_factory=list)
     outside: list[tuple[Tensor, str]] = field(default_factory=list)
+    reads: list[PythonRead] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -65,7 +67,8 @@ class RelaxedDispatch(TorchDispatchMode):
 
     `own`: addresses of the storages of the module's parameters and buffers. `modules`: stack of the names of the running
     modules, the innermost last. `log`: records the operations, which slows the pass; None to record nothing. `guess`: whether
-    the gradient of an outside tensor is passed to the latest tensor of the same shape.
+    the gradient of an outside tensor is passed to the latest tensor of the same shape. `reads`: records single values that
+    Python reads.
     """
 
     @classmethod
@@ -73,9 +76,18 @@ class RelaxedDispatch(TorchDispatchMode):
         # If true, PyTorch wraps `__torch_dispatch__` in a guard that imports the compiler, which takes longer than most passes.
         return False
 
-    def __init__(self, context: Context, own: set[int], modules: list[str], log: Log | None, guess: bool) -> None:
+    def __init__(
+        self,
+        context: Context,
+        own: set[int],
+        modules: list[str],
+        log: Log | None,
+        guess: bool,
+        reads: PythonReads | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.context = context
+        self._reads = reads
         self._own, self._modules, self._log, self._guess = own, modules, log, guess
         # Key: id of a value. Entry: address of its storage, and its twin.
         self._twins: dict[int, tuple[int, Tensor]] = {}
@@ -151,6 +163,8 @@ class RelaxedDispatch(TorchDispatchMode):
                     saved.tensor = saved.tensor.clone()
         # `_local_scalar_dense` implements `item()`: its result is a Python number, which carries no gradient.
         if func is aten._local_scalar_dense.default or not any(storage(value) in context.dependent for value in values):
+            if self._reads is not None and func is aten._local_scalar_dense.default:
+                self._reads.record(args[0])
             result = func(*args, **kwargs)
         else:
             with enable_reentrant_dispatch(), no_dispatch(), torch.enable_grad(), _leave_inference_mode():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kwbench.relaxation import rules
 from kwbench.relaxation.context import Context
 from kwbench.relaxation.dispatch import CompilerSafeDispatch, Log, RelaxedDispatch, SavedTensor
+from kwbench.relaxation.python_reads import PythonReads
 from kwbench.relaxation.tensors import is_float, storage
 
 __all__ = ["plain_attention", "rules", "run"]
@@ -31,14 +32,17 @@ def run(
         root = x.clone()
     pixels = root.detach()
     kind = CompilerSafeDispatch if "torch._dynamo" in sys.modules else RelaxedDispatch
-    mode = kind(context, own, modules, log, guess)
+    reads = PythonReads(context.dependent, modules) if log is not None else None
+    mode = kind(context, own, modules, log, guess, reads)
     if root.requires_grad:
         mode.set_twin(pixels, root)
     try:
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(plain_attention())
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(mode.save, _unpack))
-            if log is not None:
+            if log is not None and reads is not None:
+                log.reads = reads.reads
+                stack.enter_context(reads)
                 stack.enter_context(_naming_modules(module, modules))
             with mode:
                 output = module(pixels)

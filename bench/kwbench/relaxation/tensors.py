@@ -59,6 +59,12 @@ def tensors_in(*values: Any) -> list[Tensor]:
     return tensors
 
 
+def broadcast_shape(*shapes: torch.Size) -> torch.Size:
+    """The shape that tensors of these shapes are broadcast to."""
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape
+
+
 def detached(values: Any) -> Any:
     """Nested arguments without their gradients."""
     if isinstance(values, Tensor):

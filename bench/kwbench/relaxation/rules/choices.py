@@ -8,9 +8,11 @@ from torch import Tensor
 
 from kwbench.relaxation.backward import straight_through
 from kwbench.relaxation.context import Context
+from kwbench.relaxation.distributions import soft_ranks
 from kwbench.relaxation.operation import Call
 from kwbench.relaxation.relaxed_tensors import RelaxedTensor
 from kwbench.relaxation.rule import rule
+from kwbench.relaxation.rules.views import rearranged
 from kwbench.relaxation.tensors import is_float
 
 
@@ -34,8 +36,10 @@ def _argmax(context: Context, call: Call) -> Any:
     return context.attach(hard, _soft_argmax(context, x, dim, keepdim))
 
 
-@rule("max.dim", "min.dim", unless=lambda context, call: not is_float(call.args[0]))
+@rule("max.dim", "min.dim")
 def _max(context: Context, call: Call) -> Any:
+    if not is_float(call.args[0]):
+        return _one_of_many(context, call)
     x, dim, keepdim = call.args[0], call.args[1], call.option(2, "keepdim", False)
     values, indices = call.exact()
     if x.requires_grad:
@@ -44,18 +48,49 @@ def _max(context: Context, call: Call) -> Any:
     return values, indices
 
 
-@rule("kthvalue.default", "median.dim", "mode.default", unless=lambda context, call: not is_float(call.args[0]))
+@rule("kthvalue.default", "median.dim", "mode.default")
 def _kth(context: Context, call: Call) -> Any:
+    if not is_float(call.args[0]):
+        return _one_of_many(context, call)
     values, indices = call.exact()
     if call.args[0].requires_grad:
-        context.attach(indices, RelaxedTensor(later=partial(_lost_index, context, call)))
+        # Without an argument only the median has no dimension.
+        dim = call.option(2, "dim", -1) if call.name.startswith("kth") else call.option(1, "dim", -1)
+        keeps = bool(call.option(3 if call.name.startswith("kth") else 2, "keepdim", False))
+        context.attach(indices, RelaxedTensor(later=partial(_rank, context, call, values, dim % call.args[0].dim(), keeps)))
     return values, indices
 
 
-def _lost_index(context: Context, call: Call) -> RelaxedTensor:
-    """Lose the gradient when the index of the k-th value is used."""
-    context.lose(call)
-    return RelaxedTensor()
+def _rank(context: Context, call: Call, values: Tensor, dim: int, keeps: bool) -> RelaxedTensor:
+    """Return the soft choice of the index of one value of each row."""
+    choice = _ranks(context, call.args[0], values if keeps else values.unsqueeze(dim), dim)
+    if choice is None:
+        context.lose(call)
+        return RelaxedTensor()
+    context.count(call)
+    return RelaxedTensor(choice=choice if keeps else choice.squeeze(dim))
+
+
+def _ranks(context: Context, x: Tensor, chosen: Tensor, dim: int) -> Tensor | None:
+    """Return the soft choice of the indices of some values of x, chosen by their rank along `dim`."""
+    return soft_ranks(x, chosen, dim, context.scale(x - x.detach().mean(dim=dim, keepdim=True)))
+
+
+@rule("median.default", unless=lambda context, call: is_float(call.args[0]))
+def _one_of_many(context: Context, call: Call) -> Any:
+    """Relax one of many whole numbers, as if any of them may be the one."""
+    choice = context.choice(call.args[0])
+    if choice is None:
+        return context.run(call)
+    result = call.hard()
+    if isinstance(result, Tensor):
+        context.relax_choice(call, result, choice.flatten(0, -2).mean(0))
+        return result
+    place = 2 if call.name.startswith("kth") else 1
+    dim = call.option(place, "dim", -1) % call.args[0].dim()
+    mean = choice.mean(dim, keepdim=bool(call.option(place + 1, "keepdim", False)))
+    context.relax_choice(call, result[0], mean)
+    return result
 
 
 @rule("topk.default", unless=lambda context, call: not is_float(call.args[0]))
@@ -68,7 +103,12 @@ def _topk(context: Context, call: Call) -> Any:
             threshold = values.amin(dim, keepdim=True) if largest else values.amax(dim, keepdim=True)
             gap = x - threshold if largest else threshold - x
             context.count(call)
-            return RelaxedTensor(members=torch.sigmoid(gap / context.scale(gap)), among=x.detach(), dim=dim % x.dim())
+            return RelaxedTensor(
+                members=torch.sigmoid(gap / context.scale(gap)),
+                among=x.detach(),
+                dim=dim % x.dim(),
+                ranks=partial(_ranks, context, x, values, dim % x.dim()),
+            )
 
         context.attach(indices, RelaxedTensor(later=members))
     return values, indices
@@ -94,7 +134,7 @@ def _sort(context: Context, call: Call) -> Any:
     if x.requires_grad:
         # A mask made from some of these indices needs to know which values they name.
         context.set_origin(indices, "sorted", x, values, dim % x.dim(), descending)
-        context.attach(indices, RelaxedTensor())
+        context.attach(indices, RelaxedTensor(ranks=partial(_ranks, context, x, values, dim % x.dim())))
     return values, indices
 
 
@@ -108,12 +148,9 @@ def _slice(context: Context, call: Call) -> Any:
     dim = (call.args[1] if len(call.args) > 1 else 0) % x.dim()
     if parts is not None and dim == parts[2] and result.numel():
         return _part_of_order(context, call, result, dim)
-    if parts is None and relaxed.choice is not None:
-        return context.attach(result, RelaxedTensor(choice=call.operation(relaxed.choice, dim, *call.args[2:], **call.kwargs)))
     if result.shape == x.shape:
         return context.attach(result, relaxed)
-    context.lose(call)
-    return result
+    return rearranged(context, call, result)
 
 
 def _part_of_order(context: Context, call: Call, result: Tensor, dim: int) -> Tensor:
@@ -121,19 +158,25 @@ def _part_of_order(context: Context, call: Call, result: Tensor, dim: int) -> Te
     x, parts = call.args[0], context.origin(call.args[0], "sorted")
     assert parts is not None
     if result.shape == x.shape:
-        context.attach(result, RelaxedTensor())
+        context.attach(result, RelaxedTensor(ranks=partial(_ranks, context, parts[0], parts[1], dim)))
         return context.set_origin(result, "sorted", *parts)
     floats, values, _, descending = parts
     part = call.operation(values, *call.args[1:], **call.kwargs)
-    if call.name.startswith("select"):
+    selects = call.name.startswith("select")
+    if selects:
         part = part.unsqueeze(dim)
     # The part is part from one end of the order; for one from the middle, its edge towards the end is the threshold.
     start = call.option(2, "start", 0) or 0
     first = (start + x.shape[dim] if start < 0 else start) == 0
     gap = floats - part.amin(dim, keepdim=True) if first == descending else part.amax(dim, keepdim=True) - floats
     context.count(call)
+
+    def ranks() -> Tensor | None:
+        choice = _ranks(context, floats, part, dim)
+        return choice.squeeze(dim) if choice is not None and selects else choice
+
     return context.attach(
-        result, RelaxedTensor(members=torch.sigmoid(gap / context.scale(gap)), among=floats.detach(), dim=dim)
+        result, RelaxedTensor(members=torch.sigmoid(gap / context.scale(gap)), among=floats.detach(), dim=dim, ranks=ranks)
     )
 
 

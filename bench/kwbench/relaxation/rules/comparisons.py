@@ -15,6 +15,8 @@ def _order(context: Context, call: Call) -> Any:
     hard = call.hard()
     if not any(context.has_gradient(argument) for argument in call.args[:2]):
         return hard
+    if (pushed := context.push(call)) is not None:
+        return pushed
     a, b = (context.as_float(argument) for argument in call.args[:2])
     gap = a - b if call.name[0] == "g" else b - a
     return context.relax(call, hard, torch.sigmoid(gap / context.scale(gap)))
@@ -31,39 +33,19 @@ def _equal(context: Context, call: Call) -> Any:
     hard = call.hard()
     if not any(context.has_gradient(argument) for argument in call.args[:2]):
         return hard
-    soft = _probability_of(context, call.args[0], call.args[1])
-    if soft is None:
-        a, b = (context.as_float(argument) for argument in call.args[:2])
-        gap = a - b
-        inside = gap.detach().nan_to_num(0.0, 0.0, 0.0)
-        scaled = gap / context.scale(gap)
-        # Equality with the largest or the smallest value is a mask of the winner: a sigmoid. Otherwise a bell curve.
-        soft = torch.where(
-            context.holds_throughout(inside <= 0),
-            torch.sigmoid(scaled),
-            torch.where(context.holds_throughout(inside >= 0), torch.sigmoid(-scaled), 1 / (1 + scaled.square())),
-        )
+    if (pushed := context.push(call)) is not None:
+        return pushed
+    a, b = (context.as_float(argument) for argument in call.args[:2])
+    gap = a - b
+    inside = gap.detach().nan_to_num(0.0, 0.0, 0.0)
+    scaled = gap / context.scale(gap)
+    # Equality with the largest or the smallest value is a mask of the winner: a sigmoid. Otherwise a bell curve.
+    soft = torch.where(
+        context.holds_throughout(inside <= 0),
+        torch.sigmoid(scaled),
+        torch.where(context.holds_throughout(inside >= 0), torch.sigmoid(-scaled), 1 / (1 + scaled.square())),
+    )
     return context.relax(call, hard, 1 - soft if call.name[0] == "n" else soft)
-
-
-def _probability_of(context: Context, index: Any, positions: Any) -> Tensor | None:
-    """The probability that a drawn or chosen index points to each of these positions; None if it has no soft choice."""
-    relaxed = context.find(index)
-    if relaxed is None or relaxed.choice is None:
-        index, positions = positions, index
-        relaxed = context.find(index)
-    if relaxed is None or relaxed.choice is None or context.find(positions) is not None:
-        return None
-    k = relaxed.choice.shape[-1]
-    positions = torch.as_tensor(positions, device=index.device).long()
-    shape = (index == positions).shape
-    choice = relaxed.choice
-    while choice.dim() - 1 < len(shape):
-        choice = choice.unsqueeze(0)
-    choice, wanted = choice.expand(*shape, k), positions.expand(shape)
-    within = (wanted >= 0) & (wanted < k)
-    share: Tensor = choice.gather(-1, wanted.clamp(0, k - 1).unsqueeze(-1)).squeeze(-1) * within
-    return share
 
 
 @rule("logical_not.default", "bitwise_not.default")
@@ -72,8 +54,7 @@ def _not(context: Context, call: Call) -> Any:
     if not context.has_gradient(x):
         return hard
     if hard.dtype != torch.bool:
-        context.lose(call)
-        return hard
+        return _on_bits(context, call, hard)
     return context.relax(call, hard, 1 - _soft_truth(context, x))
 
 
@@ -90,11 +71,18 @@ def _connective(context: Context, call: Call) -> Any:
     if not any(context.has_gradient(argument) for argument in call.args[:2]):
         return hard
     if hard.dtype != torch.bool:
-        context.lose(call)
-        return hard
+        return _on_bits(context, call, hard)
     a, b = (_soft_truth(context, argument) for argument in call.args[:2])
     soft = a * b if "and" in call.name else a + b - a * b if "_or" in call.name else a + b - 2 * a * b
     return context.relax(call, hard, soft)
+
+
+def _on_bits(context: Context, call: Call, hard: Tensor) -> Tensor:
+    """Relax an operation on the bits of whole numbers, by their soft distributions."""
+    pushed = context.push(call)
+    if pushed is None:
+        context.lose(call)
+    return hard if pushed is None else pushed
 
 
 def _soft_truth(context: Context, x: Tensor) -> Tensor:

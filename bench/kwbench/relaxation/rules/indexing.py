@@ -4,6 +4,7 @@ If an index depends on the pixels, it has a relaxed version: a soft choice of po
 `RelaxedTensor`). The rules compute the result's gradient with respect to that choice or mask.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from kwbench.relaxation.backward import straight_through
 from kwbench.relaxation.context import Context
+from kwbench.relaxation.distributions import LARGEST, pushed_forward, resized
 from kwbench.relaxation.operation import Call
 from kwbench.relaxation.relaxed_tensors import RelaxedTensor
 from kwbench.relaxation.rule import rule
-from kwbench.relaxation.tensors import is_float
+from kwbench.relaxation.rules.views import rearranged
+from kwbench.relaxation.tensors import broadcast_shape, is_float
 
 
 @rule("scatter.value", "scatter.src")
@@ -30,7 +33,7 @@ def _scatter(context: Context, call: Call) -> Any:
         hard = call.hard()
         source = context.as_float(source)
         result = context.as_float(x).scatter(dim, index, float(source) if not isinstance(source, Tensor) else source)
-    mask = None if relaxed is None else _soft_mask(relaxed, dim, result)
+    mask = None if relaxed is None else _soft_mask(context, relaxed, index, dim, result)
     if relaxed is not None and mask is None:
         context.lose(call)
     if mask is not None:
@@ -56,13 +59,14 @@ def _values_if_named(relaxed: RelaxedTensor | None, result: Tensor, index: Tenso
     return torch.where(current != 0, current, source.amin(dim, keepdim=True))
 
 
-def _soft_mask(relaxed: RelaxedTensor, dim: int, result: Tensor) -> Tensor | None:
+def _soft_mask(context: Context, relaxed: RelaxedTensor, index: Tensor, dim: int, result: Tensor) -> Tensor | None:
     """Return how strongly the index names each position of `dim`, in the shape of the result; None if that is unknown."""
     if relaxed.members is not None:
         return relaxed.members if relaxed.members.shape == result.shape and relaxed.dim == dim else None
-    if relaxed.choice is None:
+    choice = context.choice_among(index, result.shape[dim])
+    if choice is None:
         return None
-    mask = relaxed.choice.sum(dim).movedim(-1, dim)
+    mask = choice.sum(dim).movedim(-1, dim)
     return mask if mask.shape == result.shape else None
 
 
@@ -70,82 +74,168 @@ def _soft_mask(relaxed: RelaxedTensor, dim: int, result: Tensor) -> Tensor | Non
 def _scatter_add(context: Context, call: Call) -> Any:
     x, dim, index, source = call.args
     relaxed = context.find(index)
-    result = context.run(Call(call.operation, (x, dim, index.detach(), source), call.kwargs, call.where))
     if relaxed is None:
-        return result
-    if relaxed.choice is None or relaxed.choice.shape[-1] != x.shape[dim] or not is_float(result):
+        return context.run(call)
+    dim %= x.dim()
+    choice = context.choice_among(index, x.shape[dim])
+    result = call.operation(x, dim, index, context.as_float(source).to(x.dtype)) if is_float(x) else call.hard()
+    if choice is None:
         context.lose(call)
         return result
+    added = context.as_float(source).detach()[tuple(slice(size) for size in index.shape)].unsqueeze(-1)
+    soft = (choice * added).sum(dim).movedim(-1, dim)
+    if soft.shape != result.shape:
+        context.lose(call)
+        return result
+    if not is_float(result):
+        return context.relax(call, result, context.as_float(result) + soft)
     context.count(call)
-    dim %= x.dim()
-    added = source.detach()[tuple(slice(size) for size in index.shape)].unsqueeze(-1)
-    soft = (relaxed.choice * added).sum(dim).movedim(-1, dim)
-    return straight_through(result, soft) if soft.shape == result.shape else result
+    return straight_through(result, soft)
+
+
+@rule("bincount.default")
+def _bincount(context: Context, call: Call) -> Any:
+    hard, weights = call.hard(), call.option(1, "weights")
+    choice = context.choice_among(call.args[0], len(hard))
+    if choice is None:
+        if any(context.has_gradient(argument) for argument in (call.args[0], weights)):
+            context.lose(call)
+        return hard
+    soft = choice.sum(0) if weights is None else (choice * context.as_float(weights).unsqueeze(-1)).sum(0)
+    if not is_float(hard):
+        return context.relax(call, hard, soft)
+    context.count(call)
+    return straight_through(hard, soft.to(hard.dtype))
 
 
 @rule("gather.default")
 def _gather(context: Context, call: Call) -> Any:
-    x, dim, index = call.args[:3]
-    relaxed, table = context.find(index), context.as_float(x)
-    soft = table.gather(dim, index)
-    hard = soft if is_float(x) else call.hard()
-    if relaxed is not None:
-        dim %= x.dim()
-        mask = None
-        if relaxed.choice is not None and index.shape[dim] == 1:
-            mask = relaxed.choice.movedim(-1, dim).squeeze(dim + 1)
-        if mask is None or mask.shape != x.shape:
-            if context.origin(index, "sorted") is None:
-                context.lose(call)
-        else:
-            context.count(call)
-            soft = soft + (mask * table.detach()).sum(dim, keepdim=True)
-    if is_float(x):
-        return straight_through(hard.detach(), soft) if soft is not hard else hard
-    return context.relax(call, hard, soft)
+    table, dim, index = call.args[:3]
+    indices: list[Any] = []
+    for axis, size in enumerate(index.shape):
+        form = [-1 if axis == other else 1 for other in range(index.dim())]
+        indices.append(index if axis == dim % index.dim() else torch.arange(size, device=index.device).view(form))
+    return _look_up(context, call, table, indices) if table.dim() else context.run(call)
+
+
+@rule("take.default")
+def _take(context: Context, call: Call) -> Any:
+    table, index = call.args
+    if context.choice(table) is not None:
+        context.lose(call)
+        return call.hard()
+    return _look_up(context, call, table, [index], flat=True)
 
 
 @rule("embedding.default", "index.Tensor", "index_select.default")
 def _lookup(context: Context, call: Call) -> Any:
-    table, index = call.args[0], call.args[2] if call.name.startswith("index_select") else call.args[1]
-    indices = list(index) if isinstance(index, list | tuple) else [index]
+    table = call.args[0]
+    if call.name.startswith("index_select"):
+        return _look_up(context, call, table, [*[None] * (call.args[1] % table.dim()), call.args[2]])
+    index = call.args[1]
+    return _look_up(context, call, table, list(index) if isinstance(index, list | tuple) else [index])
+
+
+def _look_up(context: Context, call: Call, table: Tensor, indices: list[Any], *, flat: bool = False) -> Any:
+    """Look entries of a table up; `indices` are one for each of its first dimensions, None for all of a dimension.
+
+    With `flat` the only index counts along the flattened table. Each index that depends on the pixels adds the gradient of its
+    own choice, while the others keep their values.
+    """
     relaxed_at = [position for position, index in enumerate(indices) if context.find(index) is not None]
+    choice = context.choice(table)
     if not relaxed_at:
-        return context.run(call)
-    hard, relaxed = call.hard(), context.find(indices[relaxed_at[0]])
-    assert relaxed is not None
-    table_values = context.as_float(table)
-    soft = call.operation(table_values, *call.args[1:], **call.kwargs)
-    axis = call.args[1] % table.dim() if call.name.startswith("index_select") else 0
-    if (
-        len(relaxed_at) == 1
-        and relaxed.choice is not None
-        and relaxed.choice.shape[-1] == table_values.shape[axis or relaxed_at[0]]
-    ):
-        context.count(call)
-        soft = soft + _mean_entry(table_values.detach(), indices, relaxed_at[0], relaxed.choice, axis)
-    elif len(indices) == 1 and not axis and relaxed.value is not None and indices[0].dtype != torch.bool and len(table) > 1:
-        # The index is a rounded number: use the slope of the table at the entry as the gradient.
-        slope = torch.gradient(table_values.detach(), dim=0)[0][indices[0]]
-        context.count(call)
-        soft = soft + slope * relaxed.value.view(*relaxed.value.shape, *[1] * (slope.dim() - relaxed.value.dim()))
-    elif context.origin(indices[0], "sorted") is None:
+        return context.run(call) if choice is None else rearranged(context, call, call.hard())
+    hard = call.hard()
+    soft = call.operation(context.as_float(table), *call.args[1:], **call.kwargs)
+    shares = None if choice is None else _moved_choice(call, table, choice)
+    values = (context.as_float(table) if is_float(table) else table).detach()
+    values = values.flatten() if flat else values
+    followed = False
+    for position in relaxed_at:
+        relaxed = context.find(indices[position])
+        assert relaxed is not None
+        at = [index.detach() if isinstance(index, Tensor) else index for index in indices]
+        if any(isinstance(index, Tensor) and index.dtype == torch.bool for index in at):
+            continue
+        by_choice = _by_choice(values, at, position, relaxed, hard.numel())
+        if by_choice is not None:
+            followed = True
+            probabilities, entries = by_choice
+            pushed = None if is_float(hard) or hard.dtype == torch.bool else pushed_forward(probabilities, entries)
+            if pushed is not None and (shares is not None or not soft.requires_grad):
+                shares = pushed if shares is None else _with_gradient_of(shares, pushed)
+            soft = soft + (probabilities * entries.to(soft.dtype)).sum(-1)
+        elif relaxed.value is not None and values.shape[position] > 1:
+            # The index is a rounded number: the slope of the table at the entry is the gradient.
+            followed = True
+            up, down = (indices[position] + step for step in (1, -1))
+            up, down = up.clamp(max=values.shape[position] - 1), down.clamp(min=0)
+            width = _placed(up - down, at, soft.dim())
+            rise = _entries(values, at, position, up).to(soft.dtype) - _entries(values, at, position, down).to(soft.dtype)
+            soft = soft + rise / width * _placed(relaxed.value.to(soft.dtype), at, soft.dim())
+        elif context.origin(indices[position], "sorted") is not None and context.has_gradient(table):
+            followed = True
+    if not followed:
         context.lose(call)
-    return straight_through(hard, soft) if is_float(hard) else context.relax(call, hard, soft)
+    elif is_float(hard):
+        context.count(call)
+    if is_float(hard):
+        return straight_through(hard, soft)
+    return context.relax(call, hard, soft) if shares is None else context.relax_choice(call, hard, shares)
 
 
-def _mean_entry(table: Tensor, indices: list[Any], position: int, choice: Tensor, axis: int) -> Tensor:
-    """Return the mean of the table entries, weighted by a soft choice of positions."""
-    weight = choice.to(table.dtype)
-    if axis:
-        average: Tensor = torch.tensordot(table, weight, dims=([axis], [-1])).movedim(-1, axis)
-    elif len(indices) == 1:
-        average = torch.tensordot(weight, table, dims=1)
-    elif any(index is None for index in indices):
-        average = table.new_zeros(())
-    else:
-        every_index = [index.unsqueeze(-1) for index in indices]
-        every_index[position] = torch.arange(choice.shape[-1], device=table.device)
-        entries = table[tuple(every_index)]
-        average = (weight.view(*choice.shape, *[1] * (entries.dim() - choice.dim())) * entries).sum(choice.dim() - 1)
-    return average
+def _by_choice(
+    table: Tensor, indices: list[Any], position: int, relaxed: RelaxedTensor, size: int
+) -> tuple[Tensor, Tensor] | None:
+    """Return the soft shares (s, k) of the k entries that a chosen index may point to, and these entries (s, k).
+
+    None if the index is no choice, or if there are too many entries; `size` is the number of those that are read.
+    """
+    k = table.shape[position]
+    choice = relaxed.distribution() if size * k <= LARGEST else None
+    if choice is None:
+        return None
+    at = [index.unsqueeze(-1) if isinstance(index, Tensor) else index for index in indices]
+    at[position] = torch.arange(k, device=table.device).view(*[1] * indices[position].dim(), k)
+    entries = _read(table, at)
+    start, block = _block(indices)
+    entries = entries.movedim(start + len(block), -1)
+    return _placed(resized(choice, k), indices, entries.dim() - 1, (k,)), entries
+
+
+def _block(indices: list[Any]) -> tuple[int, torch.Size]:
+    """Return where in the result the dimensions of the indices begin, and their sizes."""
+    tensors = [position for position, index in enumerate(indices) if index is not None]
+    block = broadcast_shape(*(indices[position].shape for position in tensors))
+    together = tensors[-1] - tensors[0] + 1 == len(tensors)
+    return tensors[0] if together else 0, block
+
+
+def _read(table: Tensor, indices: list[Any]) -> Tensor:
+    return table[tuple(slice(None) if index is None else index for index in indices)]
+
+
+def _entries(table: Tensor, indices: list[Any], position: int, index: Tensor) -> Tensor:
+    """Return the entries with another index at one position."""
+    return _read(table, [index if other == position else old for other, old in enumerate(indices)])
+
+
+def _placed(values: Tensor, indices: list[Any], dims: int, row: Sequence[int] = ()) -> Tensor:
+    """Return values, a row of them for each place that the indices name, to broadcast against a result of `dims` dimensions."""
+    start, block = _block(indices)
+    return values.expand(*block, *row).reshape(*[1] * start, *block, *[1] * (dims - start - len(block)), *row)
+
+
+def _moved_choice(call: Call, table: Tensor, choice: Tensor) -> Tensor:
+    """Return the soft distributions of the entries that a lookup copies from a table of whole numbers."""
+    positions = call.operation(
+        torch.arange(table.numel(), device=table.device).view(table.shape), *call.args[1:], **call.kwargs
+    )
+    return choice.reshape(-1, choice.shape[-1])[positions]
+
+
+def _with_gradient_of(shares: Tensor, others: Tensor) -> Tensor:
+    """Return shares (s, k), with the gradient of others (s, m) as well."""
+    k = max(shares.shape[-1], others.shape[-1])
+    return resized(shares, k) + (resized(others, k) - resized(others, k).detach())

@@ -47,6 +47,8 @@ def _floor_divide(context: Context, call: Call) -> Any:
     hard = call.hard()
     if not any(context.has_gradient(argument) for argument in call.args[:2]):
         return hard
+    if (pushed := context.push(call)) is not None:
+        return pushed
     a, b = (context.as_float(argument) for argument in call.args[:2])
     if is_float(hard):
         context.count(call)
