@@ -62,6 +62,7 @@ def evaluate(
     name: str | None = None,
     dataset: str | None = None,
     data: str | Path | None = None,
+    classes: str | Path | None = None,
     data_dir: str | Path | None = None,
     download: bool = False,
     split: Literal["test", "validation"] = "test",
@@ -96,6 +97,8 @@ def evaluate(
         name: name of a module in memory on record; default: its class.
         dataset: data set to evaluate on, or, with x, the one that the images are like, for surrogates and the default radius.
         data: npz file or folder of images.
+        classes: file with the classes of a folder in the order of the model's outputs, one name a line or JSON; default: the
+            folders in natural order.
         data_dir: folder of torchvision's data sets.
         download: whether to download a missing data set.
         split: "test" or "validation".
@@ -134,6 +137,7 @@ def evaluate(
         name=name,
         dataset=dataset,
         data=data,
+        classes=classes,
         data_dir=data_dir,
         download=download,
         split=split,

@@ -280,7 +280,9 @@ def _train(series: "Sequence[Variant]", folder: Path, options: EvaluationOptions
     return train_series(
         series,
         folder,
-        lambda name: load_dataset(name, data=options.data, data_dir=options.data_dir, download=options.download),
+        lambda name: load_dataset(
+            name, data=options.data, classes=options.classes, data_dir=options.data_dir, download=options.download
+        ),
         show,
         "cpu" if options.device == "auto" else options.device,
     )

@@ -97,6 +97,16 @@ DataFile = Annotated[
     Path | None,
     typer.Option("--data", metavar="FILE|FOLDER", help="Your own images: an npz file or a folder.", rich_help_panel=DATA),
 ]
+ClassesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--classes",
+        metavar="FILE",
+        help="The classes of a folder in the order of the model's outputs, one name a line or JSON; "
+        "default: folders in natural order.",
+        rich_help_panel=DATA,
+    ),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -147,6 +157,7 @@ class EvaluationOptions:
         ),
     ] = None
     data: DataFile = None
+    classes: ClassesFile = None
     data_dir: DataDir = None
     download: Download = False
     n: Annotated[int | None, typer.Option("--n", help="Use only the first N images.", rich_help_panel=DATA)] = None
@@ -208,6 +219,7 @@ class EvaluationOptions:
                 checkpoint=self.checkpoint,
                 dataset=self.dataset,
                 data=self.data,
+                classes=self.classes,
                 data_dir=self.data_dir,
                 download=self.download,
                 split="validation" if self.split is Split.VALIDATION else "test",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kwbench.data.arrays import dataset_from_arrays
 from kwbench.data.cifar10_jpeg import read_cifar10_jpeg
+from kwbench.data.classes import read_class_order
 from kwbench.data.dataset import (
     DEFAULT_THREAT,
     Array,
@@ -63,20 +64,33 @@ def dataset_names() -> list[str]:
     return list(DATA_SETS)
 
 
-def load_dataset(name: str, *, data: Path | None = None, data_dir: Path | None = None, download: bool = False) -> DataSet:
+def load_dataset(
+    name: str,
+    *,
+    data: Path | None = None,
+    classes: Path | None = None,
+    data_dir: Path | None = None,
+    download: bool = False,
+) -> DataSet:
     """Load a data set by name, or from `data`, an npz file or a folder of images.
 
     Args:
         name: With `data`, only the default threat model is that of the data set of this name.
+        classes: With a folder, a file that lists the classes in the order of their labels.
         data_dir: Where the files of named data sets lie; `data` in the working folder by default.
         download: Download missing files of a named data set.
 
     Raises UsageError for an unknown name, CannotEvaluate for missing files, DamagedData for files of another content.
     """
+    if classes is not None and (data is None or not data.is_dir()):
+        raise UsageError(f"--classes {classes}: it orders the folders of images that --data names; other labels are numbers")
     if data is not None:
-        splits, classes = read_folder(data) if data.is_dir() else read_npz(data)
         threat = DATA_SETS[name].threat if name in DATA_SETS else DEFAULT_THREAT
-        return DataSet(data.stem, classes, *splits, threat=threat, fixed_classes=False)
+        if not data.is_dir():
+            splits, count = read_npz(data)
+            return DataSet(data.stem, count, *splits, threat=threat, fixed_classes=False)
+        splits, names = read_folder(data, None if classes is None else read_class_order(classes))
+        return DataSet(data.stem, len(names), *splits, threat=threat, fixed_classes=False, class_names=names)
     if name not in DATA_SETS:
         raise UsageError(f"data set {name!r} is unknown; {did_you_mean(name, DATA_SETS)}; --data reads your own files")
     spec = DATA_SETS[name]

@@ -117,6 +117,7 @@ class DataSet:
     Attributes:
         fixed_classes: False if the number of classes was only inferred from the labels.
         reader_revision: The revision of the reader, part of a run's identity.
+        class_names: The names of the classes by label; empty where labels are only numbers.
     """
 
     name: str
@@ -127,6 +128,7 @@ class DataSet:
     threat: ThreatModel
     fixed_classes: bool = True
     reader_revision: int = 1
+    class_names: tuple[str, ...] = ()
 
     @cached_property
     def shape(self) -> tuple[int, ...]:

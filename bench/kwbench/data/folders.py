@@ -4,34 +4,37 @@ from pathlib import Path
 
 import numpy as np
 
+from kwbench.data.classes import ClassOrder, natural_order
 from kwbench.data.dataset import Array, Split, Splits, as_float, sample_hash
 from kwbench.data.images import read_image
 from kwbench.errors import CannotEvaluate, DamagedData
 from kwbench.torchvision_schemas import import_torchvision
 
 
-def read_folder(path: Path) -> tuple[Splits, int]:
-    """Return the splits and the number of classes, which count in alphabetical order; the validation split is empty.
+def read_folder(path: Path, order: ClassOrder | None = None) -> tuple[Splits, tuple[str, ...]]:
+    """Return the splits, and the names of the classes by label; the validation split is empty.
 
+    Labels follow `order`, by default the natural order of the names of the folders, in which 2 precedes 10.
     A folder that holds test/, and perhaps train/, has these splits; any other folder is the test split itself.
 
-    Raises CannotEvaluate for a folder without classes, DamagedData for unreadable images, images of different sizes, and
-    classes that differ between test and train.
+    Raises CannotEvaluate for a folder without classes, UsageError for one that `order` lacks, DamagedData for unreadable
+    images, images of different sizes, and classes that differ between test and train.
     """
     parts = {part: path / part for part in ("test", "train") if (path / part).is_dir()}
     if "test" not in parts:
         parts = {"test": path}
-    test, classes = _read_classes(parts["test"])
-    train, train_classes = _read_classes(parts["train"]) if "train" in parts else (test.empty(), classes)
+    test, classes = _read_classes(parts["test"], order)
+    train, train_classes = _read_classes(parts["train"], order) if "train" in parts else (test.empty(), classes)
     if train_classes != classes:
         unmatched = ", ".join(sorted(set(classes) ^ set(train_classes)))
         raise DamagedData(f"{path}: test and train must have the same classes; only one of them has {unmatched}")
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DamagedData(f"{path}: images are {train.images.shape[1:]} in train and {test.images.shape[1:]} in test")
-    return (test, train, test.empty()), len(classes)
+    names = tuple(classes) if order is None else tuple(names[0] for names in order.names)
+    return (test, train, test.empty()), names
 
 
-def _read_classes(root: Path) -> tuple[Split, list[str]]:
+def _read_classes(root: Path, order: ClassOrder | None) -> tuple[Split, list[str]]:
     """Return the images and the names of the classes. The images are sorted by hash, so that the first n mix the classes."""
     try:
         folder = import_torchvision().datasets.ImageFolder(str(root))
@@ -44,13 +47,16 @@ def _read_classes(root: Path) -> tuple[Split, list[str]]:
                 f"{root / name}: holds folders and no images, so it is no class; name the folder that holds one folder of "
                 "images for each class, or call the splits test and train"
             )
+    names = natural_order(folder.classes)
+    by_name = dict(zip(names, range(len(names)) if order is None else order.labels(names), strict=True))
+    labels = [by_name[folder.classes[target]] for target in folder.targets]
     images: list[Array] = []
     for file, _ in folder.samples:
         image = read_image(Path(file), file)
         if images and image.shape != images[0].shape:
             raise DamagedData(f"{file}: has shape {image.shape}, the images before it {images[0].shape}; all must be equal")
         images.append(image)
-    hashes = [sample_hash(as_float(image), label) for image, label in zip(images, folder.targets, strict=True)]
-    order = sorted(range(len(images)), key=lambda index: (hashes[index], index))
-    split = Split(np.stack([images[index] for index in order]), np.asarray(folder.targets, dtype=np.int64)[order])
-    return split, list(folder.classes)
+    hashes = [sample_hash(as_float(image), label) for image, label in zip(images, labels, strict=True)]
+    shuffled = sorted(range(len(images)), key=lambda index: (hashes[index], index))
+    split = Split(np.stack([images[index] for index in shuffled]), np.asarray(labels, dtype=np.int64)[shuffled])
+    return split, names

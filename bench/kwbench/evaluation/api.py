@@ -95,6 +95,7 @@ class _Call:
         name: str | None = None,
         dataset: str | None = None,
         data: str | Path | None = None,
+        classes: str | Path | None = None,
         data_dir: str | Path | None = None,
         download: bool = False,
         split: Literal["test", "validation"] = "test",
@@ -148,6 +149,7 @@ class _Call:
             checkpoint=_path(checkpoint),
             dataset=dataset,
             data=_path(data),
+            classes=_path(classes),
             data_dir=_path(data_dir),
             download=download,
             split=split,
@@ -209,7 +211,9 @@ class _Call:
         request = self._request
         if not request.keep_adversarials:
             return None
-        dataset = request.images or load_dataset(request.dataset_name, data=request.data, data_dir=request.data_dir)
+        dataset = request.images or load_dataset(
+            request.dataset_name, data=request.data, classes=request.classes, data_dir=request.data_dir
+        )
         split = dataset.test if request.split == "test" else dataset.validation
         return split.batch(summary.index.tolist()).x
 

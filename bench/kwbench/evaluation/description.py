@@ -60,6 +60,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
             "threads": facts.threads,
             "workers": facts.workers,
             "effective_sparsity": facts.effective_sparsity,
+            "classes": list(facts.class_names),
             "notes": list(facts.notes),
             "command": command,
         },

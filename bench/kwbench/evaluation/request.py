@@ -31,6 +31,8 @@ class Request:
     checkpoint: Path | None = None
     dataset: str | None = None
     data: Path | None = None
+    # Lists the classes of a folder of images in the order of their labels.
+    classes: Path | None = None
     data_dir: Path | None = None
     download: bool = False
     split: Literal["test", "validation"] = "test"
@@ -80,7 +82,8 @@ class Facts:
     at first only so many of them. `passes` bounds an attack's forward and backward passes per sample. Attacks in `whole_tiles`
     must always be given the same tiles. `workers` is the number of evaluators worth running side by side, `threads` the
     threads of each. `effective_sparsity` is the share of values that each winner-take-all layer keeps, by the layer's name.
-    `notes` are what a reader of the numbers must know about the model, one clause each.
+    `class_names` are the names of the classes by label, empty where they have none. `notes` are what a reader of the numbers
+    must know about the model, one clause each.
     """
 
     model: str
@@ -100,4 +103,5 @@ class Facts:
     workers: int
     threads: int
     effective_sparsity: dict[str, str]
+    class_names: tuple[str, ...]
     notes: tuple[str, ...]

@@ -24,6 +24,7 @@ from kwbench.outcome import Outcome
 from kwbench.record.database import evaluations, experiments, outcomes, schema
 from kwbench.record.database.checksums import REMEDY
 from kwbench.record.database.migrations import create_tables, upgrade
+from kwbench.record.database.outcomes import Predictions
 from kwbench.record.database.sqlite_file import (
     check_file,
     check_integrity,
@@ -143,6 +144,11 @@ class Store:
         """Return the outcomes of an attack run, by position in the split, without images."""
         with self._reading() as connection:
             return outcomes.select_outcomes(connection, attack_run)
+
+    def predictions(self, attack_runs: Collection[int]) -> dict[int, Predictions]:
+        """Return the number of samples by label and by prediction of the clean image, for each attack run."""
+        with self._reading() as connection:
+            return outcomes.select_predictions(connection, attack_runs)
 
     def frame(self, attack_runs: Collection[int]) -> "pd.DataFrame":
         """Return the outcomes of attack runs as a data frame: column `attack_run`, then the fields of `Outcome`."""

@@ -19,6 +19,7 @@ from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Status
 from kwbench.record.cascade import Stage, align, cascaded_attacks, stages
 from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
+from kwbench.record.label_order import label_hint
 from kwbench.record.store import Store
 from kwbench.record.tally import Tally, pack
 from kwbench.statistics import Interval, accuracy_of_hits, accuracy_of_values
@@ -31,6 +32,9 @@ Values = NDArray[np.float64]
 
 _LETTERS = {status.value: status.value[:1].encode() for status in Status}
 _HELD = ord(Status.HELD[0])
+
+# Clean accuracy above which no order of the classes could make a fourth more of the samples right.
+_SUSPICIOUS = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ class Summary:
         worst: label of the attack behind each robust value, `clean` if there is none.
         findings: findings of the diagnostic checks; empty if none were run.
         guarded: whether checksums show that everything behind the numbers is what was written.
+        label_hint: the order of the classes under which A_std would be far higher; None if there is none.
     """
 
     evaluation: Evaluation
@@ -118,6 +123,7 @@ class Summary:
     worst: tuple[str, ...] = field(default=(), repr=False, compare=False)
     findings: tuple[Finding, ...] = field(default=(), repr=False)
     guarded: bool = field(default=True, compare=False)
+    label_hint: str | None = field(default=None, repr=False, compare=False)
 
     @property
     def model(self) -> str:
@@ -153,7 +159,8 @@ class Summary:
     def notes(self) -> tuple[str, ...]:
         """What a reader must know about the model, as found when it was loaded, and about the record; one clause each."""
         unguarded = () if self.guarded else ("recorded without checksums, so damage to its rows could go unnoticed",)
-        return (*self.evaluation.spec.provenance.get("notes", ()), *unguarded)
+        hint = () if self.label_hint is None else (self.label_hint,)
+        return (*self.evaluation.spec.provenance.get("notes", ()), *hint, *unguarded)
 
     @property
     def cascade(self) -> bool:
@@ -188,7 +195,24 @@ def summaries(store: Store, evaluations: Sequence[Evaluation] | None = None) -> 
     runs = None if evaluations is None else sorted({run for one in chosen for run in one.attack_runs.values()})
     tallies = store.tallies(runs)
     findings = store.findings_by_evaluation()
-    return [replace(_summarize(one, tallies), findings=tuple(findings.get(one.id, ()))) for one in chosen]
+    summarized = [replace(_summarize(one, tallies), findings=tuple(findings.get(one.id, ()))) for one in chosen]
+    return _with_label_hints(store, summarized)
+
+
+def _with_label_hints(store: Store, summarized: list[Summary]) -> list[Summary]:
+    """Return the summaries; those of a low clean accuracy with a hint, if another order of the classes would explain it."""
+    low = {
+        one.evaluation.attack_runs[CLEAN]
+        for one in summarized
+        if one.a_std is not None and one.a_std.value < _SUSPICIOUS and CLEAN in one.evaluation.attack_runs
+    }
+    predictions = store.predictions(low) if low else {}
+    return [
+        replace(one, label_hint=label_hint(predictions[run], one.evaluation.spec.provenance.get("classes") or ()))
+        if (run := one.evaluation.attack_runs.get(CLEAN)) in predictions
+        else one
+        for one in summarized
+    ]
 
 
 def _summarize(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Summary:

@@ -13,6 +13,7 @@ import torch
 
 from kwbench.checks import Case, Question, Retried, Survivors, examine, retried
 from kwbench.data import Batch, slice_hash
+from kwbench.data.classes import mapping_note
 from kwbench.errors import CannotEvaluate, KwbenchError
 from kwbench.evaluation.execution.processes import server_process
 from kwbench.evaluation.execution.tasks import Task
@@ -183,7 +184,8 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
         workers=prepared.workers,
         threads=torch.get_num_threads(),
         effective_sparsity={layer: str(share) for layer, share in sparsity.items()},
-        notes=prepared.loaded.notes,
+        class_names=dataset.class_names,
+        notes=(*prepared.loaded.notes, *([mapping_note(dataset.class_names)] if dataset.class_names else [])),
     )
 
 

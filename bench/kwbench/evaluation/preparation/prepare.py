@@ -69,7 +69,11 @@ def prepare(request: Request, threads: int | None = None) -> Prepared:
     device = device_of(request.module) if request.module is not None and request.device == "auto" else None
     device = device or find_device(request.device)
     dataset = request.images or load_dataset(
-        request.dataset_name, data=request.data, data_dir=request.data_dir, download=request.download
+        request.dataset_name,
+        data=request.data,
+        classes=request.classes,
+        data_dir=request.data_dir,
+        download=request.download,
     )
     split = dataset.test if request.split == "test" else dataset.validation
     n = _number_of_samples(request, dataset, len(split))
@@ -151,9 +155,7 @@ def _wrap(
             logits = loaded.module.to(device)(fill_tile(batch.x, request.tile))
         if isinstance(logits, Tensor) and logits.dim() == 2:
             if logits.shape[1] < classes:
-                raise CannotEvaluate(
-                    f"{name}: the model has {logits.shape[1]} classes, but a label is {classes - 1}; labels count from 0"
-                )
+                raise CannotEvaluate(f"{name}: {_too_few_classes(logits.shape[1], dataset)}")
             classes = logits.shape[1]
     return Model(
         loaded.module,
@@ -164,3 +166,15 @@ def _wrap(
         tile=request.tile,
         prediction=prediction,
     )
+
+
+def _too_few_classes(known: int, dataset: DataSet) -> str:
+    """Return why a model that knows so many classes does not fit the labels, and what to do."""
+    first = min(int(split.labels.min()) for split in (dataset.test, dataset.train) if len(split))
+    last = dataset.classes - 1
+    if first > 0 and last - first < known:
+        return (
+            f"labels run from {first} to {last}, but the model's {known} classes are numbered from 0; "
+            f"subtract {first} from the labels"
+        )
+    return f"the model has {known} classes, but a label is {last}; labels count from 0"

@@ -1,6 +1,6 @@
 """Queries on outcomes and the adversarial images that were kept."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ from kwbench.record.database.tallies import TallyReader
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Number of samples by label and prediction.
+Predictions = Mapping[tuple[int, int], int]
 
 # Images have a table of their own.
 _COLUMNS = [field.name for field in fields(Outcome) if field.name != "image"]
@@ -135,6 +138,18 @@ def select_frame(connection: sa.Connection, attack_runs: Collection[int]) -> "pd
         rows += [tuple(row) for row in connection.execute(query)]
         TallyReader().read(connection, part)
     return pd.DataFrame(rows, columns=["attack_run", *_COLUMNS])
+
+
+def select_predictions(connection: sa.Connection, attack_runs: Collection[int]) -> dict[int, Predictions]:
+    """Return the predictions on clean images, by attack run."""
+    table = schema.outcomes
+    columns = (table.c.attack_run, table.c.label, table.c.clean_prediction)
+    predictions: dict[int, dict[tuple[int, int], int]] = {}
+    for part in in_parts(set(attack_runs)):
+        query = sa.select(*columns, sa.func.count()).where(table.c.attack_run.in_(part), columns[2].is_not(None))
+        for run, label, prediction, number in connection.execute(query.group_by(*columns)):
+            predictions.setdefault(run, {})[label, prediction] = number
+    return dict(predictions)
 
 
 def select_images(connection: sa.Connection, attack_run: int) -> dict[str, NDArray[np.float32]]:
