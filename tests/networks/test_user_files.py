@@ -10,7 +10,9 @@ import torch
 
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.model import Model
-from kwbench.networks.user_files import imported_sources, is_file_model, load_file_model
+from kwbench.networks.user_code import imported_sources
+from kwbench.networks.user_files import load_file_model
+from kwbench.networks.user_names import is_file_model
 
 FACTORY = """
 import pathlib
@@ -34,7 +36,8 @@ def _imports_as_they_were() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "own"), [("a/b.py:net", True), ("b.py:", True), ("b.py", False), ("resnet18-relu", False), ("b:py", False)]
+    ("name", "own"),
+    [("a/b.py:net", True), ("b.py:", True), ("a.b:net", True), ("b.py", False), ("resnet18-relu", False), ("b:", False)],
 )
 def test_a_path_and_a_factory_name_a_users_model(name: str, own: bool) -> None:
     assert is_file_model(name) is own

@@ -136,7 +136,9 @@ class EvaluationOptions:
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Read the checkpoint from this file; its hash must still match.", rich_help_panel=MODEL
+            metavar="FILE",
+            help="Read the weights from this file. For a model of the registry its hash must match.",
+            rich_help_panel=MODEL,
         ),
     ] = None
     prediction: Annotated[
@@ -202,13 +204,14 @@ class EvaluationOptions:
             from kwbench.config.prediction import parse_prediction_rule
             from kwbench.config.registry import read_registry
             from kwbench.evaluation.request import Request
-            from kwbench.networks.user_files import is_file_model
+            from kwbench.networks.user_names import is_file_model, require_model_name
 
         if self.checkpoint is not None and len(models) > 1:
             raise UsageError("--checkpoint: one file cannot serve several models")
         if registered := [model for model in models if not is_file_model(model)]:
             registry = read_registry(self.registry)
             for model in registered:
+                require_model_name(model)
                 registry.find(model)  # an unknown last model must fail before hours are spent on the first
         rule = parse_prediction_rule(self.prediction) if self.prediction is not None else None
         requests = [

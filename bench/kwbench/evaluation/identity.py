@@ -31,9 +31,9 @@ def engine_revisions() -> dict[str, int]:
     }
 
 
-def network_revisions(module: nn.Module) -> dict[str, int]:
-    """Return the revisions of kwbench's own architectures and activations inside a module, by class name."""
-    kinds = {type(part) for part in module.modules()}
+def network_revisions(*modules: nn.Module) -> dict[str, int]:
+    """Return the revisions of kwbench's own architectures and activations inside modules, by class name."""
+    kinds = {type(part) for module in modules for part in module.modules()}
     own = [kind for kind in kinds if kind.__module__.startswith("kwbench.") and hasattr(kind, "revision")]
     return {kind.__name__: int(kind.revision) for kind in sorted(own, key=lambda kind: kind.__name__)}
 

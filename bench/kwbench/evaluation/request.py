@@ -11,7 +11,7 @@ from kwbench.config.prediction import PredictionRule
 from kwbench.config.registry import DEFAULT_DATASET, dataset_of
 from kwbench.config.suite import Suite
 from kwbench.data import DataSet
-from kwbench.networks.user_files import is_file_model
+from kwbench.networks.user_names import is_file_model
 from kwbench.threat import ThreatModel
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kwbench.errors import CannotEvaluate, KwbenchError
 from kwbench.model.device import raise_if_memory_is_out
+from kwbench.model.evaluation_mode import enter_evaluation_mode
 from kwbench.model.forward import Forward, ForwardFunction, Precision, fill_tile
 from kwbench.model.memory_layout import MemoryLayout
 from kwbench.model.meter import Meter
@@ -36,7 +37,8 @@ class Model:
 
     Images and logits are float32; in between a module may compute in its own precision.
 
-    `shape` is (c, h, w). Raises CannotEvaluate if the module returns anything but floating-point logits (b, classes).
+    `shape` is (c, h, w). `beside` are modules that the module uses without having registered them. Raises CannotEvaluate if the
+    module returns anything but floating-point logits (b, classes).
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Model:
         device: torch.device | str = "cpu",
         tile: int = 64,
         prediction: Prediction | None = None,
+        beside: Sequence[nn.Module] = (),
     ) -> None:
         self.name = name
         self.classes = classes
@@ -58,9 +61,12 @@ class Model:
         self.prediction = prediction or Prediction()
         self.stochastic = False
         self._frozen = False
-        self.module = module.to(self.device).eval()
-        for weights in self.module.parameters():  # a scripted module does not accept requires_grad_ for all of them at once
-            weights.requires_grad_(False)
+        self.module = module
+        enter_evaluation_mode(module)
+        for part in (module, *beside):
+            part.to(self.device)
+            for weights in part.parameters():  # a scripted module does not accept requires_grad_ for all of them at once
+                weights.requires_grad_(False)
         # The address of the current stream of random numbers, and the number of draws taken from it.
         self._stream: object = "unseeded"
         self._draw = 0

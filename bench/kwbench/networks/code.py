@@ -1,52 +1,41 @@
-"""Code of classes and functions that are not installed, as bytes for a hash."""
+"""Code of functions, as bytes for a hash, and the names of the globals that it may use."""
 
-import inspect
+import site
+import sysconfig
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any
 
-from kwbench.networks.loaded import is_installed, plain_values
+
+@lru_cache(maxsize=4096)
+def is_installed(file: str | Path) -> bool:
+    """Return whether a file belongs to Python, to an installed library or to kwbench."""
+    return str(file).startswith("<frozen ") or any(Path(file).resolve().is_relative_to(path) for path in _library_folders())
 
 
-def class_code(kind: type) -> bytes:
-    """Return the source of a class; where it has none, its members' bytecode and values. Empty if it is installed."""
-    try:
-        file = inspect.getsourcefile(kind)
-        if file is not None and is_installed(Path(file)):
-            return b""
-        return inspect.getsource(kind).encode()
-    except (OSError, TypeError):
-        return b"".join(
-            name.encode() + code for name, member in sorted(vars(kind).items()) for code in _class_member_code(name, member)
-        )
+def code_content(code: CodeType) -> bytes:
+    """Return what code does, without its place. `marshal` would not do: its bytes depend on reference counts."""
+    return repr(_described(code)).encode()
 
 
-def member_code(member: Any) -> Iterator[bytes]:
-    """Yield the bytecode and defaults of a function, method or property, and of what it decorates, unless installed."""
-    if isinstance(member, property):
-        for accessor in (member.fget, member.fset):
-            yield from member_code(accessor)
-        return
-    if isinstance(member, staticmethod | classmethod) or inspect.ismethod(member):
-        member = member.__func__
-    if not isinstance(member, FunctionType):
-        return
-    if not is_installed(Path(member.__code__.co_filename)):
-        yield repr(_described(member.__code__)).encode()
-        for address, value in plain_values("defaults", [member.__defaults__, member.__kwdefaults__]):
-            yield address.encode() + value
-    yield from member_code(getattr(member, "__wrapped__", None))
+def global_names(code: CodeType) -> Iterator[str]:
+    """Yield the names that code and the functions in it look up: globals, and attributes of anything."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from global_names(constant)
 
 
-def _class_member_code(name: str, member: Any) -> Iterator[bytes]:
-    yield from member_code(member)
-    if not name.startswith("__"):  # Python's own, such as the docstring
-        yield from (value for _, value in plain_values(name, member))
+@lru_cache(maxsize=1)
+def _library_folders() -> tuple[Path, ...]:
+    libraries = [sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders = [*libraries, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parents[1])]
+    return tuple(Path(folder).resolve() for folder in folders)
 
 
 def _described(code: CodeType) -> tuple[Any, ...]:
-    """Return what code does, without its place. `marshal` would not do: its bytes depend on reference counts."""
     constants = [
         _described(constant)
         if isinstance(constant, CodeType)

@@ -161,7 +161,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
             "dtype": "float32",
             "draws": {"selection": SELECTION_DRAWS, "fresh": FRESH_DRAWS} if prepared.stochastic else None,
             "engine": engine_revisions(),
-            "network": network_revisions(prepared.loaded.module),
+            "network": network_revisions(prepared.loaded.module, *prepared.loaded.hidden),
             "reader": dataset.reader_revision,
             "libraries": library_versions(),
         },

@@ -66,7 +66,7 @@ def _start(module: str) -> ServerProcess:
     context = multiprocessing.get_context("spawn")
     pipe, child_pipe = context.Pipe()
     process = context.Process(target=_serve, args=(module, child_pipe), daemon=True)
-    with _interrupts_ignored(), _main_module_hidden():
+    with _interrupts_ignored(), _main_module_hidden(), _strings_hashed_alike():
         process.start()
     child_pipe.close()
     return ServerProcess(process, pipe)
@@ -96,9 +96,26 @@ def _main_module_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+@contextmanager
+def _strings_hashed_alike() -> Iterator[None]:
+    """Let processes that start in this block iterate over sets of strings in the same order, so that models are the same."""
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONHASHSEED"]
+        else:
+            os.environ["PYTHONHASHSEED"] = before
+
+
 def _serve(module: str, pipe: multiprocessing.connection.Connection) -> None:
     os.dup2(2, 1)  # output of the model's code must not mix with the results on stdout
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.argv = sys.argv[:1]  # the command's arguments are not those of a model's code
+    # A daemon may have no children, which a user's data loader needs. This process ends with its parent all the same.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     with importing():
         server = import_module(module)
     server.serve(pipe)

@@ -18,6 +18,7 @@ from kwbench.networks.entries import load_entry
 from kwbench.networks.in_memory import device_of, loaded_in_memory
 from kwbench.networks.loaded import Loaded
 from kwbench.networks.user_files import load_file_model
+from kwbench.networks.user_names import is_path, require_model_name
 from kwbench.threat import ThreatModel
 
 # Threads that torch uses unless told otherwise.
@@ -65,6 +66,7 @@ def prepare(request: Request, threads: int | None = None) -> Prepared:
     registry = read_registry(request.registry) if request.in_registry or request.registry is not None else None
     if request.in_registry:
         assert registry is not None
+        require_model_name(request.model)
         registry.find(request.model)  # an unknown model is reported before its data set is loaded
     device = device_of(request.module) if request.module is not None and request.device == "auto" else None
     device = device or find_device(request.device)
@@ -87,6 +89,8 @@ def prepare(request: Request, threads: int | None = None) -> Prepared:
     noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
     near = (probe + (2 * noise - 1) * threat.radius).clamp(0, 1)
     stochastic = model.measure_randomness(probe, near)
+    if loaded.draws_itself:
+        workers = 1  # every pass moves its generators on, so that a row depends on those before it
     model.plan_passes(near)
     return Prepared(name, registry, dataset, batch, threat, model, loaded, entry, (probe, near), stochastic, workers)
 
@@ -126,10 +130,12 @@ def _load(request: Request, registry: Registry | None, dataset: DataSet) -> tupl
         return request.model, loaded_in_memory(request.module), "in memory", rule or Prediction()
     if request.in_own_process:
         path, _, factory = request.model.rpartition(":")
+        if not is_path(path):
+            return request.model, load_file_model(request.model, request.checkpoint), factory, rule or Prediction()
         # The name on record is relative to the working directory, so that it does not depend on the machine.
         file, folder = Path(path), Path.cwd()
         file = file.absolute().relative_to(folder) if file.absolute().is_relative_to(folder) else file
-        return f"{file.as_posix()}:{factory}", load_file_model(request.model), factory, rule or Prediction()
+        return f"{file.as_posix()}:{factory}", load_file_model(request.model, request.checkpoint), factory, rule or Prediction()
     assert registry is not None
     name, entry = registry.find(request.model)
     rule = rule or Prediction(**entry.prediction.model_dump())
@@ -152,7 +158,9 @@ def _wrap(
         logits = None
         # An error here is raised again, under the model's name, when the model is first evaluated.
         with suppress(Exception), torch.no_grad():
-            logits = loaded.module.to(device)(fill_tile(batch.x, request.tile))
+            for part in (loaded.module, *loaded.hidden):
+                part.to(device)
+            logits = loaded.module(fill_tile(batch.x, request.tile))
         if isinstance(logits, Tensor) and logits.dim() == 2:
             if logits.shape[1] < classes:
                 raise CannotEvaluate(f"{name}: {_too_few_classes(logits.shape[1], dataset)}")
@@ -165,6 +173,7 @@ def _wrap(
         device=device,
         tile=request.tile,
         prediction=prediction,
+        beside=loaded.hidden,
     )
 
 
