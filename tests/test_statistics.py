@@ -14,6 +14,7 @@ from kwbench.statistics import (
     mcnemar,
     mean_interval,
     paired_test,
+    rank_intervals,
     sign_flip,
 )
 
@@ -180,3 +181,32 @@ def test_the_interval_of_a_paired_difference_covers_93_percent(lost: float, gain
         interval = difference_interval(np.where(luck < lost, 1.0, np.where(luck < lost + gained, -1.0, 0.0)))
         covered += interval.low - 1e-12 <= lost - gained <= interval.high + 1e-12
     assert covered / 500 >= 0.93
+
+
+def test_ranks_are_intervals_that_a_clear_winner_leaves_and_equals_share() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(400)
+    values = np.array([(hard > share).astype(float) for share in (0.1, 0.5, 0.51, 0.9)])
+    low, high = rank_intervals(values)
+    assert list(zip(low.tolist(), high.tolist(), strict=True)) == [(1, 1), (2, 3), (2, 3), (4, 4)]
+    assert [ends.tolist() for ends in rank_intervals(values[:1])] == [[1], [1]]
+
+
+def test_rank_intervals_hold_for_models_that_are_equally_good() -> None:
+    rng = np.random.default_rng(1)
+    missed = 0
+    for _ in range(200):
+        probabilities = rng.random((3, 60)) < 0.6
+        low, high = rank_intervals(probabilities.astype(float))
+        missed += int((low[0], high[0]) != (1, 3))
+    # Of equal models, each rank is true. Nominal level 5 %; exceeded with a probability of 1e-4.
+    assert missed <= 22
+
+
+def test_rank_intervals_also_compare_probabilities() -> None:
+    rng = np.random.default_rng(2)
+    certain = (rng.random(200) < 0.9).astype(float)
+    values = np.stack([certain, np.clip(certain - 0.4, 0, 1), np.clip(certain - 0.41, 0, 1) + 0.01 * (certain == 0)])
+    low, high = rank_intervals(values)
+    assert (int(low[0]), int(high[0])) == (1, 1)
+    assert low[1:].min() == 2

@@ -18,9 +18,12 @@ def test_report_writes_the_formats_asked_for(kwb: Kwbench, tmp_path: Path) -> No
     answer = kwb("report", "--html", "--markdown", "--csv", "--latex", "--output", "out")
     assert answer.code == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "assets",
         "index.html",
         "leaderboard.md",
         "results.csv",
+        "results.json",
+        "runs",
         "tables.tex",
     ]
     for line in answer.out.splitlines():

@@ -192,3 +192,22 @@ def test_fractions_and_radii_are_kept_exactly() -> None:
     assert recipe.incremental is not None
     assert (recipe.adversarial.eps, recipe.adversarial.step_size) == (Fraction(8, 255), Fraction(1, 10))
     assert (recipe.incremental.start, recipe.incremental.step) == (Fraction(1, 2), Fraction(1, 10))
+
+
+PAPERS = "papers:\n  smith2020: {authors: A. Smith and B. Jones, title: Nets, year: 2020, venue: ICLR}\n"
+NET = "models:\n  net: {architecture: {name: resnet18}, activation: {name: relu}, paper: %s}\n"
+
+
+def test_an_entry_names_the_paper_that_describes_its_model(tmp_path: Path) -> None:
+    paper = written(tmp_path, PAPERS + NET % "smith2020").paper_of("net")
+    assert paper is not None
+    assert (paper.title, paper.venue, paper.url) == ("Nets", "ICLR", None)
+    assert read_registry(tmp_path / "registry.yaml").paper_of("unknown") is None
+    shipped = read_registry().paper_of("resnet18-kwta0.1")
+    assert shipped is not None
+    assert "k-Winners" in shipped.title
+
+
+def test_an_entry_with_an_unknown_paper_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"registry\.yaml: models\.net\.paper: 'smith2021'.*did you mean 'smith2020'"):
+        written(tmp_path, PAPERS + NET % "smith2021")

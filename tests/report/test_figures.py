@@ -146,7 +146,7 @@ def test_hostile_names_are_only_text() -> None:
     drawn = figures([Measurement("1", "learning", name, "<b>", {"recipe": {}, "note": "</pre><script>"}, {}, arrays)], [], [])
     ElementTree.fromstring(drawn[0].svg)
     page = figures_html(drawn)
-    assert page.count("<script") == 1
+    assert page.count("<script") == 0
     assert "<b>" not in page.replace("<b>kwbench", "")
     assert re.fullmatch(r"[a-z0-9.-]+", drawn[0].name)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from kwbench.claims.claim import CLEAN, WORST, Claim
 from kwbench.claims.mapping import protocol_of
-from kwbench.config.suite import read_suite
+from kwbench.config.suite import Suite, read_suite
 from kwbench.threat import exact_fraction
 
 Kind = Literal["cannot be true", "does not fit", "could not have worked"]
@@ -145,7 +145,7 @@ def short_of_eps(claims: Sequence[Claim]) -> list[Remark]:
         if protocol is None or not protocol.labels or protocol.reading == "worst":
             continue
         # An attack without a bound is compared with the eps of the other attacks.
-        threat = claim.threat or read_suite(protocol.suite).threat
+        threat = claim.threat or _suite(protocol.suite).threat
         if threat is not None:
             reach = reach_of(_parameters(protocol.suite, protocol.labels[0]), threat.eps)
             if reach is not None and reach < threat.eps:
@@ -159,6 +159,11 @@ def short_of_eps(claims: Sequence[Claim]) -> list[Remark]:
         )
         for (_, attack, share), group in groups.items()
     ]
+
+
+@cache
+def _suite(name: str) -> Suite:
+    return read_suite(name)
 
 
 def reach_of(parameters: Mapping[str, Any], eps: Fraction) -> Fraction | None:
@@ -196,7 +201,7 @@ def _radii() -> dict[str, Fraction]:
 
 @cache
 def _parameters(suite: str, label: str) -> Mapping[str, Any]:
-    whole = read_suite(suite)
+    whole = _suite(suite)
     for variant in (whole, *whole.datasets.values()):
         for attack in variant.attacks:
             if attack.label == label:

@@ -37,14 +37,14 @@ def _format_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each format of reports; its parameter `formats` receives the names of those chosen."""
     flags = [
         inspect.Parameter(
-            name,
+            name.replace("-", "_"),
             inspect.Parameter.KEYWORD_ONLY,
             default=False,
             annotation=Annotated[bool, typer.Option(f"--{name}", help=form.option_help, rich_help_panel=FORMAT)],
         )
         for name, form in FORMATS.items()
     ]
-    return bundled(command, "formats", flags, lambda values: {name for name, chosen in values.items() if chosen})
+    return bundled(command, "formats", flags, lambda values: {name for name in FORMATS if values[name.replace("-", "_")]})
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench report --html --csv --output reports")
@@ -65,7 +65,8 @@ def report(
     if as_json:
         print_json({"files": [str(path) for path in files]})
     else:
-        print_lines(files)
+        # The many files that only pages link to are not listed.
+        print_lines([path for path in files if path.parent.name not in ("assets", "runs")])
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench show resnet18-kwta0.1 --failures")

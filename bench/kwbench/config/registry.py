@@ -74,8 +74,18 @@ class Checkpoint(Strict):
     source: Source | None = None
 
 
+class Paper(Strict):
+    """A publication that describes a model, as reports cite it. `authors` are separated by " and ", as in BibTeX."""
+
+    authors: str
+    title: str
+    year: Annotated[int, Field(ge=1900, le=2100)]
+    venue: str = ""
+    url: Annotated[str, Field(pattern=r"^https://[!-~]+$")] | None = None
+
+
 class ModelEntry(Strict):
-    """One model of the registry."""
+    """One model of the registry. `paper` is a key of the registry's `papers`."""
 
     architecture: Architecture
     activation: Activation
@@ -85,10 +95,12 @@ class ModelEntry(Strict):
     # Standard deviation of Gaussian noise on the pixels at every pass, in training and in use (Cohen et al. 2019).
     smoothing: Annotated[float, Field(gt=0, le=1)] | None = None
     prediction: PredictionRule = PredictionRule()
+    paper: str | None = None
     description: str = ""
 
 
 class _File(Strict):
+    papers: dict[str, Paper] = Field(default_factory=dict)
     models: dict[str, ModelEntry]
 
 
@@ -99,12 +111,20 @@ class Registry:
         path: The file.
         own: The entries of the file itself.
         fallback: The registry that comes with kwbench, None for that registry itself.
+        papers: The publications that the file's entries name.
     """
 
-    def __init__(self, path: Path, entries: dict[str, ModelEntry], fallback: "Registry | None" = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        entries: dict[str, ModelEntry],
+        fallback: "Registry | None" = None,
+        papers: dict[str, Paper] | None = None,
+    ) -> None:
         self.path = path
         self.own = entries
         self.fallback = fallback
+        self.papers = papers or {}
 
     @property
     def entries(self) -> dict[str, ModelEntry]:
@@ -124,6 +144,13 @@ class Registry:
     def owner_of(self, name: str) -> "Registry":
         """Return the registry, this one or a fallback, whose own entry `name` is; checkpoint paths are relative to it."""
         return self if name in self.own or self.fallback is None else self.fallback.owner_of(name)
+
+    def paper_of(self, name: str) -> Paper | None:
+        """Return the publication that describes a model; None for an unknown model, or one whose entry names no paper."""
+        if name not in self.entries:
+            return None
+        owner = self.owner_of(name)
+        return owner.papers.get(owner.own[name].paper or "")
 
     def checkpoint_path(self, name: str) -> Path:
         """Return the path of an entry's checkpoint, whether or not the file exists."""
@@ -146,33 +173,43 @@ def read_registry(path: Path | None = None) -> Registry:
     Raises UsageError if the file is malformed, naming file and key.
     """
     starter = _starter_path()
-    fallback = Registry(starter, _read_entries(starter))
+    entries, papers = _read_file(starter)
+    fallback = Registry(starter, entries, papers=papers)
     file = path or Path("registry.yaml")
     if (path is None and not file.exists()) or (file.exists() and file.samefile(starter)):
         return fallback
-    return Registry(file, _read_entries(file), fallback)
+    entries, papers = _read_file(file)
+    return Registry(file, entries, fallback, papers)
 
 
-def _read_entries(path: Path) -> dict[str, ModelEntry]:
-    """Return the entries of a file. They are cached: a command reads its registry repeatedly, and parsing takes 0.25 s."""
+_Contents = tuple[dict[str, ModelEntry], dict[str, Paper]]
+
+
+def _read_file(path: Path) -> _Contents:
+    """Return the entries and papers of a file. They are cached: a command reads its registry repeatedly, and parsing takes
+    0.25 s."""
     try:
         state = path.stat()
     except OSError:
-        return _parse_entries(path, None)
-    return dict(_parse_entries(path, (state.st_ino, state.st_mtime_ns, state.st_size)))
+        return _parse_file(path, None)
+    entries, papers = _parse_file(path, (state.st_ino, state.st_mtime_ns, state.st_size))
+    return dict(entries), papers
 
 
 @lru_cache(maxsize=8)
-def _parse_entries(path: Path, state: tuple[int, ...] | None) -> dict[str, ModelEntry]:
-    """Return the entries of a file; `state` is only a cache key that changes with the file."""
+def _parse_file(path: Path, state: tuple[int, ...] | None) -> _Contents:
+    """Return the entries and papers of a file; `state` is only a cache key that changes with the file."""
     file = validate(_File, read_yaml(path), str(path))
-    for name in file.models:
+    for name, entry in file.models.items():
+        if entry.paper is not None and entry.paper not in file.papers:
+            known = did_you_mean(entry.paper, file.papers)
+            raise UsageError(f"{path}: models.{name}.paper: {entry.paper!r} is not under papers; {known}")
         if not _NAME.fullmatch(name):
             raise UsageError(f"{path}: models.{name}: names match [dataset/]name in a-z, 0-9, '.', '_' and '-'")
         short = name.removeprefix(f"{DEFAULT_DATASET}/")
         if short != name and short in file.models:
             raise UsageError(f"{path}: models.{name}: the same model as models.{short}; keep one of them")
-    return {name.removeprefix(f"{DEFAULT_DATASET}/"): entry for name, entry in file.models.items()}
+    return {name.removeprefix(f"{DEFAULT_DATASET}/"): entry for name, entry in file.models.items()}, file.papers
 
 
 def _starter_path() -> Path:

@@ -32,15 +32,16 @@ def write_report(store: "Store", folder: Path, formats: Collection[str]) -> list
     for name in formats:
         if name not in FORMATS:
             raise UsageError(f"format {name!r} is unknown; {did_you_mean(name, FORMATS)}")
-    written = []
+    # Two formats may write the same file.
+    written: dict[Path, None] = {}
     with _without_garbage_collection():
-        data = ReportData(store)
+        data = ReportData(store, {file for name in formats for file in FORMATS[name].files})
         for name, report_format in FORMATS.items():
             if name in formats:
                 for file, content in report_format.render(data).items():
                     write_whole(folder / file, content)
-                    written.append(folder / file)
-    return written
+                    written[folder / file] = None
+    return list(written)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """What reports show: the record in the forms that formats render."""
 
+from collections.abc import Collection
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
 from kwbench.report.leaderboard import Board, boards
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
 class ReportData:
     """The contents of a record, each form computed on first use and then kept, as several formats share it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, files: Collection[str] = ()) -> None:
         self.store = store
+        # The files that the chosen formats write, so that pages can link to one another.
+        self.pages = frozenset(files)
 
     @cached_property
     def summaries(self) -> list[Summary]:
@@ -27,6 +31,16 @@ class ReportData:
     def boards(self) -> list[Board]:
         """The leaderboards."""
         return boards(self.summaries)
+
+    @cached_property
+    def suite_boards(self) -> list[Board]:
+        """The leaderboards in which all evaluations under suites of one name share a board."""
+        return boards(self.summaries, any_definition=True)
+
+    @cached_property
+    def sweeps(self) -> list[Measurement]:
+        """The sweeps of a parameter, the newest last."""
+        return [measurement for measurement in self.store.experiments() if measurement.experiment == "sweep"]
 
     @cached_property
     def claims(self) -> "tuple[list[ClaimComparison], list[Remark], list[Summary]]":

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from kwbench.record.cascade import cascaded_attacks
 from kwbench.record.comparability import ComparisonKey, comparison_key, suite_labels
 from kwbench.record.summary import AttackSummary, Summary
-from kwbench.statistics import Interval, PairedTest, paired_test
+from kwbench.statistics import Interval, PairedTest, paired_test, rank_intervals
 from kwbench.threat import ThreatModel
 
 # The family-wise level of the tests against the best model (Holm 1979).
@@ -21,21 +23,25 @@ class Row:
         rank: From 1, equal for equal A_rob; None if the evaluation is incomplete.
         test: The paired two-sided test of its A_rob against the best model's.
         tied: Whether that test, corrected for the number of models, finds no difference.
+        ranks: The lowest and highest rank that the samples allow, with 95 % confidence; None without a rank.
     """
 
     summary: Summary
     rank: int | None
     test: PairedTest | None
     tied: bool
+    ranks: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One table: the newest evaluation of each model under one key, best A_rob first, incomplete ones last.
+    """One table: the newest complete evaluation of each model under one key, best A_rob first.
+
+    A model without a complete evaluation is represented by its newest one; these rows are last.
 
     Args:
         labels: The attacks in suite order.
-        earlier: Evaluations that a newer one of the same model replaces.
+        earlier: The other evaluations of the same models.
     """
 
     key: ComparisonKey
@@ -45,11 +51,16 @@ class Board:
     earlier: tuple[Summary, ...]
 
 
-def boards(summaries: Sequence[Summary]) -> list[Board]:
-    """Return a board for each set of comparable evaluations, ordered by their keys."""
+def boards(summaries: Sequence[Summary], *, any_definition: bool = False) -> list[Board]:
+    """Return a board for each set of comparable evaluations, ordered by their keys.
+
+    `any_definition`: evaluations under suites of one name share a board, whatever the attacks of the suite were; the key has
+    no `protocol`. Robust accuracies on the same samples remain comparable, those under single attacks perhaps not.
+    """
     groups: dict[ComparisonKey, list[Summary]] = {}
     for summary in summaries:
-        groups.setdefault(comparison_key(summary.evaluation), []).append(summary)
+        key = comparison_key(summary.evaluation)
+        groups.setdefault(key._replace(protocol="") if any_definition else key, []).append(summary)
     return [_board(key, groups[key]) for key in sorted(groups, key=lambda key: tuple(map(str, key)))]
 
 
@@ -70,18 +81,22 @@ def _board(key: ComparisonKey, group: list[Summary]) -> Board:
     newest: dict[str, Summary] = {}
     earlier = []
     for summary in sorted(group, key=lambda summary: summary.evaluation.recency):
-        if summary.model in newest:
-            earlier.append(newest[summary.model])
+        other = newest.get(summary.model)
+        if other is not None and other.complete and not summary.complete:
+            earlier.append(summary)
+            continue
+        if other is not None:
+            earlier.append(other)
         newest[summary.model] = summary
     ranked = sorted((summary for summary in newest.values() if summary.a_rob is not None), key=_order)
     incomplete = sorted((summary for summary in newest.values() if summary.a_rob is None), key=lambda summary: summary.model)
     tests = [_test(ranked[0], summary) for summary in ranked]
-    tied = _tied(tests)
+    tied, ranks = _tied(tests), _ranks(ranked)
     # The first position with a value is the number of models that are better.
     first: dict[float, int] = {}
     rows = [
-        Row(summary, 1 + first.setdefault(_value(summary), position), test if position else None, position in tied)
-        for position, (summary, test) in enumerate(zip(ranked, tests, strict=True))
+        Row(summary, 1 + first.setdefault(_value(summary), position), test if position else None, position in tied, span)
+        for position, (summary, test, span) in enumerate(zip(ranked, tests, ranks, strict=True))
     ]
     rows += [Row(summary, None, None, tied=False) for summary in incomplete]
     # Attacks for one kind of model, too, keep their position in the suite.
@@ -113,6 +128,16 @@ def _test(best: Summary, other: Summary) -> PairedTest | None:
     if best.robust_values is None or other.robust_values is None or best.index.tolist() != other.index.tolist():
         return None
     return paired_test(best.robust_values, other.robust_values, one_sided=False)
+
+
+def _ranks(ranked: Sequence[Summary]) -> list[tuple[int, int] | None]:
+    """Return the rank interval of each model; None for all if they were not evaluated on the same samples."""
+    if not ranked:
+        return []
+    values = [summary.robust_values for summary in ranked if summary.robust_values is not None]
+    if len(values) < len(ranked) or any(not np.array_equal(ranked[0].index, summary.index) for summary in ranked):
+        return [None] * len(ranked)
+    return list(zip(*(ends.tolist() for ends in rank_intervals(np.stack(values))), strict=True))
 
 
 def _tied(tests: Sequence[PairedTest | None]) -> set[int]:

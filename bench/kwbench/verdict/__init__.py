@@ -1,5 +1,6 @@
 """Verdicts on robust accuracies, from the record alone. Nothing here imports torch."""
 
+from kwbench.verdict.record_checks import BestKnown, best_known
 from kwbench.verdict.verdict import (
     CAVEAT,
     LEVEL,
@@ -21,8 +22,10 @@ __all__ = [
     "NEAR_CHANCE",
     "NEGLIGIBLE",
     "OVERESTIMATE",
+    "BestKnown",
     "Conclusion",
     "Verdict",
+    "best_known",
     "finding_json",
     "robustness_is_negligible",
     "verdict",

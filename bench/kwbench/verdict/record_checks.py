@@ -19,6 +19,7 @@ from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.record.comparability import comparison_key
 from kwbench.record.summary import Summary
 from kwbench.statistics import difference_interval
+from kwbench.threat import ThreatModel
 from kwbench.verdict.attack_groups import Group, group_of, parameters_of, steps_of
 
 # A group check fires above this share of the samples. On models without gradient masking, other attacks break up to 1 % of the
@@ -40,6 +41,17 @@ BEST_KNOWN: dict[tuple[str, str, Fraction], float] = {
     ("cifar10", "linf", Fraction(8, 255)): 0.7371,  # Bartoldson et al. 2024, arXiv:2404.09349, WRN-94-16
     ("cifar10", "l2", Fraction(1, 2)): 0.8486,  # Wang et al. 2023, arXiv:2302.04638, WRN-70-16
 }
+
+
+@dataclass(frozen=True, slots=True)
+class BestKnown:
+    """The best published robust accuracy on a data set under a threat model, a fraction of 1."""
+
+    dataset: str
+    norm: str
+    eps: Fraction
+    accuracy: float
+
 
 FAILURES = Criterion("failures", kind="doubt", remedy="a repair of the attacks or the model, so that every row has an outcome")
 CONSTANT = Criterion("constant", kind="doubt", role="constant")
@@ -204,17 +216,27 @@ def accuracy_is_at_most_the_best_known(record: Record) -> list[Finding]:
     summary = record.summary
     if summary.a_rob is None:
         return []
-    for (dataset, norm, eps), best in BEST_KNOWN.items():
-        same = summary.dataset.lower().startswith(dataset) or summary.model.startswith(f"{dataset}/")
-        # The best value for a smaller ball also bounds the robust accuracy in a larger one, which contains it.
-        if same and norm == summary.threat.norm and summary.threat.eps >= eps:
-            value = summary.a_rob.value
-            statement = (
-                f"the robust accuracy is {100 * value:.1f} %; the best that is believed on {dataset} at {norm} {eps} "
-                f"is {100 * best:.2f} % (RobustBench)"
-            )
-            return [BEST.finding(value, best, statement, fires=summary.a_rob.low > best)]
-    return []
+    known = best_known(summary.dataset, summary.model, summary.threat)
+    if known is None:
+        return []
+    value = summary.a_rob.value
+    statement = (
+        f"the robust accuracy is {100 * value:.1f} %; the best that is believed on {known.dataset} at {known.norm} {known.eps} "
+        f"is {100 * known.accuracy:.2f} % (RobustBench)"
+    )
+    return [BEST.finding(value, known.accuracy, statement, fires=summary.a_rob.low > known.accuracy)]
+
+
+def best_known(dataset: str, model: str, threat: ThreatModel) -> BestKnown | None:
+    """Return the best published robust accuracy that bounds a model's; None if none is known.
+
+    The best value for a smaller ball also bounds the robust accuracy in a larger one, which contains it.
+    """
+    for (name, norm, eps), accuracy in BEST_KNOWN.items():
+        same = dataset.lower().startswith(name) or model.startswith(f"{name}/")
+        if same and norm == threat.norm and threat.eps >= eps:
+            return BestKnown(name, norm, eps, accuracy)
+    return None
 
 
 def lead_over_the_twin_is_small(record: Record) -> list[Finding]:

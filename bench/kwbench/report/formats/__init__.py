@@ -7,6 +7,7 @@ __all__ = ["DEFAULT", "FORMATS", "Format"]
 
 FORMATS: dict[str, Format] = {
     "html": html.FORMAT,
+    "single-file": html.SINGLE_FILE,
     "markdown": markdown.FORMAT,
     "csv": csv.FORMAT,
     "latex": latex.FORMAT,

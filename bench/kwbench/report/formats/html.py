@@ -1,4 +1,4 @@
-"""The leaderboard as a web page."""
+"""The leaderboards as web pages: a folder, or one file."""
 
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,26 @@ if TYPE_CHECKING:
 
 
 def _render(data: "ReportData") -> dict[str, str]:
-    from kwbench.report.page import html_page
+    from kwbench.report.html import site
 
-    return {"index.html": html_page(data.boards)}
+    return site(data)
 
 
-FORMAT = Format("html", "The leaderboard as one self-contained web page", ("index.html",), _render)
+def _render_single_file(data: "ReportData") -> dict[str, str]:
+    from kwbench.report.html import leaderboard_page
+
+    return {"leaderboard.html": leaderboard_page(data)}
+
+
+FORMAT = Format(
+    "html",
+    "The leaderboard as web pages, with a page for each evaluation",
+    ("index.html", "runs/*", "assets/*", "results.csv", "results.json"),
+    _render,
+)
+SINGLE_FILE = Format(
+    "single-file",
+    "The leaderboard as one web page, without those of the evaluations",
+    ("leaderboard.html",),
+    _render_single_file,
+)

@@ -1,0 +1,241 @@
+"use strict";
+// One table at a time, with tabs for its suites, filters, and a view that its address can share. Without this script the page
+// shows all tables one below the other. DataTables sorts, searches and pages.
+
+const tables = [...document.querySelectorAll("section.table")];
+const boards = new Map(); // section of a board -> its DataTable, filters and groups of columns
+const groups = { attacks: "Each attack", details: "Model details", cost: "Cost" };
+const narrow = matchMedia("(max-width: 48rem)");
+
+const element = (tag, properties = {}, ...children) => {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+};
+
+// The address: #TABLE?tab=...&q=...&sort=column:asc&show=attacks,cost&FACET=value
+const readAddress = () => {
+  const [id, query = ""] = decodeURI(location.hash.slice(1)).split("?");
+  return [id, new URLSearchParams(query)];
+};
+
+const tabsOf = (table) => [...table.querySelectorAll(":scope > section.board")];
+const shownBoard = () => document.querySelector("section.table:not([hidden]) > section.board:not([hidden])");
+
+const writeAddress = (section) => {
+  const state = boards.get(section);
+  const query = new URLSearchParams();
+  if (section !== tabsOf(section.parentElement)[0]) query.set("tab", section.dataset.tab);
+  if (state) {
+    if (state.table.search()) query.set("q", state.table.search());
+    const [first] = state.table.order();
+    if (first && first[0] !== 0) query.set("sort", `${state.keys[first[0]]}:${first[1]}`);
+    for (const [key, select] of state.facets) if (select.value) query.set(key, select.value);
+    const shown = Object.keys(state.groups).filter((name) => state.groups[name].checked);
+    if (shown.join() !== state.initially.join()) query.set("show", shown.join());
+  }
+  const text = query.toString();
+  history.replaceState(null, "", `#${section.parentElement.dataset.id}${text ? `?${text}` : ""}`);
+};
+
+const start = (section) => {
+  const table = section.querySelector("table.leaderboard");
+  const heads = [...table.tHead.rows[0].cells];
+  const keys = heads.map((head) => head.dataset.key);
+  const rows = table.tBodies[0].rows;
+  // Incomplete evaluations stay last, whichever way the rows are sorted: an extra column that comes first in every order.
+  for (const row of rows) {
+    const cell = row.insertCell();
+    cell.dataset.order = row.classList.contains("incomplete") ? 1 : 0;
+  }
+  table.tHead.rows[0].append(element("th"));
+  const columnsOf = (name) => heads.flatMap((head, column) => (head.dataset.group === name ? [column] : []));
+  const present = Object.keys(groups).filter((name) => columnsOf(name).length);
+  const hasProtocol = keys.includes("protocol") || keys.includes("verdict");
+  const initially = present.filter((name) => (name === "attacks" ? !hasProtocol : !narrow.matches));
+  const hidden = [...present.filter((name) => !initially.includes(name)), "filters"].flatMap(columnsOf);
+  const many = rows.length > 100;
+  const data = new DataTable(table, {
+    autoWidth: false,
+    paging: many,
+    pageLength: 100,
+    lengthMenu: [50, 100, 250, { label: "all", value: -1 }],
+    info: true,
+    order: [],
+    orderFixed: { pre: [[heads.length, "asc"]] },
+    orderClasses: false,
+    orderMulti: false,
+    columnDefs: [
+      { targets: [...hidden, heads.length], visible: false },
+      { targets: heads.flatMap((head, column) => (head.classList.contains("num") && keys[column] !== "rank" ? [column] : [])), orderSequence: ["desc", "asc"] },
+      { targets: "_all", orderSequence: ["asc", "desc"] },
+    ],
+    layout: { topStart: null, topEnd: null, bottomStart: many ? "pageLength" : null, bottomEnd: many ? "paging" : null },
+    language: { info: "_TOTAL_ of _MAX_ models", infoFiltered: "", infoEmpty: "0 of _MAX_ models", zeroRecords: "No model matches the filters.", search: "" },
+  });
+  const state = { table: data, keys, facets: new Map(), groups: {}, initially, hidden };
+  boards.set(section, state);
+  const bar = element("div", { className: "filters" });
+  const search = element("input", { type: "search", placeholder: "Search" });
+  search.setAttribute("aria-label", "Search models");
+  search.addEventListener("input", () => data.search(search.value).draw());
+  state.search = search;
+  bar.append(search);
+  heads.forEach((head, column) => {
+    if (!head.dataset.facet) return;
+    const values = valuesOf(data, column);
+    if (values.size < 2) return;
+    const select = element("select");
+    select.setAttribute("aria-label", head.dataset.facet);
+    select.append(element("option", { value: "", textContent: `${head.dataset.facet}: all` }));
+    for (const value of [...values.keys()].sort()) select.append(element("option", { value }));
+    select.addEventListener("change", () => {
+      setFacet(state, column, select.value);
+      data.draw();
+    });
+    state.facets.set(keys[column], select);
+    bar.append(select);
+  });
+  for (const name of present) {
+    const box = element("input", { type: "checkbox", checked: initially.includes(name) });
+    box.addEventListener("change", () => {
+      data.columns(columnsOf(name)).visible(box.checked);
+      writeAddress(section);
+    });
+    state.groups[name] = box;
+    bar.append(element("label", {}, box, ` ${groups[name]}`));
+  }
+  const reset = element("button", { type: "button", textContent: "Reset" });
+  reset.addEventListener("click", () => apply(section, new URLSearchParams()));
+  const count = element("output", { className: "count" });
+  bar.append(reset, count);
+  section.querySelector(".scroll").before(bar);
+  data.on("draw", () => {
+    const { recordsDisplay, recordsTotal } = data.page.info();
+    count.value = recordsDisplay === recordsTotal ? `${recordsTotal} models` : `${recordsDisplay} of ${recordsTotal} models`;
+    countFacets(state);
+    // DataTables marks the extra column, which no one sees.
+    const [sorted] = data.order();
+    heads.forEach((head, column) => {
+      if (sorted && column === sorted[0]) head.setAttribute("aria-sort", sorted[1] === "desc" ? "descending" : "ascending");
+      else head.removeAttribute("aria-sort");
+    });
+    if (!state.quiet) writeAddress(section);
+  });
+  return state;
+};
+
+const cellText = (cell) => cell.dataset.order ?? cell.textContent;
+const valuesOf = (data, column, rows = { search: "none" }) => {
+  const counts = new Map();
+  for (const cell of data.cells(rows, column).nodes().toArray()) {
+    const value = cellText(cell);
+    if (value) counts.set(value, (counts.get(value) ?? 0) + 1);
+  }
+  return counts;
+};
+const columnOf = (state, key) => state.keys.indexOf(key);
+const setFacet = (state, column, value) => {
+  const cells = state.table.column(column);
+  cells.search.fixed("facet", value ? (_, __, row) => cellText(state.table.cell(row, column).node()) === value : null);
+};
+// How many of the rows that the other filters leave each value has.
+const countFacets = (state) => {
+  for (const [key, select] of state.facets) {
+    const column = columnOf(state, key);
+    let counts;
+    if (select.value) {
+      const chosen = select.value;
+      counts = new Map([[chosen, state.table.rows({ search: "applied" }).count()]]);
+      for (const [value, all] of valuesOf(state.table, column)) if (value !== chosen) counts.set(value, all);
+    } else counts = valuesOf(state.table, column, { search: "applied" });
+    for (const option of select.options) if (option.value) option.textContent = `${option.value} (${counts.get(option.value) ?? 0})`;
+  }
+};
+
+// Show a board as an address describes it.
+const apply = (section, query) => {
+  const state = boards.get(section) ?? start(section);
+  const data = state.table;
+  state.quiet = true;
+  state.search.value = query.get("q") ?? "";
+  data.search(state.search.value);
+  for (const [key, select] of state.facets) {
+    select.value = query.get(key) ?? "";
+    if (select.selectedIndex < 0) select.value = "";
+    setFacet(state, columnOf(state, key), select.value);
+  }
+  const shown = query.has("show") ? query.get("show").split(",") : state.initially;
+  for (const [name, box] of Object.entries(state.groups)) {
+    if (box.checked === shown.includes(name)) continue;
+    box.checked = !box.checked;
+    box.dispatchEvent(new Event("change"));
+  }
+  const [key, direction] = (query.get("sort") ?? "").split(":");
+  const column = columnOf(state, key);
+  data.order(column < 0 ? [[0, "asc"]] : [[column, direction === "desc" ? "desc" : "asc"]]);
+  data.draw();
+  state.quiet = false;
+  writeAddress(section);
+};
+
+const select = (table, tab, query) => {
+  for (const other of tables) other.hidden = other !== table;
+  for (const link of document.querySelectorAll("nav.tables a[data-table]")) {
+    if (link.dataset.table === table.dataset.id) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+  const sections = tabsOf(table);
+  const chosen = sections.find((section) => section.dataset.tab === tab) ?? sections[0];
+  for (const section of sections) section.hidden = section !== chosen;
+  for (const button of table.querySelectorAll('[role="tab"]')) {
+    const active = button.dataset.tab === chosen.dataset.tab;
+    button.setAttribute("aria-selected", String(active));
+    button.tabIndex = active ? 0 : -1;
+  }
+  apply(chosen, query);
+};
+
+const follow = () => {
+  const [id, query] = readAddress();
+  const table = tables.find((one) => one.dataset.id === id.replace(/^t-/, ""));
+  if (table) select(table, query.get("tab"), query);
+  else if (tables.every((one) => !one.hidden)) select(tables[0], null, new URLSearchParams());
+};
+
+for (const table of tables) {
+  const sections = tabsOf(table);
+  if (sections.length < 2) continue;
+  const list = element("div", { className: "tabs" });
+  list.setAttribute("role", "tablist");
+  list.setAttribute("aria-label", "Suites");
+  for (const section of sections) {
+    const button = element("button", { type: "button" }, element("bdi", { textContent: section.dataset.label }), element("span", { textContent: ` ${section.dataset.models}` }));
+    button.setAttribute("role", "tab");
+    button.id = `tab-${section.id}`;
+    button.setAttribute("aria-controls", section.id);
+    button.dataset.tab = section.dataset.tab;
+    button.addEventListener("click", () => select(table, section.dataset.tab, new URLSearchParams()));
+    list.append(button);
+    section.setAttribute("role", "tabpanel");
+    section.setAttribute("aria-labelledby", button.id);
+    section.querySelector("h3").hidden = true;
+  }
+  list.addEventListener("keydown", (event) => {
+    const buttons = [...list.children];
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const next = buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length];
+    next.focus();
+    next.click();
+  });
+  table.querySelector("section.board").before(list);
+}
+if (tables.length) {
+  follow();
+  addEventListener("hashchange", follow);
+  addEventListener("beforeprint", () => {
+    const state = boards.get(shownBoard());
+    if (state) state.table.page.len(-1).draw();
+  });
+}

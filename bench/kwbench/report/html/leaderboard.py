@@ -1,0 +1,389 @@
+"""The rows of a leaderboard as the page shows them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Literal
+
+from markupsafe import Markup, escape
+
+from kwbench.formatting import count_text, duration_text, percent, plain
+from kwbench.record.summary import Summary
+from kwbench.report.html.charts import Axis, Point, scatter_svg
+from kwbench.report.html.grouping import Tab, Table, run_file
+from kwbench.report.html.model_facts import ModelFacts
+from kwbench.report.leaderboard import LEVEL, Board, Row, shown
+from kwbench.statistics import Interval
+from kwbench.verdict import Verdict, best_known
+
+# A chart names its points up to this number; the best ones only beyond it.
+_NAMED = 14
+
+
+Remark = Literal["earlier version", "other attacks"]
+
+
+@dataclass(frozen=True, slots=True)
+class PaperClaim:
+    """The lowest robust accuracy, in percent, that a paper claims for a network; `attack` is the attack of that cell."""
+
+    paper: str
+    attack: str
+    percent: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An evaluation and what the page shows beside its numbers.
+
+    `row` and `board` are None for an evaluation that a newer one replaces, `href` where evaluations have no pages.
+    """
+
+    summary: Summary
+    row: Row | None
+    board: Board | None
+    facts: ModelFacts
+    verdict: Verdict | None
+    claim: PaperClaim | None
+    href: str | None
+    remark: Remark | None = None
+
+
+# What separates an evaluation from most others of its board.
+_REMARKS: dict[Remark, str] = {
+    "earlier version": "measured by an earlier version of kwbench",
+    "other attacks": "the suite of this name had other attacks or parameters when this model was evaluated",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A table cell: what it shows, and the value by which the column is sorted."""
+
+    html: Markup
+    order: float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the leaderboard.
+
+    `group` names the columns that are shown and hidden together. The page offers a filter for a `facet`, and for each value of
+    the column. `hint` explains the heading. `cell` returns None where there is nothing to show; a column without any cell is
+    left out of a table.
+    """
+
+    key: str
+    title: Markup
+    cell: Callable[[Entry], _Cell | None]
+    numeric: bool = False
+    group: str = ""
+    facet: str = ""
+    hint: str = ""
+
+
+def board_view(table: Table, tab: Tab, entries: Sequence[Entry]) -> SimpleNamespace:
+    """Return what the template shows of a board."""
+    board, key = tab.board, tab.board.key
+    columns = [column for column in _columns(tab) if column.key in _FIXED or any(column.cell(entry) for entry in entries)]
+    ranked = [entry for entry in entries if entry.row is not None and entry.row.rank is not None]
+    return SimpleNamespace(
+        id=tab.id,
+        label=tab.label,
+        suite=key.suite,
+        n=key.n,
+        data=key.data[:12],
+        cascade=key.cascade,
+        columns=columns,
+        rows=[Markup(_row(entry, columns)) for entry in entries],
+        models=len(entries),
+        best=_best(ranked),
+        all_earlier_versions=all(entry.summary.earlier_version for entry in entries),
+        earlier=[(summary, run_file(summary)) for summary in board.earlier],
+        chart=_chart(ranked) if len(ranked) > 1 else None,
+        verdicts=[(entry.summary.model, _whole(entry.verdict.sentence())) for entry in entries if entry.verdict],
+    )
+
+
+def table_view(table: Table, boards: Sequence[SimpleNamespace]) -> SimpleNamespace:
+    """Return what the template shows of a table."""
+    known = best_known(table.dataset, table.tabs[0].board.rows[0].summary.model, table.threat)
+    return SimpleNamespace(
+        id=table.id,
+        dataset=table.dataset,
+        threat=str(table.threat),
+        title=f"{table.dataset}, {table.threat}",
+        natural=table.natural,
+        models=table.models,
+        boards=boards,
+        best_known=None if known is None else f"{100 * known.accuracy:.2f} % at {known.norm} {known.eps}",
+    )
+
+
+def _best(ranked: Sequence[Entry]) -> SimpleNamespace | None:
+    """Return what the sentence above a table says about its best model."""
+    if not ranked:
+        return None
+    first = ranked[0]
+    summary, others = first.summary, [entry for entry in ranked[1:] if entry.row is not None and entry.row.tied]
+    gap = first.verdict.overestimate if first.verdict else None
+    return SimpleNamespace(
+        model=summary.model,
+        href=first.href,
+        rob=_interval(summary.a_rob, summary.n),
+        protocol=None if summary.a_protocol is None else percent(summary.a_protocol.value, summary.n),
+        protocol_attacks=", ".join(summary.protocol),
+        overestimate=None if gap is None else _points(gap),
+        verdict=first.verdict.conclusion if first.verdict else None,
+        tied=len(others),
+        others=len(ranked) - 1,
+        level=f"{100 * LEVEL:g} %",
+    )
+
+
+# Columns that every table has.
+_FIXED = ("rank", "model", "clean", "robust")
+
+
+def _columns(tab: Tab) -> list[Column]:
+    cascade = tab.board.key.cascade
+    attacks = [_attack_column(label, cascade, f"attack-{number}") for number, label in enumerate(tab.board.labels)]
+    rob, std = Markup("A<sub>rob</sub>"), Markup("A<sub>std</sub>")
+    return [
+        Column("rank", Markup("Rank"), _rank, numeric=True, hint="the ranks that these samples allow, 95 % confidence"),
+        Column("model", Markup("Model"), _model),
+        Column(
+            "clean", Markup("Clean {}").format(std), lambda entry: _accuracy(entry.summary, entry.summary.a_std), numeric=True
+        ),
+        Column(
+            "claimed",
+            Markup("Paper<br>claims"),
+            _claimed,
+            numeric=True,
+            hint="lowest accuracy under an attack in the paper's table",
+        ),
+        Column(
+            "protocol",
+            Markup("Usual<br>protocol"),
+            lambda entry: _accuracy(entry.summary, entry.summary.a_protocol),
+            numeric=True,
+            hint="accuracy under the attacks that papers usually report, measured here",
+        ),
+        Column(
+            "robust",
+            Markup("Robust {}").format(rob),
+            lambda entry: _accuracy(entry.summary, entry.summary.a_rob),
+            numeric=True,
+            hint="share of samples that no attack broke",
+        ),
+        Column(
+            "overestimate",
+            Markup("Over-<br>estimate"),
+            _overestimate,
+            numeric=True,
+            hint="usual protocol minus robust accuracy, in points, with its 98 % interval",
+        ),
+        Column("verdict", Markup("Verdict"), _verdict, facet="Verdict"),
+        Column(
+            "lowest",
+            Markup("Lowest<br>single"),
+            _lowest,
+            numeric=True,
+            group="attacks",
+            hint="lowest accuracy under one attack alone",
+        ),
+        *attacks,
+        Column(
+            "architecture",
+            Markup("Architecture"),
+            lambda entry: _text(entry.facts.architecture),
+            group="details",
+            facet="Architecture",
+        ),
+        Column(
+            "activation", Markup("Activation"), lambda entry: _text(entry.facts.activation), group="details", facet="Activation"
+        ),
+        Column("training", Markup("Training"), lambda entry: _text(entry.facts.training), group="details", facet="Training"),
+        Column("predictions", Markup("Predictions"), _predictions, group="filters", facet="Predictions"),
+        Column("parameters", Markup("Para-<br>meters"), _parameters, numeric=True, group="details"),
+        Column("paper", Markup("Paper"), _paper, group="details", facet="Paper"),
+        Column("evaluated", Markup("Evaluated"), _evaluated, group="details"),
+        Column("passes", Markup("Passes per<br>sample"), _passes, numeric=True, group="cost"),
+        Column("time", Markup("Time"), _time, numeric=True, group="cost"),
+    ]
+
+
+def _attack_column(label: str, cascade: bool, key: str) -> Column:
+    def cell(entry: Entry) -> _Cell | None:
+        interval = None if entry.row is None else shown(entry.row, label, cascade)
+        return None if interval is None else _tinted(interval, entry.summary.n)
+
+    return Column(key, escape(plain(label, 40)), cell, numeric=True, group="attacks")
+
+
+def _row(entry: Entry, columns: Sequence[Column]) -> str:
+    cells = [_cell_html(column, column.cell(entry)) for column in columns]
+    return f"<tr{'' if entry.summary.complete else ' class=incomplete'}>{''.join(cells)}</tr>"
+
+
+def _cell_html(column: Column, cell: _Cell | None) -> str:
+    kind = "num" if column.numeric else ""
+    if cell is None:
+        return f'<td class="{kind} none" data-order="{-1 if column.numeric else ""}">–</td>'
+    if column.key == "model":
+        return f'<th scope="row" data-order="{escape(plain(cell.order))}">{cell.html}</th>'
+    strong = " strong" if column.key == "robust" else ""
+    return f'<td class="{kind}{strong}" data-order="{escape(plain(cell.order))}">{cell.html}</td>'
+
+
+def _rank(entry: Entry) -> _Cell | None:
+    if entry.row is None or entry.row.rank is None:
+        return None
+    low, high = entry.row.ranks or (entry.row.rank, entry.row.rank)
+    return _Cell(Markup(str(low) if low == high else f"{low}–{high}"), entry.row.rank)
+
+
+def _model(entry: Entry) -> _Cell:
+    summary = entry.summary
+    name = Markup("<bdi>{}</bdi>").format(plain(summary.model))
+    html = name if entry.href is None else Markup('<a href="{}">{}</a>').format(entry.href, name)
+    if summary.stochastic:
+        html += Markup(' <span class="tag">stochastic</span>')
+    if entry.remark:
+        html += Markup(' <span class="tag" title="{}">{}</span>').format(_REMARKS[entry.remark], entry.remark)
+    if not summary.complete:
+        html += Markup(' <span class="tag warn">incomplete</span><small>not ranked: {}</small>').format(
+            plain("; ".join(summary.missing), 300)
+        )
+    return _Cell(html, summary.model)
+
+
+def _accuracy(summary: Summary, interval: Interval | None) -> _Cell | None:
+    return None if interval is None else _plain_accuracy(interval, summary.n)
+
+
+@lru_cache(maxsize=65536)
+def _plain_accuracy(interval: Interval, n: int) -> _Cell:
+    return _Cell(Markup(f"<b>{percent(interval.value, n)}</b><small>{_span(interval, n)}</small>"), round(interval.value, 6))
+
+
+@lru_cache(maxsize=65536)
+def _tinted(interval: Interval, n: int) -> _Cell:
+    number = f"<b>{percent(interval.value, n)}</b><small>{_span(interval, n)}</small>"
+    html = f'<span class="t{round(10 * interval.value)}">{number}</span>'
+    return _Cell(Markup(html), round(interval.value, 6))
+
+
+def _claimed(entry: Entry) -> _Cell | None:
+    claim = entry.claim
+    if claim is None:
+        return None
+    return _Cell(Markup("<b>{}</b><small>{}, {}</small>").format(claim.text, claim.paper, claim.attack), claim.percent)
+
+
+def _overestimate(entry: Entry) -> _Cell | None:
+    gap = entry.verdict.overestimate if entry.verdict else None
+    if gap is None:
+        return None
+    low, high = 100 * gap.low, 100 * gap.high
+    return _Cell(Markup(f"<b>{100 * gap.value:.1f}</b><small>{low:.1f}–{high:.1f}</small>"), round(gap.value, 6))
+
+
+def _verdict(entry: Entry) -> _Cell | None:
+    if entry.verdict is None:
+        return None
+    word = entry.verdict.conclusion
+    html = Markup('<span class="tag {0}">{0}</span>').format(word)
+    return _Cell(html if entry.href is None else Markup('<a href="{}#evidence">{}</a>').format(entry.href, html), word)
+
+
+def _lowest(entry: Entry) -> _Cell | None:
+    lowest = entry.summary.a_rob_as_in_paper
+    return None if lowest is None or entry.summary.cascade else _plain_accuracy(lowest, entry.summary.n)
+
+
+def _predictions(entry: Entry) -> _Cell:
+    word = "stochastic" if entry.summary.stochastic else "deterministic"
+    return _Cell(Markup(word), word)
+
+
+def _parameters(entry: Entry) -> _Cell | None:
+    number = entry.facts.parameters
+    return None if number is None else _Cell(Markup(count_text(number)), number)
+
+
+def _paper(entry: Entry) -> _Cell | None:
+    paper = entry.facts.paper
+    if paper is None:
+        return None
+    shown_as = Markup("{}<small>{}</small>").format(
+        plain(entry.facts.paper_key, 40), plain(" ".join([*([paper.venue] if paper.venue else []), str(paper.year)]), 40)
+    )
+    html = shown_as if paper.url is None else Markup('<a href="{}" rel="noreferrer">{}</a>').format(paper.url, shown_as)
+    return _Cell(html, entry.facts.paper_key)
+
+
+def _evaluated(entry: Entry) -> _Cell:
+    created = entry.summary.evaluation.created
+    return _Cell(Markup("{}<small>n = {}</small>").format(plain(created[:10]), entry.summary.n), created)
+
+
+def _passes(entry: Entry) -> _Cell:
+    return _Cell(Markup(count_text(entry.summary.used)), round(entry.summary.used, 3))
+
+
+def _time(entry: Entry) -> _Cell:
+    seconds = sum(attack.seconds for attack in entry.summary.attacks)
+    return _Cell(Markup(duration_text(seconds)), round(seconds, 3))
+
+
+def _text(text: str) -> _Cell | None:
+    return _Cell(escape(plain(text, 80)), text) if text else None
+
+
+def _chart(ranked: Sequence[Entry]) -> Markup:
+    points = []
+    for position, entry in enumerate(ranked):
+        summary = entry.summary
+        if summary.a_std is None or summary.a_rob is None:
+            continue
+        rob, std = (f"{percent(one.value, summary.n)} %" for one in (summary.a_rob, summary.a_std))
+        points.append(
+            Point(
+                100 * summary.a_std.value,
+                100 * summary.a_rob.value,
+                f"{summary.model}: robust {rob}, clean {std}",
+                100 * summary.a_rob.low,
+                100 * summary.a_rob.high,
+                name=summary.model.rsplit("/", 1)[-1]
+                if position < 3 or (len(ranked) <= _NAMED and summary.a_rob.value > 0.03)
+                else "",
+            )
+        )
+    top = max((point.high or point.y for point in points), default=100.0)
+    left = min((point.x for point in points), default=0.0)
+    x, y = (
+        Axis("clean accuracy, %", max(0.0, left // 10 * 10), 100.0),
+        Axis("robust accuracy, %", 0.0, min(100.0, top // 10 * 10 + 10)),
+    )
+    return scatter_svg(points, x, y, f"Robust against clean accuracy of {len(points)} models")
+
+
+def _interval(interval: Interval | None, n: int) -> SimpleNamespace | None:
+    if interval is None:
+        return None
+    return SimpleNamespace(value=percent(interval.value, n), span=_span(interval, n))
+
+
+def _span(interval: Interval, n: int) -> str:
+    return f"{percent(interval.low, n)}–{percent(interval.high, n)}"
+
+
+def _points(gap: Interval) -> str:
+    return f"{100 * gap.value:.1f} points ({100 * gap.low:.1f} to {100 * gap.high:.1f})"
+
+
+def _whole(text: str) -> Markup:
+    return escape(plain(text, 2000))

@@ -1,0 +1,118 @@
+"""All pages of a report, by file."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from kwbench.record.comparability import comparison_key
+from kwbench.record.results import to_json
+from kwbench.report.html.evaluation import evaluation_view
+from kwbench.report.html.grouping import Table, run_file, tables
+from kwbench.report.html.leaderboard import Entry, PaperClaim, Remark, board_view, table_view
+from kwbench.report.html.model_facts import model_facts
+from kwbench.report.html.sweeps import sweep_charts
+from kwbench.report.page import asset_files, rendered, rendered_in_folder
+from kwbench.report.tables import csv_table
+from kwbench.verdict import CAVEAT, verdict_json, verdict_on_record
+
+if TYPE_CHECKING:
+    from kwbench.report.data import ReportData
+
+_TABLES = ("datatables.min.js", "leaderboard.js")
+_RUN = ("copy.js",)
+
+
+def site(data: "ReportData") -> dict[str, str]:
+    """Return the files of the pages by their path in the report's folder: pages, style, scripts, CSV and JSON."""
+    pages = ("index.html", *(file for file in ("claims.html", "figures.html") if file in data.pages))
+    entries = _entries(data, linked=True)
+    views = _views(data, entries)
+    index = rendered_in_folder("leaderboard.html.j2", pages=pages, scripts=_TABLES, **views, single=False)
+    files = {"index.html": index, **asset_files(tuple(dict.fromkeys((*_TABLES, *_RUN))))}
+    for summary in data.summaries:
+        entry = entries[summary.evaluation.id]
+        page = rendered_in_folder(
+            "evaluation.html.j2", pages=pages, scripts=_RUN, below=True, it=evaluation_view(entry), caveat=CAVEAT
+        )
+        files[f"runs/{run_file(summary)}.html"] = page
+    verdicts = {summary.evaluation.id: verdict_json(verdict_on_record(summary)) for summary in data.summaries}
+    values = [{**to_json(summary), "verdict": verdicts[summary.evaluation.id]} for summary in data.summaries]
+    return files | {"results.csv": csv_table(data.summaries), "results.json": json.dumps(values, indent=1) + "\n"}
+
+
+def leaderboard_page(data: "ReportData") -> str:
+    """Return the leaderboards as one self-contained page, without the pages of the evaluations."""
+    views = _views(data, _entries(data, linked=False))
+    return rendered("leaderboard.html.j2", scripts=_TABLES, **views, single=True)
+
+
+def _views(data: "ReportData", entries: Mapping[int, Entry]) -> dict[str, Any]:
+    swept = {identity for sweep in data.sweeps for identity in sweep.spec["evaluations"]}
+    made = [_table(table, entries) for table in tables(data.suite_boards, swept)]
+    return {"tables": made, "sweeps": sweep_charts(data.sweeps, data.summaries), "caveat": CAVEAT}
+
+
+def _table(table: Table, entries: Mapping[int, Entry]) -> SimpleNamespace:
+    boards = []
+    for tab in table.tabs:
+        rows = [entries[row.summary.evaluation.id] for row in tab.board.rows]
+        boards.append(board_view(table, tab, _with_remarks(rows)))
+    return table_view(table, boards)
+
+
+def _with_remarks(entries: Sequence[Entry]) -> list[Entry]:
+    """Mark evaluations that differ from most others of their board in the suite's attacks, or in the version of kwbench."""
+    protocols = [comparison_key(entry.summary.evaluation).protocol for entry in entries]
+    usual = Counter(protocols).most_common(1)[0][0]
+    all_earlier = all(entry.summary.earlier_version for entry in entries)
+    marked = []
+    for entry, protocol in zip(entries, protocols, strict=True):
+        remark: Remark | None = "other attacks" if protocol != usual else None
+        if remark is None and entry.summary.earlier_version and not all_earlier:
+            remark = "earlier version"
+        marked.append(replace(entry, remark=remark))
+    return marked
+
+
+def _entries(data: "ReportData", *, linked: bool) -> dict[int, Entry]:
+    """Return an entry for every evaluation, by its id."""
+    from kwbench.config.registry import read_registry
+
+    registry, claims = read_registry(), _claims(data)
+    rows = {row.summary.evaluation.id: (row, board) for board in data.suite_boards for row in board.rows}
+    entries = {}
+    for summary in data.summaries:
+        row, board = rows.get(summary.evaluation.id, (None, None))
+        entries[summary.evaluation.id] = Entry(
+            summary,
+            row,
+            board,
+            model_facts(summary, registry),
+            verdict_on_record(summary),
+            claims.get(summary.evaluation.spec.identity),
+            f"runs/{run_file(summary)}.html" if linked else None,
+        )
+    return entries
+
+
+def _claims(data: "ReportData") -> dict[str, PaperClaim]:
+    """Return the lowest claimed robust accuracy about the network of each evaluation under `strong`, by its identity."""
+    lowest: dict[str, PaperClaim] = {}
+    if not any(summary.evaluation.spec.suite == "strong" for summary in data.summaries):
+        return lowest
+    for comparison in data.claims[0]:
+        claim = comparison.claim
+        if comparison.strong is None or not claim.attacked or _is_black_box(claim.attack):
+            continue
+        identity = comparison.strong.summary.evaluation.spec.identity
+        if identity not in lowest or claim.percent < lowest[identity].percent:
+            lowest[identity] = PaperClaim(claim.paper, claim.attack, claim.percent, claim.text)
+    return lowest
+
+
+def _is_black_box(attack: str) -> bool:
+    return attack == "BB" or re.match("transfer", attack) is not None

@@ -1,0 +1,167 @@
+"""The web pages in a real browser: one is started for all tests."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kwbench.record.store import Store
+from kwbench.report import write_report
+from support.records import network
+from support.report_records import fill, hostile, verdicts
+
+pytestmark = pytest.mark.browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"no browser on the PATH (looked for {', '.join(BROWSERS)})")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def written(folder: Path, *filled: Any) -> Path:
+    """Return the folder of a report on a record that these functions filled."""
+    store = Store.open(str(folder / "results.db"), create=True)
+    for fill_record in filled:
+        fill_record(store)
+    write_report(store, folder / "reports", {"html", "single-file"})
+    store.close()
+    return folder / "reports"
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("reports"), fill, verdicts)
+
+
+def visit(browser: Any, path: Path, address: str = "", **options: Any) -> tuple[Any, list[str], list[str]]:
+    """Open a page; return also what it complains of and what it loads."""
+    page = browser.new_page(**options)
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+
+    def dismiss(dialog: Any) -> None:
+        complaints.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri() + address)
+    return page, complaints, requests
+
+
+MODELS = (
+    "[...document.querySelectorAll('.board:not([hidden]) tbody th')]"
+    ".filter(cell => cell.offsetParent).map(cell => cell.querySelector('bdi').textContent)"
+)
+TABLE = "#digits-linf-0.2"
+
+
+@pytest.mark.parametrize("filled", [fill, hostile])
+def test_pages_complain_of_nothing_load_only_their_own_files_and_do_not_overflow(
+    browser: Any, tmp_path: Path, filled: Any
+) -> None:
+    folder = written(tmp_path, filled)
+    runs = sorted((folder / "runs").glob("*.html"))
+    for path in (folder / "index.html", folder / "leaderboard.html", runs[0], runs[-1]):
+        page, complaints, requests = visit(browser, path)
+        page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+        for width, scheme in ((390, "dark"), (1440, "light")):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert complaints == []
+        assert all(address.startswith(folder.as_uri()) for address in requests)
+        # The policy let our own style and scripts through.
+        assert page.evaluate("getComputedStyle(document.querySelector('.brand')).margin") == "0px"
+        assert page.query_selector(".filters input, .copy button") is not None
+        page.close()
+
+
+def test_columns_sort_and_incomplete_rows_stay_last(browser: Any, reports: Path) -> None:
+    page, complaints, _ = visit(browser, reports / "index.html", TABLE)
+    before = page.evaluate(MODELS)
+    for _ in range(2):
+        page.click(".board:not([hidden]) th[data-key=robust]")
+    after = page.evaluate(MODELS)
+    assert after == [*before[:-1][::-1], before[-1]]
+    assert page.get_attribute(".board:not([hidden]) th[data-key=robust]", "aria-sort") == "ascending"
+    assert page.url.endswith(f"{TABLE}?sort=robust%3Aasc")
+    assert complaints == []
+    page.close()
+
+
+def test_filters_narrow_the_table_count_and_stand_in_the_address(browser: Any, reports: Path) -> None:
+    page, _, _ = visit(browser, reports / "index.html", TABLE)
+    page.select_option("select[aria-label=Predictions]", "stochastic")
+    assert page.evaluate(MODELS) == ["stochastic-at"]
+    assert page.inner_text("output.count") == "1 of 6 models"
+    page.select_option("select[aria-label=Predictions]", "")
+    page.fill("input[type=search]", "resnet18")
+    assert len(page.evaluate(MODELS)) == 3
+    assert "deterministic (3)" in page.inner_text("select[aria-label=Predictions]")
+    assert page.url.endswith("?q=resnet18")
+    page.click("text=Reset")
+    assert len(page.evaluate(MODELS)) == 6
+    page.close()
+
+
+def test_an_address_shows_the_same_view_again(browser: Any, reports: Path) -> None:
+    address = f"{TABLE}?q=-at&sort=clean%3Adesc&predictions=deterministic&show=attacks"
+    page, complaints, _ = visit(browser, reports / "index.html", address)
+    assert page.evaluate(MODELS) == ["resnet18-relu-at", "resnet18-kwta0.1-at"]
+    assert page.is_checked("text=Each attack")
+    assert not page.is_checked("text=Cost")
+    assert page.is_visible(".board:not([hidden]) th[data-key=attack-0]")
+    assert page.url.endswith(address)
+    page.evaluate("location.hash = '#digits-linf-0.1'")
+    page.wait_for_function(f"({MODELS}).join() === 'resnet18-relu'")
+    page.click(f"nav.tables a[href='#t-{TABLE[1:]}']")
+    page.wait_for_function(f"({MODELS}).length === 6")
+    assert complaints == []
+    page.close()
+
+
+def test_the_leaderboard_works_from_the_keyboard(browser: Any, tmp_path: Path) -> None:
+    folder = written(tmp_path, fill, lambda store: network(store, "wrn", 0.9, {"pgd": 0.5}, eps="1/5", suite="other"))
+    page, _, _ = visit(browser, folder / "index.html", TABLE)
+    page.focus("[role=tab][aria-selected=true]")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("[role=tab][aria-selected=true]").startswith("other")
+    assert page.evaluate(MODELS) == ["wrn"]
+    page.keyboard.press("ArrowLeft")
+    page.focus(".board:not([hidden]) th[data-key=clean] .dt-column-order")
+    page.keyboard.press("Enter")
+    assert page.get_attribute(".board:not([hidden]) th[data-key=clean]", "aria-sort") == "descending"
+    page.close()
+
+
+def test_without_scripts_every_table_is_there(browser: Any, reports: Path) -> None:
+    page, complaints, _ = visit(browser, reports / "index.html", java_script_enabled=False)
+    text = page.inner_text("main")
+    assert "resnet18-kwta0.1-at" in text
+    assert "masked" in text
+    assert complaints == []
+    page.close()
+
+
+def test_the_policy_stops_what_should_ever_slip_in(browser: Any, reports: Path, tmp_path: Path) -> None:
+    evil = "<img src=x onerror='document.title=1'><script>document.title=2</script>"
+    copy = tmp_path / "index.html"
+    copy.write_text((reports / "leaderboard.html").read_text().replace("</main>", f"{evil}</main>"))
+    page, complaints, _ = visit(browser, copy)
+    assert page.title() == "Robust accuracy · kwbench"
+    assert complaints
+    page.close()
