@@ -62,6 +62,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
             "effective_sparsity": facts.effective_sparsity,
             "classes": list(facts.class_names),
             "notes": list(facts.notes),
+            "answers": facts.answers,
             "command": command,
         },
     )

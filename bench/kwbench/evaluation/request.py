@@ -83,7 +83,7 @@ class Facts:
     must always be given the same tiles. `workers` is the number of evaluators worth running side by side, `threads` the
     threads of each. `effective_sparsity` is the share of values that each winner-take-all layer keeps, by the layer's name.
     `class_names` are the names of the classes by label, empty where they have none. `notes` are what a reader of the numbers
-    must know about the model, one clause each.
+    must know about the model, one clause each; `answers` are its fingerprint.
     """
 
     model: str
@@ -105,3 +105,4 @@ class Facts:
     effective_sparsity: dict[str, str]
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
+    answers: list[list[float | None]] | None

@@ -13,6 +13,7 @@ from kwbench.evaluation.assignment import Assignment, assign
 from kwbench.evaluation.description import describe
 from kwbench.evaluation.diagnosis import diagnose
 from kwbench.evaluation.execution.executors import Executor, LocalExecutor
+from kwbench.evaluation.fingerprint import told_apart
 from kwbench.evaluation.request import Request
 from kwbench.outcome import CLEAN, Outcome
 from kwbench.record.cascade import stages
@@ -58,7 +59,7 @@ def evaluate(
         raise UsageError(f"--time-limit {time_limit:g}: must be above 0")
     executor = LocalExecutor(request, time_limit)
     try:
-        evaluation = store.register(describe(request, executor.facts, command))
+        evaluation = store.register(describe(request, told_apart(executor.facts, store), command))
         _run_attacks(request, executor, evaluation, store, report)
         if request.suite.diagnose:
             rows = sum(len(store.outcomes(attack_run)) for attack_run in evaluation.attack_runs.values())

@@ -116,10 +116,13 @@ class Store:
             evaluations.insert_evaluation(connection, spec)
         return next(iter(self.evaluations(spec.identity)))
 
-    def evaluations(self, identity: str | None = None) -> list[Evaluation]:
-        """Return all evaluations, oldest first, or the one with this identity; empty if there is none."""
+    def evaluations(self, identity: str | None = None, *, containing: str | None = None) -> list[Evaluation]:
+        """Return all evaluations, oldest first, or the one with this identity; empty if there is none.
+
+        `containing`: only those whose specification contains this text, such as the hash of a model.
+        """
         with self._reading() as connection:
-            return evaluations.select_evaluations(connection, identity)
+            return evaluations.select_evaluations(connection, identity, containing)
 
     def append(self, attack_run: int, rows: Sequence[Outcome]) -> None:
         """Add outcomes, and the images of those that carry one, in one transaction.

@@ -186,6 +186,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
         effective_sparsity={layer: str(share) for layer, share in sparsity.items()},
         class_names=dataset.class_names,
         notes=(*prepared.loaded.notes, *([mapping_note(dataset.class_names)] if dataset.class_names else [])),
+        answers=prepared.answers,
     )
 
 

@@ -125,7 +125,7 @@ class LocalExecutor:
 def _require_equal(first: Facts, other: Facts) -> None:
     """A model that gets other weights or other randomness at each start has no single robustness."""
     for field in fields(Facts):
-        if field.name != "workers" and getattr(first, field.name) != getattr(other, field.name):
+        if field.name not in ("workers", "answers") and getattr(first, field.name) != getattr(other, field.name):
             raise CannotEvaluate(
                 f"{first.model}: two processes that loaded it do not agree on its {field.name}; it must be the same at "
                 "every start (--threads 1 evaluates it in one process)"

@@ -12,6 +12,7 @@ from torch import Tensor
 from kwbench.config.registry import Registry, read_registry
 from kwbench.data import Batch, DataSet, load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.evaluation.fingerprint import Answers, fingerprint
 from kwbench.evaluation.request import Request
 from kwbench.model import Model, Prediction, fill_tile, find_device
 from kwbench.networks.entries import load_entry
@@ -37,7 +38,8 @@ class Prepared:
 
     `probes` are two tiles of images, one of samples and one of noisy ones inside the ball, on which the model's randomness
     and speed were measured. `entry` is what identifies the model beside its weights: the behaviour of its registry entry, or
-    the name of its factory. `workers` is the number of evaluators worth running side by side.
+    the name of its factory. `workers` is the number of evaluators worth running side by side. `answers` are the model's
+    fingerprint.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Prepared:
     probes: tuple[Tensor, Tensor]
     stochastic: bool
     workers: int
+    answers: Answers | None
 
     @property
     def device(self) -> torch.device:
@@ -91,8 +94,9 @@ def prepare(request: Request, threads: int | None = None) -> Prepared:
     stochastic = model.measure_randomness(probe, near)
     if loaded.draws_itself:
         workers = 1  # every pass moves its generators on, so that a row depends on those before it
+    answers = fingerprint(model, probe)
     model.plan_passes(near)
-    return Prepared(name, registry, dataset, batch, threat, model, loaded, entry, (probe, near), stochastic, workers)
+    return Prepared(name, registry, dataset, batch, threat, model, loaded, entry, (probe, near), stochastic, workers, answers)
 
 
 def _number_of_samples(request: Request, dataset: DataSet, available: int) -> int:

@@ -82,13 +82,17 @@ def insert_evaluation(connection: sa.Connection, spec: EvaluationSpec) -> None:
     upsert(connection, checksums, state)
 
 
-def select_evaluations(connection: sa.Connection, identity: str | None = None) -> list[Evaluation]:
-    """Return all evaluations, oldest first, or the one with this identity.
+def select_evaluations(
+    connection: sa.Connection, identity: str | None = None, containing: str | None = None
+) -> list[Evaluation]:
+    """Return all evaluations, oldest first, or the one with this identity, or those whose specification contains a text.
 
     Raises DamagedData that names those that are not what was written.
     """
     table, checksums = schema.evaluations, schema.evaluation_checksums
     chosen = sa.true() if identity is None else table.c.identity == identity
+    if containing is not None:
+        chosen = chosen & table.c.spec.contains(containing, autoescape=True)
     members = _select_members(connection, chosen)
     rows = connection.execute(sa.select(table).where(chosen).order_by(table.c.id)).all()
     states = {state.evaluation: state for state in connection.execute(sa.select(checksums))}
@@ -100,7 +104,7 @@ def select_evaluations(connection: sa.Connection, identity: str | None = None) -
             evaluations.append(_evaluation(row, own, state))
         except (KwbenchError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
             damaged.append(f"evaluation {row.id} ({row.model}, {row.dataset}): {failure}")
-    if identity is None:
+    if identity is None and containing is None:
         lost = sorted((members.keys() | states.keys()) - {row.id for row in rows})
         damaged += [f"evaluation {number}: its row is missing" for number in lost]
     if damaged:
