@@ -25,6 +25,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "local-search": {"steps": 4, "flips": 20, "restarts": 2, "targets": 3},
     "gaussian-noise": {"steps": 10},
     "transfer": {"steps": 5},
+    "student": {"queries": 64, "steps": 3, "targets": 2, "selection_draws": 3},
     "autoattack": {"version": "custom", "attacks": ["apgd-ce"]},
     "foolbox": {"attack": "LinfProjectedGradientDescentAttack", "parameters": {"steps": 5}},
 }

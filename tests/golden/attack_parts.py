@@ -44,6 +44,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "rays": {"": {"queries": 60}},
     "local-search": {"": {"steps": 4, "flips": 10, "restarts": 2, "targets": 2, "finalists": 1}},
     "transfer": {"": {"steps": 5, "relative_step_size": 0.3}, "apgd": {"search": "apgd", "steps": 5}},
+    "submodules": {"": {"steps": 3}},
+    "student": {"": {"queries": 32, "steps": 3, "targets": 2}},
     "autoattack": {"": {"version": "custom", "attacks": ["apgd-ce", "fab-t"]}},
     "autoattack-part": {"": {"part": "apgd-dlr"}},
     "foolbox": {
@@ -159,7 +161,7 @@ def _built(name: str, parameters: Mapping[str, Any]) -> Attack:
 def _others_of_attack(name: str) -> list[Revision]:
     attack = _built(name, next(iter(CASES[name].values())))
     gradient = getattr(attack, "gradient", None)
-    if name == "local-search":
+    if name in ("local-search", "submodules"):
         return [of_class(Relaxed), of_module(relaxation), *engine()]
     if name == "transfer":
         return [of_class(ATTACKS["pgd"]), of_class(ATTACKS["apgd"]), of_class(type(gradient)), *engine()]

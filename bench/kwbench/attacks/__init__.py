@@ -22,6 +22,8 @@ from kwbench.attacks.natural import ColourJitter, GaussianBlind, Rotation, Trans
 from kwbench.attacks.pgd import Pgd
 from kwbench.attacks.rays import Rays
 from kwbench.attacks.square import Square
+from kwbench.attacks.student import Student
+from kwbench.attacks.submodules import Submodules
 from kwbench.attacks.transfer import Transfer
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.model import Model
@@ -37,6 +39,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "rays": Rays,
     "local-search": LocalSearch,
     "transfer": Transfer,
+    "submodules": Submodules,
+    "student": Student,
     "autoattack": AutoAttack,
     "autoattack-part": AutoAttackPart,
     "foolbox": Foolbox,

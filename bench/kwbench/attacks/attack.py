@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor
 
+from kwbench.attacks.search.student import Lessons
 from kwbench.gradients import EvidenceGroup, Gradient
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
@@ -45,6 +46,14 @@ class ModelFacts(Protocol):
     @property
     def hides_gradients(self) -> bool:
         """Whether an operation of the model hides its gradient, or may hide it where the relaxation cannot see it."""
+
+    @property
+    def lessons(self) -> Lessons:
+        """Images from which students can learn the model's answers, and the students that have."""
+
+    @property
+    def submodules(self) -> Sequence[str]:
+        """The names of the model's submodules that answer like a classifier, but not like the model as a whole."""
 
     @property
     def search_precision(self) -> Precision:

@@ -218,6 +218,16 @@ class Model:
         self._meter = Meter(size)
         yield
 
+    @contextmanager
+    def aside(self, *address: object) -> Iterator[None]:
+        """Charge the passes of this block to no row, and draw their randomness from the stream of this address."""
+        meter, stream, draw = self._meter, self._stream, self._draw
+        self._meter, self._stream, self._draw = Meter(0), address, 0
+        try:
+            yield
+        finally:
+            self._meter, self._stream, self._draw = meter, stream, draw
+
     def work(self) -> tuple[list[int], list[int]]:
         """Forwards and backwards of each row since `metering` began. Passes of unnamed rows are shared equally, rounded up."""
         return self._meter.work()

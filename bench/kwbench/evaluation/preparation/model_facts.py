@@ -1,11 +1,13 @@
 """What attacks may know of the model before they start, measured on first use."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
 
+from kwbench.attacks.search.student import Lessons
+from kwbench.attacks.search.submodules import classifiers_within
 from kwbench.checks.operations import surveyed
 from kwbench.model import Model, Precision
 from kwbench.threat import ThreatModel
@@ -16,12 +18,19 @@ class MeasuredFacts:
     """The facts of a loaded model; see `kwbench.attacks.attack.ModelFacts`.
 
     `probes` are the batches that the model is measured on: some images (b, c, h, w), and images near them within the ball.
+    `lessons` are for attacks that learn the model's answers.
     """
 
     model: Model
     threat: ThreatModel
     shape: Sequence[int]
     probes: tuple[Tensor, Tensor]
+    lessons: Lessons = field(default_factory=Lessons)
+
+    @cached_property
+    def submodules(self) -> tuple[str, ...]:
+        """The names of the submodules that answer like a classifier, but not like the model as a whole."""
+        return classifiers_within(self.model, self.probes[0])
 
     @cached_property
     def hides_gradients(self) -> bool:

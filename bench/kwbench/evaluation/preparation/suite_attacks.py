@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 from kwbench.attacks import build_attack
 from kwbench.attacks.attack import Attack
+from kwbench.attacks.search.student import Lessons
 from kwbench.config.registry import read_registry
 from kwbench.config.suite import Stage
 from kwbench.data import dataset_names
@@ -15,6 +19,9 @@ from kwbench.model import Model
 from kwbench.networks.activations.surrogates import swap_activations
 from kwbench.networks.entries import load_entry
 
+# The training images that students of the model learn from, beside the samples of the evaluation.
+_LESSONS = 1500
+
 
 class SuiteAttacks:
     """The attacks of a request's suite, by label, with their registered names.
@@ -25,7 +32,13 @@ class SuiteAttacks:
     def __init__(self, request: Request, prepared: Prepared) -> None:
         """Raises UsageError for attacks that do not exist, do not fit the norm, or, if named, the model."""
         self._request, self._prepared = request, prepared
-        self.model_facts = MeasuredFacts(prepared.model, prepared.threat, prepared.dataset.shape, prepared.probes)
+        self.model_facts = MeasuredFacts(
+            prepared.model,
+            prepared.threat,
+            prepared.dataset.shape,
+            prepared.probes,
+            Lessons(_images_to_learn_from(prepared), request.seed),
+        )
         self.surrogates: dict[str, str] = {}
         self.not_applicable: dict[str, str] = {}
         self.stages = request.suite.stages(prepared.stochastic)
@@ -95,3 +108,11 @@ class SuiteAttacks:
         surrogate.measure_randomness(probe)
         surrogate.plan_passes(probe)
         return surrogate
+
+
+def _images_to_learn_from(prepared: Prepared) -> Tensor:
+    """Return the first training images, and the samples of the evaluation in an order that does not depend on theirs."""
+    batch, train = prepared.batch, prepared.dataset.train
+    order = sorted(range(len(batch)), key=lambda row: batch.samples[row])
+    first = train.batch(range(min(len(train), _LESSONS))).x.to(batch.x) if len(train) else batch.x[:0]
+    return torch.cat([first, batch.x[order]])
