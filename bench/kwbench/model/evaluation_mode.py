@@ -34,7 +34,9 @@ def enter_evaluation_mode(module: nn.Module, reachable: Sequence[nn.Module] = ()
 
     What `eval()` returns does not matter. Modules exported by torch keep the mode in which they were exported.
     """
-    parts = list({id(part): part for part in (*module.modules(), *reachable)}.values())
+    found = {id(part): part for part in (*module.modules(), *reachable)}
+    inside = {id(part) for outer in found.values() if _is_exported(outer) for part in outer.modules() if part is not outer}
+    parts = [part for part in found.values() if id(part) not in inside]
     with _exported_left_alone(parts), _observed(parts) as untouched:
         module.eval()
         unreached = []

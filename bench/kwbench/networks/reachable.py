@@ -182,7 +182,8 @@ class Walk:
             return False
         if kind not in self._own_classes:
             functions = (member for member in vars(kind).values() if isinstance(member, types.FunctionType))
-            files = {inspect.unwrap(function).__code__.co_filename for function in functions}
+            codes = (getattr(inspect.unwrap(function), "__code__", function.__code__) for function in functions)
+            files = {code.co_filename for code in codes}
             module = sys.modules.get(kind.__module__)
             if getattr(getattr(module, "__spec__", None), "origin", None) not in ("built-in", "frozen"):
                 files.add(getattr(module, "__file__", None) or "<not in a file>")

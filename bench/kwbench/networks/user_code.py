@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -72,12 +72,14 @@ def _import_file(path: Path) -> tuple[ModuleType, Path]:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; a model of your own is written {HOW}")
     folder = path.resolve().parent
-    name, root = _module_name(path.resolve())
+    packages = _packages(path.resolve())
+    root = packages[0].parent if packages else folder
+    name = ".".join([*map(_package_name, packages), path.stem])
     sys.path[:0] = [str(folder)] if root == folder else [str(root), str(folder)]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: Python cannot import it")
-    _import_packages(name, root)
+    _import_packages(packages)
     namespace = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(name, namespace)
     sys.modules["__main__"] = namespace
@@ -103,20 +105,22 @@ def _import_dotted(source: str) -> tuple[ModuleType, Path]:
     return namespace, folder if not is_installed(folder) else Path(str(file)).resolve().parent
 
 
-def _module_name(path: Path) -> tuple[str, Path]:
-    """Return the dotted name of a file, and the folder that it is relative to.
+def _packages(path: Path) -> list[Path]:
+    """Return the folders that make up the package of a file, the outermost first; empty if it stands alone.
 
-    A file without relative imports stands alone. Otherwise its package is what its folders with an `__init__.py` make, and at
-    least as many folders as its imports climb.
+    A file without relative imports stands alone. Otherwise they are the folders around it with an `__init__.py`, and at least
+    as many folders as its imports climb.
     """
-    levels = _levels(path)
-    if not levels:
-        return path.stem, path.parent
-    parts, folder = [path.stem], path.parent
-    while len(parts) <= levels or (folder / "__init__.py").is_file():
-        parts.insert(0, folder.name.replace(".", "_"))
+    levels, packages = _levels(path), list[Path]()
+    folder = path.parent
+    while levels and (len(packages) < levels or (folder / "__init__.py").is_file()):
+        packages.insert(0, folder)
         folder = folder.parent
-    return ".".join(parts), folder
+    return packages
+
+
+def _package_name(folder: Path) -> str:
+    return folder.name.replace(".", "_")
 
 
 def _levels(path: Path) -> int:
@@ -128,19 +132,18 @@ def _levels(path: Path) -> int:
     return max((node.level for node in nodes if isinstance(node, ast.ImportFrom)), default=0)
 
 
-def _import_packages(name: str, root: Path) -> None:
-    """Import the packages around a module; a folder without `__init__.py` becomes one."""
-    packages = name.split(".")[:-1]
-    for depth in range(1, len(packages) + 1):
-        package = ".".join(packages[:depth])
-        if package in sys.modules:
+def _import_packages(folders: Sequence[Path]) -> None:
+    """Import the packages of nested folders; one without `__init__.py` becomes a package."""
+    name = ""
+    for folder in folders:
+        name = f"{name}.{_package_name(folder)}".lstrip(".")
+        if name in sys.modules:
             continue
-        folder = root.joinpath(*packages[:depth])
         if (folder / "__init__.py").is_file():
-            importlib.import_module(package)
+            importlib.import_module(name)
         else:
-            sys.modules[package] = ModuleType(package)
-            sys.modules[package].__path__ = [str(folder)]
+            sys.modules[name] = ModuleType(name)
+            sys.modules[name].__path__ = [str(folder)]
 
 
 def _flags() -> list[tuple[object, str]]:
