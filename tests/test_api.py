@@ -350,6 +350,15 @@ def test_a_label_beyond_the_logits_is_named() -> None:
         kwbench.evaluate(trained_cnn(), x, torch.full_like(y, 19), attacks="noop")
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_labels_that_do_not_count_from_0_are_named_with_what_to_do(first: int) -> None:
+    x, y = images(32)
+    shifted = y % 8 + first
+    reason = f"labels run from {first} to {first + 7}, but the model's 8 classes are numbered from 0; subtract {first} from the"
+    with pytest.raises(kwbench.CannotEvaluate, match=reason):
+        kwbench.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), x, shifted, attacks="fgsm")
+
+
 def test_a_data_set_may_be_iterable_only() -> None:
     class Stream(IterableDataset[Any]):
         def __iter__(self) -> Any:

@@ -51,7 +51,7 @@ def test_another_order_of_the_classes_is_hinted_at(
 
 
 def _rng_counts(seed: int, n: int, classes: int) -> Counter[tuple[int, int]]:
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, n, classes])
     return Counter(zip(rng.integers(0, classes, n).tolist(), rng.integers(0, classes, n).tolist(), strict=True))
 
 
