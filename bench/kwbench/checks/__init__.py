@@ -49,6 +49,10 @@ CHECKS: dict[str, Check[Case]] = {
 }
 
 
+# How the statement of a check begins that raised.
+_FAILED = "could not be carried out"
+
+
 def examine(check: str, case: Case) -> list[Finding]:
     """Run one of CHECKS. If it raises, its finding has no figure, and confirms nothing."""
     try:
@@ -56,14 +60,19 @@ def examine(check: str, case: Case) -> list[Finding]:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as failure:  # noqa: BLE001 - foreign modules may raise anything
-        reason = f"could not be carried out: {type(failure).__name__}: {failure}"
+        reason = f"{_FAILED}: {type(failure).__name__}: {failure}"
         return [Criterion(check, kind="doubt").not_measured(reason)]
 
 
 def outdated(findings: Iterable[Finding]) -> set[str]:
-    """Return the names of the checks of which a finding was measured by another revision than today's."""
+    """Return the names of the checks of which a finding was measured by another revision than today's, or that raised.
+
+    What made a check raise may have passed.
+    """
+    findings = list(findings)
     checks = {criterion.name: (name, criterion) for name, check in CHECKS.items() for criterion in check.criteria}
-    return {
+    raised = {finding.check for finding in findings if finding.figure is None and finding.statement.startswith(_FAILED)}
+    return (raised & CHECKS.keys()) | {
         checks[finding.check][0]
         for finding in findings
         if finding.check in checks and finding.revision != checks[finding.check][1].revision

@@ -1,19 +1,18 @@
 """The command `kwbench`: results go to stdout, progress and errors to stderr."""
 
 # Commands import what is heavy when they run, so that --help does not wait for torch.
-import sys
 import warnings
 from typing import Annotated, Any
 
 import typer
 
 from kwbench.cli import evaluate, experiments, models, report, setup
+from kwbench.cli.ending import INTERRUPTED, close_streams, exit_code_of, prepare_streams, say
 from kwbench.cli.output import printable
 from kwbench.errors import KwbenchError
 
 # Wrong options and arguments. Which package names this class depends on the version of Typer.
 _WrongUsage: Any = typer.BadParameter.__mro__[1]
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="kwbench",
@@ -45,16 +44,29 @@ def kwbench(
 
 
 def main() -> None:
-    """Run the command line, and exit with a code of `kwbench.errors`, or 130 after Ctrl-C."""
+    """Run the command line, and exit with a code of `kwbench.errors`, or 130 after Ctrl-C.
+
+    Nothing that is raised ends in 1, which says that a model regressed.
+    """
     warnings.filterwarnings("ignore")  # advice of libraries to programmers; our own problems are errors or rows
+    prepare_streams()
     try:
-        code = app(prog_name="kwbench", standalone_mode=False)
+        code = _exit_code()
+    except BaseException as failure:  # noqa: BLE001 - whatever it is, its exit code must not be 1
+        code = exit_code_of(failure)
+    raise SystemExit(close_streams(code))
+
+
+def _exit_code() -> int:
+    """Run the command and return its exit code; the messages of errors go to stderr."""
+    try:
+        code = int(app(prog_name="kwbench", standalone_mode=False) or 0)
     except _WrongUsage as failure:
         failure.show()
-        raise SystemExit(2) from None
+        return 2
     except KwbenchError as failure:
-        print(f"kwbench: {printable(str(failure))}", file=sys.stderr)
-        raise SystemExit(failure.exit_code) from None
-    if code == _INTERRUPTED:
-        print("kwbench: interrupted; the same command continues", file=sys.stderr)
-    raise SystemExit(code or 0)
+        say(f"kwbench: {printable(str(failure))}")
+        return failure.exit_code
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code

@@ -40,6 +40,8 @@ def progress_display(stream: TextIO | None = None) -> "Iterator[Callable[[Progre
         tasks = {}
 
         def show(progress: "Progress") -> None:
+            if progress.retried:
+                bar.console.print(_retried(progress), markup=False)
             if progress.model not in tasks:
                 tasks[progress.model] = bar.add_task(printable(progress.model), total=progress.rows_in_all)
             bar.update(
@@ -65,6 +67,8 @@ def _plain_lines(stream: TextIO) -> "Callable[[Progress], None]":
         start = started.setdefault(progress.model, now)
         earlier = recorded.setdefault(progress.model, {})
         earlier.setdefault(progress.label, progress.done)
+        if progress.retried:
+            print(_retried(progress), file=stream, flush=True)
         if 0 < progress.done < progress.samples and now - last_line < _INTERVAL:
             return
         last_line = now
@@ -79,3 +83,9 @@ def _plain_lines(stream: TextIO) -> "Callable[[Progress], None]":
         )
 
     return show
+
+
+def _retried(progress: "Progress") -> str:
+    rows = "1 row of errors" if progress.retried == 1 else f"{progress.retried} rows of errors"
+    tried = "is" if progress.retried == 1 else "are"
+    return f"{printable(progress.model)}: {progress.label}: {rows} from an earlier run {tried} tried again"

@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import CommentMark
@@ -13,7 +13,10 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ruamel.yaml.tokens import CommentToken
 
 from kwbench.config.registry import DEFAULT_DATASET, Registry
-from kwbench.errors import UsageError
+from kwbench.errors import CannotEvaluate, UsageError
+
+# Seconds to wait for other processes that pin a checkpoint.
+_PATIENCE = 60
 
 
 def require_pinnable(registry: Registry, name: str, file: Path) -> str:
@@ -31,14 +34,19 @@ def require_pinnable(registry: Registry, name: str, file: Path) -> str:
 def pin_checkpoint(registry: Registry, name: str, file: Path, sha256: str) -> None:
     """Write a checkpoint's path and hash into the registry file, and leave everything else, comments included, unchanged.
 
-    Raises UsageError if the checkpoint does not lie below the registry's folder.
+    Raises UsageError if the checkpoint does not lie below the registry's folder, CannotEvaluate if the registry cannot be
+    locked or written.
     """
     relative = require_pinnable(registry, name, file)
     registry = registry.owner_of(name)
     # Several models may finish training at the same time; each pin must survive.
-    lock = f"kwbench-{hashlib.sha256(str(_root(registry)).encode()).hexdigest()[:16]}.lock"
-    with FileLock(Path(tempfile.gettempdir()) / lock):
-        _write_pin(registry, name, relative, sha256)
+    lock = Path(tempfile.gettempdir()) / f"kwbench-{hashlib.sha256(str(_root(registry)).encode()).hexdigest()[:16]}.lock"
+    try:
+        with FileLock(lock, timeout=_PATIENCE):
+            _write_pin(registry, name, relative, sha256)
+    except OSError as failure:  # a Timeout, too
+        reason = f"held by another process for {_PATIENCE} s" if isinstance(failure, Timeout) else failure.strerror
+        raise CannotEvaluate(f"{registry.path}: the checkpoint cannot be pinned; {lock}: {reason}") from None
 
 
 def _root(registry: Registry) -> Path:

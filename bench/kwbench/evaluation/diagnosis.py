@@ -79,10 +79,12 @@ def diagnose(
             fresh += [_LEFT_OUT]
         elif budget_is_due:
             fresh += [budget_is_enough([again[part] for part in parts], survivors.robust_accuracy)]
+        # A check that raised left a finding of its own name.
+        findings = [finding for finding in findings if finding.check not in due]
         findings = [*_without([*fresh, _LEFT_OUT], findings), *fresh]
     relaxes = not any(finding.check == RELAXED_OPERATIONS.name and finding.figure == 0 for finding in findings)
     of_record = examine_record(summary, outcomes, others, relaxes=relaxes)
-    store.record_findings(evaluation.id, [*of_record, *_without(of_record, findings)], instead_of=[_LEFT_OUT.check])
+    store.record_findings(evaluation.id, [*of_record, *_without(of_record, findings)], instead_of=[_LEFT_OUT.check, *due])
     return store.findings(evaluation.id)
 
 
@@ -105,7 +107,8 @@ def _cost(check: Check[Case]) -> int:
 
 
 def _is_current(finding: Finding, criterion: Criterion) -> bool:
-    return (finding.check, finding.revision) == (criterion.name, criterion.revision)
+    # What kept it from being measured may have passed.
+    return finding.figure is not None and (finding.check, finding.revision) == (criterion.name, criterion.revision)
 
 
 def _without(replacements: Sequence[Finding], findings: Sequence[Finding]) -> list[Finding]:

@@ -3,7 +3,7 @@
 An interrupted evaluation continues where the record ends, and ends with the same rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +14,14 @@ from kwbench.evaluation.description import describe
 from kwbench.evaluation.diagnosis import diagnose
 from kwbench.evaluation.execution.executors import Executor, LocalExecutor
 from kwbench.evaluation.fingerprint import told_apart
-from kwbench.evaluation.request import Request
-from kwbench.outcome import CLEAN, Outcome
+from kwbench.evaluation.request import Facts, Request
+from kwbench.outcome import CLEAN, Outcome, Status
 from kwbench.record.cascade import stages
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
+
+# Operating systems limit the time that a process may wait for another.
+_LONGEST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Progress:
     """Rows on record: `done` of `samples` under `label`, and `done_in_all` of `rows_in_all` of the whole evaluation.
 
     In a cascade, `samples` are those that the attack sees, and `rows_in_all` assumes that no more of them are broken.
+    `retried` of the missing rows are errors of an earlier command, which are tried again.
     """
 
     model: str
@@ -34,6 +38,7 @@ class Progress:
     samples: int
     done_in_all: int
     rows_in_all: int
+    retried: int = 0
 
 
 def evaluate(
@@ -47,6 +52,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate one model and return its record, complete unless rows are invalid or errors.
 
+    Rows that are errors may have had a cause that has passed, and are tried again.
+
     `thoroughly`: a diagnosis runs every check, also where no robustness is left that could be false.
 
     Raises UsageError, CannotEvaluate or DamagedData; finished batches are on record.
@@ -55,8 +62,8 @@ def evaluate(
         raise UsageError(f"--batch-size {request.batch_size}: must be at least 1")
     if request.tile < 1:
         raise UsageError(f"--tile {request.tile}: must be at least 1")
-    if time_limit is not None and not time_limit > 0:
-        raise UsageError(f"--time-limit {time_limit:g}: must be above 0")
+    if time_limit is not None and not 0 < time_limit <= _LONGEST:
+        raise UsageError(f"--time-limit {time_limit:g}: must be above 0 and at most {_LONGEST} seconds")
     executor = LocalExecutor(request, time_limit)
     try:
         evaluation = store.register(describe(request, told_apart(executor.facts, store), command))
@@ -96,11 +103,15 @@ def _run_attacks(
             seen += len(rows)
             done_in_all += len(rows)
             progress = Progress(facts.model, label, seen, seen, done_in_all, done_in_all + seen * (len(runs) - 1 - position))
-            if stage.finished and len(stage.best) == len(facts.samples) and not request.keep_adversarials:
+            tally = tallies.get(attack_run)
+            errors = tally is not None and Status.ERROR[:1].encode() in tally.status
+            if stage.finished and not errors and len(stage.best) == len(facts.samples) and not request.keep_adversarials:
                 if phase == len(stage.phases) - 1:
                     report(progress)
                 continue
             recorded = _by_sample(store.outcomes(attack_run))
+            failed = {facts.samples[row] for row in rows} & _failed(recorded)
+            recorded = {sample: outcome for sample, outcome in recorded.items() if sample not in failed}
             if position and not clean:
                 clean = _by_sample(store.outcomes(runs[0]))
             assignment = assign(facts, label, rows, stage if position else None, recorded, clean)
@@ -110,7 +121,7 @@ def _run_attacks(
             if not (assignment.missing or assignment.imageless) and phase < len(stage.phases) - 1:
                 continue
             remaining = len(assignment.missing)
-            report(replace(progress, done=seen - remaining, done_in_all=done_in_all - remaining))
+            report(replace(progress, done=seen - remaining, done_in_all=done_in_all - remaining, retried=len(failed)))
             for outcomes in _outcomes(request, executor, assignment, clean):
                 assignment.require_equal(outcomes, recorded, facts.model)
                 store.append(attack_run, outcomes)
@@ -120,7 +131,28 @@ def _run_attacks(
                 report(replace(progress, done=seen - remaining, done_in_all=done_in_all - remaining))
             if label == CLEAN:
                 clean = recorded
+            if passed := failed - _failed(recorded):
+                _discard_consequences(executor.facts, evaluation, store, label, passed)
+                tallies = store.tallies(runs)
             tallies |= store.tallies([attack_run])
+
+
+def _discard_consequences(facts: Facts, evaluation: Evaluation, store: Store, label: str, passed: Collection[str]) -> None:
+    """Delete what followed from the errors of an attack that have passed, so that it is found as if they had never occurred.
+
+    Later attacks of a cascade saw samples that they may not see now. The checks saw a record with errors.
+    """
+    labels = list(evaluation.attack_runs)
+    for later in labels[labels.index(label) + 1 :]:
+        if later in facts.cascade:
+            # Here, rows of other samples depend on which samples there are.
+            all_rows = facts.stochastic or later in facts.whole_tiles or later in facts.screens
+            store.discard(evaluation.attack_runs[later], None if all_rows else passed)
+    store.record_findings(evaluation.id, [], instead_of=[finding.check for finding in store.findings(evaluation.id)])
+
+
+def _failed(recorded: Mapping[str, Outcome]) -> set[str]:
+    return {sample for sample, outcome in recorded.items() if outcome.status is Status.ERROR}
 
 
 def _outcomes(

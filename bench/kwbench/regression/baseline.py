@@ -111,7 +111,7 @@ def read_baseline(path: Path) -> list[BaselineEntry]:
         if _hash("\n".join(lines)) != content["sha256"]:
             raise ValueError("its checksum does not match its contents")
         return [_entry_from_row(row) for row in content["entries"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as failure:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
         reason = f"{type(failure).__name__}: {failure}" if not isinstance(failure, ValueError) else str(failure)
         raise DamagedData(f"{path}: damaged ({plain(reason)}); restore it or write it anew with --update") from None
 

@@ -186,7 +186,7 @@ def _too_few_classes(known: int, dataset: DataSet) -> str:
     first = min(int(split.labels.min()) for split in (dataset.test, dataset.train) if len(split))
     last = dataset.classes - 1
     # Whoever counts from 1, or from a class that stands for the background, uses at least half of the classes.
-    if 0 < first and known / 2 <= last - first + 1 <= known:
+    if first > 0 and known / 2 <= last - first + 1 <= known:
         return (
             f"labels run from {first} to {last}, but the model's {known} classes are numbered from 0; "
             f"subtract {first} from the labels"
