@@ -68,11 +68,29 @@ def test_threat_models_are_equal_exactly_when_norm_and_radius_are() -> None:
     assert ThreatModel.of("linf", 0.5) != ThreatModel.of("l2", 0.5)
 
 
+@pytest.mark.parametrize("eps", ["8/255", "6/255", "5/255", "51/255", "0.2", "0.20", "1/3", "2/85", "1e-2"])
+def test_a_radius_keeps_its_spelling(eps: str) -> None:
+    threat = ThreatModel.of("linf", f" {eps} ")
+    assert str(threat) == f"linf {eps}"
+    # Two spellings of one number are one threat model.
+    assert threat == ThreatModel.of("linf", Fraction(eps))
+    assert hash(threat) == hash(ThreatModel.of("linf", Fraction(eps)))
+
+
 @pytest.mark.parametrize(
-    ("eps", "text"), [("8/255", "linf 8/255"), ("0.2", "linf 0.2"), ("1/3", "linf 1/3"), ("51/255", "linf 0.2"), (1, "linf 1")]
+    ("eps", "text"),
+    [
+        ("8/255", "8/255"),
+        ("2/85", "6/255"),
+        ("1/51", "5/255"),
+        ("1/5", "0.2"),
+        ("1/3", "1/3"),
+        ("31/1000", "0.031"),
+        ("1", "1"),
+    ],
 )
-def test_radii_are_displayed_in_their_usual_notation(eps: Any, text: str) -> None:
-    assert str(ThreatModel.of("linf", eps)) == text
+def test_a_radius_without_spelling_is_shown_in_the_usual_notation(eps: str, text: str) -> None:
+    assert str(ThreatModel.of("linf", Fraction(eps))) == f"linf {text}"
 
 
 def test_the_radius_is_the_nearest_float() -> None:

@@ -1,7 +1,7 @@
 """The threat model: the norm that bounds a perturbation, and its radius."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -63,18 +63,21 @@ def parse_eps(value: str | int | float | Fraction, norm: str) -> Fraction:
 class ThreatModel:
     """A ball of radius `eps` in `norm` around each image, clipped to the pixel range [0, 1].
 
-    Two results are comparable only if their threat models are equal; hence the exact fraction.
+    Two results are comparable only if their threat models are equal; hence the exact fraction. `spelling` is how people wrote
+    it, 6/255 for instance, and takes no part in comparisons.
     """
 
     norm: Norm
     eps: Fraction
+    spelling: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, norm: str, eps: str | int | float | Fraction) -> "ThreatModel":
         """Build a threat model from its text. Raises UsageError for an unknown norm or an impossible radius."""
         if norm not in NORMS:
             raise UsageError(f"norm: {norm!r} is unknown; one of {', '.join(NORMS)}")
-        return cls(norm, parse_eps(eps, norm))  # type: ignore[arg-type]
+        spelling = "" if isinstance(eps, Fraction) else str(eps).strip()
+        return cls(norm, parse_eps(eps, norm), spelling)  # type: ignore[arg-type]
 
     @property
     def radius(self) -> float:
@@ -87,9 +90,12 @@ class ThreatModel:
 
     @property
     def eps_text(self) -> str:
-        """Return eps as people write it: a decimal if it is short, otherwise a fraction."""
+        """Return eps as it was spelled; otherwise a decimal if that is short, a fraction of 255, or any fraction."""
         decimal = f"{float(self.eps):.6g}"
-        return decimal if Fraction(decimal) == self.eps else str(self.eps)
+        if self.spelling or Fraction(decimal) == self.eps:
+            return self.spelling or decimal
+        # 6/255 is 2/85 when reduced.
+        return f"{self.eps * 255}/255" if self.eps.denominator in (51, 85, 255) else str(self.eps)
 
     def __str__(self) -> str:
         return f"{self.norm} {self.eps_text}"

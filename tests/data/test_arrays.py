@@ -65,6 +65,8 @@ def test_name_and_threat_model_are_those_given() -> None:
         (UNIT[0], LABELS, r"^x has shape \(3, 5, 6\)"),
         (torch.from_numpy(UNIT).permute(0, 2, 3, 1), LABELS, r"^x has shape \(4, 5, 6, 3\).*channels"),
         (PIXELS.astype(np.float32), LABELS, "^x ranges from 0 to 255; .* must be uint8"),
+        (np.clip(UNIT * 2, 0, np.float32(1.000001)), LABELS, r"^x ranges from 0 to 1\.000001; .* numpy\.clip\(x, 0, 1\)"),
+        (UNIT * 2 - 1 - 1e-9, LABELS, "^x ranges from -1"),
         (torch.from_numpy(UNIT) - 0.5, LABELS, "^x ranges from -0.5 to 0.5"),
         (np.where(UNIT < 0.1, np.nan, UNIT), LABELS, "^x holds NaN or infinity"),
         (torch.from_numpy(PIXELS).long(), LABELS, "^x is int64; it must be uint8"),

@@ -86,7 +86,9 @@ def unclaimed(claims: Sequence[Claim], on_record: Sequence[Summary], registry: R
     kept: dict[tuple[str, str, str, str], Summary] = {}
     for summary in sorted(of_newest_weights(on_record, entries), key=lambda summary: (summary.n, summary.evaluation.recency)):
         if summary.complete and summary.model in others:
-            kept[summary.model, summary.evaluation.spec.suite, summary.dataset, str(summary.threat)] = summary
+            kept[
+                summary.model, summary.evaluation.spec.suite, summary.dataset, f"{summary.threat.norm} {summary.threat.eps}"
+            ] = summary
     return [kept[key] for key in sorted(kept)]
 
 

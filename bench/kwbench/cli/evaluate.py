@@ -1,10 +1,9 @@
 """Commands that measure robust accuracy: evaluate, diagnose and sweep."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import zip_longest
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 import typer
 
@@ -27,10 +26,12 @@ from kwbench.cli.output import (
     print_diagnoses,
     print_json,
     print_summaries,
+    printable,
+    progress_line,
     require_complete,
     summary_json,
 )
-from kwbench.errors import UsageError
+from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 from kwbench.imports import importing
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from kwbench.evaluation.studies.sweep import Sweep
     from kwbench.record.store import Store
     from kwbench.record.summary import Summary
+    from kwbench.verdict import Verdict
+
+T = TypeVar("T")
 
 app = typer.Typer()
 PANEL = "Measure"
@@ -62,9 +66,10 @@ def evaluate(
     requests = options.requests(models, chosen_suite(attack, suite, settings))
     store = options.store()
     with progress_display() as show:
-        results = _evaluated(requests, store, show, options.time_limit)
-    print_summaries(results, as_json)
-    require_complete(results)
+        evaluated = _evaluated(requests, lambda index: _run(requests[index], store, show, options.time_limit))
+    print_summaries(evaluated.results, as_json, evaluated.failures)
+    evaluated.require_all()
+    require_complete(evaluated.results)
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench diagnose resnet18-kwta0.1 --protocol pgd")
@@ -103,32 +108,68 @@ def diagnose(
     judged = options.requests(models, replace(chosen_suite(None, suite, settings), diagnose=True))
     store = options.store()
     with progress_display() as show:
-        rivals = _evaluated(rival, store, show, options.time_limit) if rival else []
-        results = _evaluated(judged, store, show, options.time_limit, thoroughly=True)
-    require_complete(rivals)
-    verdicts = [verdict_against(result, protocol, rival) for result, rival in zip_longest(results, rivals)]
-    print_diagnoses(results, verdicts, as_json)
-    require_complete(results)
+
+        def judge(index: int) -> "tuple[Summary, Verdict]":
+            against = _run(rival[index], store, show, options.time_limit) if rival else None
+            if against is not None:
+                require_complete([against])
+            summary = _run(judged[index], store, show, options.time_limit, thoroughly=True)
+            return summary, verdict_against(summary, protocol, against)
+
+        evaluated = _evaluated(judged, judge)
+    print_diagnoses(evaluated.results, as_json, evaluated.failures)
+    evaluated.require_all()
+    require_complete([summary for summary, _ in evaluated.results])
 
 
-def _evaluated(
-    requests: "Sequence[Request]",
+@dataclass(frozen=True)
+class _Evaluated(Generic[T]):
+    """What came of several models: their results, and the failure of each model that could not be evaluated."""
+
+    results: list[T]
+    failures: dict[str, KwbenchError]
+
+    def require_all(self) -> None:
+        """Raise an error that names the models that failed; it has their exit code if that is one."""
+        if not self.failures:
+            return
+        count = len(self.failures) + len(self.results)
+        reasons = "; ".join(f"{model}: {str(failure).removeprefix(f'{model}: ')}" for model, failure in self.failures.items())
+        codes = {type(failure) for failure in self.failures.values()}
+        raised = codes.pop() if len(codes) == 1 else CannotEvaluate
+        raise raised(f"{len(self.failures)} of {count} models could not be evaluated: {reasons}")
+
+
+def _evaluated(requests: "Sequence[Request]", evaluate_one: Callable[[int], T]) -> _Evaluated[T]:
+    """Evaluate each request by its index. One that fails does not stop the others; a single one raises."""
+    results: list[T] = []
+    failures: dict[str, KwbenchError] = {}
+    for index, request in enumerate(requests):
+        try:
+            results.append(evaluate_one(index))
+        except KwbenchError as failure:
+            if len(requests) == 1:
+                raise
+            failures[request.model] = failure
+            if index + 1 < len(requests):
+                progress_line(f"{printable(request.model)}: failed; the other models follow")
+    return _Evaluated(results, failures)
+
+
+def _run(
+    request: "Request",
     store: "Store",
     show: "Callable[[Progress], None]",
     time_limit: float | None,
     *,
     thoroughly: bool = False,
-) -> "list[Summary]":
-    """Evaluate each request, and return the results in the same order."""
+) -> "Summary":
     with importing():
         from kwbench.evaluation.runner import evaluate as run
         from kwbench.record.summary import summaries
 
-    command = command_line()
-    return summaries(
-        store,
-        [run(request, store, show, command=command, time_limit=time_limit, thoroughly=thoroughly) for request in requests],
-    )
+    evaluation = run(request, store, show, command=command_line(), time_limit=time_limit, thoroughly=thoroughly)
+    return summaries(store, [evaluation])[0]
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench sweep resnet18-relu-at --over eps=2/255,4/255,8/255 --svg eps.svg")
@@ -169,10 +210,24 @@ def sweep(
     ]
     store = options.store()
     with progress_display() as show:
-        curves = run_sweep(plan, requests, chosen.name, store, show, command=command_line(), time_limit=options.time_limit)
-    if svg is not None:
+        evaluated = _evaluated(
+            requests[0],
+            lambda index: run_sweep(
+                plan,
+                [[at_value[index]] for at_value in requests],
+                chosen.name,
+                store,
+                show,
+                command=command_line(),
+                time_limit=options.time_limit,
+            )[0],
+        )
+    curves = evaluated.results
+    if svg is not None and curves:
         write_whole(svg, sweep_svg(plan, curves, chosen.name))
-    _print_sweep(plan, curves, svg, as_json)
+    if curves:
+        _print_sweep(plan, curves, svg, as_json)
+    evaluated.require_all()
     require_complete([point for curve in curves for point in curve])
 
 

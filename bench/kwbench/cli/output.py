@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kwbench.errors import CannotEvaluate
+from kwbench.errors import CannotEvaluate, KwbenchError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,17 +96,18 @@ def summary_json(summary: "Summary") -> dict[str, Any]:
     return {**to_json(summary), "verdict": verdict_json(verdict_on_record(summary))}
 
 
-def print_summaries(summaries: Sequence["Summary"], as_json: bool) -> None:
-    """Print evaluations: as JSON, one object for a single evaluation and else a list, or as tables."""
+def print_summaries(summaries: Sequence["Summary"], as_json: bool, failures: Mapping[str, KwbenchError] | None = None) -> None:
+    """Print evaluations: as JSON, one object for a single model and else a list, or as tables. `failures` by model."""
     if as_json:
-        print_one_or_all([summary_json(summary) for summary in summaries])
-    else:
+        print_one_or_all([summary_json(summary) for summary in summaries], failures)
+    elif summaries:
         print_summary_tables(summaries)
 
 
-def print_one_or_all(answers: Sequence[dict[str, Any]]) -> None:
-    """Print a single answer as a JSON object, and several as a list."""
-    print_json(answers[0] if len(answers) == 1 else answers)
+def print_one_or_all(answers: Sequence[dict[str, Any]], failures: Mapping[str, KwbenchError] | None = None) -> None:
+    """Print a single answer as a JSON object, and several as a list, in which models that failed have an `error`."""
+    failed = [{"model": model, "error": str(failure)} for model, failure in (failures or {}).items()]
+    print_json(answers[0] if len(answers) == 1 and not failed else [*answers, *failed])
 
 
 def print_summary_tables(summaries: Sequence["Summary"]) -> None:
@@ -116,8 +117,10 @@ def print_summary_tables(summaries: Sequence["Summary"]) -> None:
     console().print(text_table(summaries))
 
 
-def print_diagnoses(summaries: Sequence["Summary"], verdicts: Sequence["Verdict"], as_json: bool) -> None:
-    """Print evaluations with the findings of their checks and their verdicts."""
+def print_diagnoses(
+    diagnoses: Sequence[tuple["Summary", "Verdict"]], as_json: bool, failures: Mapping[str, KwbenchError] | None = None
+) -> None:
+    """Print evaluations with the findings of their checks and their verdicts. `failures` by model."""
     from rich.text import Text
 
     from kwbench.formatting import plain
@@ -125,7 +128,6 @@ def print_diagnoses(summaries: Sequence["Summary"], verdicts: Sequence["Verdict"
     from kwbench.report.terminal import findings_table
     from kwbench.verdict import CAVEAT, finding_json, verdict_json
 
-    pairs = list(zip(summaries, verdicts, strict=True))
     if as_json:
         print_one_or_all(
             [
@@ -134,13 +136,15 @@ def print_diagnoses(summaries: Sequence["Summary"], verdicts: Sequence["Verdict"
                     "verdict": verdict_json(verdict),
                     "findings": [finding_json(finding) for finding in summary.findings],
                 }
-                for summary, verdict in pairs
-            ]
+                for summary, verdict in diagnoses
+            ],
+            failures,
         )
         return
-    print_summary_tables(summaries)
+    if diagnoses:
+        print_summary_tables([summary for summary, _ in diagnoses])
     terminal = console()
-    for summary, verdict in pairs:
+    for summary, verdict in diagnoses:
         terminal.print(Text(plain(summary.model), "bold"))
         terminal.print(findings_table(summary.findings))
         terminal.print(Text(f"{plain(summary.model)}: {plain(verdict.sentence(), 2000)} {CAVEAT}\n"))

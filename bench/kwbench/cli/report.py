@@ -1,7 +1,7 @@
 """Commands that read the record: report, show, compare, check and claims."""
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +99,25 @@ def show(
         return
     if not failures:
         print_summary_tables([summary])
-    print_table(rows)
+    print_table(_grouped(rows))
+
+
+def _grouped(rows: "Sequence[Mapping[str, Any]]") -> list[dict[str, Any]]:
+    """Return one row for the samples of an attack that have the same status and note: their number, and the first of them."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["attack"], row["status"], row["note"]), []).append(row)
+    return [
+        {
+            "attack": attack,
+            "status": status,
+            "samples": len(group),
+            "first index": group[0]["index"],
+            "first sample": group[0]["sample"],
+            "note": note,
+        }
+        for (attack, status, note), group in groups.items()
+    ]
 
 
 def _newest(store: "Store", model: str, db: str) -> "Evaluation":

@@ -1,5 +1,7 @@
 """Data sets from arrays and tensors in memory, and the checks that every user's own images must pass."""
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from kwbench.threat import ThreatModel
 
 # Far more classes than any data set has; larger labels are not class indices.
 _MAX_CLASSES = 1_000_000
+
+# Pixels that leave [0, 1] by no more than this do so by rounding, as after resizing.
+_ROUNDING = 0.01
 
 
 def dataset_from_arrays(
@@ -64,11 +69,16 @@ def _checked_images(images: Array, x: str) -> Array:
     if not np.isfinite(images).all():
         raise UsageError(f"{x} holds NaN or infinity")
     if images.size and (images.min() < 0 or images.max() > 1):
-        raise UsageError(
-            f"{x} ranges from {images.min():.6g} to {images.max():.6g}; floats must lie in [0, 1], "
-            "pixels from 0 to 255 must be uint8"
-        )
+        low, high = images.min(), images.max()
+        rounding = max(-low, high - 1) <= _ROUNDING
+        advice = f"clip them with numpy.clip({x}, 0, 1)" if rounding else "pixels from 0 to 255 must be uint8"
+        raise UsageError(f"{x} ranges from {_digits(low)} to {_digits(high)}; floats must lie in [0, 1], {advice}")
     return images.astype(np.float32, copy=False)
+
+
+def _digits(value: np.floating[Any]) -> str:
+    """Return a number with all digits that tell it from its neighbours: 1.000001 is not 1."""
+    return str(value).removesuffix(".0")
 
 
 def _as_array(values: Array | Tensor) -> Array:

@@ -153,6 +153,11 @@ class Store:
         with self._reading() as connection:
             return outcomes.select_predictions(connection, attack_runs)
 
+    def reasons(self, attack_runs: Collection[int]) -> dict[int, dict[str, int]]:
+        """Return the notes of the rows that are invalid or errors, each with its count, for each attack run that has some."""
+        with self._reading() as connection:
+            return outcomes.select_reasons(connection, attack_runs)
+
     def frame(self, attack_runs: Collection[int]) -> "pd.DataFrame":
         """Return the outcomes of attack runs as a data frame: column `attack_run`, then the fields of `Outcome`."""
         with self._reading() as connection:

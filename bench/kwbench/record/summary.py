@@ -8,8 +8,10 @@ measured on fresh draws. A_rob is the mean of p at one candidate per sample, whi
 fresh draws would suffer from the winner's curse: ten attacks that do nothing turn p = 0.87 into 0.79.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -186,7 +188,12 @@ class Summary:
 
 def summarize(evaluation: Evaluation, frame: "pd.DataFrame") -> Summary:
     """Return the numbers of one evaluation, from a data frame of `Store.frame` that holds at least its attack runs."""
-    return _summarize(evaluation, pack(frame[frame["attack_run"].isin(evaluation.attack_runs.values())]))
+    own = frame[frame["attack_run"].isin(evaluation.attack_runs.values())]
+    failed = own[own["status"].isin([Status.INVALID, Status.ERROR])]
+    reasons: dict[int, Counter[str]] = {}
+    for attack_run, note in zip(failed["attack_run"].tolist(), failed["note"].tolist(), strict=True):
+        reasons.setdefault(attack_run, Counter())[note] += 1
+    return _summarize(evaluation, pack(own), reasons)
 
 
 def summaries(store: Store, evaluations: Sequence[Evaluation] | None = None) -> list[Summary]:
@@ -195,7 +202,8 @@ def summaries(store: Store, evaluations: Sequence[Evaluation] | None = None) -> 
     runs = None if evaluations is None else sorted({run for one in chosen for run in one.attack_runs.values()})
     tallies = store.tallies(runs)
     findings = store.findings_by_evaluation()
-    summarized = [replace(_summarize(one, tallies), findings=tuple(findings.get(one.id, ()))) for one in chosen]
+    reasons = store.reasons({run for run, tally in tallies.items() if tally.failed})
+    summarized = [replace(_summarize(one, tallies, reasons), findings=tuple(findings.get(one.id, ()))) for one in chosen]
     return _with_label_hints(store, summarized)
 
 
@@ -215,7 +223,9 @@ def _with_label_hints(store: Store, summarized: list[Summary]) -> list[Summary]:
     ]
 
 
-def _summarize(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Summary:
+def _summarize(
+    evaluation: Evaluation, tallies: Mapping[int, Tally], reasons: Mapping[int, Mapping[str, int]] = MappingProxyType({})
+) -> Summary:
     spec = evaluation.spec
     cascade = cascaded_attacks(spec)
     rows = [tallies.get(evaluation.attack_runs[attack.label]) for attack in spec.attacks]
@@ -237,6 +247,7 @@ def _summarize(evaluation: Evaluation, tallies: Mapping[int, Tally]) -> Summary:
         label, counts = attack.label, _count_statuses(tally)
         lack = _find_lack(tally, counts, stage, index, spec, cascaded=label in cascade)
         if lack:
+            lack += _reason(reasons.get(evaluation.attack_runs[label], {}))
             incomplete.setdefault(lack, []).append(label)
         remaining = _accuracy(values[position], spec.stochastic) if label in cascade and not incomplete else None
         numbers = _summarize_attack(attack, tally, counts, spec, complete=not lack)
@@ -328,6 +339,15 @@ def _find_lack(  # noqa: PLR0911 - one reason after the other
         if not drawn or np.isnan(align(index, tally, tally.fresh)[scored]).any():
             return "rows without draws"
     return None
+
+
+def _reason(notes: Mapping[str, int]) -> str:
+    """Return the most frequent reason why rows are invalid or errors, in brackets."""
+    stated = sorted((note for note in notes if note), key=lambda note: (-notes[note], note))
+    if not stated:
+        return ""
+    others = {1: "", 2: ", and another reason"}.get(len(stated), f", and {len(stated) - 1} other reasons")
+    return f" ({stated[0]}{others})"
 
 
 def _summarize_attack(

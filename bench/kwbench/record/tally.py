@@ -11,6 +11,8 @@ from kwbench.outcome import Status
 if TYPE_CHECKING:
     import pandas as pd
 
+_FAILED = np.array([Status.INVALID[:1], Status.ERROR[:1]], dtype="S1")
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -43,6 +45,11 @@ class Tally:
     surrogate_rows: int
     surrogate_right: int
     guarded: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether a row is invalid or an error."""
+        return bool(np.isin(self.status, _FAILED).any())
 
     def __len__(self) -> int:
         return len(self.index)

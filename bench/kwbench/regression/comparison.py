@@ -70,7 +70,7 @@ def comparison_json(comparisons: Sequence[PairedComparison]) -> list[dict[str, A
             "second": pair.second.model,
             "dataset": pair.first.dataset,
             "n": pair.first.n,
-            "threat": {"norm": pair.first.threat.norm, "eps": pair.first.threat.radius, "exact": str(pair.first.threat.eps)},
+            "threat": {"norm": pair.first.threat.norm, "eps": pair.first.threat.radius, "exact": pair.first.threat.eps_text},
             "suite": pair.first.evaluation.spec.suite,
             "a_std": _test_json(pair.first.a_std, pair.second.a_std, pair.a_std_difference, pair.a_std),
             "a_rob": _test_json(pair.first.a_rob, pair.second.a_rob, pair.a_rob_difference, pair.a_rob),

@@ -7,6 +7,7 @@ is undecided, and so is everything that is missing or not comparable; neither ev
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def check_json(result: CheckResult) -> dict[str, Any]:
 
 def _check_model(store: Store, entry: BaselineEntry, on_record: Sequence[Summary], max_drop: float, alpha: float) -> ModelCheck:
     key = entry.key
-    threat = str(ThreatModel.of(key.norm, key.eps))
+    threat = str(ThreatModel.of(key.norm, Fraction(key.eps)))
 
     def undecided(reason: str, *, now: Interval | None = None, run: str | None = None) -> ModelCheck:
         return ModelCheck(

@@ -109,7 +109,7 @@ def _board(key: ComparisonKey, group: list[Summary]) -> Board:
     earlier.sort(key=lambda summary: (summary.model, summary.evaluation.id))
     return Board(
         key,
-        group[0].threat,
+        max(group, key=lambda summary: summary.evaluation.recency).threat,
         tuple(sorted(labels, key=lambda label: order.index(label) if label in order else len(order))),
         tuple(rows),
         tuple(earlier),

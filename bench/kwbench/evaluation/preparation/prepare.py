@@ -1,7 +1,8 @@
 """Preparation of an evaluation: its data, its threat model, and its model with the randomness that it shows."""
 
 import math
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,16 +88,32 @@ def prepare(request: Request, threads: int | None = None) -> Prepared:
     batch = split.batch(range(n)).to(device)
     threat = _threat_model(request, dataset)
     name, loaded, entry, prediction = _load(request, registry, dataset)
-    model = _wrap(request, name, loaded, prediction, dataset, batch, device)
-    probe = batch.x[: request.tile]
-    noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
-    near = (probe + (2 * noise - 1) * threat.radius).clamp(0, 1)
-    stochastic = model.measure_randomness(probe, near)
-    if loaded.draws_itself:
-        workers = 1  # every pass moves its generators on, so that a row depends on those before it
-    answers = fingerprint(model, probe)
-    model.plan_passes(near)
+    with _naming_default_data(request, dataset):
+        model = _wrap(request, name, loaded, prediction, dataset, batch, device)
+        probe = batch.x[: request.tile]
+        noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
+        near = (probe + (2 * noise - 1) * threat.radius).clamp(0, 1)
+        stochastic = model.measure_randomness(probe, near)
+        if loaded.draws_itself:
+            workers = 1  # every pass moves its generators on, so that a row depends on those before it
+        answers = fingerprint(model, probe)
+        model.plan_passes(near)
     return Prepared(name, registry, dataset, batch, threat, model, loaded, entry, (probe, near), stochastic, workers, answers)
+
+
+@contextmanager
+def _naming_default_data(request: Request, dataset: DataSet) -> Iterator[None]:
+    """Say with an error of a user's model on which images it occurred, if the user named none."""
+    try:
+        yield
+    except CannotEvaluate as failure:
+        if not request.in_own_process or (request.data, request.dataset, request.images) != (None, None, None):
+            raise
+        shape = "x".join(map(str, dataset.shape))
+        raise CannotEvaluate(
+            f"{failure}; it got images of {dataset.name} ({shape}), since no others were named: "
+            "--data FILE takes your own, --dataset NAME a known data set"
+        ) from failure
 
 
 def _number_of_samples(request: Request, dataset: DataSet, available: int) -> int:

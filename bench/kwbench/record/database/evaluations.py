@@ -42,7 +42,7 @@ def insert_evaluation(connection: sa.Connection, spec: EvaluationSpec) -> None:
         "dataset": spec.dataset,
         "suite": spec.suite,
         "norm": spec.threat.norm,
-        "eps": str(spec.threat.eps),
+        "eps": spec.threat.eps_text,
         "n": spec.n,
         "stochastic": spec.stochastic,
         "spec": to_json(spec.spec),
@@ -53,7 +53,8 @@ def insert_evaluation(connection: sa.Connection, spec: EvaluationSpec) -> None:
     same = table.c.identity == spec.identity
     is_new = connection.execute(sa.select(table.c.id).where(same)).scalar() is None
     insert(connection, table, [row])
-    connection.execute(sa.update(table).where(same).values(asked=asked))
+    # The same radius may be spelled otherwise now.
+    connection.execute(sa.update(table).where(same).values(asked=asked, eps=spec.threat.eps_text))
     evaluation = connection.execute(sa.select(table.c.id).where(same)).scalar_one()
     insert(
         connection,
@@ -223,7 +224,8 @@ def _evaluation(row: sa.Row[Any], members: _Members, state: sa.Row[Any] | None) 
         model=row.model,
         dataset=row.dataset,
         suite=row.suite,
-        threat=ThreatModel.of(row.norm, row.eps),
+        # Early versions of kwbench reduced fractions.
+        threat=ThreatModel.of(row.norm, Fraction(row.eps) if state is None else row.eps),
         n=row.n,
         stochastic=row.stochastic,
         attacks=tuple(members.specs),

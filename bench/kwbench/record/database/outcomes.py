@@ -152,6 +152,19 @@ def select_predictions(connection: sa.Connection, attack_runs: Collection[int]) 
     return dict(predictions)
 
 
+def select_reasons(connection: sa.Connection, attack_runs: Collection[int]) -> dict[int, dict[str, int]]:
+    """Return the notes of rows that are invalid or errors, with the number of rows, by attack run."""
+    table = schema.outcomes
+    columns = (table.c.attack_run, table.c.note)
+    reasons: dict[int, dict[str, int]] = {}
+    for part in in_parts(set(attack_runs)):
+        failed = table.c.status.in_([Status.INVALID.value, Status.ERROR.value])
+        query = sa.select(*columns, sa.func.count()).where(table.c.attack_run.in_(part), failed)
+        for run, note, number in connection.execute(query.group_by(*columns)):
+            reasons.setdefault(run, {})[note] = number
+    return reasons
+
+
 def select_images(connection: sa.Connection, attack_run: int) -> dict[str, NDArray[np.float32]]:
     """Return the adversarial images (c, h, w) that were kept, by sample. Raises DamagedData for damaged ones."""
     table = schema.adversarials.c

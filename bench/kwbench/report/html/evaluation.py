@@ -80,7 +80,7 @@ def reproduction(summary: Summary) -> str:
     """Return the command that repeats an evaluation with the same data, attacks and random numbers."""
     spec, origin = summary.evaluation.spec, summary.evaluation.origin
     words = ["kwbench", "evaluate", spec.model, *_suite_options(spec.suite)]
-    words += ["--norm", spec.threat.norm, "--eps", str(spec.threat.eps), "--n", str(spec.n)]
+    words += ["--norm", spec.threat.norm, "--eps", spec.threat.eps_text, "--n", str(spec.n)]
     words += _data_options(str(spec.provenance.get("command") or ""), spec.model, spec.dataset)
     for name in ("seed", "tile"):
         if isinstance(origin.get(name), int):
