@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kwbench import evaluate
 from kwbench.attacks import build_attack
 from kwbench.attacks.attack import Attack, JudgingRule
 from kwbench.attacks.search.losses import fooled
@@ -329,3 +330,42 @@ def test_the_clean_outcomes_identify_every_sample() -> None:
         assert outcome.distance == 0.0
     assert len(digits().test) == 360
     assert broken(run("noop", {}, batch, LINF)).sum() == 0
+
+
+class RandomFarAway(nn.Module):
+    """A network whose logits are random where many pixels moved, and exact on images and on small noise."""
+
+    def __init__(self, network: nn.Module, images: Tensor, sigma: float) -> None:
+        super().__init__()
+        self.network, self.images, self.sigma = network, images, sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x.flatten(1), self.images.flatten(1), p=torch.inf).argmin(dim=1)
+        moved = ((x - self.images[nearest]).abs() > 0.11).flatten(1).float().mean(dim=1, keepdim=True) > 0.25
+        logits: Tensor = self.network(x)
+        return logits + moved * self.sigma * torch.randn_like(logits)
+
+
+def _corners(x: Tensor, _: Tensor) -> Tensor:
+    return (x + 0.12 * torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5, -1, 1)).clamp(0, 1)
+
+
+def test_a_lucky_answer_of_a_model_that_is_random_where_attacks_end_is_no_break() -> None:
+    batch = sharp(first_images(48))
+    torch.manual_seed(0)
+    lucky = _judged(_corners, batch, wrapped(RandomFarAway(trained_cnn(), batch.x, 3.0)))
+    sure = _judged(_corners, batch)
+    asked_again = [outcome for outcome in lucky if outcome.note.startswith("asked again")]
+    assert len(asked_again) >= 5
+    assert (
+        sum(outcome.status is Status.BROKEN for outcome in lucky)
+        <= sum(outcome.status is Status.BROKEN for outcome in sure) + 3
+    )
+
+
+def test_a_model_that_is_random_only_at_corners_is_taken_for_random() -> None:
+    batch = first_images(16)
+    network = RandomFarAway(trained_cnn(), batch.x, 1.0)
+    assert not wrapped(network).measure_randomness(batch.x)
+    result = evaluate(network, batch.x, batch.y, attacks=["noop"], eps="0.12")
+    assert result.summary.stochastic

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Generic, Literal, TypeVar
 
 Kind = Literal["doubt", "masking", "note"]
-Role = Literal["", "budget", "misleading", "constant", "unseen"]
+Role = Literal["", "budget", "misleading", "constant", "unstable", "unseen"]
 
 # The roles of findings that were recorded before findings stored their role.
 _ROLES_OF_EARLIER_VERSIONS: Mapping[str, Role] = {
@@ -20,6 +20,7 @@ _ROLES_OF_EARLIER_VERSIONS: Mapping[str, Role] = {
     "averaged gradient noise": "misleading",
     "plateaus": "misleading",
     "constant": "constant",
+    "state": "unstable",
     "unseen": "unseen",
 }
 
@@ -75,7 +76,8 @@ class Criterion:
         remedy: a noun phrase that completes "What would settle it: ..." where the finding leaves a verdict inconclusive.
         role: what else the verdict uses the finding for. `budget`: it was tried whether a larger budget breaks more; without
             such a finding nothing is confirmed. `misleading`: when it fires, gradients do not lead to adversarial examples.
-            `constant`: when it fires, the model predicts the same class for all images and is degenerate. `unseen`: when it
+            `constant`: when it fires, the model predicts the same class for all images and is degenerate. `unstable`: when it
+            fires, the model does not always answer an image alike, so that no number is believed. `unseen`: when it
             fires, the relaxation did not see all operations of the model.
         revision: raise it when the measurement changes, so that recorded findings are measured again.
     """

@@ -4,8 +4,9 @@ The rules for a proposal, in this order:
 
 - It is `invalid` unless it is an image of the right shape, finite, within [0, 1], and inside the ball by its float64 distance.
   Proposals of minimum-norm attacks may lie outside the ball.
-- A deterministic model is asked for its float32 prediction once. The sample is `broken` if the prediction is wrong or a logit
-  is not finite, else `held`.
+- A deterministic model is asked for its float32 prediction. The sample is `broken` if the prediction is wrong or a logit is not
+  finite, else `held`. Luck is not a break: what is broken is asked again under other seeds, and 20 times if an answer differs.
+  Then most of the answers decide.
 - A stochastic model is asked many times: selection draws choose the worst attack of a sample, and fresh draws, which no choice
   has seen, score it. The sample is `broken` if most of the fresh draws are wrong. In a cascade, drawing stops as soon as the
   proposal cannot be chosen any more.
@@ -17,7 +18,7 @@ The rules for a proposal, in this order:
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,17 +28,19 @@ from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 from kwbench.geometry import TOLERANCE, distance, project
 from kwbench.model import Model, raise_if_memory_is_out
-from kwbench.outcome import CLEAN, Outcome, Status
-from kwbench.randomness import SampleRandom
+from kwbench.outcome import ASKED_AGAIN, CLEAN, Outcome, Status
+from kwbench.randomness import SampleRandom, derived_seed, seeded_globally
 from kwbench.threat import ThreatModel
 
 # Raise it with any change that can change an outcome; see tests/golden.
-REVISION = 1
+REVISION = 2
 
 SELECTION_DRAWS = 50
 FRESH_DRAWS = 100
 # In a cascade, proposals that cannot be chosen any more are dropped after so many selection draws.
 SCREENING_DRAWS = 10
+# How often a deterministic model is asked again about a broken image if its answers differ.
+REPETITIONS = 20
 
 
 def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:
@@ -247,7 +250,7 @@ def _judge_proposals(case: _Case, batch: Batch, proposal: Tensor, drafts: list[O
             prediction=score.predicted[row],
             distance=lengths[row] if adversarial[row] else None,
             surrogate_prediction=surrogate[row] if surrogate is not None else None,
-            note=_note(score.finite[row], adversarial[row]),
+            note=score.note(row, adversarial[row]),
         )
         if case.keep and (model.stochastic or score.broken[row]):
             outcome = replace(outcome, image=by_rule[rule][row].cpu().numpy())
@@ -303,7 +306,10 @@ def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat
     model.reseed(seed, label, "predict", *batch.samples)
     predicted, finite = model.predict(z)
     if not model.stochastic:
-        return _Score(predicted.tolist(), finite.tolist(), ((predicted != batch.y) | ~finite).tolist(), None)
+        broken = (predicted != batch.y) | ~finite
+        failures = [REPETITIONS] * len(z) if label == CLEAN else _failures_again(model, batch, z, broken, seed, label)
+        kept = [was and 2 * failed > REPETITIONS for was, failed in zip(broken.tolist(), failures, strict=True)]
+        return _Score(predicted.tolist(), finite.tolist(), kept, None, failures)
     rows = torch.arange(len(z), device=z.device)
     bar = torch.full_like(rows, SELECTION_DRAWS + 1)
     if to_beat is not None:
@@ -328,6 +334,34 @@ def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat
     return _Score(predicted.tolist(), finite.tolist(), broken.tolist(), tally.T.tolist())
 
 
+def _failures_again(model: Model, batch: Batch, z: Tensor, broken: Tensor, seed: int, label: str) -> list[int]:
+    """Return how often z (b, c, h, w) fails when it is asked REPETITIONS times more; all of them where the logits repeat.
+
+    Each time the global generators have another seed. Two repetitions show whether anything changes.
+    """
+    failures = [REPETITIONS] * len(z)
+    rows = broken.nonzero().flatten()
+    answers: list[Tensor] = []
+    for repetition in range(REPETITIONS):
+        if not len(rows):
+            return failures
+        with torch.no_grad(), seeded_globally(derived_seed(seed, label, "again", repetition)):
+            answers.append(model(z[rows]))
+        if repetition == 1:
+            equal = (answers[0].nan_to_num() == answers[1].nan_to_num()).all(dim=1)
+            changed = ~(equal & _fails(answers[0], batch.y[rows]))
+            rows, answers = rows[changed], [logits[changed] for logits in answers]
+    wrong = torch.stack([_fails(logits, batch.y[rows]) for logits in answers]).sum(dim=0)
+    for row, count in zip(rows.tolist(), wrong.tolist(), strict=True):
+        failures[row] = count
+    return failures
+
+
+def _fails(logits: Tensor, y: Tensor) -> Tensor:
+    """Return which logits (b, k) are not finite or predict another class than y, as (b,)."""
+    return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Score:
     """Predictions of a batch, one entry per sample.
@@ -336,6 +370,7 @@ class _Score:
         predicted: the predicted class.
         finite: whether all logits were finite.
         broken: whether the sample is broken; without fresh draws, most of the selection draws decide.
+        failures: for a deterministic model, of REPETITIONS repetitions, how many failed.
         counts: for a stochastic model, correct selection draws, selection draws, correct fresh draws, fresh draws.
     """
 
@@ -344,6 +379,13 @@ class _Score:
     finite: list[bool]
     broken: list[bool]
     counts: list[list[int]] | None
+    failures: list[int] = field(default_factory=list)
+
+    def note(self, row: int, adversarial: bool) -> str:
+        """Return what there is to say about the row."""
+        if self.failures and self.failures[row] < REPETITIONS:
+            return f"{ASKED_AGAIN}: {self.failures[row]} of {REPETITIONS} answers are wrong"
+        return _note(self.finite[row], adversarial)
 
     def status(self, row: int) -> Status:
         """Return the status of a sample that was correct before the attack."""

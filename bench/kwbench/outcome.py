@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 CLEAN = "clean"
 
 
+# The beginning of the note of an outcome whose answer changed when the judge asked a deterministic model again.
+ASKED_AGAIN = "asked again"
+
+
 def escalated(label: str, doubled: int) -> str:
     """Return the label of an attack after so many doublings of its budget: `es`, `es x2`, `es x4`."""
     return f"{label} x{2**doubled}" if doubled else label

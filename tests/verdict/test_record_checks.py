@@ -1,6 +1,7 @@
 """Checks of the record on invented records: each check fires on its defect, and none on a sound record."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,31 @@ def test_attacks_that_break_more_than_exact_gradients_reveal_masking(store: Stor
     assert by_check[check].figure == pytest.approx(0.12)
     assert by_check[check].kind == "masking"
     assert len(by_check[check].samples) == 12
+
+
+@pytest.mark.parametrize("label", ["square", "transfer"])
+@pytest.mark.parametrize(
+    ("n", "gain", "doubtful"), [(24, 2, True), (48, 3, True), (64, 1, False), (24, 0, False), (100, 3, False)]
+)
+def test_on_few_samples_any_gain_without_gradients_is_a_doubt(
+    store: Store, label: str, n: int, gain: int, doubtful: bool
+) -> None:
+    letters = {name: ("b" * (10 + gain * (name == label)) if name in ("pgd", label) else "").ljust(n, "h") for name in ATTACKS}
+    finding = findings_of(store, deterministic(store, letters, attacks=ATTACKS)).get("small sample")
+    assert (finding is not None and finding.fires) == doubtful
+    assert finding is None or finding.kind == "doubt"
+
+
+def test_answers_that_changed_when_asked_again_are_counted(store: Store) -> None:
+    letters = dict.fromkeys(ATTACKS, "h" * 8)
+    evaluation = deterministic(store, letters, attacks=ATTACKS)
+    own = next(summary for summary in summaries(store) if summary.evaluation.id == evaluation.id)
+    outcomes = {label: store.outcomes(run) for label, run in evaluation.attack_runs.items()}
+    assert not any(finding.check == "random answers" for finding in examine_record(own, outcomes))
+    outcomes["pgd"] = [replace(outcomes["pgd"][0], note="asked again: 3 of 20 answers are wrong"), *outcomes["pgd"][1:]]
+    (finding,) = (finding for finding in examine_record(own, outcomes) if finding.check == "random answers")
+    assert finding.fires
+    assert finding.samples == (outcomes["pgd"][0].sample,)
 
 
 def test_relaxed_gradients_are_exact_where_there_is_nothing_to_relax(store: Store) -> None:

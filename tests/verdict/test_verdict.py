@@ -47,6 +47,20 @@ def standing(store: Store, protocol: int, robust: int, right: int = 195, n: int 
     return summaries(store, [evaluation])[0]
 
 
+@pytest.mark.parametrize("check", ["state", "random answers"])
+@pytest.mark.parametrize("robust", [10, 0])
+def test_doubts_about_state_and_randomness_outrank_every_number(store: Store, check: str, robust: int) -> None:
+    unstable = Criterion(check, "doubt", "a model that answers alike", role="unstable").finding(
+        0.1, 0.0, "it answers otherwise"
+    )
+    result = verdict(standing(store, 150, robust), [ENOUGH, MASKED, unstable])
+    assert result.conclusion == "inconclusive"
+    assert result.reasons == (unstable,)
+    assert result.would_settle == "a model that answers alike"
+    calm = replace(unstable, figure=0.0, fires=False)
+    assert verdict(standing(store, 150, robust), [ENOUGH, MASKED, calm]).conclusion == "overestimated"
+
+
 def test_a_protocol_with_a_much_higher_accuracy_than_the_strongest_attacks_overestimates(store: Store) -> None:
     result = verdict(standing(store, 150, 10), [ENOUGH, MASKED, NOTE])
     assert result.conclusion == "overestimated"

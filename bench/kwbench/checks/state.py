@@ -16,7 +16,7 @@ ROUNDING = 1e-4
 # The distance between neighbouring images, per pixel: half a step of 8-bit pixels.
 _NEAR = 1 / 512
 
-STATE = Criterion("state", kind="doubt", remedy="a model whose output depends on the image alone")
+STATE = Criterion("state", kind="doubt", role="unstable", remedy="a model whose output depends on the image alone")
 
 
 def outputs_depend_on_the_image_alone(case: Case) -> list[Finding]:

@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 
 from kwbench.finding import Check, Criterion, Finding
-from kwbench.outcome import CLEAN, Outcome, Status
+from kwbench.outcome import ASKED_AGAIN, CLEAN, Outcome, Status
 from kwbench.record.comparability import comparison_key
 from kwbench.record.summary import Summary
 from kwbench.statistics import difference_interval
@@ -27,6 +27,8 @@ from kwbench.verdict.attack_groups import Group, group_of, parameters_of, steps_
 GAP = 0.02
 # A group check does not fire for fewer samples than this, which may be chance.
 FEWEST = 3
+# On fewer samples any gain above GAP without the model's own gradients is a doubt, even if it may be chance.
+SMALL = 100
 # Attacks with a single step are compared with attacks that take at least this many steps.
 MANY_STEPS = 10
 # A check fires if the last doubling of a budget lowers the robust accuracy by more than this.
@@ -55,6 +57,10 @@ class BestKnown:
 
 FAILURES = Criterion("failures", kind="doubt", remedy="a repair of the attacks or the model, so that every row has an outcome")
 CONSTANT = Criterion("constant", kind="doubt", role="constant")
+RANDOM_ANSWERS = Criterion(
+    "random answers", kind="doubt", role="unstable", remedy="a model that answers the same image alike, or more draws of it"
+)
+SMALL_SAMPLE = Criterion("small sample", kind="doubt", remedy="more images, which tell chance from gradients that mislead")
 SINGLE_STEP = Criterion("single step on record", kind="masking")
 ESCALATION = Criterion(
     "escalation", kind="doubt", role="budget", remedy="a larger budget: doubling it still breaks more samples"
@@ -124,6 +130,34 @@ def rows_have_outcomes(record: Record) -> list[Finding]:
     share = len(failed) / max(1, sum(len(run) for run in runs))
     statement = f"{len(failed)} rows are invalid or errors: attacks that failed for a technical reason"
     return [FAILURES.finding(share, 0.0, statement, fires=bool(failed), samples=tuple(dict.fromkeys(failed)))]
+
+
+def answers_repeat(record: Record) -> list[Finding]:
+    """Count adversarial images of a deterministic model whose answers differed when the judge asked again."""
+    if record.summary.stochastic:
+        return []
+    runs = record.outcomes.values()
+    random = {outcome.sample for run in runs for outcome in run.values() if outcome.note.startswith(ASKED_AGAIN)}
+    if not random:
+        return []
+    share = len(random) / record.summary.n
+    statement = f"asked again, the model answers adversarial images of {len(random)} samples otherwise than the first time"
+    return [RANDOM_ANSWERS.finding(share, 0.0, statement, samples=tuple(sorted(random)))]
+
+
+def few_gains_are_not_chance(record: Record) -> list[Finding]:
+    """Check on few samples that attacks without the model's own gradients gain nothing, since few gains look like chance."""
+    exact = record.labels_of("exact")
+    others = [label for group in ("gradient-free", "transfer") for label in record.labels_of(group)]  # type: ignore[arg-type]
+    if not exact or not others or record.summary.n >= SMALL:
+        return []
+    drops = _drops(record, [CLEAN, *exact], others, tried=exact)
+    share = sum(drops.values()) / record.summary.n
+    statement = (
+        f"attacks without the model's own gradients break {100 * share:.1f} % of only {record.summary.n} samples that exact "
+        "gradients did not"
+    )
+    return [SMALL_SAMPLE.finding(share, GAP, statement, samples=_broken(drops))]
 
 
 def predictions_differ(record: Record) -> list[Finding]:
@@ -280,6 +314,8 @@ RECORD_CHECKS: dict[str, Check[Record]] = {
         GroupCheck.of("gradient-free", "gradient-free attacks"),
         GroupCheck.of("softened", "softened gradients"),
         GroupCheck.of("transfer", "adversarial examples of another model"),
+        Check("small sample", few_gains_are_not_chance, (SMALL_SAMPLE,)),
+        Check("random answers", answers_repeat, (RANDOM_ANSWERS,)),
         Check("single step on record", one_step_is_weaker_than_many, (SINGLE_STEP,)),
         Check("escalation", escalation_has_ended, (ESCALATION,)),
         Check("reach", steps_cross_the_ball, (REACH,)),

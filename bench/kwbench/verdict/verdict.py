@@ -79,11 +79,12 @@ def verdict(summary: Summary, findings: Sequence[Finding], protocol: tuple[str, 
 
     1. Without a robust accuracy: inconclusive.
     2. A constant model, or one at chance: degenerate.
-    3. The protocol leaves more than OVERESTIMATE above the robust accuracy: overestimated.
-    4. A negligible robust accuracy: confirmed; unless the images are too few to tell the model from chance, or operations
+    3. A model that does not always answer an image alike: inconclusive, whatever else holds.
+    4. The protocol leaves more than OVERESTIMATE above the robust accuracy: overestimated.
+    5. A negligible robust accuracy: confirmed; unless the images are too few to tell the model from chance, or operations
        could not be seen and the protocol's accuracy is not negligible, so that nobody understands why the attacks succeed.
-    5. Any doubt that fires or could not be measured, gradients that mislead, or no attempt at a larger budget: inconclusive.
-    6. Otherwise: confirmed.
+    6. Any doubt that fires or could not be measured, gradients that mislead, or no attempt at a larger budget: inconclusive.
+    7. Otherwise: confirmed.
 
     Args:
         summary: the numbers of the evaluation.
@@ -105,18 +106,20 @@ def verdict(summary: Summary, findings: Sequence[Finding], protocol: tuple[str, 
 
     if (degenerate := _degenerate(summary, findings)) is not None:
         return Verdict("degenerate", name, overestimate, (degenerate,))
+    unstable = [doubt for doubt in doubts if doubt.role == "unstable" and doubt.fires]
     perhaps_at_chance = _perhaps_at_chance(summary)
     doubts += perhaps_at_chance
-    if overestimate is not None and overestimate.low > OVERESTIMATE:
+    if overestimate is not None and overestimate.low > OVERESTIMATE and not unstable:
         return Verdict("overestimated", name, overestimate, (*masking, *doubts))
     unseen = any(finding.role == "unseen" and finding.fires for finding in findings)
     unexplained = unseen and (values is None or np.asarray(values, dtype=float).mean() > NEGLIGIBLE)
-    if summary.a_rob.value <= NEGLIGIBLE and not perhaps_at_chance and not unexplained:
+    if summary.a_rob.value <= NEGLIGIBLE and not perhaps_at_chance and not unexplained and not unstable:
         statement = f"the robust accuracy is {100 * summary.a_rob.value:.1f} %, which cannot be much too high"
         little = _LITTLE_LEFT.finding(summary.a_rob.value, NEGLIGIBLE, statement, fires=False)
         return Verdict("confirmed", name, overestimate, (little,))
     doubts += _hidden_gradients(masking, summary.a_rob.value, overestimate)
     budget = [finding for finding in findings if finding.role == "budget"]
+    doubts = unstable or doubts
     would_settle = _would_settle(doubts)
     if not doubts and not budget:
         doubts = [_BUDGET_NOT_TRIED.not_measured("twice the budget was not tried")]

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from kwbench.config.registry import Registry, read_registry
 from kwbench.data import Batch, DataSet, load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation.fingerprint import Answers, fingerprint
 from kwbench.evaluation.request import Request
+from kwbench.geometry import project, steepest
 from kwbench.model import Model, Prediction, fill_tile, find_device
 from kwbench.networks.entries import load_entry
 from kwbench.networks.in_memory import device_of, loaded_in_memory
@@ -25,6 +27,9 @@ from kwbench.threat import ThreatModel
 
 # Threads that torch uses unless told otherwise.
 CORES = torch.get_num_threads()
+
+# Steps of gradient ascent, of eps each, to where the model's randomness is measured too.
+_UPHILL = 3
 
 # Values of an image up to which a second thread gains a tenth on idle cores, and loses a factor of ten on busy ones.
 _SMALL_IMAGE = 28 * 28
@@ -93,7 +98,9 @@ def prepare(request: Request, threads: int | None = None) -> Prepared:
         probe = batch.x[: request.tile]
         noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
         near = (probe + (2 * noise - 1) * threat.radius).clamp(0, 1)
-        stochastic = model.measure_randomness(probe, near)
+        # Some models are random only where attacks end: at corners of the ball, and uphill of the loss.
+        corner = project(probe + torch.where(noise < 0.5, -1.0, 1.0) * threat.radius, probe, threat)
+        stochastic = model.measure_randomness(probe, near, corner, _uphill(model, batch.take(range(len(probe))), threat))
         if loaded.draws_itself:
             workers = 1  # every pass moves its generators on, so that a row depends on those before it
         answers = fingerprint(model, probe)
@@ -114,6 +121,19 @@ def _naming_default_data(request: Request, dataset: DataSet) -> Iterator[None]:
             f"{failure}; it got images of {dataset.name} ({shape}), since no others were named: "
             "--data FILE takes your own, --dataset NAME a known data set"
         ) from failure
+
+
+def _uphill(model: Model, batch: Batch, threat: ThreatModel) -> Tensor:
+    """Return where a few large steps of gradient ascent end; the images themselves, if the model has no gradient."""
+    z = batch.x
+    # An error here is raised again, under the model's name, when the model is first evaluated.
+    with suppress(Exception), model.aside("uphill"):
+        for _ in range(_UPHILL):
+            z = z.detach().requires_grad_()
+            loss = cross_entropy(model(z), batch.y, reduction="sum")
+            gradient = torch.autograd.grad(loss, z)[0].nan_to_num(0.0, 0.0, 0.0)
+            z = project(z.detach() + threat.radius * steepest(gradient, threat.norm), batch.x, threat)
+    return z.detach()
 
 
 def _number_of_samples(request: Request, dataset: DataSet, available: int) -> int:
