@@ -148,7 +148,7 @@ def answers_repeat(record: Record) -> list[Finding]:
 def few_gains_are_not_chance(record: Record) -> list[Finding]:
     """Check on few samples that attacks without the model's own gradients gain nothing, since few gains look like chance."""
     exact = record.labels_of("exact")
-    others = [label for group in ("gradient-free", "transfer") for label in record.labels_of(group)]  # type: ignore[arg-type]
+    others = [label for group in ("gradient-free", "transfer") for label in record.labels_of(group)]
     if not exact or not others or record.summary.n >= SMALL:
         return []
     drops = _drops(record, [CLEAN, *exact], others, tried=exact)
