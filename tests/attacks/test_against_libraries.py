@@ -317,3 +317,14 @@ def test_an_attack_by_its_foolbox_name_gives_the_results_of_foolbox(
         assert adapted.tolist() == _foolbox("LinfPGD", few, LINF, random_start=False).tolist()
     else:
         assert (adapted == native).double().mean() >= 0.98
+
+
+def test_a_package_that_an_attack_of_foolbox_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some import numba when they are made, which kwbench does not require."""
+
+    def made(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'numba'", name="numba")
+
+    monkeypatch.setattr(foolbox_attacks()["L2BrendelBethgeAttack"], "__init__", made)
+    with pytest.raises(CannotEvaluate, match=r"L2BrendelBethgeAttack needs the package numba, .* pip install numba"):
+        build_attack("foolbox:L2BrendelBethgeAttack", {}, lambda _: cnn())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kwbench.attacks.attack import Attack, JudgingRule
 from kwbench.attacks.model_module import ModelModule
-from kwbench.errors import did_you_mean
+from kwbench.errors import CannotEvaluate, did_you_mean
 from kwbench.geometry import settle
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom, seeded_globally
@@ -45,6 +45,10 @@ class Foolbox(Attack):
             self._kind(**self.parameters)
         except (TypeError, ValueError) as refusal:
             raise ValueError(f"Foolbox refuses these parameters: {refusal}") from None
+        except ModuleNotFoundError as missing:
+            raise CannotEvaluate(
+                f"Foolbox's {self.attack} needs the package {missing.name}, which is not installed: pip install {missing.name}"
+            ) from None
         import foolbox
         from foolbox.attacks.base import MinimizationAttack
 

@@ -1,6 +1,7 @@
 """Code of functions, as bytes for a hash, and the names of the globals that it may use."""
 
 import site
+import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
@@ -32,6 +33,8 @@ def global_names(code: CodeType) -> Iterator[str]:
 def _library_folders() -> tuple[Path, ...]:
     libraries = [sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders = [*libraries, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parents[1])]
+    # Folders elsewhere into which packages were installed, as `pip install --target` does.
+    folders += [folder for folder in sys.path if next(Path(folder or ".").glob("*.dist-info"), None) is not None]
     return tuple(Path(folder).resolve() for folder in folders)
 
 

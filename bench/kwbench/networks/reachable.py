@@ -33,7 +33,7 @@ from kwbench.networks.code import code_content, global_names, is_installed
 from kwbench.networks.values import GENERATORS, array_content, generator_state, script_content, tensor_content
 
 # Objects visited before the walk ends; it takes some seconds. The fingerprint of the answers covers what is beyond.
-LIMIT = 1_000_000
+LIMIT = 300_000
 
 _CONTAINERS = (dict, types.MappingProxyType, list, tuple, set, frozenset, deque, bytearray, memoryview)
 # The flag of classes that were made by a class statement, or as one; others are part of the interpreter.
