@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kwbench.checks.case import Case, percent
 from kwbench.finding import Check, Criterion, Finding
+from kwbench.model import Model
 from kwbench.randomness import derived_seed
 
 # Relative to the largest logit. Permuted rows of equal tiles give equal bits; other kernels round by 1e-6.
@@ -16,7 +17,10 @@ ROUNDING = 1e-4
 # The distance between neighbouring images, per pixel: half a step of 8-bit pixels.
 _NEAR = 1 / 512
 
-STATE = Criterion("state", kind="doubt", role="unstable", remedy="a model whose output depends on the image alone")
+# The same for batches of other sizes, in which half precision rounds otherwise, and the number of images asked alone.
+_BATCH_ROUNDING, _ALONE, _LEAST_TILE = 0.05, 5, 16
+
+STATE = Criterion("state", kind="doubt", role="unstable", remedy="a model whose output depends on the image alone", revision=2)
 
 
 def outputs_depend_on_the_image_alone(case: Case) -> list[Finding]:
@@ -50,18 +54,42 @@ def outputs_depend_on_the_image_alone(case: Case) -> list[Finding]:
     with torch.enable_grad(), suppress(Exception):
         repeated.append(model(x.detach().clone().requires_grad_()).detach())
     differ = torch.stack([_differ(logits, first) for logits in repeated]).any(dim=0) | _remembers(case, (x + noise) / 2)
+    by_batch = depends_on_the_batch(model, x)
+    differ[: len(by_batch)] |= by_batch
     share = differ.float().mean().item()
     statement = (
-        f"the logits of {percent(share)} of the samples change in another batch, the second time, with gradients enabled, or "
-        "after neighbouring images; the output of a classifier must depend on the image alone"
+        f"the logits of {percent(share)} of the samples change alone or in another batch, the second time, with "
+        "gradients enabled, or after neighbouring images; the output of a classifier must depend on the image alone"
     )
     return [STATE.finding(share, 0.0, statement, samples=case.samples(differ))]
 
 
-def _differ(first: Tensor, second: Tensor) -> Tensor:
+def depends_on_the_batch(model: Model, x: Tensor) -> Tensor:
+    """Return which of the first few images x (b, c, h, w) are answered otherwise alone than among others, as (n,).
+
+    Among a tile of images, and among seven. The module is called directly, because the model pads its batches. A model with
+    randomness is not asked, since its noise depends on the batch; nor is one that refuses single images.
+    """
+    few = x[:_ALONE]
+    differ = torch.zeros(len(few), dtype=torch.bool, device=x.device)
+    if model.stochastic:
+        return differ
+    try:
+        with model.aside("alone"), torch.no_grad():
+            alone = torch.cat([model.module(image.clone()) for image in torch.split(few, 1)])
+            for size in (max(model.tile, _LEAST_TILE), 7):
+                rows = torch.arange(size, device=x.device) % len(few)
+                changed = _differ(model.module(few[rows]), alone[rows], _BATCH_ROUNDING)
+                differ[rows[changed]] = True
+    except Exception:  # noqa: BLE001 - foreign modules may refuse other batches
+        return torch.zeros_like(differ)
+    return differ
+
+
+def _differ(first: Tensor, second: Tensor, rounding: float = ROUNDING) -> Tensor:
     """Return which rows (b,) of two batches of logits (b, k) differ by more than rounding."""
     relative = (first - second).abs().amax(dim=1) / second.abs().amax(dim=1).clamp_min(1e-30)
-    return relative.nan_to_num(nan=torch.inf) > ROUNDING
+    return relative.nan_to_num(nan=torch.inf) > rounding
 
 
 def _remembers(case: Case, x: Tensor) -> Tensor:
@@ -83,7 +111,8 @@ def _remembers(case: Case, x: Tensor) -> Tensor:
                 case.same_draws("near")
                 logits = case.model(images)
         outputs.append(logits)
-    return _differ(*outputs)
+    remembering, fresh = outputs
+    return _differ(remembering, fresh)
 
 
 def _forward(module: nn.Module, _: nn.Module, x: Tensor) -> tuple[Tensor, int]:

@@ -156,7 +156,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
             "norm": prepared.threat.norm,
             "eps": str(prepared.threat.eps),
             "seed": request.seed,
-            "tile": request.tile,
+            "tile": prepared.model.tile,
             "device": device.type,
             "dtype": "float32",
             "draws": {"selection": SELECTION_DRAWS, "fresh": FRESH_DRAWS} if prepared.stochastic else None,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from kwbench.checks.state import depends_on_the_batch
 from kwbench.config.registry import Registry, read_registry
 from kwbench.data import Batch, DataSet, load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
@@ -103,8 +104,13 @@ def prepare(request: Request, threads: int | None = None) -> Prepared:
         stochastic = model.measure_randomness(probe, near, corner, _uphill(model, batch.take(range(len(probe))), threat))
         if loaded.draws_itself:
             workers = 1  # every pass moves its generators on, so that a row depends on those before it
+        alone = bool(depends_on_the_batch(model, probe).any())
+        if alone:
+            # Users ask for one image at a time: so do the attacks and the judge, and padding hides nothing.
+            model = _wrap(replace(request, tile=1), name, loaded, prediction, dataset, batch, device)
         answers = fingerprint(model, probe)
-        model.plan_passes(near)
+        if not alone:
+            model.plan_passes(near)
     return Prepared(name, registry, dataset, batch, threat, model, loaded, entry, (probe, near), stochastic, workers, answers)
 
 
