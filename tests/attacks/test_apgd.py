@@ -342,6 +342,7 @@ def test_no_attack_costs_more_passes_than_declared() -> None:
         "gaussian-noise": {"steps": 5},
         "rays": {"queries": 60, "draws": 3},
         "local-search": {"steps": 3, "flips": 10, "restarts": 2, "targets": 2, "draws": 2},
+        "complete-search": {"steps": 3, "restarts": 2, "targets": 1},
     }
     for stochastic in (False, True):
         model = wrapped(Noisy(trained_cnn(), 0.1), tile=3) if stochastic else cnn(tile=3)

@@ -23,6 +23,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "square": {"steps": 120, "restarts": 2},
     "rays": {"queries": 150},
     "local-search": {"steps": 4, "flips": 20, "restarts": 2, "targets": 3},
+    "complete-search": {"steps": 4, "restarts": 2, "targets": 1, "branches": 4},
     "gaussian-noise": {"steps": 10},
     "transfer": {"steps": 5},
     "student": {"queries": 64, "steps": 3, "targets": 2, "selection_draws": 3},
@@ -74,6 +75,7 @@ def test_a_stochastic_model_gives_the_same_rows_twice_and_in_any_order_of_tiles(
         "square": {"steps": 5, "draws": 2},
         "rays": {"queries": 20, "draws": 2},
         "local-search": {"steps": 3, "flips": 4, "restarts": 1, "targets": 2, "draws": 2},
+        "complete-search": {"steps": 3, "restarts": 2, "targets": 1},
         "cw": {"steps": 5},
         "deepfool": {"steps": 8},
     }.get(name, {})

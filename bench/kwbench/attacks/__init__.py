@@ -12,6 +12,7 @@ from kwbench.attacks.attack import Attack
 from kwbench.attacks.autoattack import AutoAttack
 from kwbench.attacks.autoattack_part import AutoAttackPart
 from kwbench.attacks.carlini_wagner import CarliniWagner
+from kwbench.attacks.complete_search import CompleteSearch
 from kwbench.attacks.controls import GaussianNoise, NoOp, RandomSign
 from kwbench.attacks.deepfool import DeepFool
 from kwbench.attacks.fgsm import Fgsm
@@ -38,6 +39,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "square": Square,
     "rays": Rays,
     "local-search": LocalSearch,
+    "complete-search": CompleteSearch,
     "transfer": Transfer,
     "submodules": Submodules,
     "student": Student,

@@ -6,6 +6,7 @@ what it finds is a candidate for the judge.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,18 +34,19 @@ def least_margin(
     system: System,
     margin: int,
     *,
-    seconds: float,
+    seconds: float = np.inf,
+    nodes: int | None = None,
     decided: Sequence[Tensor] | None = None,
     box: tuple[Tensor, Tensor] | None = None,
 ) -> Solution:
     """Minimise a margin, by row, over the box of a system's ball.
 
     `decided` fixes units of each level: 1 for kept, -1 for dropped, 0 for free, each (n,). `box` (low, high) narrows the box
-    of the images. The ball must be linf.
+    of the images. The search ends after so many `seconds` or `nodes`. The ball must be linf.
     """
     program = _Program(system, decided)
     low, high = box if box is not None else (system.ball.low, system.ball.high)
-    return program.solve(margin, low.numpy(), high.numpy(), seconds)
+    return program.solve(margin, low.numpy(), high.numpy(), seconds, nodes)
 
 
 class _Program:
@@ -125,7 +127,7 @@ class _Program:
         self._rows([(value, ones), (threshold, -per_unit), (kept, -over)], -over, infinite)
         self._rows([(value, ones), (threshold, -per_unit), (kept, -under)], -infinite, np.zeros(len(level)))
 
-    def solve(self, margin: int, low: Array, high: Array, seconds: float) -> Solution:
+    def solve(self, margin: int, low: Array, high: Array, seconds: float, nodes: int | None) -> Solution:
         """Minimise a margin over images in a box."""
         rows = self.system.margins
         objective = np.zeros(self.count)
@@ -136,6 +138,9 @@ class _Program:
             placed = sparse.csr_matrix((block.data, (block.row, columns[block.col])), shape=(block.shape[0], self.count))
             constraints.append((placed, least, most))
         matrix = sparse.vstack([placed for placed, _, _ in constraints]) if constraints else None
+        options: Any = {"time_limit": seconds, "mip_rel_gap": 1e-6}
+        if nodes is not None:
+            options["node_limit"] = nodes
         result = milp(
             objective,
             constraints=None
@@ -147,7 +152,7 @@ class _Program:
             ),
             integrality=np.concatenate(self._integer),
             bounds=Bounds(np.concatenate([least for least, _ in bounds]), np.concatenate([most for _, most in bounds])),
-            options={"time_limit": seconds, "mip_rel_gap": 1e-6},
+            options=options,
         )
         constant = float(rows.constant[margin])
         if result.x is None:

@@ -57,8 +57,9 @@ class BranchAndBound:
         self.batch = max(4, min(256, _BATCH_VALUES // columns))
         self._best = (torch.inf, system.ball.centre)
 
-    def run(self, deadline: float, *, stop_at: float = 0.0) -> SearchResult:
-        """Search until `deadline` (time.monotonic), or until a candidate has a margin of at most `stop_at`."""
+    def run(self, deadline: float, *, stop_at: float = 0.0, most_branches: int | None = None) -> SearchResult:
+        """Search until `deadline` (time.monotonic), until a candidate has a margin of at most `stop_at`, or over so many
+        branches."""
         count = len(self.rows.constant)
         problems = Problems.of(self.rows, self.system.levels)
         slopes = [Slopes.initial(units.to(torch.float32), count) for units in problems.units]
@@ -73,6 +74,8 @@ class BranchAndBound:
         queue.push(whole, (bounds <= 0).nonzero().squeeze(1))
         branches = count
         while self.system.units and len(queue) and self._best[0] > stop_at and time.monotonic() < deadline:
+            if most_branches is not None and branches >= most_branches:
+                break
             parents, units = self.splitter.units_of(queue.pop(self.batch))
             splittable = self.splitter.open(parents).any(dim=1)
             leaves, inner = (~splittable).nonzero().squeeze(1), splittable.nonzero().squeeze(1)

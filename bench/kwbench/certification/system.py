@@ -43,6 +43,12 @@ class Ball:
         radius = threat.radius + TOLERANCE
         return cls((centre - radius).clamp_min(0), (centre + radius).clamp_max(1), centre, radius, threat.norm)
 
+    def without_tolerance(self) -> "Ball":
+        """Return the ball of radius eps in float32, for proposals."""
+        radius = self.radius - TOLERANCE
+        low, high = (self.centre - radius).clamp_min(0), (self.centre + radius).clamp_max(1)
+        return replace(self, low=low, high=high, radius=radius)
+
     @property
     def pixels(self) -> int:
         """The number of values of an image."""
