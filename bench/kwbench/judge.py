@@ -16,7 +16,7 @@ The rules for a proposal, in this order:
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +28,7 @@ from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 from kwbench.geometry import TOLERANCE, distance, project
 from kwbench.model import Model, raise_if_memory_is_out
-from kwbench.outcome import ASKED_AGAIN, CLEAN, Outcome, Status
+from kwbench.outcome import ASKED_AGAIN, CLEAN, Example, Outcome, Probabilities, Status
 from kwbench.randomness import SampleRandom, derived_seed, seeded_globally
 from kwbench.threat import ThreatModel
 
@@ -37,6 +37,8 @@ REVISION = 2
 
 SELECTION_DRAWS = 50
 FRESH_DRAWS = 100
+# The most probable classes that an example holds.
+SHOWN_CLASSES = 5
 # In a cascade, proposals that cannot be chosen any more are dropped after so many selection draws.
 SCREENING_DRAWS = 10
 # How often a deterministic model is asked again about a broken image if its answers differ.
@@ -90,6 +92,7 @@ def judge(
     *,
     to_beat: Sequence[int] | None = None,
     keep: bool = False,
+    examples: Collection[str] = (),
 ) -> list[Outcome]:
     """Run an attack and return one outcome per sample of the batch.
 
@@ -108,6 +111,7 @@ def judge(
             of the batch. A proposal that does not fall below has no fresh draws and may have fewer selection draws, which
             then decide its status.
         keep: whether outcomes hold the judged image; for deterministic models, only if it is broken.
+        examples: the samples whose outcome holds an `Example` if they are broken.
 
     Raises:
         UsageError: the attack cannot search in the norm.
@@ -117,7 +121,7 @@ def judge(
     if threat.norm not in attack.norms:
         raise UsageError(f"attack {label!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}")
     bars = dict(zip(batch.samples, to_beat, strict=True)) if to_beat is not None else None
-    case = _Case(model, attack, label, threat, seed, bars, keep)
+    case = _Case(model, attack, label, threat, seed, bars, keep, frozenset(examples))
     groups = batch.tiles(model.tile) if model.stochastic or attack.whole_tiles else [batch]
     before = {outcome.sample: outcome for outcome in clean}
     outcomes: list[Outcome] = []
@@ -137,6 +141,7 @@ class _Case:
     seed: int
     to_beat: Mapping[str, int] | None
     keep: bool
+    examples: frozenset[str]
 
     @property
     def searchers(self) -> list[Model]:
@@ -238,6 +243,8 @@ def _judge_proposals(case: _Case, batch: Batch, proposal: Tensor, drafts: list[O
         surrogate = attack.source.predict(by_rule[rule])[0].tolist()
 
     is_valid, lengths = valid.tolist(), measured.distance.tolist()
+    shown = [row for row, sample in enumerate(batch.samples) if sample in case.examples and is_valid[row] and score.broken[row]]
+    examples = dict(zip(shown, _examples(case, batch.take(shown), by_rule[rule][shown]), strict=True)) if shown else {}
     outcomes = []
     for row, draft in enumerate(drafts):
         if not is_valid[row]:
@@ -254,8 +261,48 @@ def _judge_proposals(case: _Case, batch: Batch, proposal: Tensor, drafts: list[O
         )
         if case.keep and (model.stochastic or score.broken[row]):
             outcome = replace(outcome, image=by_rule[rule][row].cpu().numpy())
+        if row in examples:
+            outcome = replace(outcome, example=examples[row])
         outcomes.append(score.add_counts(outcome, row))
     return outcomes
+
+
+def _examples(case: _Case, batch: Batch, z: Tensor) -> list[Example]:
+    """Return the adversarial images z (b, c, h, w) of broken samples as examples: as residuals of 8 bits where these break
+    the model, too, and lie in the ball."""
+    model, x = case.model, batch.x
+    scale = (z - x).abs().flatten(1).amax(dim=1).clamp(min=1e-9) / 127
+    residual = ((z - x) / _per_image(scale)).round()
+    decoded = (x + _per_image(scale) * residual).clamp(0, 1)
+    inside = distance(x, decoded, case.threat.norm) <= case.threat.radius + TOLERANCE
+    model.reseed(case.seed, case.label, "example", *batch.samples)
+    if model.stochastic:
+        correct, _ = model.count_correct(decoded, batch.y, SELECTION_DRAWS)
+        broken = 2 * correct < SELECTION_DRAWS
+    else:
+        broken = model.predict(decoded)[0] != batch.y
+    small = (inside & broken).tolist()
+    before, after = _probabilities(model, x), _probabilities(model, torch.where(_per_image(inside & broken), decoded, z))
+    return [
+        Example(
+            clean=x[row].cpu().numpy(),
+            residual=residual[row].to(torch.int8).cpu().numpy() if small[row] else None,
+            scale=float(scale[row]),
+            image=None if small[row] else z[row].cpu().numpy(),
+            before=before[row],
+            after=after[row],
+        )
+        for row in range(len(batch))
+    ]
+
+
+def _probabilities(model: Model, x: Tensor) -> list[Probabilities]:
+    """Return the most probable classes of each image; of a stochastic model, the mean over draws."""
+    with torch.no_grad():
+        draws = [model(x).softmax(dim=1) for _ in range(SCREENING_DRAWS if model.stochastic else 1)]
+    values, classes = torch.stack(draws).mean(dim=0).nan_to_num().topk(min(SHOWN_CLASSES, draws[0].shape[1]), dim=1)
+    pairs = zip(classes.tolist(), values.tolist(), strict=True)
+    return [tuple((number, round(value, 4)) for number, value in zip(*pair, strict=True)) for pair in pairs]
 
 
 @dataclass(frozen=True, slots=True)

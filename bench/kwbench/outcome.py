@@ -32,6 +32,41 @@ class Status(StrEnum):
     ERROR = "error"  # the attack raised
 
 
+# Classes with their probabilities, the most probable one first.
+Probabilities = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An adversarial example in a form that takes little space, for people to look at.
+
+    Attributes:
+        clean: the clean image, (c, h, w) in [0, 1].
+        residual: adversarial minus clean image in units of `scale`, (c, h, w); None if the image that it gives does not break
+            the model.
+        scale: the unit of `residual`.
+        image: the adversarial image, (c, h, w) in [0, 1], where there is no residual.
+        before: the most probable classes of the clean image.
+        after: the most probable classes of the adversarial image.
+    """
+
+    clean: NDArray[np.float32]
+    residual: NDArray[np.int8] | None
+    scale: float
+    image: NDArray[np.float32] | None
+    before: Probabilities
+    after: Probabilities
+
+    @property
+    def adversarial(self) -> NDArray[np.float32]:
+        """The adversarial image, (c, h, w) in [0, 1]."""
+        if self.residual is None:
+            assert self.image is not None
+            return self.image
+        moved: NDArray[np.float32] = np.clip(self.clean + np.float32(self.scale) * self.residual, 0.0, 1.0).astype(np.float32)
+        return moved
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One row of the record.
@@ -56,6 +91,7 @@ class Outcome:
         seconds: the time of the batch, divided evenly among its samples.
         note: what went wrong, for people.
         image: the judged image, (c, h, w) in [0, 1], if it is to be kept. It takes no part in comparisons.
+        example: the adversarial example, if it is to be shown. It takes no part in comparisons.
     """
 
     sample: str
@@ -76,3 +112,4 @@ class Outcome:
     seconds: float = 0.0
     note: str = ""
     image: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    example: Example | None = field(default=None, repr=False, compare=False)

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from kwbench.report import FORMATS
@@ -41,6 +42,16 @@ def test_every_format_is_an_option_with_its_help(kwb: Kwbench, monkeypatch: pyte
     for name, form in FORMATS.items():
         assert f"--{name}" in text
         assert form.option_help in text
+
+
+def test_export_writes_the_images_that_an_evaluation_stores_by_default(kwb: Kwbench, tmp_path: Path) -> None:
+    kwb("evaluate", "small", *FAST)
+    answer = kwb("export", "small", "--adversarials", "images.npz")
+    assert answer.code == 0
+    with np.load(tmp_path / "images.npz", allow_pickle=False) as arrays:
+        assert len(arrays["x"]) == len(arrays["y"]) > 0
+        assert answer.out == f"images.npz: {len(arrays['x'])} images of small\n"
+    refused(kwb("export", "smal", "--adversarials", "images.npz"), 2, "did you mean 'small'")
 
 
 def test_report_without_a_database_is_refused(kwb: Kwbench) -> None:

@@ -115,6 +115,52 @@ class TestKeptImages:
         assert _images(tmp_path / "results.db", evaluation)["fgsm"].keys() == broken
 
 
+class TestExamples:
+    def test_the_worst_cases_of_the_first_broken_samples_are_stored_and_still_break(
+        self, registry: Path, tmp_path: Path
+    ) -> None:
+        for model in ("small", "small-random"):
+            db = tmp_path / f"{model}.db"
+            run(falling_request(registry, model, examples=12), db)
+            summary = summary_of(db)
+            assert summary.clean_values is not None
+            assert summary.robust_values is not None
+            store = Store.open(str(db))
+            kept = {label: store.examples(number) for label, number in summary.evaluation.attack_runs.items()}
+            rows = {row.sample: row for number in summary.evaluation.attack_runs.values() for row in store.outcomes(number)}
+            store.close()
+            network = _fresh(registry, model)
+            broken = [
+                int(position)
+                for position, worst, before, after in zip(
+                    summary.index, summary.worst, summary.clean_values, summary.robust_values, strict=True
+                )
+                if worst != "clean" and before > 0.5 > after
+            ]
+            stored = {rows[sample].index for examples in kept.values() for sample in examples}
+            assert set(broken[:12]) <= stored
+            assert kept["clean"] == {}
+            for examples in kept.values():
+                for sample, example in examples.items():
+                    x = digits().test.batch([rows[sample].index]).x[0].numpy()
+                    assert np.array_equal(example.clean, x)
+                    moved = np.abs(example.adversarial.astype(np.float64) - x.astype(np.float64)).max()
+                    assert moved <= 0.2 + TOLERANCE
+                    predictions = [_predict(network, example.adversarial) for _ in range(1 if model == "small" else 60)]
+                    assert np.mean([prediction == rows[sample].label for prediction in predictions]) < 0.75
+                    assert example.after[0][1] >= example.after[-1][1]
+            if model == "small":
+                assert len(stored) < len(broken)
+                assert any(example.residual is not None for examples in kept.values() for example in examples.values())
+
+    def test_examples_change_no_row(self, whole: tuple[str, Path], registry: Path, tmp_path: Path) -> None:
+        model, db = whole
+        for examples in (0, 200):
+            ours = tmp_path / f"{examples}.db"
+            evaluation = run(falling_request(registry, model, examples=examples), ours)
+            assert recorded(ours, evaluation) == recorded(db)
+
+
 def _success(outcome: Outcome, best: dict[str, int]) -> bool:
     """Return whether a row is a success; `best` holds the fewest right selection draws of a stochastic model so far."""
     if not outcome.selection_draws:

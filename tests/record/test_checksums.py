@@ -213,7 +213,7 @@ def test_a_killed_writer_leaves_a_whole_record(path: Path) -> None:
 
 def test_a_record_from_before_checksums_stays_readable_and_says_so(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        for table in ("evaluation_checksums", "attack_run_checksums", "experiment_checksums"):
+        for table in ("evaluation_checksums", "attack_run_checksums", "experiment_checksums", "examples", "clean_images"):
             connection.execute(f"DROP TABLE {table}")
         connection.execute("UPDATE schema_version SET version = 3")
         connection.commit()

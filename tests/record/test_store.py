@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
+from kwbench.outcome import Example
 from kwbench.record.database.schema import SCHEMA_VERSION
 from kwbench.record.database.sqlite_file import APPLICATION_ID
 from kwbench.record.measurement import Measurement
@@ -121,10 +122,12 @@ def test_a_damaged_image_is_reported_with_its_sample(store: Store, path: Path) -
 
 
 _CHECKSUMS = ("attack_run_checksums", "evaluation_checksums", "experiment_checksums")
+_EXAMPLES = ("examples", "clean_images")
 _SINCE = {
-    1: ("arrays", "experiments", "findings", "adversarials", *_CHECKSUMS),
-    2: ("arrays", "experiments", *_CHECKSUMS),
-    3: _CHECKSUMS,
+    1: ("arrays", "experiments", "findings", "adversarials", *_CHECKSUMS, *_EXAMPLES),
+    2: ("arrays", "experiments", *_CHECKSUMS, *_EXAMPLES),
+    3: (*_CHECKSUMS, *_EXAMPLES),
+    4: _EXAMPLES,
 }
 
 
@@ -157,6 +160,51 @@ def test_a_database_of_an_earlier_schema_version_is_migrated_and_keeps_its_rows(
         assert connection.execute("SELECT version FROM schema_version").fetchall() == [(SCHEMA_VERSION,)]
         assert set(outcomes) < set(connection.execute("SELECT * FROM outcomes").fetchall())
     assert _tables(path) == _tables(_new(path.with_name("new.db")))
+
+
+def test_a_database_without_tables_of_examples_gets_them_and_keeps_its_checksums(store: Store, path: Path) -> None:
+    evaluation = deterministic(store, {"clean": "whhh", "pgd": "whbe"})
+    store.close()
+    outcomes = _as_version(path, 4)
+    store = Store.open(str(path))
+    assert store.evaluations() == [evaluation]
+    assert store.examples(evaluation.attack_runs["pgd"]) == {}
+    store.close()
+    assert _as_version(path, 4) == outcomes
+
+
+def _example(whole: bool) -> Example:
+    clean = (np.arange(12, dtype=np.float32) / np.float32(255)).reshape(3, 2, 2)
+    moved = (clean + np.float32(0.1)).astype(np.float32)
+    residual = np.arange(-6, 6, dtype=np.int8).reshape(3, 2, 2)
+    return Example(clean, None if whole else residual, 0.001, moved if whole else None, ((3, 0.9), (1, 0.1)), ((1, 0.7),))
+
+
+def test_examples_are_read_as_they_were_kept_and_go_with_their_row(store: Store) -> None:
+    kept = [replace(row, example=_example(row.index == 0)) for row in rows("bb")]
+    evaluation = record(store, specification(n=2), {"pgd": kept})
+    run = evaluation.attack_runs["pgd"]
+    examples = store.examples(run)
+    for row in kept:
+        read, written = examples[row.sample], row.example
+        assert written is not None
+        assert (read.before, read.after) == (written.before, written.after)
+        assert (read.clean == written.clean).all()
+        assert (read.adversarial == written.adversarial).all()
+        assert (read.residual is None) == (written.residual is None)
+    store.discard(run, [kept[0].sample])
+    assert set(store.examples(run)) == {kept[1].sample}
+
+
+def test_a_damaged_example_is_reported_with_its_sample(store: Store, path: Path) -> None:
+    (row,) = rows("b")
+    evaluation = record(store, specification(n=1), {"pgd": [replace(row, example=_example(False))]})
+    for change in ("UPDATE examples SET image = x'00'", "UPDATE clean_images SET width = 3"):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(change)
+            connection.commit()
+        with pytest.raises(DamagedData, match=f"the adversarial example of sample {row.sample} is damaged"):
+            store.examples(evaluation.attack_runs["pgd"])
 
 
 def _measured(identity: str = "i0", **arrays: NDArray[np.float64]) -> Measurement:

@@ -10,7 +10,7 @@ import pytest
 from kwbench.record.store import Store
 from kwbench.report import write_report
 from support.records import network
-from support.report_records import fill, hostile, verdicts
+from support.report_records import fill, hostile, pictured, verdicts
 
 pytestmark = pytest.mark.browser
 
@@ -41,7 +41,7 @@ def written(folder: Path, *filled: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("reports"), fill, verdicts)
+    return written(tmp_path_factory.mktemp("reports"), fill, verdicts, pictured)
 
 
 def visit(browser: Any, path: Path, address: str = "", **options: Any) -> tuple[Any, list[str], list[str]]:
@@ -63,7 +63,7 @@ def visit(browser: Any, path: Path, address: str = "", **options: Any) -> tuple[
 
 
 MODELS = (
-    "[...document.querySelectorAll('.board:not([hidden]) tbody th')]"
+    "[...document.querySelectorAll('.table:not([hidden]) > .board:not([hidden]) tbody th')]"
     ".filter(cell => cell.offsetParent).map(cell => cell.querySelector('bdi').textContent)"
 )
 TABLE = "#digits-linf-0.2"
@@ -94,10 +94,10 @@ def test_columns_sort_and_incomplete_rows_stay_last(browser: Any, reports: Path)
     page, complaints, _ = visit(browser, reports / "index.html", TABLE)
     before = page.evaluate(MODELS)
     for _ in range(2):
-        page.click(".board:not([hidden]) th[data-key=robust]")
+        page.click(".table:not([hidden]) > .board:not([hidden]) th[data-key=robust]")
     after = page.evaluate(MODELS)
     assert after == [*before[:-1][::-1], before[-1]]
-    assert page.get_attribute(".board:not([hidden]) th[data-key=robust]", "aria-sort") == "ascending"
+    assert page.get_attribute(".table:not([hidden]) > .board:not([hidden]) th[data-key=robust]", "aria-sort") == "ascending"
     assert page.url.endswith(f"{TABLE}?sort=robust%3Aasc")
     assert complaints == []
     page.close()
@@ -124,7 +124,7 @@ def test_an_address_shows_the_same_view_again(browser: Any, reports: Path) -> No
     assert page.evaluate(MODELS) == ["resnet18-relu-at", "resnet18-kwta0.1-at"]
     assert page.is_checked("text=Each attack")
     assert not page.is_checked("text=Cost")
-    assert page.is_visible(".board:not([hidden]) th[data-key=attack-0]")
+    assert page.is_visible(".table:not([hidden]) > .board:not([hidden]) th[data-key=attack-0]")
     assert page.url.endswith(address)
     page.evaluate("location.hash = '#digits-linf-0.1'")
     page.wait_for_function(f"({MODELS}).join() === 'resnet18-relu'")
@@ -142,9 +142,46 @@ def test_the_leaderboard_works_from_the_keyboard(browser: Any, tmp_path: Path) -
     assert page.inner_text("[role=tab][aria-selected=true]").startswith("other")
     assert page.evaluate(MODELS) == ["wrn"]
     page.keyboard.press("ArrowLeft")
-    page.focus(".board:not([hidden]) th[data-key=clean] .dt-column-order")
+    page.focus(".table:not([hidden]) > .board:not([hidden]) th[data-key=clean] .dt-column-order")
     page.keyboard.press("Enter")
-    assert page.get_attribute(".board:not([hidden]) th[data-key=clean]", "aria-sort") == "descending"
+    assert page.get_attribute(".table:not([hidden]) > .board:not([hidden]) th[data-key=clean]", "aria-sort") == "descending"
+    page.close()
+
+
+def run_of(reports: Path, model: str) -> Path:
+    """Return the page of the only evaluation of a model."""
+    (path,) = (path for path in (reports / "runs").glob("*.html") if f"<h1><bdi>{model}</bdi></h1>" in path.read_text())
+    return path
+
+
+def test_the_viewer_shows_what_broke_a_sample_and_filters_the_grid(browser: Any, reports: Path) -> None:
+    page, complaints, _ = visit(browser, run_of(reports, "first"))
+    assert page.inner_text(".shown h3") == "Sample 0"
+    assert page.locator(".gallery button").count() == 3
+    page.wait_for_function("document.querySelectorAll('.shown canvas')[1].width === 2")
+    pixel = "document.querySelectorAll('.shown canvas')[{}].getContext('2d').getImageData(0, 0, 1, 1).data[0]"
+    clean, moved, difference = (page.evaluate(pixel.format(number)) for number in range(3))
+    assert abs((moved - clean) * 10 + 127.5 - difference) <= 11
+    text = page.inner_text(".shown")
+    assert "fgsm" in text
+    assert "5 passes" in text
+    assert "0 cat" in text
+    page.select_option("select[aria-label=Result]", "broken")
+    assert page.inner_text("#samples output.count") == "3 of 12 samples"
+    page.select_option("select[aria-label=Class]", "1")
+    assert page.inner_text("#samples output.count") == "1 of 12 samples"
+    page.focus(".grid tbody button")
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#samples?result=broken&class=1&sample=1")
+    assert page.inner_text(".shown h3") == "Sample 1"
+    assert complaints == []
+    page.close()
+
+
+def test_an_address_names_a_sample(browser: Any, reports: Path) -> None:
+    page, _, _ = visit(browser, run_of(reports, "second"), "#samples?sample=10&result=broken")
+    assert page.inner_text(".shown h3") == "Sample 10"
+    assert page.inner_text("#samples output.count") == "2 of 12 samples"
     page.close()
 
 

@@ -1,11 +1,12 @@
 """Invented records for tests of reports: what a report has to show, and every field hostile."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from kwbench.finding import Finding
-from kwbench.outcome import Status
+from kwbench.outcome import Example, Status
 from kwbench.record.store import Store
 from support.records import deterministic, drawn, network, record, rows, specification
 
@@ -91,3 +92,28 @@ def hostile(store: Store) -> None:
         found = [*rows("hh", other_status=Status.BROKEN, surrogate_prediction=1, note=text), *rows("h", start=2)]
         deterministic(store, {"clean": "hhh"}, model=text, suite=text)
         record(store, specification(text, {"clean": {}, text: {}}, n=3, suite=f"s{text}"), {"clean": rows("hhh"), text: found})
+
+
+def pictured(store: Store) -> None:
+    """Two models on the same twelve samples, with examples of what broke them: one as a residual, one as an image."""
+    rng = np.random.default_rng(0)
+    for model, letters in (("first", "bbbhhhhhhhhw"), ("second", "hbhhhhhhhhbw")):
+        spec = specification(
+            model, {"clean": {}, "fgsm": {}, "pgd": {}}, n=12, suite="seen", provenance={"classes": ["cat", "dog"]}
+        )
+        clean = rows("hhhhhhhhhhhw")
+        fgsm = [
+            replace(row, example=example(rng, whole=row.index == 1), prediction=1 - row.label % 2)
+            if row.status == "broken"
+            else row
+            for row in rows(letters)
+        ]
+        record(store, spec, {"clean": clean, "fgsm": fgsm, "pgd": rows("hhhhhhhhhhhw")})
+
+
+def example(rng: np.random.Generator, *, whole: bool) -> Example:
+    """Return an adversarial example of 2 by 2 pixels; `whole`: without a residual."""
+    clean = (rng.integers(0, 256, (3, 2, 2)) / np.float32(255)).astype(np.float32)
+    image = np.clip(clean + np.float32(0.02), 0, 1) if whole else None
+    residual = None if whole else rng.integers(-127, 128, (3, 2, 2)).astype(np.int8)
+    return Example(clean, residual, 0.0002, image, ((0, 0.9), (1, 0.1)), ((1, 0.8), (0, 0.2)))

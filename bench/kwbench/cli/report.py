@@ -132,6 +132,42 @@ def _newest(store: "Store", model: str, db: str) -> "Evaluation":
     return max(own, key=lambda evaluation: evaluation.recency)
 
 
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench export resnet18-kwta0.1 --adversarials images.npz")
+def export(
+    evaluation: Annotated[
+        str,
+        typer.Argument(
+            metavar="EVALUATION", help="A model's name, or the first digits of a run.", autocompletion=complete_models
+        ),
+    ],
+    adversarials: Annotated[
+        Path, typer.Option(metavar="FILE", help="The npz file to write the images to.", rich_help_panel=OUTPUT)
+    ],
+    db: Database = "results.db",
+    as_json: Json = False,
+) -> None:
+    """Write the adversarial images on record of an evaluation, the worst case of each sample, with labels and attacks."""
+    import io
+
+    with importing():
+        import numpy as np
+
+        from kwbench.files import write_whole
+        from kwbench.record.export import adversarial_arrays, find_evaluation
+        from kwbench.record.store import Store
+
+    store = Store.open(db)
+    summary = find_evaluation(store, evaluation)
+    arrays = adversarial_arrays(store, summary)
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_whole(adversarials, file.getvalue())
+    if as_json:
+        print_json({"file": str(adversarials), "images": len(arrays["x"]), "run": summary.evaluation.spec.identity})
+    else:
+        print(f"{adversarials}: {len(arrays['x'])} images of {printable(summary.model)}")
+
+
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench check --baseline baseline.json --junit junit.xml")
 def check(
     baseline: Annotated[

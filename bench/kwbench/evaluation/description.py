@@ -61,6 +61,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
             "workers": facts.workers,
             "effective_sparsity": facts.effective_sparsity,
             "classes": list(facts.class_names),
+            "parameters": facts.parameters,
             "notes": list(facts.notes),
             "answers": facts.answers,
             "command": command,

@@ -49,6 +49,9 @@ class Request:
     # How a stochastic model predicts; None stands for the rule of its registry entry.
     prediction: PredictionRule | None = None
     keep_adversarials: bool = False
+    # The worst case of so many broken samples is stored for people to look at, if they are among so many first samples.
+    examples: int = 200
+    examples_among: int = 1000
 
     @property
     def in_registry(self) -> bool:
@@ -82,8 +85,9 @@ class Facts:
     at first only so many of them. `passes` bounds an attack's forward and backward passes per sample. Attacks in `whole_tiles`
     must always be given the same tiles. `workers` is the number of evaluators worth running side by side, `threads` the
     threads of each. `effective_sparsity` is the share of values that each winner-take-all layer keeps, by the layer's name.
-    `class_names` are the names of the classes by label, empty where they have none. `notes` are what a reader of the numbers
-    must know about the model, one clause each; `answers` are its fingerprint.
+    `class_names` are the names of the classes by label, empty where they have none. `parameters` is the number of the model's
+    parameters. `notes` are what a reader of the numbers must know about the model, one clause each; `answers` are its
+    fingerprint.
     """
 
     model: str
@@ -104,5 +108,6 @@ class Facts:
     threads: int
     effective_sparsity: dict[str, str]
     class_names: tuple[str, ...]
+    parameters: int
     notes: tuple[str, ...]
     answers: list[list[float | None]] | None

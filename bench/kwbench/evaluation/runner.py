@@ -12,6 +12,7 @@ from kwbench.errors import UsageError
 from kwbench.evaluation.assignment import Assignment, assign
 from kwbench.evaluation.description import describe
 from kwbench.evaluation.diagnosis import diagnose
+from kwbench.evaluation.examples import ExampleChoice
 from kwbench.evaluation.execution.executors import Executor, LocalExecutor
 from kwbench.evaluation.fingerprint import told_apart
 from kwbench.evaluation.request import Facts, Request
@@ -122,11 +123,15 @@ def _run_attacks(
                 continue
             remaining = len(assignment.missing)
             report(replace(progress, done=seen - remaining, done_in_all=done_in_all - remaining, retried=len(failed)))
-            for outcomes in _outcomes(request, executor, assignment, clean):
+            # The clean images have no examples.
+            choice = (
+                ExampleChoice(facts, stage, [clean[sample] for sample in facts.samples], request.examples) if position else None
+            )
+            for outcomes in _outcomes(request, executor, assignment, clean, choice):
                 assignment.require_equal(outcomes, recorded, facts.model)
                 store.append(attack_run, outcomes)
                 # Outcomes on record stay as they are.
-                recorded = {outcome.sample: replace(outcome, image=None) for outcome in outcomes} | recorded
+                recorded = {outcome.sample: replace(outcome, image=None, example=None) for outcome in outcomes} | recorded
                 remaining = len(assignment.missing - recorded.keys())
                 report(replace(progress, done=seen - remaining, done_in_all=done_in_all - remaining))
             if label == CLEAN:
@@ -156,11 +161,16 @@ def _failed(recorded: Mapping[str, Outcome]) -> set[str]:
 
 
 def _outcomes(
-    request: Request, executor: Executor, assignment: Assignment, clean: Mapping[str, Outcome]
+    request: Request,
+    executor: Executor,
+    assignment: Assignment,
+    clean: Mapping[str, Outcome],
+    choice: ExampleChoice | None,
 ) -> Iterator[list[Outcome]]:
     """Yield the outcomes of an assignment, batch by batch, with the images that are worth keeping."""
     for _, outcomes in executor.map(assignment.tasks(request, executor.facts, clean)):
-        yield [outcome if assignment.keeps_image(outcome) else replace(outcome, image=None) for outcome in outcomes]
+        kept = [outcome if assignment.keeps_image(outcome) else replace(outcome, image=None) for outcome in outcomes]
+        yield kept if choice is None else choice.of(kept, assignment)
 
 
 def _by_sample(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
 from kwbench.formatting import plain
-from kwbench.outcome import Outcome
-from kwbench.record.database import evaluations, experiments, outcomes, schema
+from kwbench.outcome import Example, Outcome
+from kwbench.record.database import evaluations, examples, experiments, outcomes, samples, schema
 from kwbench.record.database.checksums import REMEDY
 from kwbench.record.database.migrations import create_tables, upgrade
 from kwbench.record.database.outcomes import Predictions
+from kwbench.record.database.samples import SampleColumns
 from kwbench.record.database.sqlite_file import (
     check_file,
     check_integrity,
@@ -191,6 +192,17 @@ class Store:
         """Return the adversarial images (c, h, w) that were kept, by sample. Raises DamagedData if one is damaged."""
         with self._reading() as connection:
             return outcomes.select_images(connection, attack_run)
+
+    def examples(self, attack_run: int) -> dict[str, Example]:
+        """Return the adversarial examples kept for people to look at, by sample. Raises DamagedData for damaged ones."""
+        with self._reading() as connection:
+            return examples.select_examples(connection, attack_run)
+
+    def samples(self, evaluation: Evaluation) -> dict[str, SampleColumns]:
+        """Return what each attack achieved on each sample, by the attack's label; see `SampleColumns`."""
+        with self._reading() as connection:
+            columns = samples.select_columns(connection, list(evaluation.attack_runs.values()))
+        return {label: columns[run] for label, run in evaluation.attack_runs.items() if run in columns}
 
     def with_adversarials(self, attack_run: int) -> set[str]:
         """Return the samples whose adversarial images were kept."""

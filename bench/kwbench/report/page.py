@@ -51,11 +51,17 @@ def rendered(template: str, *, pages: Sequence[str] = (), scripts: Sequence[str]
 
 
 def rendered_in_folder(
-    template: str, *, pages: Sequence[str], scripts: Sequence[str] = (), below: bool = False, **values: Any
+    template: str,
+    *,
+    pages: Sequence[str],
+    scripts: Sequence[str] = (),
+    below: bool = False,
+    data: Sequence[str] = (),
+    **values: Any,
 ) -> str:
     """Render a template as a page of a folder, which takes style and scripts from the folder's `assets`; see `rendered`.
 
-    `below`: the page lies in a folder of its own, beside `assets`.
+    `below`: the page lies in a folder of its own, beside `assets`. `data` are the addresses of scripts that follow `scripts`.
     """
     root = "../" if below else ""
     return (
@@ -65,7 +71,7 @@ def rendered_in_folder(
             root=root,
             style=None,
             scripts=[],
-            linked=[f"{root}assets/{name}" for name in scripts],
+            linked=[*(f"{root}assets/{name}" for name in scripts), *data],
             style_source=Markup("'self'"),
             script_source=Markup("'self'"),
             pages=_links(pages),

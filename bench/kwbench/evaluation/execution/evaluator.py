@@ -96,6 +96,7 @@ class LocalEvaluator:
                 clean,
                 to_beat=to_beat,
                 keep=self._request.keep_adversarials,
+                examples=[self.facts.samples[row] for row in rows if row < self._request.examples_among],
             )
         )
 
@@ -185,6 +186,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
         threads=torch.get_num_threads(),
         effective_sparsity={layer: str(share) for layer, share in sparsity.items()},
         class_names=dataset.class_names,
+        parameters=sum(weights.numel() for weights in prepared.loaded.module.parameters()),
         notes=(*prepared.loaded.notes, *([mapping_note(dataset.class_names)] if dataset.class_names else [])),
         answers=prepared.answers,
     )

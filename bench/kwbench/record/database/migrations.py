@@ -6,7 +6,7 @@ from kwbench.errors import DamagedData
 from kwbench.record.database import schema
 from kwbench.record.database.statements import insert
 
-# Tables that version 2, 3 or 4 added; version 1 has all others.
+# Tables that version 2, 3, 4 or 5 added; version 1 has all others.
 _ADDED = [
     schema.findings,
     schema.adversarials,
@@ -15,6 +15,8 @@ _ADDED = [
     schema.evaluation_checksums,
     schema.attack_run_checksums,
     schema.experiment_checksums,
+    schema.examples,
+    schema.clean_images,
 ]
 _EARLIER = range(1, schema.SCHEMA_VERSION)
 

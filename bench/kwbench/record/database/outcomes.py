@@ -19,6 +19,7 @@ from kwbench.record.database.checksums import (
     select_run_checksums,
     tally_checksum,
 )
+from kwbench.record.database.examples import insert_examples
 from kwbench.record.database.statements import in_parts, insert, lock, pack_array, unpack_array, upsert
 from kwbench.record.database.tallies import TallyReader
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 # Number of samples by label and prediction.
 Predictions = Mapping[tuple[int, int], int]
 
-# Images have a table of their own.
-_COLUMNS = [field.name for field in fields(Outcome) if field.name != "image"]
+# Images and examples have tables of their own.
+_COLUMNS = [field.name for field in fields(Outcome) if field.name not in ("image", "example")]
 
 
 def insert_outcomes(connection: sa.Connection, attack_run: int, outcomes: Sequence[Outcome]) -> None:
@@ -61,6 +62,7 @@ def insert_outcomes(connection: sa.Connection, attack_run: int, outcomes: Sequen
         if outcome.image is not None
     ]
     insert(connection, schema.adversarials, images)
+    insert_examples(connection, attack_run, outcomes)
 
 
 def delete_outcomes(connection: sa.Connection, attack_run: int, samples: Collection[str] | None) -> None:
@@ -103,7 +105,7 @@ def _keeping_checksums(
 
 
 def _delete(connection: sa.Connection, attack_run: int, samples: Sequence[str]) -> None:
-    for table in (schema.adversarials, schema.outcomes):
+    for table in (schema.examples, schema.adversarials, schema.outcomes):
         for part in in_parts(samples):
             connection.execute(sa.delete(table).where(table.c.attack_run == attack_run, table.c.sample.in_(part)))
 

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 
 from kwbench.outcome import Status
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 metadata = sa.MetaData()
 
@@ -103,6 +103,35 @@ adversarials = sa.Table(
     # Little-endian float32, row by row, zlib-compressed, then a checksum.
     sa.Column("image", sa.LargeBinary, nullable=False),
     sa.ForeignKeyConstraint(["attack_run", "sample"], ["outcomes.attack_run", "outcomes.sample"]),
+)
+
+# The worst cases of some broken samples, for people to look at.
+examples = sa.Table(
+    "examples",
+    metadata,
+    sa.Column("attack_run", sa.Integer, primary_key=True),
+    sa.Column("sample", sa.String(32), primary_key=True),
+    # Packed as arrays are: the adversarial minus the clean image in units of `scale`, as int8; or the adversarial image itself,
+    # as float32, if `scale` is NULL.
+    sa.Column("scale", sa.Float),
+    sa.Column("image", sa.LargeBinary, nullable=False),
+    # JSON lists of classes and probabilities.
+    sa.Column("before", sa.Text, nullable=False),
+    sa.Column("after", sa.Text, nullable=False),
+    sa.ForeignKeyConstraint(["attack_run", "sample"], ["outcomes.attack_run", "outcomes.sample"]),
+)
+
+# The clean images of the samples in `examples`, which evaluations share.
+clean_images = sa.Table(
+    "clean_images",
+    metadata,
+    sa.Column("sample", sa.String(32), primary_key=True),
+    sa.Column("channels", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    # In units of 1/255, as unsigned bytes, if that is exact; otherwise as float32.
+    sa.Column("bytes", sa.Boolean, nullable=False),
+    sa.Column("image", sa.LargeBinary, nullable=False),
 )
 
 experiments = sa.Table(

@@ -14,6 +14,7 @@ from kwbench.report.html.evaluation import evaluation_view
 from kwbench.report.html.grouping import Table, run_file, tables
 from kwbench.report.html.leaderboard import Entry, PaperClaim, Remark, board_view, table_view
 from kwbench.report.html.model_facts import model_facts
+from kwbench.report.html.samples import samples_script
 from kwbench.report.html.sweeps import sweep_charts
 from kwbench.report.page import asset_files, rendered, rendered_in_folder
 from kwbench.report.tables import csv_table
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from kwbench.report.data import ReportData
 
 _TABLES = ("datatables.min.js", "leaderboard.js")
-_RUN = ("copy.js",)
+_RUN = ("copy.js", "datatables.min.js", "samples.js", "viewer.js")
 
 
 def site(data: "ReportData") -> dict[str, str]:
@@ -35,10 +36,12 @@ def site(data: "ReportData") -> dict[str, str]:
     files = {"index.html": index, **asset_files(tuple(dict.fromkeys((*_TABLES, *_RUN))))}
     for summary in data.summaries:
         entry = entries[summary.evaluation.id]
-        page = rendered_in_folder(
-            "evaluation.html.j2", pages=pages, scripts=_RUN, below=True, it=evaluation_view(entry), caveat=CAVEAT
+        name = run_file(summary)
+        view = evaluation_view(entry)
+        files[f"runs/{name}.html"] = rendered_in_folder(
+            "evaluation.html.j2", pages=pages, scripts=_RUN, below=True, data=[f"{name}.js"], it=view, caveat=CAVEAT
         )
-        files[f"runs/{run_file(summary)}.html"] = page
+        files[f"runs/{name}.js"] = samples_script(data.store, summary)
     verdicts = {summary.evaluation.id: verdict_json(verdict_on_record(summary)) for summary in data.summaries}
     values = [{**to_json(summary), "verdict": verdicts[summary.evaluation.id]} for summary in data.summaries]
     return files | {"results.csv": csv_table(data.summaries), "results.json": json.dumps(values, indent=1) + "\n"}

@@ -1,0 +1,109 @@
+"""The samples of one evaluation, as a script that its page and the comparison load. Pages on disk cannot fetch other files."""
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kwbench.formatting import plain
+from kwbench.outcome import CLEAN, Example, Status
+from kwbench.record.comparability import comparison_key
+from kwbench.record.database.samples import SampleColumns
+from kwbench.record.store import Store
+from kwbench.record.summary import Summary
+from kwbench.report.html.grouping import run_file
+
+# Images of a page stop at this size; `kwbench export` has them all.
+_MOST_BYTES = 8_000_000
+
+
+def samples_script(store: Store, summary: Summary) -> str:
+    """Return the script: what each attack achieved on each sample, and the adversarial examples on record."""
+    columns = store.samples(summary.evaluation)
+    labels = [CLEAN, *(attack.name for attack in summary.attacks)]
+    spec = summary.evaluation.spec
+    names = spec.provenance.get("classes")
+    head = {
+        "run": run_file(summary),
+        "model": plain(summary.model),
+        "title": plain(f"{summary.dataset}, {summary.threat}, {spec.suite}"),
+        "comparable": json.dumps(comparison_key(summary.evaluation)._replace(protocol="")),
+        "stochastic": summary.stochastic,
+        "norm": spec.threat.norm,
+        "attacks": [plain(label) for label in labels],
+        "cascade": summary.cascade,
+        "classes": [plain(name, 40) for name in names] if isinstance(names, list) else [],
+        "index": summary.index.tolist(),
+        "worst": [labels.index(label) if label in labels else -1 for label in summary.worst],
+        "cleanValues": _values(summary.clean_values),
+        "robustValues": _values(summary.robust_values),
+        "images": _images(store, summary),
+    }
+    rows = ",".join(_rows(columns.get(label)) for label in labels)
+    # The columns are lists of numbers, joined by the database.
+    return f'kwbenchRun({json.dumps(head)[:-1]}, "rows": [{rows}]}});\n'
+
+
+def _rows(columns: SampleColumns | None) -> str:
+    if columns is None:
+        return "null"
+    numbers = {
+        name: getattr(columns, name) for name in ("index", "label", "prediction", "distance", "passes", "right", "draws")
+    }
+    if not re.search("[1-9]", numbers["draws"]):
+        del numbers["right"], numbers["draws"]
+    if not all(re.fullmatch(r"[-0-9.,e]*", text) for text in numbers.values()):
+        raise ValueError("outcomes hold values that are no numbers")
+    statuses = "".join(_LETTERS.get(status, "?") for status in columns.status.split(","))
+    return "{" + ",".join(f'"{name}":[{text}]' for name, text in numbers.items()) + f',"status":"{statuses}"}}'
+
+
+_LETTERS = {status.value: status.value[0] for status in Status}
+
+
+def _values(values: NDArray[np.float64] | None) -> list[float] | None:
+    return None if values is None else [round(value, 4) for value in values.tolist()]
+
+
+def _images(store: Store, summary: Summary) -> dict[int, Mapping[str, Any]]:
+    """Return the example of each sample's worst case, by its position in the split."""
+    runs = summary.evaluation.attack_runs
+    images: dict[int, Mapping[str, Any]] = {}
+    size = 0
+    for label in sorted(set(summary.worst) - {CLEAN}):
+        examples = store.examples(runs[label])
+        if not examples:
+            continue
+        positions = {outcome.index: outcome.sample for outcome in store.outcomes(runs[label])}
+        for position, worst in zip(summary.index.tolist(), summary.worst, strict=True):
+            example = examples.get(positions.get(position, ""))
+            if worst == label and example is not None and size < _MOST_BYTES:
+                images[position] = _image(example)
+                size += len(images[position]["clean"]) + len(images[position]["residual"])
+    return dict(sorted(images.items()))
+
+
+def _image(example: Example) -> Mapping[str, Any]:
+    """Return an example for the page: the clean image in steps of 1/255, and the residual as signed bytes."""
+    residual, scale = example.residual, example.scale
+    if residual is None:
+        moved = example.adversarial - example.clean
+        scale = float(np.abs(moved).max()) / 127 or 1.0
+        residual = np.rint(moved / scale).astype(np.int8)
+    return {
+        "shape": list(example.clean.shape),
+        "clean": _packed(np.rint(255 * example.clean).astype(np.uint8)),
+        "residual": _packed(residual),
+        "scale": scale,
+        "before": example.before,
+        "after": example.after,
+    }
+
+
+def _packed(array: NDArray[Any]) -> str:
+    return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()
