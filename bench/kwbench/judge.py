@@ -268,31 +268,28 @@ def _judge_proposals(case: _Case, batch: Batch, proposal: Tensor, drafts: list[O
 
 
 def _examples(case: _Case, batch: Batch, z: Tensor) -> list[Example]:
-    """Return the adversarial images z (b, c, h, w) of broken samples as examples: as residuals of 8 bits where these break
-    the model, too, and lie in the ball."""
+    """Return images z (b, c, h, w) that break the model as examples: residuals of 8 bits where these break it, too."""
     model, x = case.model, batch.x
     scale = (z - x).abs().flatten(1).amax(dim=1).clamp(min=1e-9) / 127
     residual = ((z - x) / _per_image(scale)).round()
     decoded = (x + _per_image(scale) * residual).clamp(0, 1)
     inside = distance(x, decoded, case.threat.norm) <= case.threat.radius + TOLERANCE
     model.reseed(case.seed, case.label, "example", *batch.samples)
-    if model.stochastic:
-        correct, _ = model.count_correct(decoded, batch.y, SELECTION_DRAWS)
-        broken = 2 * correct < SELECTION_DRAWS
-    else:
-        broken = model.predict(decoded)[0] != batch.y
+    draws = SELECTION_DRAWS if model.stochastic else 1
+    broken = 2 * model.count_correct(decoded, batch.y, draws)[0] < draws
     small = (inside & broken).tolist()
-    before, after = _probabilities(model, x), _probabilities(model, torch.where(_per_image(inside & broken), decoded, z))
+    after = torch.where(_per_image(inside & broken), decoded, z)
+    pairs = zip(_probabilities(model, x), _probabilities(model, after), strict=True)
     return [
         Example(
             clean=x[row].cpu().numpy(),
             residual=residual[row].to(torch.int8).cpu().numpy() if small[row] else None,
             scale=float(scale[row]),
             image=None if small[row] else z[row].cpu().numpy(),
-            before=before[row],
-            after=after[row],
+            before=before_it,
+            after=after_it,
         )
-        for row in range(len(batch))
+        for row, (before_it, after_it) in enumerate(pairs)
     ]
 
 
