@@ -13,6 +13,7 @@ from kwbench.errors import CannotEvaluate, KwbenchError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kwbench.evaluation.studies.certifying import Certified
     from kwbench.record.measurement import Measurement
     from kwbench.record.summary import Summary
     from kwbench.verdict import Verdict
@@ -39,6 +40,32 @@ def progress_line(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print a value as JSON; NaN and infinity raise ValueError."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_certified(results: "Sequence[Summary]", made: "Sequence[Certified]", as_json: bool) -> None:
+    """Print the bounds of robust accuracy from both sides, in percent; as JSON also the positions of the images."""
+    rows: list[dict[str, Any]] = []
+    for result, certified in zip(results, made, strict=True):
+        rows.append(
+            {
+                "model": result.model,
+                "dataset": result.dataset,
+                "n": result.n,
+                "threat": str(result.threat),
+                "certified": len(certified.certified) / result.n,
+                "a_rob": None if result.a_rob is None else result.a_rob.value,
+                "certified_images": list(certified.certified),
+                "standing_images": list(certified.standing),
+                "seconds": round(certified.seconds, 1),
+            }
+        )
+    if as_json:
+        print_json(rows[0] if len(rows) == 1 else rows)
+        return
+    for row in rows:
+        bounds = f"certified {100 * row['certified']:.1f} <= A_rob <= {100 * (row['a_rob'] or 0):.1f}"
+        spent = f"{len(row['standing_images'])} images bounded in {row['seconds']} s"
+        print(printable(f"{row['model']} ({row['dataset']}, {row['threat']}, n = {row['n']}): {bounds}; {spent}"))
 
 
 def print_lines(lines: Sequence[object]) -> None:

@@ -8,7 +8,7 @@ from kwbench.errors import UsageError
 from kwbench.evaluation.execution.evaluator import open_evaluator
 from kwbench.evaluation.execution.tasks import Observe
 from kwbench.evaluation.identity import engine_revisions, library_versions
-from kwbench.evaluation.request import Request
+from kwbench.evaluation.request import Facts, Request
 from kwbench.experiments import Experiment, Synthetic, configuration
 from kwbench.record.measurement import Array, Measurement
 from kwbench.record.provenance import code, digest, machine
@@ -36,22 +36,36 @@ def measure(
         for row in rows:
             if not 0 <= row < len(facts.samples):
                 raise UsageError(f"image {row}: the slice has {len(facts.samples)}, counted from 0")
-        spec = {
-            "parameters": configuration(experiment),
-            "revision": type(experiment).revision,
-            "origin": facts.identity,
-            "images": rows,
-            "samples": [facts.samples[row] for row in rows],
-            "attacks": facts.attacks if _uses_attacks(name) else {},
-            # In the order of the arrays, which a JSON object does not keep.
-            "labels": [label for label in facts.attacks if label not in facts.not_applicable] if _uses_attacks(name) else [],
-        }
-        provenance = {**machine(), **code(), "device": facts.device, "threads": facts.threads, "command": command}
-        return _recorded(
-            store, name, facts.model, facts.dataset, spec, provenance, lambda: evaluator.execute(Observe(rows, experiment))
+        return recorded_on_model(
+            facts, name, experiment, store, rows, lambda: evaluator.execute(Observe(rows, experiment)), command=command
         )
     finally:
         evaluator.close()
+
+
+def recorded_on_model(
+    facts: Facts,
+    name: str,
+    experiment: Experiment,
+    store: Store,
+    rows: Sequence[int],
+    work: Callable[[], dict[str, Array]],
+    *,
+    command: str = "",
+) -> Measurement:
+    """Return the measurement of an experiment on rows of a model's slice: that on record, else of `work`, put on record."""
+    spec = {
+        "parameters": configuration(experiment),
+        "revision": type(experiment).revision,
+        "origin": facts.identity,
+        "images": list(rows),
+        "samples": [facts.samples[row] for row in rows],
+        "attacks": facts.attacks if _uses_attacks(name) else {},
+        # In the order of the arrays, which a JSON object does not keep.
+        "labels": [label for label in facts.attacks if label not in facts.not_applicable] if _uses_attacks(name) else [],
+    }
+    provenance = {**machine(), **code(), "device": facts.device, "threads": facts.threads, "command": command}
+    return _recorded(store, name, facts.model, facts.dataset, spec, provenance, work)
 
 
 def parameters_in(settings: Sequence[str]) -> dict[str, Any]:
