@@ -26,6 +26,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "complete-search": {"steps": 4, "restarts": 2, "targets": 1, "branches": 4},
     "gaussian-noise": {"steps": 10},
     "transfer": {"steps": 5},
+    "grid": {"steps": 4, "targets": 2, "selection_draws": 3},
     "student": {"queries": 64, "steps": 3, "targets": 2, "selection_draws": 3},
     "autoattack": {"version": "custom", "attacks": ["apgd-ce"]},
     "foolbox": {"attack": "LinfProjectedGradientDescentAttack", "parameters": {"steps": 5}},

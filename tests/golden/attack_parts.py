@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "local-search": {"": {"steps": 4, "flips": 10, "restarts": 2, "targets": 2, "finalists": 1}},
     "complete-search": {"": {"steps": 5, "restarts": 2, "targets": 1, "branches": 8, "neighbourhoods": 1}},
     "transfer": {"": {"steps": 5, "relative_step_size": 0.3}, "apgd": {"search": "apgd", "steps": 5}},
+    "grid": {"": {"steps": 4, "targets": 2}},
     "submodules": {"": {"steps": 3}},
     "student": {"": {"queries": 32, "steps": 3, "targets": 2}},
     "autoattack": {"": {"version": "custom", "attacks": ["apgd-ce", "fab-t"]}},

@@ -17,6 +17,7 @@ from kwbench.attacks.controls import GaussianNoise, NoOp, RandomSign
 from kwbench.attacks.deepfool import DeepFool
 from kwbench.attacks.fgsm import Fgsm
 from kwbench.attacks.foolbox import Foolbox
+from kwbench.attacks.grid import Grid
 from kwbench.attacks.local_search import LocalSearch
 from kwbench.attacks.mim import Mim
 from kwbench.attacks.natural import ColourJitter, GaussianBlind, Rotation, Translation
@@ -40,6 +41,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "rays": Rays,
     "local-search": LocalSearch,
     "complete-search": CompleteSearch,
+    "grid": Grid,
     "transfer": Transfer,
     "submodules": Submodules,
     "student": Student,

@@ -52,6 +52,10 @@ class ModelFacts(Protocol):
         """Images from which students can learn the model's answers, and the students that have."""
 
     @property
+    def grids(self) -> Sequence[int]:
+        """The grids of pixel values, by their number of levels, on which the model answers otherwise than beside them."""
+
+    @property
     def submodules(self) -> Sequence[str]:
         """The names of the model's submodules that answer like a classifier, but not like the model as a whole."""
 

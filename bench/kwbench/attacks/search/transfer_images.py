@@ -1,6 +1,6 @@
 """Search on a surrogate for images that the model under attack may misclassify, and the choice among them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -23,10 +23,12 @@ def towards_targets(
     *,
     steps: int,
     targets: int,
+    placed: Callable[[Tensor], Tensor] = lambda z: z,
 ) -> list[Tensor]:
     """Return for each of the most probable other classes of the surrogate images (b, c, h, w) that it should take for it.
 
-    PGD with momentum from a random start; the step size falls from eps / 2 to nothing.
+    PGD with momentum from a random start; the step size falls from eps / 2 to nothing. Iterates are `placed` where images may
+    lie before every pass.
     """
     with torch.no_grad():
         scores = source(x).scatter(1, y[:, None], -torch.inf)
@@ -41,11 +43,11 @@ def towards_targets(
         stream = rng.child(f"target {place}")
         z, momentum = random_start(x, threat, stream), torch.zeros_like(x)
         for step in range(steps):
-            slope = gradient(source, z, lead, stream.child(step)).gradients[0].nan_to_num(0.0, 0.0, 0.0)
+            slope = gradient(source, placed(z), lead, stream.child(step)).gradients[0].nan_to_num(0.0, 0.0, 0.0)
             size = slope.abs().flatten(1).mean(dim=1).clamp_min(1e-30).view(-1, 1, 1, 1)
             momentum = 0.75 * momentum + slope / size
             z = project(z + threat.radius / 2 * (1 - step / steps) * steepest(momentum, threat.norm), x, threat)
-        ends.append(z)
+        ends.append(placed(z))
     return ends
 
 

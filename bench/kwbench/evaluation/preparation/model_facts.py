@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from kwbench.attacks.search.pixel_grid import grids_that_matter
 from kwbench.attacks.search.student import Lessons
 from kwbench.attacks.search.submodules import classifiers_within
 from kwbench.checks.operations import surveyed
@@ -26,6 +27,11 @@ class MeasuredFacts:
     shape: Sequence[int]
     probes: tuple[Tensor, Tensor]
     lessons: Lessons = field(default_factory=Lessons)
+
+    @cached_property
+    def grids(self) -> tuple[int, ...]:
+        """The grids of pixel values on which the model answers otherwise than beside them; none if it is random."""
+        return () if self.model.stochastic else grids_that_matter(self.model, self.probes[0], self.threat)
 
     @cached_property
     def submodules(self) -> tuple[str, ...]:
