@@ -66,7 +66,7 @@ MODELS = (
     "[...document.querySelectorAll('.table:not([hidden]) > .board:not([hidden]) tbody th')]"
     ".filter(cell => cell.offsetParent).map(cell => cell.querySelector('bdi').textContent)"
 )
-TABLE = "#digits-linf-0.2"
+TABLE = "#digits-linf-1-5"
 
 
 @pytest.mark.parametrize("filled", [fill, hostile])
@@ -75,7 +75,7 @@ def test_pages_complain_of_nothing_load_only_their_own_files_and_do_not_overflow
 ) -> None:
     folder = written(tmp_path, filled)
     runs = sorted((folder / "runs").glob("*.html"))
-    for path in (folder / "index.html", folder / "leaderboard.html", runs[0], runs[-1]):
+    for path in (folder / "index.html", folder / "leaderboard.html", folder / "compare.html", runs[0], runs[-1]):
         page, complaints, requests = visit(browser, path)
         page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
         for width, scheme in ((390, "dark"), (1440, "light")):
@@ -86,7 +86,7 @@ def test_pages_complain_of_nothing_load_only_their_own_files_and_do_not_overflow
         assert all(address.startswith(folder.as_uri()) for address in requests)
         # The policy let our own style and scripts through.
         assert page.evaluate("getComputedStyle(document.querySelector('.brand')).margin") == "0px"
-        assert page.query_selector(".filters input, .copy button") is not None
+        assert page.query_selector(".filters input, .filters select, .copy button, .empty") is not None
         page.close()
 
 
@@ -126,7 +126,7 @@ def test_an_address_shows_the_same_view_again(browser: Any, reports: Path) -> No
     assert not page.is_checked("text=Cost")
     assert page.is_visible(".table:not([hidden]) > .board:not([hidden]) th[data-key=attack-0]")
     assert page.url.endswith(address)
-    page.evaluate("location.hash = '#digits-linf-0.1'")
+    page.evaluate("location.hash = '#digits-linf-1-10'")
     page.wait_for_function(f"({MODELS}).join() === 'resnet18-relu'")
     page.click(f"nav.tables a[href='#t-{TABLE[1:]}']")
     page.wait_for_function(f"({MODELS}).length === 6")
@@ -174,6 +174,24 @@ def test_the_viewer_shows_what_broke_a_sample_and_filters_the_grid(browser: Any,
     page.keyboard.press("Enter")
     assert page.url.endswith("#samples?result=broken&class=1&sample=1")
     assert page.inner_text(".shown h3") == "Sample 1"
+    assert complaints == []
+    page.close()
+
+
+def test_two_models_are_compared_sample_by_sample(browser: Any, reports: Path) -> None:
+    first, second = run_of(reports, "first").stem, run_of(reports, "second").stem
+    page, complaints, _ = visit(browser, reports / "compare.html", f"#a={first}&b={second}")
+    page.wait_for_selector("#comparison table")
+    rows = [row.split("\t") for row in page.inner_text("#comparison tbody").splitlines()]
+    robust = next(row for row in rows if row[0] == "Robust A_rob")
+    # First loses samples 0, 1 and 2, second 1 and 10: 8 and 9 of 12 are right.
+    assert robust[1:4] == ["66.7", "75.0", "-8.3"]
+    assert robust[5:] == ["1", "2"]
+    assert "Only first keeps: 1 samples" in page.inner_text("#comparison")
+    links = page.eval_on_selector_all("#comparison a", "links => links.map(link => link.getAttribute('href'))")
+    assert links == [f"runs/{run}.html#samples?sample={n}" for run, n in ((second, 10), (first, 0), (first, 2))]
+    page.select_option("#second", first)
+    assert page.url.endswith(f"#a={first}&b={first}")
     assert complaints == []
     page.close()
 

@@ -23,7 +23,7 @@ def _render_single_file(data: "ReportData") -> dict[str, str]:
 FORMAT = Format(
     "html",
     "The leaderboard as web pages, with a page for each evaluation",
-    ("index.html", "runs/*", "assets/*", "results.csv", "results.json"),
+    ("index.html", "compare.html", "runs/*", "assets/*", "results.csv", "results.json"),
     _render,
 )
 SINGLE_FILE = Format(

@@ -52,14 +52,14 @@ def tables(boards: Sequence[Board], swept: Collection[str] = ()) -> list[Table]:
 
     A board without other evaluations than those of sweeps, whose identities are `swept`, is left out.
     """
-    groups: dict[tuple[str, str, bool], list[Board]] = {}
+    groups: dict[tuple[str, str, str, bool], list[Board]] = {}
     for board in boards:
         identities = {row.summary.evaluation.spec.identity for row in board.rows}
         if not identities <= set(swept):
-            groups.setdefault((board.key.dataset, str(board.threat), _is_natural(board)), []).append(board)
+            groups.setdefault((board.key.dataset, board.key.norm, board.key.eps, _is_natural(board)), []).append(board)
     made = [
-        Table(_slug(dataset, threat, "natural" if natural else ""), dataset, group[0].threat, natural, _tabs(group))
-        for (dataset, threat, natural), group in groups.items()
+        Table(_slug(dataset, norm, eps, "natural" if natural else ""), dataset, group[0].threat, natural, _tabs(group))
+        for (dataset, norm, eps, natural), group in groups.items()
     ]
     made.sort(key=lambda table: (table.natural, -table.evaluations, table.dataset, table.threat.radius))
     return made

@@ -24,27 +24,49 @@ if TYPE_CHECKING:
     from kwbench.report.data import ReportData
 
 _TABLES = ("datatables.min.js", "leaderboard.js")
+_COMPARE = ("samples.js", "compare.js")
 _RUN = ("copy.js", "datatables.min.js", "samples.js", "viewer.js")
 
 
 def site(data: "ReportData") -> dict[str, str]:
     """Return the files of the pages by their path in the report's folder: pages, style, scripts, CSV and JSON."""
-    pages = ("index.html", *(file for file in ("claims.html", "figures.html") if file in data.pages))
+    pages = ("index.html", "compare.html", *(file for file in ("claims.html", "figures.html") if file in data.pages))
     entries = _entries(data, linked=True)
     views = _views(data, entries)
     index = rendered_in_folder("leaderboard.html.j2", pages=pages, scripts=_TABLES, **views, single=False)
-    files = {"index.html": index, **asset_files(tuple(dict.fromkeys((*_TABLES, *_RUN))))}
+    groups = _comparable(data)
+    compare = rendered_in_folder("compare.html.j2", pages=pages, scripts=_COMPARE, groups=groups)
+    files = {"index.html": index, "compare.html": compare, **asset_files(tuple(dict.fromkeys((*_TABLES, *_RUN, *_COMPARE))))}
+    compared = {run for _, rows in groups for _, run in rows}
     for summary in data.summaries:
         entry = entries[summary.evaluation.id]
         name = run_file(summary)
-        view = evaluation_view(entry)
+        view, run = evaluation_view(entry), name if name in compared else None
         files[f"runs/{name}.html"] = rendered_in_folder(
-            "evaluation.html.j2", pages=pages, scripts=_RUN, below=True, data=[f"{name}.js"], it=view, caveat=CAVEAT
+            "evaluation.html.j2",
+            pages=pages,
+            scripts=_RUN,
+            below=True,
+            data=[f"{name}.js"],
+            it=view,
+            caveat=CAVEAT,
+            run=run,
         )
         files[f"runs/{name}.js"] = samples_script(data.store, summary)
     verdicts = {summary.evaluation.id: verdict_json(verdict_on_record(summary)) for summary in data.summaries}
     values = [{**to_json(summary), "verdict": verdicts[summary.evaluation.id]} for summary in data.summaries]
     return files | {"results.csv": csv_table(data.summaries), "results.json": json.dumps(values, indent=1) + "\n"}
+
+
+def _comparable(data: "ReportData") -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the models that can be compared with one another: the title of each board with several, and their runs."""
+    groups = []
+    for table in tables(data.suite_boards):
+        for tab in table.tabs:
+            rows = [(row.summary.model, run_file(row.summary)) for row in tab.board.rows if row.rank is not None]
+            if len(rows) > 1:
+                groups.append((f"{table.dataset}, {table.threat}, {tab.label}", rows))
+    return groups
 
 
 def leaderboard_page(data: "ReportData") -> str:
