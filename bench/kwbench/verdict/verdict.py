@@ -237,5 +237,8 @@ def _no_doubt(findings: Sequence[Finding]) -> Finding:
     count = sum(finding.kind == "doubt" for finding in findings)
     masking = [finding.check for finding in findings if finding.kind == "masking" and finding.fires]
     hidden = f", though the model hides its gradients from weaker attacks ({', '.join(masking)})" if masking else ""
-    statement = f"none of {count} checks casts doubt on the robust accuracy{hidden}"
+    statement = (
+        f"none of {count} checks casts doubt on the robust accuracy{hidden}; needles, such as "
+        "triggers of a few pixels, were not searched for"
+    )
     return _NO_DOUBT.finding(0.0, 0.0, statement, fires=False)
