@@ -201,7 +201,8 @@ def _described(failure: BaseException, printed: str, source: str) -> str:
             f"{name}: the file holds more than weights, such as a whole pickled model; if you trust it, "
             "torch.load(FILE, weights_only=False), or save the weights alone: torch.save(model.state_dict(), FILE)"
         )
-    if isinstance(failure, ModuleNotFoundError) and failure.name is not None:
+    # Where its package is there, a file is missing, not an installation.
+    if isinstance(failure, ModuleNotFoundError) and failure.name and failure.name.rpartition(".")[0] not in sys.modules:
         reason += f"; install {failure.name.partition('.')[0]} beside kwbench, or put the module beside {Path(source).name}"
     if isinstance(failure, TypeError) and re.search(r"missing \d+ required positional argument", reason):
         reason += "; a factory is called without arguments"
