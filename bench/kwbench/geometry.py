@@ -103,6 +103,23 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     return torch.zeros_like(flat).scatter(1, largest, _sign(flat.gather(1, largest))).view_as(gradient)
 
 
+def finite_slopes(gradient: Tensor) -> Tensor:
+    """Return a gradient (b, ...) with NaN as zero, and an infinite slope as the steepest finite one of its sample, or as 1.
+
+    A finite gradient is returned as it is. The slope of a root at zero is infinite, and only its sign can be followed; complex
+    values have no sign, so that they become zero.
+    """
+    # A finite sum excludes NaN and infinity cheaply; another sum does not prove them, because finite values may overflow.
+    if bool(gradient.sum().isfinite()) or bool(gradient.isfinite().all()):
+        return gradient
+    finite = torch.where(gradient.isfinite(), gradient, 0)
+    if gradient.is_complex() or gradient.dim() < 2:
+        return finite
+    steepest_slope = norms(finite, "linf")
+    steepest_slope = torch.where(steepest_slope > 0, steepest_slope, 1)
+    return torch.where(gradient.isinf(), gradient.sign() * _column(steepest_slope, gradient), finite)
+
+
 def _sign(values: Tensor) -> Tensor:
     # torch.sign(NaN) is 0.
     return torch.where(values.isnan(), values, values.sign())

@@ -4,9 +4,9 @@ The rules for a proposal, in this order:
 
 - It is `invalid` unless it is an image of the right shape, finite, within [0, 1], and inside the ball by its float64 distance.
   Proposals of minimum-norm attacks may lie outside the ball.
-- A deterministic model is asked for its float32 prediction. The sample is `broken` if the prediction is wrong or a logit is not
-  finite, else `held`. Luck is not a break: what is broken is asked again under other seeds, and 20 times if an answer differs.
-  Then most of the answers decide.
+- A deterministic model is asked for its float32 prediction. The sample is `broken` if the prediction is wrong or the logits are
+  no answer (one is NaN, or the largest is not finite), else `held`. Luck is not a break: what is broken is asked again under
+  other seeds, and 20 times if an answer differs. Then most of the answers decide.
 - A stochastic model is asked many times: selection draws choose the worst attack of a sample, and fresh draws, which no choice
   has seen, score it. The sample is `broken` if most of the fresh draws are wrong. In a cascade, drawing stops as soon as the
   proposal cannot be chosen any more.
@@ -27,13 +27,13 @@ from kwbench.attacks.attack import Attack
 from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
 from kwbench.geometry import TOLERANCE, distance, project
-from kwbench.model import Model, raise_if_memory_is_out
+from kwbench.model import Model, are_answers, raise_if_memory_is_out
 from kwbench.outcome import ASKED_AGAIN, CLEAN, Example, Outcome, Probabilities, Status
 from kwbench.randomness import SampleRandom, derived_seed, seeded_globally
 from kwbench.threat import ThreatModel
 
 # Raise it with any change that can change an outcome; see tests/golden.
-REVISION = 2
+REVISION = 3
 
 SELECTION_DRAWS = 50
 FRESH_DRAWS = 100
@@ -48,7 +48,7 @@ REPETITIONS = 20
 def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:
     """Return one outcome per sample for the images themselves: `held` if the prediction is correct, otherwise `wrong`.
 
-    Raises CannotEvaluate if a logit is not finite: argmax would take NaN for class 0.
+    Raises CannotEvaluate if a logit is NaN or the largest is not finite: argmax would take NaN for class 0.
     """
     outcomes = []
     for tile in batch.tiles(model.tile):
@@ -60,7 +60,7 @@ def judge_clean(model: Model, batch: Batch, seed: int) -> list[Outcome]:
             row = score.finite.index(False)
             raise CannotEvaluate(
                 f"{model.name}: logits of clean image {tile.indices[row]} are not finite; "
-                "repair the model, NaN and infinity are not predictions"
+                "repair the model, NaN and infinity are not predictions (minus infinity may mask other classes)"
             )
         seconds = (time.perf_counter() - started) / len(tile)
         for row in range(len(tile)):
@@ -402,8 +402,8 @@ def _failures_again(model: Model, batch: Batch, z: Tensor, broken: Tensor, seed:
 
 
 def _fails(logits: Tensor, y: Tensor) -> Tensor:
-    """Return which logits (b, k) are not finite or predict another class than y, as (b,)."""
-    return (logits.argmax(dim=1) != y) | ~logits.isfinite().all(dim=1)
+    """Return which logits (b, k) are no answer (see `are_answers`) or predict another class than y, as (b,)."""
+    return (logits.argmax(dim=1) != y) | ~are_answers(logits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,17 +83,24 @@ def seeded_globally(seed: int) -> Iterator[None]:
 
     For code from outside the package: stochastic models and attack libraries draw from the global generators.
     """
-    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = list(range(torch.cuda.device_count())) if started else []
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=devices):
-        if started:
+    with globals_restored():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.manual_seed(seed)
         else:
             # The same numbers; torch.manual_seed would also keep a stack trace for a device that was never used.
             torch.default_generator.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)
+        yield
+
+
+@contextmanager
+def globals_restored() -> Iterator[None]:
+    """Restore the states of the global generators of torch, numpy and random when the block ends."""
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if started else []
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:

@@ -33,6 +33,8 @@ with warnings.catch_warnings():
 
 LINF, L2 = ThreatModel.of("linf", "0.12"), ThreatModel.of("l2", "0.6")
 PREFIX = {"linf": "Linf", "l2": "L2"}
+# Foolbox's steps.
+FOOLBOX = {"relative_step_size": 1 / 30}
 EQUAL_PGD = {"rel_stepsize": 1 / 30, "steps": 40}
 
 
@@ -87,7 +89,7 @@ def test_fgsm_agrees_with_foolbox_and_torchattacks_sample_by_sample(batch: Batch
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_pgd_without_random_start_agrees_with_both_sample_by_sample(batch: Batch, threat: ThreatModel) -> None:
-    results = broken(run("pgd", {"random_start": False, "early_exit": False}, batch, threat))
+    results = broken(run("pgd", {**FOOLBOX, "random_start": False, "early_exit": False}, batch, threat))
     kind = f"{PREFIX[threat.norm]}ProjectedGradientDescentAttack"
     _assert_same_samples_broken(results, _foolbox(kind, batch, threat, random_start=False, **EQUAL_PGD))
     step = threat.radius / 30
@@ -99,7 +101,7 @@ def test_pgd_without_random_start_agrees_with_both_sample_by_sample(batch: Batch
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_pgd_with_random_start_agrees_with_foolbox_within_two_points(batch: Batch, threat: ThreatModel) -> None:
-    results = [broken(run("pgd", {"early_exit": False}, batch, threat, seed=seed)) for seed in range(4)]
+    results = [broken(run("pgd", {**FOOLBOX, "early_exit": False}, batch, threat, seed=seed)) for seed in range(4)]
     kind = f"{PREFIX[threat.norm]}ProjectedGradientDescentAttack"
     expected = [_foolbox(kind, batch, threat, **EQUAL_PGD) for _ in range(4)]
     assert 30 <= _robust_accuracy(expected) <= 70
@@ -107,7 +109,7 @@ def test_pgd_with_random_start_agrees_with_foolbox_within_two_points(batch: Batc
 
 
 def test_linf_pgd_with_random_start_agrees_with_torchattacks_within_two_points(batch: Batch) -> None:
-    results = [broken(run("pgd", {"early_exit": False}, batch, LINF, seed=seed)) for seed in range(4)]
+    results = [broken(run("pgd", {**FOOLBOX, "early_exit": False}, batch, LINF, seed=seed)) for seed in range(4)]
     expected = [_torchattacks("PGD", batch, eps=LINF.radius, alpha=LINF.radius / 30, steps=40) for _ in range(4)]
     assert abs(_robust_accuracy(results) - _robust_accuracy(expected)) <= 2
 

@@ -43,7 +43,7 @@ def _distances(model: Model, batch: Batch, others: Tensor, norm: str) -> Tensor:
 # How far beyond the boundary an attack may need to reach, as a factor of the distance, and why.
 FIXED: dict[str, tuple[dict[str, Any], float]] = {
     "fgsm": ({}, 1.001),
-    "pgd": ({}, 1.01),  # its last step is eps / 30, and the start is random
+    "pgd": ({}, 1.01),  # the start is random
     "mim": ({}, 1.001),
     "autoattack": ({"version": "custom", "attacks": ["apgd-ce"]}, 1.01),
     "foolbox": ({"attack": "LinfBasicIterativeAttack"}, 1.001),

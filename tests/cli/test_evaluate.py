@@ -46,7 +46,8 @@ def test_stdout_is_one_json_object_with_the_documented_keys(kwb: Kwbench) -> Non
 def test_a_cascade_is_marked_and_adversarials_are_stored_on_request(kwb: Kwbench, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
         "cascade: true\nprotocol: [fgsm]\n"
-        "attacks: {fgsm: {}, noop: {}, never: {attack: pgd, after: noop}, pgd: {steps: 2, escalate: 1}}\n"
+        "attacks: {fgsm: {}, noop: {}, never: {attack: pgd, after: noop}, "
+        "pgd: {steps: 2, relative_step_size: 0.03, escalate: 1}}\n"
     )
     answer = kwb("evaluate", "small", "--suite", "mine.yaml", *FAST[4:], "--keep-adversarials", "--json")
     assert answer.code == 0, answer.err

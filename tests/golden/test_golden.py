@@ -41,7 +41,7 @@ def doubled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     attack = Pgd.__call__
 
     def doubled(self: Pgd, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
-        size = self.relative_step_size * threat.radius if self.step_size is None else self.step_size
+        size = self._relative_step_size * threat.radius if self.step_size is None else self.step_size
         return attack(replace(self, step_size=2 * size), model, x, y, threat, rng)
 
     monkeypatch.setattr(Pgd, "__call__", doubled)
@@ -52,17 +52,17 @@ def test_a_changed_step_rule_names_the_revision_to_raise() -> None:
     complaint = problem(PARTS["attack pgd"], read()["attack pgd"])
     assert complaint is not None
     assert "Raise Pgd.revision in kwbench/attacks/pgd.py and run python tests/golden/remake.py, or undo" in complaint
-    assert "linf: predictions" in complaint
+    assert "l1: predictions" in complaint
 
 
 @pytest.mark.usefixtures("doubled_steps")
 def test_a_changed_step_rule_with_its_revision_raised_is_to_be_remade(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pgd, "revision", 2)
+    monkeypatch.setattr(Pgd, "revision", Pgd.revision + 1)
     complaint = problem(PARTS["attack pgd"], read()["attack pgd"])
     assert complaint == "attack pgd: Pgd.revision differs from golden.json; run python tests/golden/remake.py"
     entries, problems = remade([PARTS["attack pgd"]], read())
     assert not problems
-    assert entries["attack pgd"]["revisions"]["Pgd.revision"] == 2
+    assert entries["attack pgd"]["revisions"]["Pgd.revision"] == Pgd.revision
     assert problem(PARTS["attack pgd"], entries["attack pgd"]) is None
 
 

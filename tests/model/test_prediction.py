@@ -59,7 +59,7 @@ def test_a_vote_goes_to_the_majority_and_a_tie_to_the_larger_mean_logit(
         assert finite.all()
 
 
-def test_a_vote_with_a_nan_draw_is_not_finite() -> None:
+def test_a_vote_with_a_nan_draw_is_no_answer() -> None:
     model = wrapped(Chosen([0.0, 1.0], [0.0, 1.0], [0.0, torch.nan]), classes=2, prediction=Prediction("vote", 3))
     model.stochastic = True
     assert not model.predict(first_images(2).x)[1].any()

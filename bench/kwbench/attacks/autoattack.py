@@ -43,6 +43,7 @@ class AutoAttack(Attack):
     norms = frozenset({"linf", "l2", "l1"})
     needs = "gradients"
     libraries = ("pyautoattack",)
+    revision = 2
     whole_tiles = True
 
     version: Literal["standard", "rand", "plus", "custom"] = "standard"

@@ -29,6 +29,7 @@ class AutoAttackPart(Attack):
     norms = frozenset(NORMS)
     needs = "gradients"
     libraries = ("pyautoattack",)
+    revision = 2
     whole_tiles = True
 
     part: Part = "apgd-ce"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks.attack import Attack, JudgingRule
-from kwbench.attacks.search.losses import margin, not_finite
-from kwbench.geometry import norms, total
+from kwbench.attacks.search.losses import margin, no_answer
+from kwbench.geometry import finite_slopes, norms, total
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
@@ -91,17 +91,15 @@ class CarliniWagner(Attack):
             iteration += 1
             penalty, slope = search.penalty(z - anchor[active], active)
             loss = const * estimate.values[0] + penalty
-            gradient = const.view(-1, 1, 1, 1) * estimate.gradients[0] + slope
+            # A large const may overflow.
+            gradient = finite_slopes(const.view(-1, 1, 1, 1) * estimate.gradients[0] + slope)
             w[active] = search.allowed(w[active] - adam.step(active, gradient * per_w))
 
             raised = estimate.logits.scatter_add(1, labels[:, None], torch.full_like(penalty, self.confidence)[:, None])
-            wins = (raised.argmax(dim=1) != labels) | not_finite(estimate.logits)
+            wins = (raised.argmax(dim=1) != labels) | no_answer(estimate.logits)
             far = norms(z - x[active], norm)
             closer = wins & (far < nearest[active])
             best[active[closer]], nearest[active[closer]] = z[closer], far[closer]
-            # A NaN gradient leads nowhere; the judge refuses the sample unless it has an adversarial example already.
-            lost = ~gradient.isfinite().flatten(1).all(dim=1)
-            best[active[lost & nearest[active].isinf()]] = torch.nan
 
             age[active] += 1
             lowest[active] = torch.minimum(lowest[active], loss)
@@ -119,7 +117,6 @@ class CarliniWagner(Attack):
                 adam.reset(ended)
                 age[ended], lowest[ended], lowest_before[ended] = 0, torch.inf, torch.inf
                 done[ended[finished]] = True
-            done[active[lost]] = True
             active = active[~done[active]]
         return best
 

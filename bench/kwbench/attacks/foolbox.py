@@ -32,6 +32,7 @@ class Foolbox(Attack):
     norms = frozenset(NORMS)
     needs = "gradients"
     libraries = ("foolbox",)
+    revision = 2
     whole_tiles = True
 
     attack: str
@@ -42,7 +43,7 @@ class Foolbox(Attack):
         if self.attack not in foolbox_attacks():
             raise ValueError(f"Foolbox has no attack {self.attack!r}; {did_you_mean(self.attack, foolbox_attacks())}")
         try:
-            self._kind(**self.parameters)
+            attack = self._kind(**self.parameters)
         except (TypeError, ValueError) as refusal:
             raise ValueError(f"Foolbox refuses these parameters: {refusal}") from None
         except ModuleNotFoundError as missing:
@@ -56,7 +57,7 @@ class Foolbox(Attack):
         object.__setattr__(self, "minimum_norm", minimum_norm)
         if not minimum_norm:
             # A fixed budget is in the attack's own norm; the proposals of a minimum-norm attack can be judged in any norm.
-            own = frozenset(name for name in NORMS if getattr(foolbox.distances, name) is self._kind.distance)
+            own = frozenset(name for name in NORMS if getattr(foolbox.distances, name) is attack.distance)
             object.__setattr__(self, "norms", own)
 
     @property

@@ -1,12 +1,22 @@
 """A torch module around a Model, for attack libraries."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
+from kwbench.geometry import finite_slopes
+from kwbench.gradients import CutGradientError
 from kwbench.model import Model
+from kwbench.randomness import globals_restored
 
 
 class ModelModule(nn.Module):
-    """Calls a Model, which counts passes and pads tiles; hides its weights from the library."""
+    """Calls a Model, which counts passes and pads tiles; hides its weights from the library.
+
+    The library gets finite gradients (see `finite_slopes`), and no seed that the model sets changes its random numbers. Raises
+    CutGradientError where the library asks for gradients and none reaches the pixels.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -15,4 +25,32 @@ class ModelModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (b, k) of x (b, c, h, w)."""
-        return self.model(x)
+        with globals_restored():
+            if not (torch.is_grad_enabled() and x.requires_grad):
+                return _finite_logits(self.model(x))
+            logits = self.model(_FiniteSlopes.apply(x))  # type: ignore[no-untyped-call]
+        if not logits.requires_grad:
+            raise CutGradientError
+        return _finite_logits(logits)
+
+
+def _finite_logits(logits: Tensor) -> Tensor:
+    """Return logits (b, k), those of masked classes far below the others: libraries subtract them from each other."""
+    values = logits.detach()
+    if not bool((values == -torch.inf).any()):
+        return logits
+    lowest = torch.where(values == -torch.inf, torch.inf, values).amin(dim=1, keepdim=True)
+    floor = lowest - 100 * (1 + values.amax(dim=1, keepdim=True) - lowest)
+    return torch.where(values == -torch.inf, floor, logits)
+
+
+class _FiniteSlopes(torch.autograd.Function):
+    """The identity, whose gradient is finite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return finite_slopes(gradient)

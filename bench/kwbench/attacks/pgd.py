@@ -1,11 +1,12 @@
 """Projected gradient descent (Madry et al. 2018, arXiv:1706.06083)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Length, RestartedAttack
+from kwbench.attacks.attack import Length, ModelFacts, RestartedAttack
 from kwbench.attacks.search.ascent import Ascent
 from kwbench.attacks.search.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
@@ -14,13 +15,18 @@ from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
+# The default length of all steps together, in eps: enough to cross the ball, two eps wide, and to come back.
+CROSSING = 2.5
+
 
 @dataclass(frozen=True)
 class Pgd(RestartedAttack):
     """Steps along the steepest direction of the loss, each followed by projection into the ball and the pixel range.
 
-    `step_size` is in the norm's unit; None stands for `relative_step_size` * eps. The defaults are Foolbox's LinfPGD:
-    40 steps of eps / 30 from a random start.
+    `step_size` is in the norm's unit; None stands for `relative_step_size` * eps, and that for 2.5 * eps / `steps`, with which
+    the steps cross the ball from any start (Madry et al., who take 100 steps of it in figure 6 of the source). By default 40
+    steps from a random start. Foolbox's LinfPGD is `relative_step_size: 0.03333333`: 40 steps of eps / 30, which cannot cross
+    the ball.
 
     Deterministic models: a sample stops at its first misclassified iterate (`early_exit`), which also keeps a success that a
     later step would lose; papers report the last iterate. The first restart that succeeds is proposed. With `precision` folded
@@ -30,10 +36,11 @@ class Pgd(RestartedAttack):
 
     norms = frozenset({"linf", "l2", "l1"})
     needs = "gradients"
+    revision = 2
 
     steps: int = 40
     step_size: Length | None = None
-    relative_step_size: float = 1 / 30
+    relative_step_size: float | None = None
     restarts: int = 1
     random_start: bool = True
     loss: LossName = "cross_entropy"
@@ -45,7 +52,7 @@ class Pgd(RestartedAttack):
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.restart_draws < 1:
             raise ValueError("steps, restarts and restart_draws must be at least 1")
-        if (self.step_size if self.step_size is not None else self.relative_step_size) <= 0:
+        if any(size is not None and size <= 0 for size in (self.step_size, self.relative_step_size)):
             raise ValueError("step_size and relative_step_size must be positive")
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts without a random start all take the same path")
@@ -80,8 +87,17 @@ class Pgd(RestartedAttack):
         choosing = 0 if self.restarts == 1 else self.restart_draws if stochastic else 1
         return self.restarts * (self._ascent(1.0).passes(stochastic) + choosing)
 
+    def resolved(self, facts: ModelFacts) -> Self:
+        """See Attack; the record states the step size."""
+        attack = super().resolved(facts)
+        return attack if self.step_size is not None else replace(attack, relative_step_size=self._relative_step_size)
+
+    @property
+    def _relative_step_size(self) -> float:
+        return self.relative_step_size if self.relative_step_size is not None else CROSSING / self.steps
+
     def _ascent(self, radius: float) -> Ascent:
-        step_size = self.step_size if self.step_size is not None else self.relative_step_size * radius
+        step_size = self.step_size if self.step_size is not None else self._relative_step_size * radius
         return Ascent(self.steps, step_size, self.loss, self.gradient, self.early_exit, precision=self.precision)
 
     def _mean_loss(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """Transfer of adversarial examples from a surrogate model (Papernot et al. 2017, arXiv:1602.02697)."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from torch import Tensor
 
 from kwbench.attacks.apgd import Apgd
-from kwbench.attacks.attack import Attack, Length
+from kwbench.attacks.attack import Attack, Length, ModelFacts
 from kwbench.attacks.pgd import Pgd
 from kwbench.attacks.search.losses import LossName
 from kwbench.gradients import EXACT, Gradient
@@ -20,19 +20,19 @@ class Transfer(Attack):
     """PGD on a surrogate to its last step, or Auto-PGD to its highest loss, without using the model under test.
 
     `surrogate` names a model of the registry, or is `swap:relu`, `swap:identity`, `swap:mean-field` or `swap:argmax`: the
-    weights under test with other activations. `source` is the surrogate once loaded. The other defaults are Foolbox's
-    LinfPGD; step sizes are PGD's.
+    weights under test with other activations. `source` is the surrogate once loaded. Step sizes are PGD's.
     Hidden gradients do not hinder it: if it breaks more than attacks on the model's own gradients, those are masked.
     """
 
     norms = Apgd.norms
     needs = "nothing"
+    revision = 2
 
     surrogate: str = "vgg11"
     search: Literal["pgd", "apgd"] = "pgd"
     steps: int = 40
     step_size: Length | None = None
-    relative_step_size: float = 1 / 30
+    relative_step_size: float | None = None
     random_start: bool = True
     loss: LossName = "cross_entropy"
     gradient: Gradient = EXACT
@@ -46,6 +46,12 @@ class Transfer(Attack):
         if self.source is None:
             raise ValueError(f"the surrogate {self.surrogate!r} has not been loaded")
         return self._search()(self.source, x, y, threat, rng)
+
+    def resolved(self, facts: ModelFacts) -> Self:
+        """See Attack; the record states the step size of PGD."""
+        attack = super().resolved(facts)
+        search = attack._search().resolved(facts)
+        return replace(attack, relative_step_size=search.relative_step_size) if isinstance(search, Pgd) else attack
 
     def passes(self, stochastic: bool) -> int:
         """See Attack; the passes are those of the surrogate."""

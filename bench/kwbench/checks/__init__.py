@@ -7,6 +7,7 @@ import torch
 from kwbench.checks.attacks import CONVERGENCE, RADII, UNBOUNDED_ATTACK
 from kwbench.checks.budget import Retried, Survivors, budget_is_enough, retried
 from kwbench.checks.case import Case, Question
+from kwbench.checks.caveats import caveats
 from kwbench.checks.directions import COHERENT, GUIDANCE, PREDICTION
 from kwbench.checks.operations import OPERATIONS
 from kwbench.checks.outputs import OUTPUTS
@@ -22,6 +23,7 @@ __all__ = [
     "Retried",
     "Survivors",
     "budget_is_enough",
+    "caveats",
     "examine",
     "outdated",
     "retried",

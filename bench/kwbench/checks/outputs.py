@@ -1,6 +1,7 @@
 """Are the outputs logits, and are they small enough for the gradient of cross-entropy in float32?"""
 
 import torch
+from torch import Tensor
 
 from kwbench.checks.case import Case, percent
 from kwbench.finding import Check, Criterion, Finding
@@ -10,7 +11,7 @@ GAP = 87.0
 SATURATED_SHARE = 0.05
 PROBABILITIES_SHARE = 0.5
 
-PROBABILITIES = Criterion("probabilities", kind="masking")
+PROBABILITIES = Criterion("probabilities", kind="masking", revision=2)
 SATURATION = Criterion("saturation", kind="masking")
 
 
@@ -19,8 +20,7 @@ def outputs_are_logits(case: Case) -> list[Finding]:
     case.random("outputs")
     with torch.no_grad():
         logits = case.model(case.batch.x)
-    probabilities = ((logits >= -1e-5).all(dim=1)) & ((logits.sum(dim=1) - 1).abs() < 1e-4)
-    share = probabilities.float().mean().item()
+    share = are_probabilities(logits).float().mean().item()
     largest_two = logits.topk(2, dim=1).values
     saturated = largest_two[:, 0] - largest_two[:, 1] > GAP
     saturated_share = saturated.float().mean().item()
@@ -28,8 +28,8 @@ def outputs_are_logits(case: Case) -> list[Finding]:
         PROBABILITIES.finding(
             share,
             PROBABILITIES_SHARE,
-            f"the outputs for {percent(share)} of the samples are not negative and sum to 1: probabilities, whose "
-            "cross-entropy is flat where the model is confident",
+            f"the outputs for {percent(share)} of the samples are probabilities between 0 and 1, whose cross-entropy is flat "
+            "where the model is confident",
         ),
         SATURATION.finding(
             saturated_share,
@@ -39,6 +39,14 @@ def outputs_are_logits(case: Case) -> list[Finding]:
             samples=case.samples(saturated),
         ),
     ]
+
+
+def are_probabilities(logits: Tensor) -> Tensor:
+    """Return which outputs (b, k) are probabilities, as (b,): not negative with a sum of 1, as those of softmax, or all between
+    0 and 1 in the whole batch, as those of a sigmoid."""
+    low, high = logits.aminmax(dim=1)
+    sums = (logits.sum(dim=1) - 1).abs() < 1e-4
+    return (low >= -1e-5) & (sums | bool(((low >= 0) & (high <= 1)).all()))
 
 
 OUTPUTS = Check("outputs", outputs_are_logits, (PROBABILITIES, SATURATION), passes=1, always=True)

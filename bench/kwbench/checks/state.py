@@ -53,7 +53,9 @@ def outputs_depend_on_the_image_alone(case: Case) -> list[Finding]:
     # A module that raises with gradients enabled makes the attacks fail, which other checks report.
     with torch.enable_grad(), suppress(Exception):
         repeated.append(model(x.detach().clone().requires_grad_()).detach())
-    differ = torch.stack([_differ(logits, first) for logits in repeated]).any(dim=0) | _remembers(case, (x + noise) / 2)
+    differ = torch.stack([rows_that_differ(logits, first) for logits in repeated]).any(dim=0) | _remembers(
+        case, (x + noise) / 2
+    )
     by_batch = depends_on_the_batch(model, x)
     differ[: len(by_batch)] |= by_batch
     share = differ.float().mean().item()
@@ -79,15 +81,18 @@ def depends_on_the_batch(model: Model, x: Tensor) -> Tensor:
             alone = torch.cat([model.module(image.clone()) for image in torch.split(few, 1)])
             for size in (max(model.tile, _LEAST_TILE), 7):
                 rows = torch.arange(size, device=x.device) % len(few)
-                changed = _differ(model.module(few[rows]), alone[rows], _BATCH_ROUNDING)
+                changed = rows_that_differ(model.module(few[rows]), alone[rows], _BATCH_ROUNDING)
                 differ[rows[changed]] = True
     except Exception:  # noqa: BLE001 - foreign modules may refuse other batches
         return torch.zeros_like(differ)
     return differ
 
 
-def _differ(first: Tensor, second: Tensor, rounding: float = ROUNDING) -> Tensor:
+def rows_that_differ(first: Tensor, second: Tensor, rounding: float = ROUNDING) -> Tensor:
     """Return which rows (b,) of two batches of logits (b, k) differ by more than rounding."""
+    # Classes that are masked in both do not differ.
+    masked = (first == second) & second.isinf()
+    first, second = first.masked_fill(masked, 0), second.masked_fill(masked, 0)
     relative = (first - second).abs().amax(dim=1) / second.abs().amax(dim=1).clamp_min(1e-30)
     return relative.nan_to_num(nan=torch.inf) > rounding
 
@@ -112,7 +117,7 @@ def _remembers(case: Case, x: Tensor) -> Tensor:
                 logits = case.model(images)
         outputs.append(logits)
     remembering, fresh = outputs
-    return _differ(remembering, fresh)
+    return rows_that_differ(remembering, fresh)
 
 
 def _forward(module: nn.Module, _: nn.Module, x: Tensor) -> tuple[Tensor, int]:

@@ -27,7 +27,7 @@ DEFAULT_THREAT = ThreatModel.of("linf", "8/255")
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as tensors: hashes, positions in the split, images (b, c, h, w) in [0, 1] and labels (b,)."""
+    """Samples as tensors: hashes, positions in the split, images (b, c, h, w) in [0, 1], contiguous, and labels (b,)."""
 
     samples: tuple[str, ...]
     indices: tuple[int, ...]
@@ -65,7 +65,7 @@ class Split:
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the samples at these positions as a batch. Duplicates of a sample get distinct hashes."""
         chosen = list(indices)
-        images, labels = as_float(self.images[chosen]), self.labels[chosen].astype(np.int64)
+        images, labels = np.ascontiguousarray(as_float(self.images[chosen])), self.labels[chosen].astype(np.int64)
         samples, occurrences = [], Counter[str]()
         for image, label in zip(images, labels, strict=True):
             sample = sample_hash(image, int(label))

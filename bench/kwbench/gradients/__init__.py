@@ -9,7 +9,7 @@ from kwbench.gradients.agreement import cosines_of
 from kwbench.gradients.eot import Eot
 from kwbench.gradients.es import Es
 from kwbench.gradients.estimator import Estimate, Estimator, EvidenceGroup, Objective
-from kwbench.gradients.exact import Exact
+from kwbench.gradients.exact import CutGradientError, Exact, autograd_estimate
 from kwbench.gradients.relaxed import Relaxed
 from kwbench.gradients.smooth import Smooth
 
@@ -40,6 +40,7 @@ Gradient = Annotated[Estimator, _AnyEstimator]
 __all__ = [
     "ESTIMATORS",
     "EXACT",
+    "CutGradientError",
     "Eot",
     "Es",
     "Estimate",
@@ -50,5 +51,6 @@ __all__ = [
     "Objective",
     "Relaxed",
     "Smooth",
+    "autograd_estimate",
     "cosines_of",
 ]

@@ -22,6 +22,7 @@ class Eot(Estimator):
     """
 
     evidence_group = "exact"
+    revision = 2
 
     kind: Literal["eot"] = "eot"
     draws: Draws = 20

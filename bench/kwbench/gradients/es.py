@@ -23,6 +23,7 @@ class Es(NoiseEstimator):
     """
 
     evidence_group = "gradient-free"
+    revision = 2
 
     sigma: float | None = None
     kind: Literal["es"] = "es"
@@ -43,7 +44,9 @@ class Es(NoiseEstimator):
                 with model.same_draws():
                     up = objective_of_all(model(shifted(x, sigma * noise), rows_of_all))
                     down = objective_of_all(model(shifted(x, -sigma * noise), rows_of_all))
-                rise = (up - down).view(-1, *noise.shape[:2])
+                rise = up - down
+                # Where an answer is not finite, nothing is known of the slope.
+                rise = torch.where(rise.isfinite(), rise, 0).view(-1, *noise.shape[:2])
                 gradients += torch.einsum("mdb,dbchw->mbchw", rise, noise)
         return Estimate(logits, values, gradients / (2 * sigma * self.draws))
 

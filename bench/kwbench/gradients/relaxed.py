@@ -28,6 +28,7 @@ class Relaxed(Estimator):
     """
 
     evidence_group = "softened"
+    revision = 2
     relaxes = True
 
     kind: Literal["relaxed"] = "relaxed"

@@ -24,6 +24,7 @@ class Smooth(NoiseEstimator):
     """
 
     evidence_group = "softened"
+    revision = 2
 
     sigma: float | None = None
     kind: Literal["smooth"] = "smooth"

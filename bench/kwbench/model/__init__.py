@@ -9,20 +9,23 @@ from kwbench.model.device import (
 )
 from kwbench.model.forward import Precision, fill_tile
 from kwbench.model.model import Model
+from kwbench.model.outputs import are_answers, with_logits
 from kwbench.model.prediction import Prediction
 
 # Raise it with any change that can change an outcome; see tests/golden.
-REVISION = 1
+REVISION = 2
 
 __all__ = [
     "REVISION",
     "Model",
     "Precision",
     "Prediction",
+    "are_answers",
     "fill_tile",
     "find_device",
     "has_bfloat16",
     "keep_freed_memory",
     "raise_if_memory_is_out",
     "require_exact_float32",
+    "with_logits",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.errors import CannotEvaluate
+from kwbench.model.outputs import are_answers, refusal
 
 # The precision of a pass: that of the module; with its batch norms folded into its convolutions; or folded and in bfloat16.
 Precision = Literal["float32", "folded", "bfloat16"]
@@ -43,16 +44,14 @@ class Forward:
 
         Raises what the module raises, and CannotEvaluate if its output is not floating-point logits (b, classes).
         """
-        with self._autocast():
+        # A module may switch gradients off and not on again.
+        with self._autocast(), torch.set_grad_enabled(torch.is_grad_enabled()):
             logits, passes = self._function(self._active, x)
         self.passes = max(self.passes, passes)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise CannotEvaluate(f"{self._name}: the model must return logits ({len(x)}, classes), it returned {got}")
+        if (reason := refusal(logits, len(x))) is not None:
+            raise CannotEvaluate(f"{self._name}: {reason}")
         if logits.shape[1] != self._classes:
             raise CannotEvaluate(f"{self._name}: the model has {logits.shape[1]} classes, the data set has {self._classes}")
-        if not logits.is_floating_point():
-            raise CannotEvaluate(f"{self._name}: logits must be floating point, they are {logits.dtype}")
         return to_float32(logits)
 
     @property
@@ -128,7 +127,7 @@ def to_float32(logits: Tensor) -> Tensor:
         return single
     top, single_top = logits.detach().topk(2, dim=1).values, single.detach().topk(2, dim=1).values
     tied = (top[:, 0] > top[:, 1]) & ~(single_top[:, 0] > single_top[:, 1])
-    lost = logits.isfinite().all(dim=1) & (tied | (single.detach().abs().amax(dim=1) > _LARGEST))
+    lost = are_answers(logits) & (tied | (single.detach().abs().amax(dim=1) > _LARGEST))
     if not bool(lost.any()):
         return single
     shifted = logits - logits.detach().amax(dim=1, keepdim=True)

@@ -1,4 +1,7 @@
-"""The memory layout of images and weights: channels last, which convolutions prefer, where a trial shows it to be safe."""
+"""The memory layout of images and weights: channels last, which convolutions prefer, where a trial shows it to be safe.
+
+Elsewhere images are contiguous, because modules may flatten them by `view`.
+"""
 
 import torch
 from torch import Tensor
@@ -28,7 +31,7 @@ class MemoryLayout:
 
     def copy(self, x: Tensor) -> Tensor:
         """Return a copy of x in this layout, which spares convolutions copies of their own."""
-        return x.clone(memory_format=torch.channels_last if self.is_channels_last else torch.preserve_format)
+        return x.clone(memory_format=torch.channels_last if self.is_channels_last else torch.contiguous_format)
 
     def _accepts_channels_last(self) -> bool:
         """Whether the module runs on such images. One that calls `view` to flatten an image does not."""
@@ -47,7 +50,7 @@ class MemoryLayout:
         images, module = self._probe[:2], self._forward.module
         try:
             with torch.no_grad(), self._forward.computing_in("float32"):
-                before = self._forward(images.clone())
+                before = self._forward(images.clone(memory_format=torch.contiguous_format))
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 after = self._forward(images.clone(memory_format=torch.channels_last))
             if equal_up_to_rounding(before, after):

@@ -1,7 +1,7 @@
 """A frozen classifier, from pixels in [0, 1] (b, c, h, w) to logits (b, k), that counts its own passes."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
 
 import torch
@@ -13,6 +13,7 @@ from kwbench.model.evaluation_mode import enter_evaluation_mode
 from kwbench.model.forward import Forward, ForwardFunction, Precision, fill_tile
 from kwbench.model.memory_layout import MemoryLayout
 from kwbench.model.meter import Meter
+from kwbench.model.outputs import are_answers
 from kwbench.model.pass_plan import PassPlan
 from kwbench.model.prediction import Prediction, majority
 from kwbench.model.search_precision import SearchPrecision
@@ -89,20 +90,20 @@ class Model:
         return logits
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the class (b,) of x and whether all logits are finite (b,), without gradients."""
+        """Return the class (b,) of x and whether the logits are an answer (b,) (see `are_answers`), without gradients."""
         with torch.no_grad():
             if not (self.stochastic and self.prediction.kind == "vote"):
                 logits = self(x)
-                return logits.argmax(dim=1), logits.isfinite().all(dim=1)
+                return logits.argmax(dim=1), are_answers(logits)
             votes = [majority(draws) for draws in self._draws_by_batch(x, None)]
         if not votes:
             return torch.zeros(0, dtype=torch.long, device=x.device), torch.zeros(0, dtype=torch.bool, device=x.device)
         return torch.cat([predicted for predicted, _ in votes]), torch.cat([finite for _, finite in votes])
 
     def count_correct(self, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-        """Return how many of `draws` fresh predictions of each x equal y, as long (b,), and whether all were finite (b,).
+        """Return how many of `draws` fresh predictions of each x equal y, as long (b,), and whether all were answers (b,).
 
-        A prediction with non-finite logits is not correct.
+        A prediction from logits that are no answer is not correct (see `are_answers`).
         """
         correct = torch.zeros(len(x), dtype=torch.long, device=x.device)
         always_finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -126,7 +127,10 @@ class Model:
         """
         self._frozen, self.stochastic = False, True  # so that every pass of the trial gets a seed of its own
         self.reseed("measure randomness")
-        random = any(self._varies(fill_tile(batch, self.tile), draws) for batch in images)
+        try:
+            random = any(self._varies(fill_tile(batch, self.tile), draws) for batch in images)
+        except CannotEvaluate as failure:
+            raise CannotEvaluate(f"{failure}{self._tile_hint(images[0])}") from failure
         self._frozen = random and self.prediction.kind == "frozen"
         self.stochastic = random and not self._frozen
         if self._frozen and any(self._varies(batch[:2], 2) for batch in images):
@@ -165,7 +169,8 @@ class Model:
         except Exception as failure:
             raise_if_memory_is_out(failure)
             raise CannotEvaluate(
-                f"{self.name}: the model raised {type(failure).__name__}: {failure}{self._precision_hint()}"
+                f"{self.name}: the model raised {type(failure).__name__}: {failure}"
+                f"{self._precision_hint()}{_freezing_hint(failure)}"
             ) from failure
 
     def _precision_hint(self) -> str:
@@ -174,6 +179,18 @@ class Model:
         others = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
         names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
         return f" (images come in float32, and the model holds {names}: forward must cast)" if others else ""
+
+    def _tile_hint(self, images: Tensor) -> str:
+        """A hint for modules that refuse a tile but accept another number of images; empty for others."""
+        halves = [self.tile >> power for power in range(1, self.tile.bit_length())]
+        others = [
+            size for size in (*range(min(self.tile, 64) - 1, 0, -1), 96, 100, 128, 256) if size not in (*halves, self.tile)
+        ]
+        for size in (*halves, *others):
+            with suppress(Exception), torch.no_grad():
+                self._forward(fill_tile(images, size))
+                return f"; it accepts {size} image{'s' if size > 1 else ''} at once: give --tile {size}"
+        return ""
 
     def reseed(self, *address: object) -> None:
         """Restart the module's own randomness from the stream of this address."""
@@ -240,7 +257,7 @@ class Model:
     def _varies(self, x: Tensor, draws: int) -> bool:
         with torch.no_grad(), self.raising_by_name():
             # Equal NaNs are no difference: such a model is refused for its logits on clean images.
-            logits = [self._draw_once(x).nan_to_num() for _ in range(draws)]
+            logits = [self._draw_once(x).nan_to_num(0.0, 0.0, 0.0) for _ in range(draws)]
         slack = _GPU_ROUNDING * logits[0].abs().max().item() if self.device.type == "cuda" else 0.0
         return any(not bool(((other - logits[0]).abs() <= slack).all()) for other in logits[1:])
 
@@ -275,7 +292,9 @@ class Model:
         """Logits (b, k) of one pass; a deterministic module gets x padded to `size`, or to a tile."""
         if self._frozen:
             seed = derived_seed("frozen", self.prediction.seed)
-            return torch.cat([self._seeded_pass(image.clone(), seed) for image in torch.split(x, 1)])
+            return torch.cat(
+                [self._seeded_pass(image.clone(memory_format=torch.contiguous_format), seed) for image in torch.split(x, 1)]
+            )
         self._draw += 1
         if self.stochastic:
             # No padding: the module's randomness exceeds the rounding that padding avoids.
@@ -288,3 +307,13 @@ class Model:
     def _seeded_pass(self, x: Tensor, seed: int) -> Tensor:
         with seeded_globally(seed):
             return self._forward(x)
+
+
+def _freezing_hint(failure: Exception) -> str:
+    """A hint for modules that take gradient steps in forward; empty for others."""
+    if "does not require grad" not in str(failure):
+        return ""
+    return (
+        " (weights are frozen here: a model that adapts them in forward is not a fixed classifier, as its answers depend on "
+        "earlier images; evaluate it with the weights that it has adapted to)"
+    )

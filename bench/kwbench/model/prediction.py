@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kwbench.model.outputs import are_answers
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -26,7 +28,7 @@ class Prediction:
 
 
 def majority(draws: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the class (b,) that most draws (b, k) predict, and whether all of their logits are finite (b,).
+    """Return the class (b,) that most draws (b, k) predict, and whether all draws are answers (b,) (see `are_answers`).
 
     Of tied classes the one with the larger mean logit wins.
     """
@@ -37,5 +39,7 @@ def majority(draws: list[Tensor]) -> tuple[Tensor, Tensor]:
         accumulate=True,
     )
     most = votes == votes.amax(dim=1, keepdim=True)
-    predicted = torch.where(most, logits.mean(dim=0), -torch.inf).argmax(dim=1)
-    return predicted, logits.isfinite().all(dim=2).all(dim=0)
+    # A class that is masked in one draw may still win.
+    means = logits.mean(dim=0).clamp_min(torch.finfo(logits.dtype).min)
+    predicted = torch.where(most, means, -torch.inf).argmax(dim=1)
+    return predicted, are_answers(logits).all(dim=0)

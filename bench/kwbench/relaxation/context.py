@@ -14,7 +14,7 @@ from kwbench.relaxation.distributions import LARGEST, by_slope, expectation, pus
 from kwbench.relaxation.operation import Call, is_differentiable
 from kwbench.relaxation.relaxed_tensors import RelaxedTensor, RelaxedTensors
 from kwbench.relaxation.scales import Scales
-from kwbench.relaxation.tensors import broadcast_shape, detached, is_float, tensors_in, without_writing, writes_into
+from kwbench.relaxation.tensors import broadcast_shape, detached, floats, is_float, tensors_in, without_writing, writes_into
 
 # Operations whose result does not depend on the values of their arguments, or not on those of finite numbers.
 _INDEPENDENT_OF_VALUES = (
@@ -143,11 +143,11 @@ class Context(Scales):
         """A number, or a tensor as floats that carry a gradient if there is one."""
         relaxed = self.find(value)
         if relaxed is not None:
-            hard, choice = value.detach().float(), relaxed.choice
-            if relaxed.value is None and choice is not None:
-                return straight_through(hard, expectation(choice).to(hard.dtype))
-            return hard if relaxed.value is None else relaxed.value
-        return value.float() if isinstance(value, Tensor) and not is_float(value) else value
+            if relaxed.value is not None:
+                return relaxed.value
+            hard, choice = floats(value.detach()), relaxed.choice
+            return hard if choice is None else straight_through(hard, expectation(choice).to(hard.dtype))
+        return floats(value) if isinstance(value, Tensor) and not is_float(value) else value
 
     def run(self, call: Call) -> Any:
         """Run an operation unchanged. Booleans and integers take part by their relaxed versions."""
@@ -275,7 +275,7 @@ class Context(Scales):
         followed = False
         for one, other in zip(tensors_in(hard), tensors_in(soft), strict=False):
             if other.requires_grad and one.shape == other.shape:
-                self.attach(one, RelaxedTensor(straight_through(one.to(other.dtype), other)))
+                self.attach(one, RelaxedTensor(straight_through(floats(one).to(other.dtype), other)))
                 followed = True
         if not followed:
             self.lose(call)

@@ -6,7 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kwbench.relaxation.backward import with_finite_slopes
 from kwbench.relaxation.tensors import detached, tensors_in
+
+# Operations whose slope is infinite or undefined at some values, such as zero.
+_UNBOUNDED_SLOPES = frozenset(
+    {
+        *("_cdist_forward", "_euclidean_dist", "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_svd"),
+        *("acos", "acosh", "asin", "atan2", "atanh", "div", "erfinv", "hypot", "linalg_cholesky_ex", "linalg_inv_ex"),
+        *("linalg_qr", "linalg_vector_norm", "log", "log10", "log1p", "log2", "logit", "norm", "pow", "reciprocal"),
+        *("rsqrt", "sqrt", "std", "true_divide", "xlogy"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +39,21 @@ class Call:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def exact(self) -> Any:
-        """The result of the operation, with the gradient that autograd gives it."""
-        return self.operation(*self.args, **self.kwargs)
+        """The result of the operation, with the gradient that autograd gives it, where that is finite."""
+        return self.operation(*self._with_finite_slopes(), **self.kwargs)
 
     def hard(self) -> Any:
         """The same values without a gradient."""
         return self.operation(*detached(self.args), **self.kwargs)
+
+    def _with_finite_slopes(self) -> tuple[Any, ...]:
+        """The arguments, those of an operation of unbounded slope with finite gradients."""
+        if self.name.partition(".")[0] not in _UNBOUNDED_SLOPES:
+            return self.args
+        return tuple(
+            with_finite_slopes(argument) if isinstance(argument, Tensor) and argument.requires_grad else argument
+            for argument in self.args
+        )
 
 
 # Whether an operation can be differentiated in these of its tensors, by trial.

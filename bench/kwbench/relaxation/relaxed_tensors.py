@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kwbench.relaxation.backward import straight_through
 from kwbench.relaxation.distributions import LARGEST, MOST_VALUES, certain, expectation, resized
-from kwbench.relaxation.tensors import fills_storage, geometry, is_dense, is_float, storage
+from kwbench.relaxation.tensors import fills_storage, floats, geometry, is_dense, is_float, storage
 
 
 @dataclass(slots=True)
@@ -147,7 +147,7 @@ class RelaxedTensors:
         """Make one relaxed version of a whole storage, which can be overwritten in part; return whether it has a gradient."""
         address = storage(tensor)
         size = tensor.untyped_storage().nbytes() // tensor.element_size()
-        whole = tensor.detach().as_strided((size,), (1,), 0).to(torch.float32, copy=True)
+        whole = floats(tensor.detach().as_strided((size,), (1,), 0))
         for other, _ in self._by_storage.pop(address, []):
             relaxed = self.find(other) if self.has(other) else None
             self._by_id.pop(id(other), None)

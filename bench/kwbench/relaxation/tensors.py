@@ -37,6 +37,11 @@ def is_float(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def floats(tensor: Tensor) -> Tensor:
+    """Return a copy of whole numbers or booleans as float32; of quantised ones, the numbers that they stand for."""
+    return tensor.dequantize() if tensor.is_quantized else tensor.to(torch.float32, copy=True)
+
+
 def storage(tensor: Tensor) -> int:
     """The address of the storage of a tensor, the same for all its views; 0 if it has none."""
     try:

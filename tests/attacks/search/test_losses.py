@@ -18,7 +18,7 @@ from kwbench.attacks.search.losses import (
     dlr,
     fooled,
     margin,
-    not_finite,
+    no_answer,
     probability_margin,
     targeted_dlr,
 )
@@ -163,8 +163,8 @@ def test_a_row_of_equal_logits_has_the_same_loss_alone_and_in_a_batch(name: str)
 
 def test_finite_logits_whose_sum_is_not_are_finite() -> None:
     logits = torch.tensor([[3e38, 3e38, 0.0], [0.0, 1.0, 2.0], [0.0, torch.nan, 1.0], [torch.inf, 0.0, 0.0]])
-    assert not_finite(logits[:2]).tolist() == [False, False]
-    assert not_finite(logits).tolist() == [False, False, True, True]
+    assert no_answer(logits[:2]).tolist() == [False, False]
+    assert no_answer(logits).tolist() == [False, False, True, True]
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks.search.lookahead import current_margin, expected_margin, most_lookaheads, should_look_ahead
-from kwbench.attacks.search.losses import LOSSES, LossName, not_finite
+from kwbench.attacks.search.losses import LOSSES, LossName, no_answer
 from kwbench.attacks.search.trials import misclassified
 from kwbench.geometry import norms, project, steepest, total
 from kwbench.gradients import Gradient
@@ -128,7 +128,7 @@ class _AscentRun:
             self._broken[chosen] = settled
         else:
             # The judge calls a prediction that is not finite broken; its gradient would lead out of the pixel range.
-            settled = not_finite(estimate.logits)
+            settled = no_answer(estimate.logits)
         if ascent.decay is not None:
             length = norms(gradient, "l1").clamp_min(1e-30).view(-1, 1, 1, 1)
             gradient = ascent.decay * self._velocity[chosen] + gradient / length

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kwbench.model import are_answers
+
 LossName = Literal["cross_entropy", "margin", "dlr", "probability_margin"]
 
 # The total probability of the other classes below which a softmax in float32 loses its gradient.
@@ -117,16 +119,16 @@ def margin_after(loss: LossName, value: Tensor, rise: Tensor) -> Tensor:
 
 
 def fooled(logits: Tensor, y: Tensor) -> Tensor:
-    """Return which samples the judge would call broken, as (b,): another class wins, or a logit is not finite."""
-    return (logits.argmax(dim=1) != y) | not_finite(logits)
+    """Return which samples the judge would call broken, as (b,): another class wins, or the logits are no answer."""
+    return (logits.argmax(dim=1) != y) | no_answer(logits)
 
 
-def not_finite(logits: Tensor) -> Tensor:
-    """Return which rows of logits (b, k) contain a value that is not finite, as (b,)."""
-    # A finite sum excludes such values cheaply; an infinite one does not prove them, because finite logits may overflow.
+def no_answer(logits: Tensor) -> Tensor:
+    """Return which rows of logits (b, k) hold NaN or have no finite largest logit, as (b,)."""
+    # A finite sum excludes such values cheaply; an infinite one does not prove them: finite logits may overflow.
     if math.isfinite(logits.sum().item()):
         return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-    return ~logits.isfinite().all(dim=1)
+    return ~are_answers(logits)
 
 
 def other_logits(logits: Tensor, y: Tensor) -> Tensor:
@@ -155,6 +157,8 @@ def _at(values: Tensor, classes: Tensor) -> Tensor:
 def _stretched(logits: Tensor) -> Tensor:
     """Return the logits, rows whose logits all lie within 1e-3 stretched by a factor that carries no gradient."""
     low, top = logits.detach().aminmax(dim=1, keepdim=True)
+    if len(logits) and low.min().item() == -torch.inf:
+        low = torch.where(logits.detach() == -torch.inf, torch.inf, logits.detach()).amin(dim=1, keepdim=True)
     spread = top - low
     if not len(logits) or spread.min().item() >= _FLAT:
         return logits
@@ -177,5 +181,8 @@ def _straight_below(value: Tensor, log_value: Tensor) -> Tensor:
 
 def _not_zero(gap: Tensor, ordered: Tensor) -> Tensor:
     """Return the gap, at least a millionth of the spread of the logits and at least 1e-20: equal logits would give zero."""
-    least = 1e-6 * (ordered[:, 0] - ordered[:, -1]).detach()
+    lowest = torch.where(ordered.isinf(), torch.inf, ordered).amin(dim=1)  # of the classes that are not masked
+    least = 1e-6 * (ordered[:, 0] - lowest).detach()
+    # A gap to a masked class is infinite: so few classes are left that the ratio is the margin.
+    gap = torch.where(gap.isinf(), 1.0, gap)
     return torch.maximum(gap, least.clamp_min(1e-20))

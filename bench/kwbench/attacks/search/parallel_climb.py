@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks.search.lookahead import current_margin, expected_margin, should_look_ahead
-from kwbench.attacks.search.losses import LOSSES, TARGETED, LossName, not_finite, probability_margin
+from kwbench.attacks.search.losses import LOSSES, TARGETED, LossName, no_answer, probability_margin
 from kwbench.attacks.search.narrowing import Narrowing, ranks
 from kwbench.attacks.search.trials import misclassified
 from kwbench.geometry import project, steepest, total
@@ -119,19 +119,18 @@ class ClimbState:
 class ClimbResult:
     """Results of climbs, one entry per climb.
 
-    `images`: the proposed images. `broken`: whether they are misclassified. `lost`: whether the gradient became NaN before a
-    success. `closest`: the largest probability margin of any iterate.
+    `images`: the proposed images. `broken`: whether they are misclassified. `closest`: the largest probability margin of any
+    iterate.
     """
 
     images: Tensor
     broken: Tensor
-    lost: Tensor
     closest: Tensor
 
     @property
     def score(self) -> Tensor:
-        """Scores (l,) that rank the climbs of a sample: successes first, then NaN gradients, then by the largest margin."""
-        return torch.where(self.broken, SUCCESS + 1 + self.closest, torch.where(self.lost, 2.0, self.closest))
+        """Scores (l,) that rank the climbs of a sample: successes first, then by the largest margin."""
+        return torch.where(self.broken, SUCCESS + 1 + self.closest, self.closest)
 
 
 class ParallelClimb:
@@ -153,7 +152,6 @@ class ParallelClimb:
         """
         settings, start, row = self._settings, self._state.z, self._state.row
         images, broken = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
-        lost = broken.clone()
         highest = torch.full((len(start),), -torch.inf, device=start.device)
         closest = highest.clone()
         size = (int(row.max()) + 1, int(target_index.max()) + 1)
@@ -168,11 +166,8 @@ class ParallelClimb:
             better = (successful & ~broken[index]) | ((successful == broken[index]) & (state.value > highest[index]))
             images[index[better]], highest[index[better]] = state.z[better], state.value[better]
             broken[index] |= successful
-            # A climb cannot go on from a NaN gradient. If it had no success before, it proposes NaN, which the judge rejects.
-            stuck = steepest(state.gradient, self._threat.norm).isnan().flatten(1).any(dim=1)
-            lost[index] |= stuck & ~broken[index]
             sample_broken[state.row[successful]] = True
-            self._state = state.take(~((sample_broken[state.row] & settings.early_exit) | stuck))
+            self._state = state.take(~(sample_broken[state.row] & settings.early_exit))
             if narrowing is not None and narrowing.climbs_after(step) < allowed:
                 allowed = narrowing.climbs_after(step)
                 self._keep_closest(allowed, closest, target_index, size)
@@ -183,8 +178,7 @@ class ParallelClimb:
             if step == settings.steps or not len(self._state.z):
                 break
             self._move(step)
-        images[lost] = torch.nan
-        return ClimbResult(images, broken, lost, closest)
+        return ClimbResult(images, broken, closest)
 
     def to_the_end(self) -> tuple[Tensor, Tensor, Tensor]:
         """Take all steps on a stochastic model; return the start, the iterate of highest mean loss, and the last iterate."""
@@ -216,7 +210,7 @@ class ParallelClimb:
             logits, value, gradient = self._loss_and_gradient(state, step)
             successful = self._misclassified(state, logits, step)
         # Non-finite logits count as misclassified. Their gradients are useless and may be NaN.
-        failed = not_finite(logits)
+        failed = no_answer(logits)
         value = value.masked_fill(failed, torch.inf)
         gradient = gradient.masked_fill(failed.view(-1, 1, 1, 1), 0)
         higher = value > state.best_value

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 
-from kwbench.checks import Case, Question, Retried, Survivors, examine, retried
+from kwbench.checks import Case, Question, Retried, Survivors, caveats, examine, retried
 from kwbench.data import Batch, slice_hash
 from kwbench.data.classes import mapping_note
 from kwbench.errors import CannotEvaluate, KwbenchError
@@ -187,8 +187,24 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
         effective_sparsity={layer: str(share) for layer, share in sparsity.items()},
         class_names=dataset.class_names,
         parameters=sum(weights.numel() for weights in prepared.loaded.module.parameters()),
-        notes=(*prepared.loaded.notes, *([mapping_note(dataset.class_names)] if dataset.class_names else [])),
+        notes=(
+            *prepared.loaded.notes,
+            *([mapping_note(dataset.class_names)] if dataset.class_names else []),
+            *_caveats(request, prepared, suite),
+        ),
         answers=prepared.answers,
+    )
+
+
+def _caveats(request: Request, prepared: Prepared, suite: SuiteAttacks) -> list[str]:
+    near = prepared.probes[1]
+    attacks = [attack for label, (_, attack) in suite.by_label.items() if label not in suite.not_applicable]
+    return caveats(
+        prepared.model,
+        near,
+        prepared.batch.y[: len(near)],
+        follows_gradients=any(attack.needs == "gradients" and attack.evidence_group in ("exact", None) for attack in attacks),
+        strong=request.suite.diagnose,
     )
 
 

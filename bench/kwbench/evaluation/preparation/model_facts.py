@@ -9,7 +9,7 @@ from torch import Tensor
 from kwbench.attacks.search.pixel_grid import grids_that_matter
 from kwbench.attacks.search.student import Lessons
 from kwbench.attacks.search.submodules import classifiers_within
-from kwbench.checks.operations import surveyed
+from kwbench.checks.operations import SURVEYED, autograd_is_exact, surveyed
 from kwbench.model import Model, Precision
 from kwbench.threat import ThreatModel
 
@@ -40,10 +40,13 @@ class MeasuredFacts:
 
     @cached_property
     def hides_gradients(self) -> bool:
-        """Whether the relaxation finds an operation to soften, or one that it cannot see into."""
+        """Whether the relaxation finds an operation to soften, or one that it cannot see into, or corrects autograd."""
         with self.model.raising_by_name():
-            surveys = [surveyed(self.model, images) for images in self.probes]
-        return any(survey.relaxed or survey.unseen for survey in surveys)
+            for images in self.probes:
+                survey = surveyed(self.model, images)
+                if survey.relaxed or survey.unseen or not autograd_is_exact(self.model, images[:SURVEYED]):
+                    return True
+        return False
 
     @cached_property
     def search_precision(self) -> Precision:

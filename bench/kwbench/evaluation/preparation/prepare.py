@@ -18,7 +18,7 @@ from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation.fingerprint import Answers, fingerprint
 from kwbench.evaluation.request import Request
 from kwbench.geometry import project, steepest
-from kwbench.model import Model, Prediction, fill_tile, find_device
+from kwbench.model import Model, Prediction, fill_tile, find_device, with_logits
 from kwbench.networks.entries import load_entry
 from kwbench.networks.in_memory import device_of, loaded_in_memory
 from kwbench.networks.loaded import Loaded
@@ -95,7 +95,11 @@ def prepare(request: Request, threads: int | None = None) -> Prepared:
     threat = _threat_model(request, dataset)
     name, loaded, entry, prediction = _load(request, registry, dataset)
     with _naming_default_data(request, dataset):
-        model = _wrap(request, name, loaded, prediction, dataset, batch, device)
+        for part in (loaded.module, *loaded.hidden):
+            part.to(device)
+        module, notes = with_logits(loaded.module, fill_tile(batch.x, request.tile))
+        loaded = replace(loaded, notes=(*loaded.notes, *notes))
+        model = _wrap(request, name, replace(loaded, module=module), prediction, dataset, batch, device)
         probe = batch.x[: request.tile]
         noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
         near = (probe + (2 * noise - 1) * threat.radius).clamp(0, 1)
@@ -205,8 +209,6 @@ def _wrap(
         logits = None
         # An error here is raised again, under the model's name, when the model is first evaluated.
         with suppress(Exception), torch.no_grad():
-            for part in (loaded.module, *loaded.hidden):
-                part.to(device)
             logits = loaded.module(fill_tile(batch.x, request.tile))
         if isinstance(logits, Tensor) and logits.dim() == 2:
             if logits.shape[1] < classes:

@@ -4,6 +4,28 @@ Add a new module to the line below. The order matters: a rule replaces an earlie
 `rounding` for `clamp_min` replaces that of `saturation`, which `attention` imports.
 """
 
-from kwbench.relaxation.rules import attention, choices, comparisons, indexing, masks, periodic, rounding, saturation, views
+from kwbench.relaxation.rules import (
+    attention,
+    choices,
+    comparisons,
+    indexing,
+    masks,
+    periodic,
+    quantisation,
+    rounding,
+    saturation,
+    views,
+)
 
-__all__ = ["attention", "choices", "comparisons", "indexing", "masks", "periodic", "rounding", "saturation", "views"]
+__all__ = [
+    "attention",
+    "choices",
+    "comparisons",
+    "indexing",
+    "masks",
+    "periodic",
+    "quantisation",
+    "rounding",
+    "saturation",
+    "views",
+]
