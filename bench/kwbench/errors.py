@@ -1,6 +1,7 @@
 """Errors, each with the exit code that the command line returns for it.
 
-0: success. 1: a regression. 2: wrong use or configuration. 3: no evaluation or no answer. 4: damaged data.
+0: success. 1: a regression. 2: wrong use or configuration. 3: no evaluation or no answer, or a failure that nobody foresaw.
+4: damaged data.
 """
 
 import difflib

@@ -21,6 +21,8 @@ def _require_inside(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path:
         raise ValueError("must be a path below the registry's folder")
+    if "\0" in path:
+        raise ValueError("must be a path, which holds no NUL")
     return path
 
 

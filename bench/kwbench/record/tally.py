@@ -30,7 +30,7 @@ class Tally:
         other_held: how many of these held under that rule.
         surrogate_rows: rows with a prediction of the surrogate.
         surrogate_right: how many of these predictions are right.
-        guarded: whether a checksum shows that they are what was written.
+        guarded: False where they are on record without a checksum, which shows that they are what was written.
     """
 
     index: NDArray[np.int64]
@@ -44,7 +44,7 @@ class Tally:
     other_held: int
     surrogate_rows: int
     surrogate_right: int
-    guarded: bool = False
+    guarded: bool = True
 
     @property
     def failed(self) -> bool:

@@ -49,7 +49,7 @@ def _draft(path: Path, create_tables: Callable[[sa.Connection], None]) -> Iterat
     if not path.parent.is_dir():
         raise CannotEvaluate(f"{path}: the folder {path.parent} does not exist")
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    engine = sa.create_engine(f"sqlite:///{draft}", poolclass=sa.NullPool)
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(draft)), poolclass=sa.NullPool)
     try:
         with engine.begin() as connection:
             connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
