@@ -498,6 +498,16 @@ class TestThePage:
         rows = [line for line in text.splitlines() if re.search(r"\| (run|runnable|not comparable)( \[|: )[^|]*\|$", line)]
         assert len(rows) == 435
         assert page.count('<span class="tag') == 435
+        # A row for each network, a column for each attack, and only tables with a measurement are open.
+        table = page.partition("Table 1: CIFAR-10, ResNet-18 ")[2].partition("</table>")[0]
+        assert re.findall(r'<th scope="col" class="num">([^<]+)', table)[:3] == [
+            "A_std",
+            "PGD, linf 0.031",
+            "C&amp;W, linf 0.031",
+        ]
+        assert "here 20.0 [2.5, 55.6]" in table
+        runs = re.findall(r'<details class="claims" id="[^"]+" data-run="(\d+)"( open)?>', page)
+        assert {(run != "0", bool(is_open)) for run, is_open in runs} == {(True, True), (False, False)}
         assert "| Natural | ReLU | PGD, linf 0.031 | 0.0 | 20.0 [2.5, 55.6] | – | cifar10, 10 |" in text
         for each in PAPERS:
             assert f"## {each}\n" in text

@@ -196,6 +196,23 @@ def test_two_models_are_compared_sample_by_sample(browser: Any, reports: Path) -
     page.close()
 
 
+def test_the_claims_are_filtered_by_paper_and_status(browser: Any, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "results.db"), create=True)
+    write_report(store, tmp_path, {"claims"})
+    store.close()
+    page, complaints, _ = visit(browser, tmp_path / "claims.html", "#paper=costa2020&status=")
+    assert not page.is_visible("#h-xiao2020")
+    assert page.is_visible("#h-costa2020")
+    page.select_option("select[aria-label=Paper]", "")
+    page.select_option("select[aria-label=Status]", "run")
+    # Nothing is measured.
+    assert page.locator(".claims").count() > 0
+    assert page.locator(".claims:visible").count() == 0
+    assert page.url.endswith("#paper=&status=run")
+    assert complaints == []
+    page.close()
+
+
 def test_an_address_names_a_sample(browser: Any, reports: Path) -> None:
     page, _, _ = visit(browser, run_of(reports, "second"), "#samples?sample=10&result=broken")
     assert page.inner_text(".shown h3") == "Sample 10"

@@ -66,10 +66,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The cells of a table about one architecture on one data set, with notes on our networks and the commands to run."""
+    """The cells of a table about one architecture on one data set, with notes on our networks and the commands to run.
+
+    `rows` have the cells as the paper prints them: training, activation and our network, then a cell for each of `attacks`.
+    """
 
     title: str
     lines: tuple[Line, ...]
+    attacks: tuple[str, ...]
+    rows: tuple[tuple[str, str, str, tuple[Line | None, ...]], ...]
     differences: tuple[tuple[str, str], ...]
     recipes: tuple[tuple[str, str, tuple[str, ...]], ...]
 
@@ -99,8 +104,13 @@ def claims_markdown(
     return "\n".join(parts)
 
 
-def claims_html(comparisons: Sequence[ClaimComparison], remarks: Sequence[Remark], unclaimed: Sequence[Summary] = ()) -> str:
-    """Return the same as one self-contained HTML page."""
+def claims_html(
+    comparisons: Sequence[ClaimComparison],
+    remarks: Sequence[Remark],
+    unclaimed: Sequence[Summary] = (),
+    pages: Sequence[str] = (),
+) -> str:
+    """Return the same as one self-contained HTML page, which links to the other `pages` beside it."""
     papers = [
         (paper, _whole(reference), groups)
         for paper, reference in PAPERS.items()
@@ -108,6 +118,8 @@ def claims_html(comparisons: Sequence[ClaimComparison], remarks: Sequence[Remark
     ]
     return rendered(
         "claims.html.j2",
+        pages=pages,
+        scripts=("claims.js",),
         lead=_whole(LEAD),
         caution=_whole(CAUTION),
         counts=_counts(comparisons),
@@ -221,8 +233,22 @@ def _group(members: Sequence[ClaimComparison]) -> Group:
     return Group(
         title=f"{table}: {first.dataset}, {first.architecture}{pretrained}",
         lines=tuple(lines),
+        attacks=tuple(dict.fromkeys(line.attack for line in lines)),
+        rows=_pivot(lines),
         differences=tuple((mark, text) for text, mark in differences.items()),
         recipes=tuple((mark, hardware, commands) for (hardware, commands), mark in recipes.items()),
+    )
+
+
+def _pivot(lines: Sequence[Line]) -> tuple[tuple[str, str, str, tuple[Line | None, ...]], ...]:
+    """Return a row for each network: training, activation, our network, and its cell for each attack of the group."""
+    attacks = dict.fromkeys(line.attack for line in lines)
+    networks: dict[tuple[str, str], dict[str, Line]] = {}
+    for line in lines:
+        networks.setdefault((line.training, line.activation), {})[line.attack] = line
+    return tuple(
+        (training, activation, next(filter(None, (cell.model for cell in cells.values())), ""), tuple(map(cells.get, attacks)))
+        for (training, activation), cells in networks.items()
     )
 
 

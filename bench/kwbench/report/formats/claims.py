@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def _render(data: "ReportData") -> dict[str, str]:
     from kwbench.report.claims import claims_html, claims_markdown
 
-    return {"claims.md": claims_markdown(*data.claims), "claims.html": claims_html(*data.claims)}
+    return {"claims.md": claims_markdown(*data.claims), "claims.html": claims_html(*data.claims, pages=tuple(data.pages))}
 
 
 FORMAT = Format("claims", "The papers' claims beside the measured accuracies", ("claims.md", "claims.html"), _render)
