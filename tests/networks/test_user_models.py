@@ -167,7 +167,6 @@ def onnx():
     graph = helper.make_graph(nodes, "net", [x], [y], [weights])
     return onnx2torch.convert(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]))
 """
-NEEDED = {"timm": ("timm",), "Hugging Face": ("transformers",), "ONNX": ("onnx", "onnx2torch")}
 
 
 @pytest.fixture(autouse=True)
@@ -216,8 +215,6 @@ def test_one_network_in_any_wrapping_has_the_same_outcomes_and_is_recognised(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", OTHERS)
 def test_every_other_kind_is_evaluated_and_recognised(kind: str, tmp_path: Path, images: DataSet) -> None:
-    for library in NEEDED.get(kind, ()):
-        pytest.importorskip(library, exc_type=ImportError)
     first, again = (evaluator(tmp_path, OTHERS[kind], images) for _ in range(2))
     attacked(first)
     facts = [replace(each.facts, answers=None) for each in (first, again)]
