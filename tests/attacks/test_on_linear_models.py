@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kwbench.attacks import ATTACKS
+from kwbench.attacks import ATTACKS, build_attack
 from kwbench.data import Batch
+from kwbench.judge import judge, judge_clean
 from kwbench.model import Model
 from kwbench.outcome import Status
 from kwbench.threat import ThreatModel
-from support.small_models import Linear, run, wrapped
+from support.small_models import Linear, digits, first_images, run, wrapped
 
 DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
 
@@ -140,3 +141,25 @@ def test_square_breaks_a_linear_model_of_one_sign_at_its_distance(norm: str) -> 
     assert {outcome.status for outcome in outcomes} == {Status.BROKEN}
     outcomes = run("square", {"steps": 300}, batch, ThreatModel.of(norm, f"{distance * 0.999:.6f}"), model=model)
     assert {outcome.status for outcome in outcomes} == {Status.HELD}
+
+
+@pytest.mark.parametrize("name", ["pgd", "mim", "apgd", "transfer", "autoattack"])
+def test_no_default_gradient_attack_leaves_more_than_fgsm_on_a_linear_network(name: str) -> None:
+    """Trained by least squares; the worst corner of the ball is known for each rival class."""
+    train, batch = digits().train.batch(range(600)), first_images(64)
+    flat = torch.cat([train.x.flatten(1), torch.ones(600, 1)], dim=1)
+    solution = (
+        10
+        * torch.linalg.lstsq(
+            torch.cat([flat, 3 * torch.eye(65)]), torch.cat([torch.eye(10)[train.y], torch.zeros(65, 10)])
+        ).solution.T
+    )
+    model, threat = wrapped(Linear(solution[:, :-1].contiguous(), solution[:, -1].contiguous())), ThreatModel.of("linf", "0.05")
+
+    def left(name: str) -> int:
+        attack = build_attack(name, {}, lambda _: model)
+        outcomes = judge(model, attack, name, batch, threat, 0, judge_clean(model, batch, 0))
+        return sum(outcome.status is Status.HELD for outcome in outcomes)
+
+    assert 10 < left("fgsm") < 60
+    assert left(name) <= left("fgsm")

@@ -55,3 +55,21 @@ def test_a_stochastic_module_keeps_its_memory_layout() -> None:
     model.plan_passes(torch.rand(9, 3, 8, 8))
     model(torch.rand(9, 3, 8, 8))
     assert set(module.seen) == {(False, False)}
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("order", [(0, 2, 3, 1), (3, 2, 1, 0)], ids=["channels last", "reversed"])
+def test_a_module_that_flattens_by_view_gets_images_of_any_layout(order: tuple[int, ...], stochastic: bool) -> None:
+    class Viewing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(len(x), -1)[:, :10]
+
+    model = wrapped(Viewing(), tile=8, shape=(3, 8, 8))
+    model.stochastic = stochastic
+    x = torch.rand((8, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    back = [order.index(axis) for axis in range(4)]
+    strided = x.permute(order).contiguous().permute(back)
+    assert not strided.is_contiguous()
+    model.plan_passes(strided)
+    torch.testing.assert_close(model(strided), x.flatten(1)[:, :10])
+    assert input_gradient(model, strided).shape == x.shape

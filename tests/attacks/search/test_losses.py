@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from kwbench.attacks.search.losses import (
     LOSSES,
     TARGETED,
+    LossName,
     cross_entropy,
     dlr,
     fooled,
@@ -210,3 +211,17 @@ def test_scaled_logits_do_not_protect_a_model_from_any_loss(loss: str, attack: s
     for scale in (5000.0, 1e-6):
         scaled = broken(run(attack, parameters, batch, threat, model=wrapped(_Scaled(trained_cnn(), scale)))).double().mean()
         assert scaled > plain - 0.08, (scale, plain, scaled)
+
+
+@pytest.mark.parametrize("loss", [*LOSSES])
+def test_masked_classes_change_no_loss_and_no_gradient(loss: LossName) -> None:
+    """As if the class were not there: the losses of fewer classes, with a gradient of zero at the masked one."""
+    generator = torch.Generator().manual_seed(0)
+    for classes, scale in ((3, 1.0), (5, 1.0), (5, 1e-5), (5, 1e3)):
+        few = (scale * torch.randn((8, classes), generator=generator)).requires_grad_()
+        y = torch.arange(8) % classes
+        masked = torch.cat([few.detach(), torch.full((8, 1), -torch.inf)], dim=1).requires_grad_()
+        results = [LOSSES[loss](logits, y) for logits in (few, masked)]
+        torch.testing.assert_close(results[1], results[0])
+        gradients = [torch.autograd.grad(value.sum(), at)[0] for value, at in zip(results, (few, masked), strict=True)]
+        torch.testing.assert_close(gradients[1][:, :-1], gradients[0])
