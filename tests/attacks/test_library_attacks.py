@@ -18,6 +18,11 @@ from support.small_models import first_images, run, sharp, trained_cnn, wrapped
 LINF = ThreatModel.of("linf", "0.15")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _trained() -> None:
+    trained_cnn()  # its first use may not be under no_grad
+
+
 @pytest.mark.parametrize("seed", [torch.manual_seed, np.random.seed, random.seed], ids=["torch", "numpy", "random"])
 @pytest.mark.parametrize(
     ("name", "parameters"),
