@@ -63,7 +63,7 @@ def refusal(output: Any, images: int) -> str | None:
     if not isinstance(output, Tensor):
         keys = f" with {', '.join(map(repr, list(output)[:8]))}" if isinstance(output, Mapping) else ""
         return f"the model must return logits ({images}, classes), it returned {type(output).__name__}{keys}; {_ADVICE}"
-    if tuple(output.shape) in ((images,), (images, 1)):
+    if tuple(output.shape) in ((images,), (images, 1)) and output.is_floating_point():
         join = "torch.stack([-z, z], dim=1)" if output.dim() == 1 else "torch.cat([-z, z], dim=1)"
         return (
             f"the model returned one logit z an image, {tuple(output.shape)}; make two classes of it: {join}, "
