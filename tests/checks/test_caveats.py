@@ -122,7 +122,9 @@ def test_masked_classes_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "name"), [(torch.manual_seed, "torch"), (np.random.seed, "numpy"), (random.seed, "random")], ids=str
+    ("seed", "name"),
+    [(torch.manual_seed, "torch"), (np.random.seed, "numpy"), (random.seed, "random")],
+    ids=["torch", "NumPy", "Python"],
 )
 def test_a_generator_that_forward_seeds_is_named(seed: Callable[[int], Any], name: str) -> None:
     def seeding(x: Tensor) -> Tensor:
