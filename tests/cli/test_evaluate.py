@@ -27,7 +27,7 @@ def test_stdout_is_one_json_object_with_the_documented_keys(kwb: Kwbench) -> Non
     result = answer.json
     assert result.keys() >= KEYS | {"attacks"}
     assert (result["model"], result["dataset"], result["n"]) == ("small", "digits", 48)
-    assert result["threat"] == {"norm": "linf", "eps": 0.08, "exact": "2/25"}
+    assert result["threat"] == {"norm": "linf", "eps": 0.08, "exact": "0.08"}
     assert (result["stochastic"], result["complete"], result["cascade"]) == (False, True, False)
     assert [attack["name"] for attack in result["attacks"]] == ["noop", "fgsm", "pgd"]
     for attack in result["attacks"]:

@@ -166,6 +166,7 @@ class TestInterruption:
     ) -> None:
         carry_out(request(registry), db)
         connection = sqlite3.connect(db)
+        connection.execute("DELETE FROM attack_run_checksums")  # as in a record from before checksums
         connection.execute('DELETE FROM outcomes WHERE attack_run = 3 AND "index" % 7 = 3')
         connection.execute('DELETE FROM outcomes WHERE attack_run = 1 AND "index" = 20')
         connection.commit()
@@ -179,6 +180,7 @@ class TestInterruption:
         whole = evaluated(what, tmp_path / "whole.db")
         carry_out(what, tmp_path / "holes.db")
         connection = sqlite3.connect(tmp_path / "holes.db")
+        connection.execute("DELETE FROM attack_run_checksums")
         connection.execute('DELETE FROM outcomes WHERE "index" % 5 = 1')
         connection.commit()
         connection.close()
@@ -187,6 +189,7 @@ class TestInterruption:
     def test_what_is_on_record_is_not_overwritten(self, registry: Path, db: Path) -> None:
         carry_out(request(registry), db)
         connection = sqlite3.connect(db)
+        connection.execute("DELETE FROM attack_run_checksums")
         connection.execute("UPDATE outcomes SET note = 'first' WHERE attack_run = 2")
         connection.execute('DELETE FROM outcomes WHERE attack_run = 2 AND "index" = 5')
         connection.commit()

@@ -11,6 +11,7 @@ They guard against damage, not against forgery.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,12 @@ _MODULUS = 1 << 64
 def checksum(*values: object) -> str:
     """Return the SHA-256 of values whose `repr` determines them: texts, integers, floats, None, and sequences of these."""
     return hashlib.sha256(ascii(values).encode()).hexdigest()
+
+
+def without_command(provenance: str) -> str:
+    """Return the JSON text of a provenance without the command, whose folders are removed before a record is published."""
+    values = json.loads(provenance)
+    return json.dumps({name: value for name, value in values.items() if name != "command"}, sort_keys=True)
 
 
 def tally_checksum(tally: Tally) -> str:

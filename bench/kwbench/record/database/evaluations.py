@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from kwbench.errors import DamagedData, KwbenchError
 from kwbench.finding import Finding
 from kwbench.record.database import schema
-from kwbench.record.database.checksums import REMEDY, checksum, next_position, require_position
+from kwbench.record.database.checksums import REMEDY, checksum, next_position, require_position, without_command
 from kwbench.record.database.statements import insert, lock, to_json, upsert
 from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
 from kwbench.threat import ThreatModel
@@ -158,7 +158,7 @@ def _require_whole(row: sa.Row[Any], members: _Members, state: sa.Row[Any] | Non
 
 def _checksum(row: sa.Row[Any], members: _Members) -> str:
     fields = (row.id, row.identity, row.model, row.dataset, row.suite, row.norm, str(Fraction(row.eps)), row.n)
-    return checksum(*fields, bool(row.stochastic), row.spec, row.provenance, row.created, members.rows)
+    return checksum(*fields, bool(row.stochastic), row.spec, without_command(row.provenance), row.created, members.rows)
 
 
 def replace_findings(connection: sa.Connection, evaluation: int, findings: Sequence[Finding], checks: Sequence[str]) -> None:

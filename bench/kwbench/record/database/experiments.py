@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from kwbench.errors import DamagedData
 from kwbench.record.database import schema
-from kwbench.record.database.checksums import REMEDY, checksum, next_position, require_position
+from kwbench.record.database.checksums import REMEDY, checksum, next_position, require_position, without_command
 from kwbench.record.database.statements import insert, lock, pack_array, to_json, unpack_array, upsert
 from kwbench.record.measurement import Array, Measurement
 
@@ -82,7 +82,7 @@ def select_measurements(connection: sa.Connection, identity: str | None = None) 
                     arrays=unpacked,
                 )
             )
-        except (DamagedData, ValueError, TypeError, RecursionError) as failure:
+        except (DamagedData, ValueError, TypeError, AttributeError, RecursionError) as failure:
             raise DamagedData(f"damaged: experiment {row.id} ({row.experiment}, {row.model}): {failure}; {REMEDY}") from None
     known = {row.id for row in rows}
     lost = [number for number in connection.execute(sa.select(checksums.c.experiment)).scalars() if number not in known]
@@ -107,7 +107,7 @@ def _recency(row: sa.Row[Any]) -> tuple[int, str, int]:
 
 
 def _checksum(row: sa.Row[Any], arrays: Sequence[sa.Row[Any]]) -> str:
-    fields = (row.id, row.identity, row.experiment, row.model, row.dataset, row.spec, row.provenance)
+    fields = (row.id, row.identity, row.experiment, row.model, row.dataset, row.spec, without_command(row.provenance))
     return checksum(*fields, sorted((array.name, array.shape) for array in arrays))
 
 
