@@ -70,11 +70,11 @@ def depends_on_the_batch(model: Model, x: Tensor) -> Tensor:
     """Return which of the first few images x (b, c, h, w) are answered otherwise alone than among others, as (n,).
 
     Among a tile of images, and among seven. The module is called directly, because the model pads its batches. A model with
-    randomness is not asked, since its noise depends on the batch; nor is one that refuses single images.
+    randomness, also a frozen one, is not asked, since its noise depends on the batch; nor is one that refuses single images.
     """
     few = x[:_ALONE]
     differ = torch.zeros(len(few), dtype=torch.bool, device=x.device)
-    if model.stochastic:
+    if model.stochastic or model.rule.kind == "frozen":
         return differ
     try:
         with model.aside("alone"), torch.no_grad():
