@@ -56,14 +56,16 @@ def test_rows_are_the_same_at_any_batch_size_and_order(name: str, norm: str) -> 
         pytest.skip("the chosen attack is in linf")
     if norm not in attack.norms:
         pytest.skip(f"{name} is not in {norm}")
-    batch = first_images(128)
-    tiles = batch.tiles(32)
+    # Linear programs and trees of branches take their time.
+    count = 32 if name == "complete-search" else 128
+    batch = first_images(count)
+    tiles = batch.tiles(count // 4)
     whole = _pieces(name, [batch], norm)
     assert _pieces(name, tiles[::-1], norm) == whole
-    assert _pieces(name, [batch.take(range(64)), batch.take(range(64, 128))], norm) == whole
+    assert _pieces(name, [batch.take(range(count // 2)), batch.take(range(count // 2, count))], norm) == whole
     if not attack.whole_tiles:
-        shuffled = torch.randperm(128, generator=torch.Generator().manual_seed(1)).tolist()
-        assert _pieces(name, [batch.take(shuffled[:50]), batch.take(shuffled[50:])], norm) == whole
+        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(1)).tolist()
+        assert _pieces(name, [batch.take(shuffled[: count // 3]), batch.take(shuffled[count // 3 :])], norm) == whole
     assert {outcome.status for outcome in whole.values()} <= {Status.BROKEN, Status.HELD, Status.WRONG}
 
 

@@ -151,7 +151,7 @@ def test_what_is_found_does_not_depend_on_the_number_of_workers(model: str, n: i
 
 
 def test_a_stochastic_network_gets_a_verdict_too(store: Store, suite: Suite, tmp_path: Path) -> None:
-    found = judged(store, request(write_registry(tmp_path), "small-random", suite=suite, n=32))
+    found = judged(store, request(write_registry(tmp_path), "small-random", suite=suite, n=12))
     assert found.conclusion in ("confirmed", "overestimated", "inconclusive")
     (evaluation,) = store.evaluations()
     checks = {each.check for each in store.findings(evaluation.id)}
