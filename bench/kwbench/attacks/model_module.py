@@ -1,14 +1,12 @@
 """A torch module around a Model, for attack libraries."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from kwbench.geometry import finite_slopes
 from kwbench.gradients import CutGradientError
 from kwbench.model import Model
 from kwbench.randomness import globals_restored
+from kwbench.relaxation.backward import with_finite_slopes
 
 
 class ModelModule(nn.Module):
@@ -28,7 +26,7 @@ class ModelModule(nn.Module):
         with globals_restored():
             if not (torch.is_grad_enabled() and x.requires_grad):
                 return _finite_logits(self.model(x))
-            logits = self.model(_FiniteSlopes.apply(x))  # type: ignore[no-untyped-call]
+            logits = self.model(with_finite_slopes(x))
         if not logits.requires_grad:
             raise CutGradientError
         return _finite_logits(logits)
@@ -42,15 +40,3 @@ def _finite_logits(logits: Tensor) -> Tensor:
     lowest = torch.where(values == -torch.inf, torch.inf, values).amin(dim=1, keepdim=True)
     floor = lowest - 100 * (1 + values.amax(dim=1, keepdim=True) - lowest)
     return torch.where(values == -torch.inf, floor, logits)
-
-
-class _FiniteSlopes(torch.autograd.Function):
-    """The identity, whose gradient is finite."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return finite_slopes(gradient)
