@@ -1,13 +1,18 @@
 """Settings and helpers of all tests."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Tests, and the processes that they start, take one core each unless they ask for more. torch reads it when imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # Data sets and checkpoints that are too large for the repository, in a folder beside it.
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -24,3 +29,15 @@ def shared(path: str) -> Path:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"no browser on the PATH (looked for {', '.join(BROWSERS)})")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield opened
+        opened.close()
