@@ -44,6 +44,7 @@ __all__ = [
     "diagnose",
     "evaluate",
     "results",
+    "verify",
 ]
 
 
@@ -181,6 +182,43 @@ def diagnose(
     from kwbench.evaluation.api import diagnose as run
 
     return run(model, x, y, suite=suite, protocol=protocol, **options)
+
+
+def verify(
+    model: "Model",
+    adversarials: "str | Path | Tensor | np.ndarray[Any, Any]",
+    x: "Images" = None,
+    y: "Labels" = None,
+    *,
+    attack_name: str = "images",
+    paper: str = "",
+    key: str | None = None,
+    worst_case: bool = False,
+    **options: Any,
+) -> "EvaluationResult":
+    """Judge adversarial images that were made elsewhere: their distance, their pixels, and fresh predictions.
+
+    Args:
+        model: as for `evaluate`.
+        adversarials: images (n, c, h, w) in the order of the samples, or a file of them: npz, npy, or torch.save.
+        x: as for `evaluate`.
+        y: as for `evaluate`.
+        attack_name: name of the attack that made the images; its label is "NAME (external)".
+        paper: address of its paper.
+        key: key of the images in the file; default: a usual one, such as AutoAttack's `adv_complete`.
+        worst_case: whether the worst case of the other attacks includes the images.
+        options: the other options of `evaluate`; `suite` or `attacks` name other attacks, by default none.
+
+    Returns:
+        As `evaluate`.
+
+    Raises:
+        DamagedData: an image is NaN, outside [0, 1], outside the ball, or of another sample; the message names them.
+        UsageError, CannotEvaluate: as for `evaluate`.
+    """
+    from kwbench.evaluation.api import verify as run
+
+    return run(model, adversarials, x, y, attack_name=attack_name, paper=paper, key=key, worst_case=worst_case, **options)
 
 
 def attack(

@@ -27,6 +27,7 @@ from kwbench.attacks.square import Square
 from kwbench.attacks.student import Student
 from kwbench.attacks.submodules import Submodules
 from kwbench.attacks.transfer import Transfer
+from kwbench.attacks.user_attacks import is_user_attack, load_user_attack
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.model import Model
 
@@ -61,13 +62,15 @@ ATTACKS: dict[str, type[Attack]] = {
 def build_attack(name: str, parameters: Mapping[str, Any], surrogate: Callable[[str], Model] | None = None) -> Attack:
     """Return the attack `name` with these parameters, and defaults for the rest.
 
-    `foolbox:NAME` is Foolbox's attack NAME, with Foolbox's parameters. `surrogate` loads a model by the name that a transfer
-    attack gives. Raises UsageError for an unknown attack or parameter, or a value out of range.
+    `foolbox:NAME` is Foolbox's attack NAME, with Foolbox's parameters; `path/to/file.py:Class` is the user's own. `surrogate`
+    loads a model by the name that a transfer attack gives. Raises UsageError for an unknown attack or parameter, or a value
+    out of range.
     """
-    kind_name, _, foolbox_name = name.partition(":")
-    if kind_name not in ATTACKS or (foolbox_name and kind_name != "foolbox"):
+    users = is_user_attack(name)
+    kind_name, _, foolbox_name = (name, "", "") if users else name.partition(":")
+    if not users and (kind_name not in ATTACKS or (foolbox_name and kind_name != "foolbox")):
         raise UsageError(f"attack {name!r} is unknown; {did_you_mean(name, ATTACKS, listed_by='kwbench attacks')}")
-    kind = ATTACKS[kind_name]
+    kind = load_user_attack(name) if users else ATTACKS[kind_name]
     known = [field.name for field in fields(kind) if field.metadata.get("parameter", True)]
     if foolbox_name:
         own = {key: value for key, value in parameters.items() if key == "judged"}

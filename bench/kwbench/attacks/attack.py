@@ -83,6 +83,8 @@ class Attack(ABC):
     revision: ClassVar[int] = 1
     # Distribution names of the libraries that the attack wraps; their versions are part of a run's identity.
     libraries: ClassVar[tuple[str, ...]] = ()
+    # SHA-256 of the code of an attack from outside the package; part of a run's identity.
+    code_sha256: ClassVar[str | None] = None
 
     # The norms in which it can search.
     norms: frozenset[str]

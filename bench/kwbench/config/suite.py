@@ -76,6 +76,8 @@ class Suite:
         diagnose: Whether the evaluation is diagnosed and gets a verdict.
         n: Evaluate the first `n` images, or all if there are fewer; None for all.
         then: The labels of another suite's attacks that run last, as a cascade, after attacks that are none.
+        apart: The labels of attacks that see all samples of a cascade: images that were made elsewhere.
+        beside: The labels of attacks whose accuracies stand beside the worst case, which does not include them.
         datasets: The protocols on data sets where it differs.
     """
 
@@ -90,6 +92,8 @@ class Suite:
     diagnose: bool = False
     n: int | None = None
     then: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     datasets: Mapping[str, "Suite"] = field(default_factory=dict)
 
     def on(self, dataset: str) -> "Suite":
@@ -101,7 +105,7 @@ class Suite:
         stages: list[Stage] = []
         for attack in self.attacks:
             if attack.applies(stochastic):
-                cascade = self.cascade or attack.label in self.then
+                cascade = (self.cascade or attack.label in self.then) and attack.label not in self.apart
                 stages.append(Stage(attack.label, attack, after=attack.after, cascade=cascade, screen=attack.screen))
                 for doubled in range(1, attack.escalate + 1):
                     after = (stages[-1].label,)
@@ -234,10 +238,17 @@ def suite_of(names: Sequence[str]) -> Suite:
         return read_suite("all")
     if not names:
         raise UsageError("--attack names no attack")
-    if len(set(names)) < len(names):
+    labels = [_label_of(name) for name in names]
+    if len(set(labels)) < len(labels):
         raise UsageError(f"--attack {','.join(names)}: an attack is named twice")
-    attacks = tuple(SuiteAttack(_checked_label(name, "--attack"), name) for name in names)
-    return Suite(name="+".join(names), attacks=attacks, by_name=True)
+    attacks = tuple(SuiteAttack(_checked_label(label, "--attack"), name) for label, name in zip(labels, names, strict=True))
+    return Suite(name="+".join(labels), attacks=attacks, by_name=True)
+
+
+def _label_of(name: str) -> str:
+    """Return the label of an attack: for one of the user's own, path/to/file.py:Class, the name of its class."""
+    source, _, class_name = name.rpartition(":")
+    return class_name if "." in source else name
 
 
 def override(suite: Suite, settings: Sequence[str]) -> Suite:

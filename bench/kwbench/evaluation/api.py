@@ -13,11 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kwbench.attacks.external import Proposals
 from kwbench.config.prediction import parse_prediction_rule
 from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_of
 from kwbench.data import load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation.arguments import attack_names, attack_parameters, check_names, check_numbers, samples_in_memory
+from kwbench.evaluation.proposals import proposals_from_arrays, read_proposals, suite_with
 from kwbench.evaluation.protocol import protocol_suite, verdict_against
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.result import EvaluationResult, result_of
@@ -48,6 +50,34 @@ def diagnose(
             raise CannotEvaluate(f"{rival.model}: {protocol} is incomplete: {'; '.join(rival.missing)}")
         summary = call.run(replace(call.suite(default="strong"), diagnose=True), store, thoroughly=True)
         return result_of(store, summary, call.images(summary), verdict_against(summary, protocol, rival))
+
+
+def verify(
+    model: str | nn.Module,
+    adversarials: Any,
+    x: Any = None,
+    y: Any = None,
+    *,
+    attack_name: str,
+    paper: str,
+    key: str | None,
+    worst_case: bool,
+    **options: Any,
+) -> EvaluationResult:
+    """See kwbench.verify, whose options these are."""
+    check_names(options, _OPTIONS)
+    call = _Call(model, x, y, **options)
+    alone = options.get("suite") is None and options.get("attacks") is None
+    suite, label = suite_with(None if alone else call.suite(), attack_name, worst_case=worst_case)
+    from_file = isinstance(adversarials, str | Path)
+    proposals = (
+        read_proposals(Path(adversarials), key=key, paper=paper)
+        if from_file
+        else proposals_from_arrays(adversarials, "adversarials", paper=paper)
+    )
+    with call.opened() as store:
+        summary = call.run(suite, store, proposals={label: proposals})
+        return result_of(store, summary, call.images(summary))
 
 
 def attack(
@@ -187,9 +217,16 @@ class _Call:
             finally:
                 store.close()
 
-    def run(self, suite: Suite, store: Store, *, thoroughly: bool = False) -> Summary:
+    def run(
+        self,
+        suite: Suite,
+        store: Store,
+        *,
+        thoroughly: bool = False,
+        proposals: Mapping[str, Proposals] | None = None,
+    ) -> Summary:
         """Evaluate under a suite and return the summary. The module is left as it was given."""
-        request = replace(self._request, suite=suite.on(self._request.dataset_name))
+        request = replace(self._request, suite=suite.on(self._request.dataset_name), proposals=proposals or {})
         threads = torch.get_num_threads()
         # The caller's inference mode would leave the attacks without gradients.
         with torch.inference_mode(False), unchanged(self._module) if self._module is not None else nullcontext():

@@ -34,13 +34,14 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
         "protocol": [asdict(attack) for attack in suite.attacks],
         "model": facts.model,
         "dataset": facts.dataset,
-        "cascade": sorted(facts.cascade) if suite.then else suite.cascade,
+        "cascade": sorted(facts.cascade) if suite.then or suite.apart else suite.cascade,
         "paper_attacks": _known(suite.paper_attacks, facts),
         "protocol_attacks": _known(suite.protocol, facts),
         "after": facts.after,
         "screens": facts.screens,
         "not_applicable": facts.not_applicable,
         "passes": facts.passes,
+        **({"beside": list(suite.beside)} if suite.beside else {}),
     }
     return EvaluationSpec(
         # Which attacks do not apply is part of the identity; the reasons are messages.

@@ -56,6 +56,9 @@ def attack_identity(name: str, attack: Attack) -> Mapping[str, Any]:
         "parameters": parameters_of(attack),
         "revisions": attack.revisions(),
     }
+    if attack.code_sha256 is not None:
+        # The place of the file does not matter.
+        identity |= {"attack": name.rpartition("/")[2], "code_sha256": attack.code_sha256}
     if attack.libraries:
         identity["libraries"] = {library: library_versions([library])[library] for library in attack.libraries}
     return identity

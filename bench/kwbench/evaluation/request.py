@@ -1,12 +1,14 @@
 """Request for an evaluation, and the facts that are known once its model, data and attacks are loaded."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from kwbench.attacks.external import Proposals
 from kwbench.config.prediction import PredictionRule
 from kwbench.config.registry import DEFAULT_DATASET, dataset_of
 from kwbench.config.suite import Suite
@@ -49,6 +51,8 @@ class Request:
     # How a stochastic model predicts; None stands for the rule of its registry entry.
     prediction: PredictionRule | None = None
     keep_adversarials: bool = False
+    # Images made elsewhere, which attacks `external` of the suite propose; by label.
+    proposals: Mapping[str, Proposals] = field(default_factory=dict)
     # The worst case of so many broken samples is stored for people to look at, if they are among so many first samples.
     examples: int = 200
     examples_among: int = 1000

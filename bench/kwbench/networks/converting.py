@@ -87,17 +87,26 @@ def convert_file(file: Path, output: Path, *, key: str | None = None, strip_pref
 
 
 def convert(
-    content: bytes, name: str, *, key: str | None = None, strip_prefix: str = "", converter: str | None = None
+    content: bytes,
+    name: str,
+    *,
+    key: str | None = None,
+    strip_prefix: str = "",
+    converter: str | None = None,
+    single: str | None = None,
 ) -> bytes:
     """Convert the bytes of a `.pt` file to those of a safetensors file. The same tensors give the same bytes.
 
-    The pickle is read in a freshly spawned process. Raises UsageError for an unknown converter, DamagedData otherwise.
+    With `single`, the file may also hold a tensor alone, which gets this name, or sequences of tensors, of which the first is
+    kept. The pickle is read in a freshly spawned process. Raises UsageError for an unknown converter, DamagedData otherwise.
     """
     if converter is not None and converter not in CONVERTERS:
         raise UsageError(f"converter {converter!r} is unknown; {did_you_mean(converter, CONVERTERS)}")
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_convert_apart, args=(sender, content, name, key, strip_prefix, converter), daemon=True)
+    process = context.Process(
+        target=_convert_apart, args=(sender, content, name, key, strip_prefix, converter, single), daemon=True
+    )
     process.start()
     sender.close()
     try:
@@ -135,23 +144,31 @@ def _convert_apart(
     key: str | None,
     strip_prefix: str,
     converter: str | None,
+    single: str | None,
 ) -> None:
     torch.set_num_threads(1)
     try:
-        pipe.send_bytes(_convert_here(content, name, key, strip_prefix, converter))
+        pipe.send_bytes(_convert_here(content, name, key, strip_prefix, converter, single))
     except (UsageError, DamagedData) as failure:
         pipe.send_bytes(next(mark for mark, kind in _FAILURES.items() if isinstance(failure, kind)) + str(failure).encode())
 
 
-def _convert_here(content: bytes, name: str, key: str | None, strip_prefix: str = "", converter: str | None = None) -> bytes:
-    tensors = _stripped(_state_dict(content, name, key), strip_prefix, name)
+def _convert_here(
+    content: bytes,
+    name: str,
+    key: str | None,
+    strip_prefix: str = "",
+    converter: str | None = None,
+    single: str | None = None,
+) -> bytes:
+    tensors = _stripped(_state_dict(content, name, key, single), strip_prefix, name)
     if converter is not None:
         tensors = CONVERTERS[converter](tensors, name)
     # Copies, because safetensors does not accept tensors that share memory.
     return safetensors.torch.save({key: tensor.contiguous().clone() for key, tensor in tensors.items()})
 
 
-def _state_dict(content: bytes, name: str, key: str | None) -> Tensors:
+def _state_dict(content: bytes, name: str, key: str | None, single: str | None = None) -> Tensors:
     if not content.startswith((b"PK\x03\x04", b"\x80")):
         raise DamagedData(f"{name}: {describe_content(content)}, not a torch.save file")
     value = _unpickle(content, name)
@@ -159,6 +176,8 @@ def _state_dict(content: bytes, name: str, key: str | None) -> Tensors:
         if not isinstance(value, Mapping) or part not in value:
             raise UsageError(f"{name}: has no key {part!r}; {_describe_value(value)}")
         value = value[part]
+    if single is not None:
+        value = _as_mapping(value, single)
     if not isinstance(value, Mapping) or not value or not all(isinstance(entry, str) for entry in value):
         raise DamagedData(f"{name}: holds no state dict; {_describe_value(value)}")
     if wrong := [entry for entry, held in value.items() if not isinstance(held, Tensor)]:
@@ -171,6 +190,15 @@ def _state_dict(content: bytes, name: str, key: str | None) -> Tensors:
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
             raise DamagedData(f"{name}: {entry} is no plain tensor ({tensor.layout}, {tensor.dtype})")
     return tensors
+
+
+def _as_mapping(value: object, single: str) -> object:
+    """Return a tensor alone as {single: tensor}, and of (images, predictions), which AutoAttack saves, the images."""
+    entries = value if isinstance(value, Mapping) else {single: value}
+    return {
+        name: entry[0] if isinstance(entry, list | tuple) and entry and all(isinstance(one, Tensor) for one in entry) else entry
+        for name, entry in entries.items()
+    }
 
 
 def _describe_value(value: object) -> str:

@@ -44,7 +44,7 @@ def load_file_model(name: str, checkpoint: Path | None = None) -> Loaded:
     source, _, factory = name.rpartition(":")
     before = set(sys.modules)
     make_torchvision_importable()
-    with recorded_reads() as read, surroundings(source), _named(source) as failing:
+    with recorded_reads() as read, surroundings(source), naming_failures(source) as failing:
         failing.append("importing it")
         namespace, folder = import_code(source)
         failing.append(factory)
@@ -148,7 +148,7 @@ def _counted(modules: Sequence[nn.Module]) -> str:
 
 
 @contextlib.contextmanager
-def _named(source: str) -> Iterator[list[str]]:
+def naming_failures(source: str) -> Iterator[list[str]]:
     """Raise whatever the code of `source` raises as CannotEvaluate that names the step, the last one of the yielded list."""
     steps: list[str] = []
     errors = _Tee(sys.stderr)

@@ -73,6 +73,8 @@ def stages(spec: EvaluationSpec, tallies: Sequence[Tally | None]) -> list[Stage]
     after = spec.spec.get("after", {})
     not_applicable = spec.spec.get("not_applicable", {})
     screens = spec.spec.get("screens", {})
+    # Their accuracies stand beside the worst case.
+    beside = spec.spec.get("beside", ())
     # The attacks of the protocol see all samples.
     necessary = {CLEAN, *(spec.spec.get("protocol_attacks") or ())}
     cascade = cascaded_attacks(spec)
@@ -90,7 +92,7 @@ def stages(spec: EvaluationSpec, tallies: Sequence[Tally | None]) -> list[Stage]
         # The rows of a skipped attack belong to other evaluations, which share its run.
         tally = recorded if skipped is None else None
         values = align(index, tally, _values(tally, spec.stochastic))
-        lowered = values < best
+        lowered = (values < best) & (label not in beside)
         gain = np.where(lowered, best - values, 0.0)
         phases: tuple[NDArray[np.bool_], ...] = (targets,)
         if robust > screens.get(label, robust):

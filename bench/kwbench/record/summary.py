@@ -267,7 +267,7 @@ def _summarize(
         missing=tuple(missing),
         a_std=a_std,
         a_rob=None if robust_values is None else _accuracy(robust_values, spec.stochastic),
-        a_rob_as_in_paper=_smallest_accuracy(spec.spec.get("paper_attacks"), by_label),
+        a_rob_as_in_paper=_smallest_accuracy(spec, by_label),
         clean=clean,
         attacks=tuple(attack for attack in by_label.values() if attack.name != CLEAN),
         index=index,
@@ -399,9 +399,11 @@ def _accuracy(values: Values, stochastic: bool) -> Interval:
     return accuracy_of_values(values) if stochastic else accuracy_of_hits(int(values.sum()), len(values))
 
 
-def _smallest_accuracy(labels: Sequence[str] | None, attacks: Mapping[str, AttackSummary]) -> Interval | None:
-    """Return the smallest accuracy under a single attack of `labels`, by default of all; None if one has no accuracy."""
-    wanted = [name for name in attacks if name != CLEAN] if labels is None else labels
+def _smallest_accuracy(spec: EvaluationSpec, attacks: Mapping[str, AttackSummary]) -> Interval | None:
+    """Return the smallest accuracy under a single attack of the paper's table, by default of all in the worst case; None if one
+    has no accuracy."""
+    labels, beside = spec.spec.get("paper_attacks"), {CLEAN, *spec.spec.get("beside", ())}
+    wanted = [name for name in attacks if name not in beside] if labels is None else labels
     accuracies = [attacks[name].accuracy if name in attacks else None for name in wanted]
     known = [accuracy for accuracy in accuracies if accuracy is not None]
     return min(known, key=lambda accuracy: accuracy.value) if known and len(known) == len(accuracies) else None

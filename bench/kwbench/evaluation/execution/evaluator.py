@@ -191,6 +191,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
             *prepared.loaded.notes,
             *([mapping_note(dataset.class_names)] if dataset.class_names else []),
             *_caveats(request, prepared, suite),
+            *_provenance_notes(request),
         ),
         answers=prepared.answers,
     )
@@ -206,6 +207,16 @@ def _caveats(request: Request, prepared: Prepared, suite: SuiteAttacks) -> list[
         follows_gradients=any(attack.needs == "gradients" and attack.evidence_group in ("exact", None) for attack in attacks),
         strong=request.suite.diagnose,
     )
+
+
+def _provenance_notes(request: Request) -> list[str]:
+    """Return where images that were made elsewhere come from, and whether the worst case includes them."""
+    notes = []
+    for label, proposals in request.proposals.items():
+        made = f"made elsewhere ({proposals.paper})" if proposals.paper else "made elsewhere"
+        counts = "; A_rob does not include them" if label in request.suite.beside else ""
+        notes.append(f"{label}: images {made} and judged here{counts}")
+    return notes
 
 
 def open_evaluator(request: Request, time_limit: float | None = None) -> Evaluator:

@@ -148,6 +148,11 @@ def _uphill(model: Model, batch: Batch, threat: ThreatModel) -> Tensor:
 
 def _number_of_samples(request: Request, dataset: DataSet, available: int) -> int:
     n = min(request.suite.n or available, available) if request.n is None else request.n
+    for proposals in request.proposals.values():
+        if proposals.index is None and (count := len(proposals.images)) != n:
+            if request.n is not None or count > available:
+                raise UsageError(f"{proposals.where}: holds {count} images for {n} samples; they must be as many")
+            n = count
     if n < 1:
         raise UsageError(f"--n {n}: must be at least 1")
     if n > available:

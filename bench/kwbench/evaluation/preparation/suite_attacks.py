@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kwbench.attacks import build_attack
 from kwbench.attacks.attack import Attack
+from kwbench.attacks.external import EXTERNAL, External
 from kwbench.attacks.search.student import Lessons
 from kwbench.config.registry import read_registry
 from kwbench.config.suite import Stage
@@ -49,6 +50,8 @@ class SuiteAttacks:
 
     def _build(self, stage: Stage) -> Attack:
         suite, threat, asked = self._request.suite, self._prepared.threat, stage.attack
+        if asked.attack == EXTERNAL:
+            return External().proposing(self._request.proposals[stage.label], self._prepared.batch, threat)
         try:
             attack = build_attack(asked.attack, asked.parameters, self._surrogate_loader(stage.label))
         except NotApplicable as reason:
