@@ -69,6 +69,8 @@ def evaluate(
     split: Literal["test", "validation"] = "test",
     registry: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
+    strip_prefix: str = "",
     prediction: str | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -85,7 +87,7 @@ def evaluate(
 
     Args:
         model: a module from pixels in [0, 1] (b, c, h, w) to logits (b, classes); or a name of the registry, such as
-            "resnet18-kwta0.1"; or "path/to/defence.py:factory".
+            "resnet18-kwta0.1"; or "path/to/defence.py:factory", perhaps with arguments: "defence.py:factory(depth=28)".
         x: images (n, c, h, w) in [0, 1], or uint8; or a Dataset of (image, label), or a DataLoader. None: the data set's.
         y: labels (n,), integers; None where x is a Dataset or a DataLoader.
         suite: name of a suite, or a YAML file; default "all". "strong" ends with a verdict.
@@ -104,7 +106,9 @@ def evaluate(
         download: whether to download a missing data set.
         split: "test" or "validation".
         registry: registry file.
-        checkpoint: checkpoint file of a registry entry; the pinned hash still holds.
+        checkpoint: checkpoint file of a registry entry, whose pinned hash still holds, or of a file of your own.
+        checkpoint_key: dotted key of the state dict in the checkpoint of a file of your own.
+        strip_prefix: what names in that checkpoint begin with, such as "module.".
         prediction: how a stochastic model predicts: "draw", "mean_logits:10", "vote:10" or "frozen:0".
         device: "auto", "cpu", "cuda" or "cuda:1"; for a module in memory "auto" is where it is.
         threads: threads of torch.
@@ -144,6 +148,8 @@ def evaluate(
         split=split,
         registry=registry,
         checkpoint=checkpoint,
+        checkpoint_key=checkpoint_key,
+        strip_prefix=strip_prefix,
         prediction=prediction,
         device=device,
         threads=threads,

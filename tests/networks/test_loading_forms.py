@@ -16,7 +16,7 @@ from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.model import Model
 from kwbench.networks.loaded import Loaded
 from kwbench.networks.user_files import load_file_model
-from kwbench.networks.user_names import candidates, require_model_name
+from kwbench.networks.user_names import candidates, parse_file_model, require_model_name
 
 NET = """
 import torch
@@ -262,6 +262,51 @@ class TestCheckpoints:
         with pytest.raises(DamagedData, match=r"text\.pt: not a safetensors file"):
             load(tmp_path, NET, checkpoint=tmp_path / "text.pt")
 
+    @pytest.mark.parametrize("form", ["pt", "safetensors"])
+    def test_a_key_and_a_prefix_lead_to_the_weights(self, tmp_path: Path, form: str) -> None:
+        import safetensors.torch
+
+        state = load(tmp_path, NET).module.state_dict()
+        prefixed = {f"module.{key}": value + 1 if value.is_floating_point() else value for key, value in state.items()}
+        file = tmp_path / f"weights.{form}"
+        torch.save({"nets": {"ema": prefixed}}, file) if form == "pt" else safetensors.torch.save_file(prefixed, file)
+        key = {"key": "nets.ema"} if form == "pt" else {}
+        loaded = load(tmp_path, NET, checkpoint=file, strip_prefix="module.", **key)
+        assert torch.equal(loaded.module.state_dict()["1.weight"], prefixed["module.1.weight"])
+        with pytest.raises(UsageError, match=r"has no key 'other'|holds the weights alone"):
+            load(tmp_path, NET, checkpoint=file, key="other")
+        if form == "safetensors":
+            with pytest.raises(UsageError, match=r"no key begins with 'model\.'"):
+                load(tmp_path, NET, checkpoint=file, strip_prefix="model.")
+
+
+class TestArguments:
+    SOURCE = NET.replace("def net():", "def net(width=10, *, scale=1.0, name=''):").replace("10)", "width)")
+
+    @pytest.mark.parametrize(
+        ("call", "width"), [("net", 10), ("net()", 10), ("net(12)", 12), ("net(width=11, name='a:b(c)')", 11)]
+    )
+    def test_a_factory_gets_the_literals_in_its_name(self, tmp_path: Path, call: str, width: int) -> None:
+        assert load(tmp_path, self.SOURCE, call).module(torch.zeros(2, 1, 8, 8)).shape == (2, width)
+
+    def test_one_call_is_written_in_one_way(self) -> None:
+        calls = ('net.py:net( 28 ,path = "w.pt")', "net.py:net(28, path='w.pt')")
+        parsed = [parse_file_model(call) for call in calls]
+        assert parsed[0] == parsed[1]
+        assert parsed[0].call == "net(28, path='w.pt')"
+        assert parse_file_model("net.py:net()").call == "net"
+        assert parse_file_model("a (copy)/net.py:net(1)").source == "a (copy)/net.py"
+        assert parse_file_model("own.models:net([1, {'a': None}])").positional == ([1, {"a": None}],)
+
+    @pytest.mark.parametrize("call", ["net(open('x'))", "net(width=)", "net(*[1])", "net(**{})", "net(width)"])
+    def test_arguments_that_are_no_literals_are_refused(self, tmp_path: Path, call: str) -> None:
+        with pytest.raises(UsageError, match=r"the arguments of net must be literals, such as net\(depth=28"):
+            load(tmp_path, self.SOURCE, call)
+
+    def test_a_module_takes_no_arguments(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"defence\.py:model\(1\): model is a module"):
+            load(tmp_path, NET + "model = net()\n", "model(1)")
+
 
 class TestPackages:
     @pytest.mark.parametrize("init", [True, False], ids=["package", "plain folder"])
@@ -298,7 +343,7 @@ class TestMessages:
             ("def net(): pass\n", "returned None, perhaps for want of a return statement"),
             (
                 "def net(width): pass\n",
-                "missing 1 required positional argument: 'width'; a factory is called without",
+                "missing 1 required positional argument: 'width'; give it in the name, as",
             ),
             ("import numba_of_old\n", "install numba_of_old beside kwbench"),
             (

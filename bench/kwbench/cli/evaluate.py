@@ -173,7 +173,7 @@ def _run(
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench sweep resnet18-relu-at --over eps=2/255,4/255,8/255 --svg eps.svg")
-@evaluation_options(without=("checkpoint", "keep_adversarials"))
+@evaluation_options(without=("checkpoint", "checkpoint_key", "strip_prefix", "keep_adversarials"))
 def sweep(
     models: Models,
     options: EvaluationOptions,

@@ -50,7 +50,7 @@ _LEARNING = "learning"
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench experiment logits resnet18-kwta0.1 --images 0,7 --output figures")
-@evaluation_options(without=("checkpoint", "keep_adversarials"))
+@evaluation_options(without=("checkpoint", "checkpoint_key", "strip_prefix", "keep_adversarials"))
 def experiment(
     name: Annotated[
         str,
@@ -115,7 +115,17 @@ def experiment(
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench landscape resnet18-kwta0.1 --images 0,7 --output figures")
 @evaluation_options(
-    without=("checkpoint", "prediction", "n", "norm", "tile", "time_limit", "keep_adversarials"),
+    without=(
+        "checkpoint",
+        "checkpoint_key",
+        "strip_prefix",
+        "prediction",
+        "n",
+        "norm",
+        "tile",
+        "time_limit",
+        "keep_adversarials",
+    ),
 )
 def landscape(
     models: Models,
@@ -205,7 +215,9 @@ def _positions(text: str) -> list[int]:
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench sparsity resnet18-kwta0.1 --gammas 0.2,0.1,0.05 --folder series")
-@evaluation_options(without=("checkpoint", "prediction", "dataset", "time_limit", "keep_adversarials"))
+@evaluation_options(
+    without=("checkpoint", "checkpoint_key", "strip_prefix", "prediction", "dataset", "time_limit", "keep_adversarials")
+)
 def sparsity(
     name: Annotated[
         str,

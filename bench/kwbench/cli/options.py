@@ -51,7 +51,8 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL",
-        help="Names in the registry, or path/to/file.py:factory for a model of your own.",
+        help="Names in the registry, or path/to/file.py:factory for a model of your own, perhaps with arguments: "
+        "'net.py:net(depth=28)'.",
         autocompletion=complete_models,
     ),
 ]
@@ -141,6 +142,14 @@ class EvaluationOptions:
             rich_help_panel=MODEL,
         ),
     ] = None
+    checkpoint_key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="KEY", help="Dotted key of the weights in the checkpoint.", rich_help_panel=MODEL),
+    ] = None
+    strip_prefix: Annotated[
+        str,
+        typer.Option(metavar="PREFIX", help="What names in the checkpoint begin with, such as module.", rich_help_panel=MODEL),
+    ] = ""
     prediction: Annotated[
         str | None,
         typer.Option(
@@ -208,6 +217,8 @@ class EvaluationOptions:
 
         if self.checkpoint is not None and len(models) > 1:
             raise UsageError("--checkpoint: one file cannot serve several models")
+        if self.checkpoint is None and (self.checkpoint_key is not None or self.strip_prefix):
+            raise UsageError("--key, --strip-prefix: say how --checkpoint is read; name the file")
         if registered := [model for model in models if not is_file_model(model)]:
             registry = read_registry(self.registry)
             for model in registered:
@@ -220,6 +231,8 @@ class EvaluationOptions:
                 suite=suite,
                 registry=self.registry,
                 checkpoint=self.checkpoint,
+                checkpoint_key=self.checkpoint_key,
+                strip_prefix=self.strip_prefix,
                 dataset=self.dataset,
                 data=self.data,
                 classes=self.classes,

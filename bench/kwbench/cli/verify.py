@@ -19,7 +19,7 @@ PANEL = "Measure"
 @app.command(
     rich_help_panel=PANEL, epilog='Example: kwbench verify resnet18-relu adversarials.npz --name "Their attack" --eps 0.2'
 )
-@evaluation_options()
+@evaluation_options(without=("checkpoint_key",))
 def verify(
     model: Annotated[
         str,

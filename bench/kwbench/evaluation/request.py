@@ -31,6 +31,9 @@ class Request:
     images: DataSet | None = None
     registry: Path | None = None
     checkpoint: Path | None = None
+    # The key of the state dict in the checkpoint of the user's own model, and what its names begin with.
+    checkpoint_key: str | None = None
+    strip_prefix: str = ""
     dataset: str | None = None
     data: Path | None = None
     # Lists the classes of a folder of images in the order of their labels.

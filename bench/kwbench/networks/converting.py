@@ -124,6 +124,15 @@ def convert(
     return answer
 
 
+def without_prefix(content: bytes, prefix: str, name: str) -> bytes:
+    """Return the bytes of a safetensors file with a prefix of its names dropped. Raises UsageError if no name begins so."""
+    try:
+        tensors = safetensors.torch.load(content)
+    except Exception as failure:  # noqa: BLE001 - the parser raises nearly anything on damaged bytes
+        raise DamagedData(f"{name}: not a safetensors file ({failure})") from None
+    return bytes(safetensors.torch.save(_stripped(tensors, prefix, name)))
+
+
 def fetch(url: str) -> bytes:
     """Download the content of a public https address. Raises CannotEvaluate if that fails, DamagedData if it is too large."""
     try:

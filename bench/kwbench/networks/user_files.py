@@ -21,19 +21,19 @@ from kwbench.networks.loaded import Loaded
 from kwbench.networks.opened_files import recorded_reads
 from kwbench.networks.reachable import Walk
 from kwbench.networks.user_code import import_code, imported_sources, is_users, surroundings
-from kwbench.networks.user_names import candidates
+from kwbench.networks.user_names import FileModel, candidates, parse_file_model
 from kwbench.torchvision_schemas import make_torchvision_importable
 
 # The most characters of an exception that a message quotes.
 _QUOTED = 400
 
 
-def load_file_model(name: str, checkpoint: Path | None = None) -> Loaded:
+def load_file_model(name: str, checkpoint: Path | None = None, *, key: str | None = None, strip_prefix: str = "") -> Loaded:
     """Return the module of path/to/file.py:factory or package.module:factory, in evaluation mode and in its own precision.
 
-    The factory is a function or class without required arguments, which makes the module, or the module itself. Weights come
-    from `checkpoint` if it is given, strictly. The file's folder comes first on the import path, for a dotted name the current
-    folder.
+    The factory is a function or class that makes the module, called with the arguments in the name, or the module itself.
+    Weights come from `checkpoint` if it is given, strictly; `key` and `strip_prefix` as for `load_checkpoint`. The file's
+    folder comes first on the import path, for a dotted name the current folder.
 
     The hash covers the file, the modules that it imported other than installed ones, the files that it read meanwhile, and all
     that the module can reach. It does not cover what `forward` alone reads or imports.
@@ -41,17 +41,18 @@ def load_file_model(name: str, checkpoint: Path | None = None) -> Loaded:
     This runs the user's code, so call it in a process of its own. Raises UsageError if there is no such file or factory, or
     if the factory does not return a module; CannotEvaluate if the code raises; and what `load_checkpoint` raises.
     """
-    source, _, factory = name.rpartition(":")
+    model = parse_file_model(name)
+    source, factory = model.source, model.factory
     before = set(sys.modules)
     make_torchvision_importable()
     with recorded_reads() as read, surroundings(source), naming_failures(source) as failing:
         failing.append("importing it")
         namespace, folder = import_code(source)
         failing.append(factory)
-        module = _made(namespace, source, factory)
+        module = _made(namespace, model)
         dtype, device = torch.get_default_dtype(), torch.get_default_device()
     if checkpoint is not None:
-        load_checkpoint(module, checkpoint)
+        load_checkpoint(module, checkpoint, key=key, strip_prefix=strip_prefix)
     if (dtype, device) != (torch.get_default_dtype(), torch.get_default_device()):
         _Defaults(dtype, device).during_passes_of(module)
     own = Path(namespace.__file__) if namespace.__file__ else folder
@@ -119,8 +120,9 @@ def _set_defaults(dtype: torch.dtype, device: torch.device) -> None:
     torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
-def _made(namespace: ModuleType, source: str, factory: str) -> nn.Module:
+def _made(namespace: ModuleType, model: FileModel) -> nn.Module:
     """Return the module that a factory makes, or that has its name. Raises UsageError if there is none."""
+    source, factory = model.source, model.factory
     maker: Any = namespace
     for name in factory.split("."):
         maker = getattr(maker, name, None)
@@ -129,7 +131,9 @@ def _made(namespace: ModuleType, source: str, factory: str) -> nn.Module:
         defined = ", ".join(candidates(text)) or "nothing callable"
         state = f" ({factory} is {_kind(maker)})" if isinstance(maker, dict) else ""
         raise UsageError(f"{source}: has no factory {factory!r}{state}; it defines: {defined}")
-    module = maker if isinstance(maker, nn.Module) else maker()
+    if isinstance(maker, nn.Module) and (model.positional or model.named):
+        raise UsageError(f"{source}:{model.call}: {factory} is a module, not a function or class that takes arguments")
+    module = maker if isinstance(maker, nn.Module) else maker(*model.positional, **model.named)
     if not isinstance(module, nn.Module):
         raise UsageError(f"{source}:{factory} returned {_kind(module)}; it must return a torch.nn.Module")
     return module
@@ -205,5 +209,5 @@ def _described(failure: BaseException, printed: str, source: str) -> str:
     if isinstance(failure, ModuleNotFoundError) and failure.name and failure.name.rpartition(".")[0] not in sys.modules:
         reason += f"; install {failure.name.partition('.')[0]} beside kwbench, or put the module beside {Path(source).name}"
     if isinstance(failure, TypeError) and re.search(r"missing \d+ required positional argument", reason):
-        reason += "; a factory is called without arguments"
+        reason += f"; give it in the name, as {source}:factory(NAME=VALUE), or give it a default"
     return f"{name}: {reason if len(reason) <= _QUOTED else reason[: _QUOTED - 1] + '…'}"

@@ -1,20 +1,68 @@
-"""Names of models of the user's own: path/to/file.py:factory, or package.module:factory."""
+"""Names of models of the user's own: path/to/file.py:factory, or package.module:factory, perhaps with arguments."""
 
 import ast
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kwbench.errors import UsageError
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_CALL = re.compile(rf"(?P<source>.+?\.py|{_DOTTED.pattern}):(?P<factory>[^\W\d][\w.]*)\((?P<arguments>.*)\)", re.DOTALL)
 _WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".safetensors", ".ts", ".pt2"}
 HOW = "path/to/file.py:factory or package.module:factory"
 
 
+@dataclass(frozen=True)
+class FileModel:
+    """The parts of a model's name: file or module, factory, and the arguments that the factory gets, which are literals."""
+
+    source: str
+    factory: str
+    positional: tuple[Any, ...] = ()
+    named: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def call(self) -> str:
+        """The factory with its arguments, written in one way only; without parentheses if there is no argument."""
+        arguments = [*map(repr, self.positional), *(f"{name}={value!r}" for name, value in self.named.items())]
+        return f"{self.factory}({', '.join(arguments)})" if arguments else self.factory
+
+
 def is_file_model(name: str) -> bool:
-    """Whether a model's name refers to the user's code, written path/to/file.py:factory or package.module:factory."""
-    source, colon, factory = name.rpartition(":")
-    return bool(colon) and (source.endswith(".py") or bool(_DOTTED.fullmatch(source) and _DOTTED.fullmatch(factory)))
+    """Whether a model's name refers to the user's code, written path/to/file.py:factory or package.module:factory.
+
+    Arguments of the factory may follow in parentheses.
+    """
+    source, factory, _ = _split(name)
+    return source.endswith(".py") or bool(_DOTTED.fullmatch(source) and _DOTTED.fullmatch(factory))
+
+
+def parse_file_model(name: str) -> FileModel:
+    """Return the parts of the name of a model in the user's code. Raises UsageError for arguments that are no literals."""
+    source, factory, arguments = _split(name)
+    if arguments is None:
+        return FileModel(source, factory)
+    try:
+        call = ast.parse(f"factory({arguments})", mode="eval").body
+        if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError
+        positional = tuple(ast.literal_eval(value) for value in call.args)
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise UsageError(
+            f"{name}: the arguments of {factory} must be literals, such as {factory}(depth=28, checkpoint='w.pt')"
+        ) from None
+    return FileModel(source, factory, positional, named)
+
+
+def _split(name: str) -> tuple[str, str, str | None]:
+    """Return file or module, factory, and what stands in parentheses behind it; None without them."""
+    if called := _CALL.fullmatch(name):
+        return called["source"], called["factory"], called["arguments"]
+    source, _, factory = name.rpartition(":")
+    return source, factory, None
 
 
 def is_path(source: str) -> bool:

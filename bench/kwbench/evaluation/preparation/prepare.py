@@ -23,7 +23,7 @@ from kwbench.networks.entries import load_entry
 from kwbench.networks.in_memory import device_of, loaded_in_memory
 from kwbench.networks.loaded import Loaded
 from kwbench.networks.user_files import load_file_model
-from kwbench.networks.user_names import is_path, require_model_name
+from kwbench.networks.user_names import is_path, parse_file_model, require_model_name
 from kwbench.threat import ThreatModel
 
 # Threads that torch uses unless told otherwise.
@@ -185,18 +185,29 @@ def _load(request: Request, registry: Registry | None, dataset: DataSet) -> tupl
     if request.module is not None:
         return request.model, loaded_in_memory(request.module), "in memory", rule or Prediction()
     if request.in_own_process:
-        path, _, factory = request.model.rpartition(":")
-        if not is_path(path):
-            return request.model, load_file_model(request.model, request.checkpoint), factory, rule or Prediction()
-        # The name on record is relative to the working directory, so that it does not depend on the machine.
-        file, folder = Path(path), Path.cwd()
-        file = file.absolute().relative_to(folder) if file.absolute().is_relative_to(folder) else file
-        return f"{file.as_posix()}:{factory}", load_file_model(request.model, request.checkpoint), factory, rule or Prediction()
+        model = parse_file_model(request.model)
+        loaded = load_file_model(
+            request.model, request.checkpoint, key=request.checkpoint_key, strip_prefix=request.strip_prefix
+        )
+        name = f"{_on_record(model.source)}:{model.call}"
+        return name, loaded, model.call, rule or Prediction()
     assert registry is not None
+    if request.checkpoint_key is not None or request.strip_prefix:
+        raise UsageError(
+            "--key, --strip-prefix: are for a checkpoint of your own; `kwbench convert` makes one for the registry"
+        )
     name, entry = registry.find(request.model)
     rule = rule or Prediction(**entry.prediction.model_dump())
     loaded = load_entry(registry, name, entry, dataset, request.checkpoint)
     return name, loaded, entry.model_dump(mode="json", include=_BEHAVIOUR), rule
+
+
+def _on_record(source: str) -> str:
+    """Return a file relative to the working directory, so that its name does not depend on the machine; or a dotted name."""
+    if not is_path(source):
+        return source
+    file, folder = Path(source), Path.cwd()
+    return (file.absolute().relative_to(folder) if file.absolute().is_relative_to(folder) else file).as_posix()
 
 
 def _wrap(
