@@ -1,9 +1,12 @@
-"""Atomic writes, and the file behind the address of a record."""
+"""Atomic writes, reads that never wait, and the file behind the address of a record."""
 
+import errno
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from kwbench.errors import CannotEvaluate
 
@@ -14,6 +17,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Missing folders are created. Raises CannotEvaluate if the file cannot be written; an existing file is then unchanged.
     """
     draft = None
+    # A link to a file is kept, and the file behind it written.
+    path = path.resolve() if path.is_symlink() else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -28,6 +33,27 @@ def write_whole(path: Path, content: str | bytes) -> None:
             with suppress(OSError):
                 draft.unlink()
         raise CannotEvaluate(f"{path}: cannot be written ({failure.strerror})") from None
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError, also for a pipe or device, which could make the reader wait or never end."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file. Raises OSError as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
 
 
 def record_file(database: str) -> Path | None:

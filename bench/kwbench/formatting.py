@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
+from typing import TYPE_CHECKING
 
-from kwbench.statistics import Interval
+if TYPE_CHECKING:
+    from kwbench.statistics import Interval
 
 _LONGEST = 200
 
@@ -15,6 +17,11 @@ def plain(text: object, longest: int = _LONGEST) -> str:
     if short.isascii() and short.isprintable():
         return short
     return "".join(_visible(character) for character in short)
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return the text with a question mark for each control character, which could take over a terminal; `keep` stays."""
+    return "".join(character if character.isprintable() or character in keep else "?" for character in text)
 
 
 def _visible(character: str) -> str:
@@ -29,7 +36,7 @@ def percent(value: float, n: int) -> str:
     return f"{100 * value:.{1 if n < 1000 else 2}f}"
 
 
-def interval_text(interval: Interval | None, n: int, missing: str = "–") -> str:
+def interval_text(interval: "Interval | None", n: int, missing: str = "–") -> str:
     """Return an accuracy in percent with its 95 % interval: "97.5 [95.3, 98.8]"."""
     if interval is None:
         return missing

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from kwbench.cli.output import finite, print_json, print_table, printable
+from kwbench.cli.output import finite, print_json, print_table
+from kwbench.formatting import printable
 
 
 def test_a_piped_table_is_plain_text_with_headings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ from support.command_line import FAST, Kwbench, refused
         (["small", "--batch-size", "16"], 2, ["--batch-size"]),
         (["small", "--time-limit", "0"], 2, ["--time-limit 0"]),
         (["small", "--device", "abacus"], 2, ["--device abacus"]),
+        (["small", "--untrusted"], 2, ["--untrusted: small is a model of the registry"]),
         (["small", "--no-such-option"], 2, ["--no-such-option"]),
         ([], 2, ["MODEL"]),
         (["small", "--db", "missing/results.db"], 3, ["missing", "does not exist"]),

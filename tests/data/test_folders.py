@@ -1,5 +1,6 @@
 """Folders of images: classes, splits, and the refusal of damaged or unequal images."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,24 @@ def test_folders_of_splits_are_not_mistaken_for_classes(tmp_path: Path) -> None:
     with pytest.raises(DamagedData, match=r"own.(train|val): holds folders and no images"):
         load_dataset("x", data=tmp_path / "own")
     assert load_dataset("x", data=tmp_path / "own" / "val").classes == 2
+
+
+def test_a_link_that_leads_to_a_folder_again_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "own", {"a": 1, "b": 1})
+    (tmp_path / "own" / "a" / "up").symlink_to("..")
+    with pytest.raises(DamagedData, match=r"leads to the folder .* again; remove the link"):
+        load_dataset("x", data=tmp_path / "own")
+
+
+def test_only_formats_that_pillow_reads_itself_are_opened(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "b" / "000.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n%%EOF\n")
+    with pytest.raises(DamagedData, match=r"000\.png: not a readable image \(cannot identify image file"):
+        load_dataset("x", data=tmp_path)
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 1, "b": 1})
+    os.mkfifo(tmp_path / "b" / "pipe.png")
+    with pytest.raises(DamagedData, match=r"pipe\.png: not a readable image \(.*a pipe or a device, not a file"):
+        load_dataset("x", data=tmp_path)

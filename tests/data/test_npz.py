@@ -1,6 +1,8 @@
 """Users' npz files: the accepted types, and the refusal of every other content."""
 
+import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +145,16 @@ def test_real_cifar10_images_are_read_from_an_npz_file() -> None:
     assert dataset.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     assert dataset.threat == ThreatModel.of("linf", "8/255")
     assert dataset.name == "cifar10-exact-subset", "the record must name the subset"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "own.npz")
+    with pytest.raises(CannotEvaluate, match="a pipe or a device, not a file"):
+        load_dataset("x", data=tmp_path / "own.npz")
+
+
+def test_an_archive_that_expands_without_bound_is_refused_unread(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "own.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_test.npy", bytes(1 << 29))
+    with pytest.raises(DamagedData, match="bytes expand to 536870912; images are compressed at most 100 times"):
+        load_dataset("x", data=tmp_path / "own.npz")

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -300,6 +301,33 @@ def test_two_processes_may_create_register_and_append_at_once(path: Path) -> Non
 
 def test_a_new_database_leaves_nothing_else_in_the_folder(store: Store, path: Path) -> None:
     assert os.listdir(path.parent) == ["results.db"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "CREATE VIEW v AS WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT x FROM r",
+        "CREATE TRIGGER t AFTER INSERT ON outcomes BEGIN DELETE FROM outcomes; END",
+        "CREATE VIRTUAL TABLE f USING fts5(x)",
+    ],
+    ids=["view", "trigger", "virtual"],
+)
+def test_a_database_that_holds_code_is_refused(store: Store, path: Path, code: str) -> None:
+    store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(code)
+        connection.commit()
+    with pytest.raises(DamagedData, match=r"holds the (view|trigger|table) ., which kwbench never writes"):
+        Store.open(str(path))
+
+
+def test_a_packed_array_that_expands_without_bound_is_refused_unread(store: Store, path: Path) -> None:
+    store.record_experiment(_measured(loss=np.zeros(2)))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE arrays SET numbers = ?, shape = '[100000000]'", (zlib.compress(bytes(1000)),))
+        connection.commit()
+    with pytest.raises(DamagedData, match="bytes expand to 800000000"):
+        store.experiments()
 
 
 def test_reading_does_not_create_a_missing_database(path: Path) -> None:

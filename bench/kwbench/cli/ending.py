@@ -8,8 +8,8 @@ import traceback
 from contextlib import suppress
 from typing import TextIO
 
-from kwbench.cli.output import printable
 from kwbench.errors import CannotEvaluate
+from kwbench.formatting import printable
 
 INTERRUPTED = 130
 # Longest part of a foreign message that is shown.

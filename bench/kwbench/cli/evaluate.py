@@ -26,7 +26,6 @@ from kwbench.cli.output import (
     print_diagnoses,
     print_json,
     print_summaries,
-    printable,
     progress_line,
     require_complete,
     summary_json,
@@ -152,7 +151,7 @@ def _evaluated(requests: "Sequence[Request]", evaluate_one: Callable[[int], T]) 
                 raise
             failures[request.model] = failure
             if index + 1 < len(requests):
-                progress_line(f"{printable(request.model)}: failed; the other models follow")
+                progress_line(f"{request.model}: failed; the other models follow")
     return _Evaluated(results, failures)
 
 

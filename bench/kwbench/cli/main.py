@@ -8,8 +8,8 @@ import typer
 
 from kwbench.cli import certify, evaluate, experiments, models, report, setup, verify
 from kwbench.cli.ending import INTERRUPTED, close_streams, exit_code_of, prepare_streams, say
-from kwbench.cli.output import printable
 from kwbench.errors import KwbenchError
+from kwbench.formatting import printable
 
 # Wrong options and arguments. Which package names this class depends on the version of Typer.
 _WrongUsage: Any = typer.BadParameter.__mro__[1]

@@ -8,7 +8,7 @@ import typer
 
 from kwbench.cli.completion import complete_models
 from kwbench.cli.options import DATA, MODEL, OUTPUT, DataDir, Device, Json, RegistryFile
-from kwbench.cli.output import print_json, print_table, progress_line
+from kwbench.cli.output import print_json, print_lines, print_table, progress_line
 from kwbench.errors import UsageError
 from kwbench.imports import importing
 
@@ -146,7 +146,7 @@ def convert(
     if as_json:
         print_json({"checkpoint": str(file), "sha256": digest})
     else:
-        print(f"{file}\nsha256 {digest}")
+        print_lines([file, f"sha256 {digest}"])
 
 
 @app.command(rich_help_panel=CHECKPOINTS, epilog="Example: kwbench train resnet18-kwta0.1 --output mine.safetensors")
@@ -204,7 +204,7 @@ def train(
     if as_json:
         print_json({"model": short, "checkpoint": str(file), "sha256": digest, "validation_accuracy": validation})
         return
-    print(f"{file}\nsha256 {digest}")
+    print_lines([file, f"sha256 {digest}"])
     if validation is not None:
         print(f"accuracy on the {len(dataset.validation)} validation images {100 * validation:.1f} %")
     if not pin and (entry.checkpoint is None or entry.checkpoint.sha256 != digest):

@@ -198,6 +198,14 @@ class EvaluationOptions:
             rich_help_panel=RUN,
         ),
     ] = None
+    untrusted: Annotated[
+        bool,
+        typer.Option(
+            "--untrusted",
+            help="For a stranger's file: run its code in a confined process that gives only answers and gradients.",
+            rich_help_panel=RUN,
+        ),
+    ] = False
     keep_adversarials: Annotated[
         bool,
         typer.Option("--keep-adversarials", help="Also store the adversarial examples that succeeded.", rich_help_panel=OUTPUT),
@@ -224,6 +232,8 @@ class EvaluationOptions:
             for model in registered:
                 require_model_name(model)
                 registry.find(model)  # an unknown last model must fail before hours are spent on the first
+        if self.untrusted and registered:
+            raise UsageError(f"--untrusted: {registered[0]} is a model of the registry, which brings no code; leave it out")
         rule = parse_prediction_rule(self.prediction) if self.prediction is not None else None
         requests = [
             Request(
@@ -247,6 +257,7 @@ class EvaluationOptions:
                 device=self.device,
                 threads=self.threads,
                 prediction=rule,
+                untrusted=self.untrusted,
                 keep_adversarials=self.keep_adversarials,
             )
             for model in models

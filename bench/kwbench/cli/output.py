@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kwbench.errors import CannotEvaluate, KwbenchError
+from kwbench.formatting import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 160
 
 
-def printable(text: str) -> str:
-    """Return the text with each control character, which could take over a terminal, as a question mark."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def command_line() -> str:
     """Return the command as it was typed, for the record."""
     return shlex.join(["kwbench", *sys.argv[1:]])
@@ -34,7 +30,7 @@ def command_line() -> str:
 
 def progress_line(text: str) -> None:
     """Print a line to stderr at once."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -71,7 +67,7 @@ def print_certified(results: "Sequence[Summary]", made: "Sequence[Certified]", a
 def print_lines(lines: Sequence[object]) -> None:
     """Print every item on its own line."""
     for line in lines:
-        print(line)
+        print(printable(str(line)))
 
 
 def console() -> "Console":
@@ -201,9 +197,8 @@ def print_measurements(measurements: Sequence["Measurement"], folder: Path | Non
         print_json({"files": [str(path) for path in files], "results": results})
         return
     for measured in measurements:
-        print(
-            " ".join(["experiment", measured.experiment, printable(measured.model)]).strip() + f": run {measured.identity[:12]}"
-        )
+        name = " ".join(["experiment", measured.experiment, measured.model]).strip()
+        print(printable(f"{name}: run {measured.identity[:12]}"))
     print_lines(files)
     if not files:
         progress_line("`kwbench report --figures` draws it")

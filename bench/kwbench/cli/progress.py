@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from kwbench.cli.output import printable
+from kwbench.formatting import printable
 
 if TYPE_CHECKING:
     from kwbench.evaluation.runner import Progress
@@ -48,7 +48,7 @@ def progress_display(stream: TextIO | None = None) -> "Iterator[Callable[[Progre
                 tasks[progress.model],
                 completed=progress.done_in_all,
                 total=progress.rows_in_all,
-                description=f"{printable(progress.model)}  {progress.label}",
+                description=printable(f"{progress.model}  {progress.label}"),
             )
 
         yield show
@@ -76,8 +76,8 @@ def _plain_lines(stream: TextIO) -> "Callable[[Progress], None]":
         left = (now - start) / fresh * (progress.rows_in_all - progress.done_in_all) if fresh else None
         remaining = "" if left is None else f", about {left:.0f} s left"
         print(
-            f"{printable(progress.model)}: {progress.label} {progress.done}/{progress.samples} "
-            f"({progress.done_in_all}/{progress.rows_in_all} in all{remaining})",
+            printable(f"{progress.model}: {progress.label} {progress.done}/{progress.samples} ")
+            + f"({progress.done_in_all}/{progress.rows_in_all} in all{remaining})",
             file=stream,
             flush=True,
         )
@@ -88,4 +88,4 @@ def _plain_lines(stream: TextIO) -> "Callable[[Progress], None]":
 def _retried(progress: "Progress") -> str:
     rows = "1 row of errors" if progress.retried == 1 else f"{progress.retried} rows of errors"
     tried = "is" if progress.retried == 1 else "are"
-    return f"{printable(progress.model)}: {progress.label}: {rows} from an earlier run {tried} tried again"
+    return printable(f"{progress.model}: {progress.label}: {rows} from an earlier run {tried} tried again")

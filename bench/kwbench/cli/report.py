@@ -15,10 +15,10 @@ from kwbench.cli.output import (
     print_lines,
     print_summary_tables,
     print_table,
-    printable,
     summary_json,
 )
 from kwbench.errors import UsageError
+from kwbench.formatting import printable
 from kwbench.imports import importing
 from kwbench.report import DEFAULT, FORMATS, write_report
 
@@ -165,7 +165,7 @@ def export(
     if as_json:
         print_json({"file": str(adversarials), "images": len(arrays["x"]), "run": summary.evaluation.spec.identity})
     else:
-        print(f"{adversarials}: {len(arrays['x'])} images of {printable(summary.model)}")
+        print_lines([f"{adversarials}: {len(arrays['x'])} images of {summary.model}"])
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench check --baseline baseline.json --junit junit.xml")
@@ -209,7 +209,7 @@ def check(
         if as_json:
             print_json({"baseline": str(baseline), "models": written})
         else:
-            print(f"{baseline}: {', '.join(written)}")
+            print_lines([f"{baseline}: {', '.join(written)}"])
         return
     result = run(store, baseline, max_drop=max_drop, alpha=alpha, models=models)
     if junit is not None:
@@ -219,7 +219,7 @@ def check(
     if as_json:
         print_json(check_json(result))
     else:
-        print(markdown_summary(result))
+        print(printable(markdown_summary(result), keep="\n"))
     if result.exit_code:
         raise typer.Exit(result.exit_code)
 
@@ -312,7 +312,7 @@ def _write_papers_registry(path: Path) -> None:
         write_whole(path, full_size_registry())
     elif not read_registry(path).entries.keys() >= full_size_entries().keys():
         raise UsageError(f"{path}: exists and lacks networks of the papers; nothing is overwritten")
-    print(path)
+    print_lines([path])
 
 
 def _require_paper(paper: str | None) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from kwbench.cli.options import Database, Json
-from kwbench.cli.output import print_json
+from kwbench.cli.output import print_json, print_lines
 from kwbench.errors import UsageError
+from kwbench.formatting import printable
 
 app = typer.Typer()
 PANEL = "Set up"
@@ -33,7 +34,7 @@ def init(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to
     for path, template in templates.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
-        print(path)
+        print_lines([path])
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench doctor")
@@ -47,6 +48,6 @@ def doctor(db: Database = "results.db", as_json: Json = False) -> None:
     else:
         for diagnosis in diagnoses:
             remedy = f"\n     -> {diagnosis.remedy}" if diagnosis.remedy else ""
-            print(f"{_MARKS[diagnosis.level]} {diagnosis.subject}: {diagnosis.observation}{remedy}")
+            print(printable(f"{_MARKS[diagnosis.level]} {diagnosis.subject}: {diagnosis.observation}{remedy}", keep="\n"))
     if any(diagnosis.level == "problem" for diagnosis in diagnoses):
         raise typer.Exit(3)

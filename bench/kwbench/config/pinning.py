@@ -67,10 +67,12 @@ def _write_pin(registry: Registry, name: str, relative: str, sha256: str) -> Non
         last = _last_block(entry)
         entry["checkpoint"] = CommentedMap(pinned)
         _move_comment_below(last, entry["checkpoint"])
-    draft = registry.path.with_name(f".{registry.path.name}.{os.getpid()}")
+    # A link to a registry stays one.
+    path = registry.path.resolve()
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("w", encoding="utf-8") as stream:
         yaml.dump(data, stream)
-    draft.replace(registry.path)
+    draft.replace(path)
 
 
 def _last_block(mapping: CommentedMap) -> CommentedMap:

@@ -1,5 +1,6 @@
 """Users' own images from a folder with one folder of image files a class."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def read_folder(path: Path, order: ClassOrder | None = None) -> tuple[Splits, tu
 
 def _read_classes(root: Path, order: ClassOrder | None) -> tuple[Split, list[str]]:
     """Return the images and the names of the classes. The images are sorted by hash, so that the first n mix the classes."""
+    _require_each_folder_once(root)
     try:
         folder = import_torchvision().datasets.ImageFolder(str(root))
     except (OSError, RuntimeError) as failure:
@@ -60,3 +62,20 @@ def _read_classes(root: Path, order: ClassOrder | None) -> tuple[Split, list[str
     shuffled = sorted(range(len(images)), key=lambda index: (hashes[index], index))
     split = Split(np.stack([images[index] for index in shuffled]), np.asarray(labels, dtype=np.int64)[shuffled])
     return split, names
+
+
+def _require_each_folder_once(root: Path) -> None:
+    """Raise DamagedData if links lead to a folder twice: a reader that follows them might never end."""
+    seen: dict[tuple[int, int], str] = {}
+    waiting = [str(root)]
+    while waiting:
+        path = waiting.pop()
+        try:
+            state = os.stat(path)
+            with os.scandir(path) as entries:
+                waiting += [entry.path for entry in entries if entry.is_dir()]
+        except OSError:  # the reader raises it again
+            continue
+        first = seen.setdefault((state.st_dev, state.st_ino), path)
+        if first != path:
+            raise DamagedData(f"{path}: leads to the folder {first} again; remove the link, each folder may occur once")

@@ -7,6 +7,10 @@ import numpy as np
 
 from kwbench.data.dataset import Array
 from kwbench.errors import DamagedData
+from kwbench.files import open_file
+
+# The formats of the names that a folder's images may have. Pillow knows others, which it hands to other programs.
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 
 
 def read_image(file: Path | io.BytesIO, name: str) -> Array:
@@ -17,7 +21,7 @@ def read_image(file: Path | io.BytesIO, name: str) -> Array:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with open_file(file) if isinstance(file, Path) else file as content, Image.open(content, formats=_FORMATS) as image:
             if image.mode in ("1", "L"):
                 return np.asarray(image.convert("L"), dtype=np.uint8)[None]
             if image.mode in ("P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"):

@@ -1,12 +1,19 @@
 """Users' own images from an npz file with x_test and y_test, and perhaps x_train and y_train."""
 
+import os
+import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from kwbench.data.arrays import checked_split, infer_classes
 from kwbench.data.dataset import Array, Split, Splits
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
+from kwbench.files import open_file
+
+# Bytes that any archive may expand to, and how many times its size a larger one may. Images of one colour reach 1000.
+_SMALL, _MOST_EXPANDED = 1 << 28, 100
 
 
 def read_npz(path: Path) -> tuple[Splits, int]:
@@ -29,7 +36,7 @@ def read_npz(path: Path) -> tuple[Splits, int]:
 
 def _read_arrays(path: Path) -> dict[str, Array]:
     try:
-        content = path.open("rb")
+        content = open_file(path)
     except OSError as failure:
         reason = "no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read ({failure.strerror})"
         raise CannotEvaluate(
@@ -37,12 +44,25 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         ) from None
     try:
         with content:
+            _require_bounded(content)
             archive = np.load(content, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise TypeError("it holds one array without a name")
             return {key: archive[key] for key in ("x_test", "y_test", "x_train", "y_train") if key in archive}
     except Exception as failure:  # noqa: BLE001 - numpy and zipfile raise nearly anything on damaged files
         raise DamagedData(f"{path}: not a readable npz file of plain arrays ({failure})") from None
+
+
+def _require_bounded(content: BinaryIO) -> None:
+    """Raise ValueError for an archive that expands as no archive of images does."""
+    size = os.fstat(content.fileno()).st_size
+    if zipfile.is_zipfile(content):
+        content.seek(0)
+        with zipfile.ZipFile(content) as archive:
+            expanded = sum(member.file_size for member in archive.infolist())
+        if expanded > _SMALL and expanded > _MOST_EXPANDED * size:
+            raise ValueError(f"{size} bytes expand to {expanded}; images are compressed at most {_MOST_EXPANDED} times")
+    content.seek(0)
 
 
 def _checked(path: Path, part: str, arrays: dict[str, Array]) -> Split:

@@ -53,6 +53,8 @@ class Request:
     threads: int | None = None
     # How a stochastic model predicts; None stands for the rule of its registry entry.
     prediction: PredictionRule | None = None
+    # Whether a user's file is run in a confined process, which decides nothing; see `execution.outside`.
+    untrusted: bool = False
     keep_adversarials: bool = False
     # Images made elsewhere, which attacks `external` of the suite propose; by label.
     proposals: Mapping[str, Proposals] = field(default_factory=dict)
@@ -67,8 +69,8 @@ class Request:
 
     @property
     def in_own_process(self) -> bool:
-        """Whether the model is a user's file, whose code runs in a process of its own."""
-        return self.module is None and is_file_model(self.model)
+        """Whether the model is a user's file, which is evaluated in a process of its own."""
+        return not self.untrusted and self.module is None and is_file_model(self.model)
 
     @property
     def dataset_name(self) -> str:

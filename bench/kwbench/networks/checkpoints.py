@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
+from kwbench.files import read_file
 from kwbench.networks.converting import convert, without_prefix
 from kwbench.networks.weights import load_weights
 
@@ -22,7 +23,7 @@ def load_checkpoint(module: nn.Module, path: Path, *, key: str | None = None, st
     module, UsageError for a key or prefix that the file lacks.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as failure:
         raise CannotEvaluate(f"--checkpoint {path}: cannot be read ({failure.strerror})") from None
     pickled = content.startswith((b"PK\x03\x04", b"\x80"))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kwbench.config.registry import Registry
 from kwbench.errors import CannotEvaluate, DamagedData, KwbenchError, UsageError, did_you_mean
-from kwbench.files import write_whole
+from kwbench.files import read_file, write_whole
 from kwbench.networks.weights import describe_content
 
 # Larger than the weights of any classifier that kwbench can evaluate; a file that unpacks to more is not opened.
@@ -273,7 +273,7 @@ CONVERTERS: dict[str, Callable[[Tensors, str], Tensors]] = {"panousis2021-wide-r
 def _read(file: Path) -> bytes:
     try:
         _require_size(file.stat().st_size, str(file))
-        return file.read_bytes()
+        return read_file(file)
     except OSError as failure:
         raise CannotEvaluate(f"{file}: cannot be read ({failure.strerror})") from None
 

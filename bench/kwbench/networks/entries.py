@@ -9,6 +9,7 @@ from torch import nn
 from kwbench.config.registry import ModelEntry, Registry, dataset_of
 from kwbench.data import DATA_SETS, DataSet
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
+from kwbench.files import read_file
 from kwbench.networks.activations import activation_factory
 from kwbench.networks.architectures import Normalised, Smoothed, build_network
 from kwbench.networks.loaded import Loaded
@@ -57,7 +58,7 @@ def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSe
         _require_compatible(dataset, name)
     path = file or registry.checkpoint_path(name)
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as failure:
         make = f"`kwbench convert {name} --download` fetches" if entry.checkpoint.source else f"`kwbench train {name}` makes"
         raise CannotEvaluate(

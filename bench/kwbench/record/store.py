@@ -29,6 +29,7 @@ from kwbench.record.database.samples import SampleColumns
 from kwbench.record.database.sqlite_file import (
     check_file,
     check_integrity,
+    check_schema,
     configure,
     create_file,
     create_file_on_first_connection,
@@ -101,6 +102,9 @@ class Store:
             if create and engine.dialect.name != "sqlite":
                 with engine.begin() as connection:
                     create_tables(connection)
+            if path is not None:
+                with engine.connect() as connection:
+                    check_schema(connection, path)
             upgrade(engine)
             if path is not None:
                 with engine.connect() as connection:

@@ -64,14 +64,6 @@ def db(tmp_path: Path) -> Path:
     return tmp_path / "results.db"
 
 
-@pytest.fixture
-def at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh processes that have torch imported already, to save the seconds; else as spawned ones."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["kwbench.evaluation.runner", "pyautoattack", "foolbox", "sklearn.datasets"])
-    monkeypatch.setattr(multiprocessing, "get_context", lambda _: found)
-
-
 def defence(folder: Path, forward: str = "return self.layers(x)", head: str = "") -> str:
     """The name of a model in a file of a user's own; `head` comes before everything in the file."""
     torch.save(trained_cnn().state_dict(), folder / "weights.pt")
@@ -136,6 +128,54 @@ class TestOwnFiles:
         assert out == ""
         assert "loading the weights" in err
         assert "from below" in err
+
+    @pytest.mark.usefixtures("at_hand")
+    def test_what_the_file_prints_cannot_control_the_terminal_nor_fill_it(
+        self, tmp_path: Path, db: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        printed = "ü\x1b]0;title\x07\tred\r\n".encode()
+        head = f"import os\nos.write(2, {printed!r})\nos.write(1, b'x' * (4 << 20))"
+        carry_out(own(defence(tmp_path, head=head)), db)
+        err = capfd.readouterr().err
+        assert "ü?]0;title?\tred\n" in err
+        assert 1 << 19 < len(err) < 5 << 18
+        assert "(more was printed than is shown here)" in err
+
+    @pytest.mark.usefixtures("at_hand")
+    @pytest.mark.parametrize(
+        "answer",
+        ["b'\\0\\0\\0\\5hello'", "pickled(SystemExit(0))", "pickled(KeyboardInterrupt())"],
+        ids=["no pickle", "exit", "interrupt"],
+    )
+    def test_what_a_model_writes_into_the_pipe_of_its_process_is_no_answer(self, tmp_path: Path, db: Path, answer: str) -> None:
+        head = (
+            "import os, pickle, struct\n"
+            "def pickled(value):\n    content = pickle.dumps(value)\n    return struct.pack('!i', len(content)) + content\n"
+        )
+        writes = (
+            f"for file in range(3, 32):\n    try:\n        os.write(file, {answer})\n    except OSError:\n        pass\n"
+            "return self.layers(x)"
+        )
+        with pytest.raises(CannotEvaluate, match="its process sent what is no answer"):
+            carry_out(own(defence(tmp_path, writes, head)), db)
+
+    @pytest.mark.usefixtures("at_hand")
+    @pytest.mark.parametrize(
+        "head",
+        [
+            "import kwbench.evaluation.execution.evaluator as theirs\ntheirs.judge = lambda *_, **__: []",
+            "import kwbench.judge as theirs\ntheirs._score = None",
+            "import kwbench.judge as theirs\ntheirs.judge.__code__ = (lambda *_, **__: []).__code__",
+            "from kwbench.model import Model\nModel.predict = None",
+            "import kwbench.judge as theirs\ntheirs.len = lambda _: 0",
+            "import sys\nsys.modules['kwbench.judge'] = sys",
+        ],
+        ids=["function", "private", "code", "method", "builtin", "module"],
+    )
+    def test_a_file_that_replaces_parts_of_kwbench_is_refused(self, tmp_path: Path, db: Path, head: str) -> None:
+        with pytest.raises(CannotEvaluate, match=r"its code replaces kwbench\..* of kwbench, so it could decide"):
+            carry_out(own(defence(tmp_path, head=head)), db)
+        assert count(db) == 0
 
     @pytest.mark.usefixtures("at_hand")
     def test_a_model_that_writes_into_its_input_gets_the_rows_of_one_that_does_not(self, tmp_path: Path) -> None:
@@ -242,6 +282,25 @@ class TestOwnFiles:
         assert sum(row["status"] == "wrong" for row in rows(db)["clean"]) <= 2
 
 
+def count_rows() -> None:
+    """Limit the rows that this process is given, as a GPU's memory would."""
+    judge = LocalEvaluator.judge
+
+    def small(self: LocalEvaluator, label: str, rows: Any, clean: Any, to_beat: Any) -> Any:
+        if len(rows) > 16:
+            raise torch.OutOfMemoryError("full")
+        return judge(self, label, rows, clean, to_beat)
+
+    LocalEvaluator.judge = small  # type: ignore[method-assign]
+
+
+class SmallMemory:
+    """Limits the memory of the process that it is sent to, where it is None."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return count_rows, ()
+
+
 def evaluated(what: Request, db: Path) -> dict[str, list[dict[str, Any]]]:
     return rows(db, carry_out(what, db))
 
@@ -317,10 +376,11 @@ class TestOwnFilesThatFail:
             ("os.kill(os.getpid(), 9)", r"its process died \(exit code -9\)"),
             ("raise torch.OutOfMemoryError('full')", "memory does not hold 16 samples at once; give a smaller --tile"),
             ("raise MemoryError", "memory does not hold 16 samples at once"),
+            ("numpy.ones(1 << 50)", "memory does not hold 16 samples at once"),
         ],
     )
     def test_a_crash_leaves_on_record_what_was_finished(self, tmp_path: Path, db: Path, act: str, message: str) -> None:
-        model = defence(tmp_path, f"{self.ATTACKED}\n    {act}\nreturn self.layers(x)", "import os")
+        model = defence(tmp_path, f"{self.ATTACKED}\n    {act}\nreturn self.layers(x)", "import os, numpy")
         with pytest.raises(CannotEvaluate, match=message):
             carry_out(own(model, suite=self.FIRST), db)
         assert {label: len(found) for label, found in rows(db).items()} == {"clean": 32, "noop": 32, "fgsm": 0}
@@ -358,18 +418,7 @@ def test_running_out_of_memory_travels_between_processes_as_what_it_is() -> None
 
 
 def test_a_batch_that_does_not_fit_in_the_models_process_is_halved(tmp_path: Path, at_hand: None) -> None:
-    # The model counts the rows that its process was given, as a GPU's memory would.
-    head = """\
-import kwbench.evaluation.execution.evaluator as theirs
-import torch
-judge = theirs.LocalEvaluator.judge
-def small(self, label, rows, clean, to_beat):
-    if len(rows) > 16:
-        raise torch.OutOfMemoryError("full")
-    return judge(self, label, rows, clean, to_beat)
-theirs.LocalEvaluator.judge = small
-"""
-    found = evaluated(own(defence(tmp_path, head=head), n=48), tmp_path / "full.db")
+    found = evaluated(own(defence(tmp_path), n=48, data_dir=SmallMemory()), tmp_path / "full.db")
     assert found == evaluated(own(defence(tmp_path), n=48), tmp_path / "plain.db")
 
 
@@ -395,18 +444,33 @@ def test_where_memory_holds_a_tile_but_no_more_the_rows_are_the_same(registry: P
     ]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_hanging_model_does_not_outlive_its_command(tmp_path: Path, how: signal.Signals) -> None:
-    (tmp_path / "hang.py").write_text(
-        "import os, pathlib, signal, time\n"
-        "def net():\n"
-        "    draft = pathlib.Path(__file__).with_name('draft')\n"
-        "    draft.write_text(f'{os.getpid()} {signal.getsignal(signal.SIGINT).name}')\n"
-        "    draft.rename(draft.with_name('pid'))\n"
-        "    time.sleep(600)\n"
-    )
+# Holds Python's interpreter lock for ever, and has started a daemon, in a session of its own.
+STUBBORN = """\
+import os, pathlib, re, signal, time
+
+def net():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    receiver, sender = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        daemon = os.fork()
+        if daemon:
+            os.write(sender, str(daemon).encode())
+            os._exit(0)
+        time.sleep(600)
+    draft = pathlib.Path(__file__).with_name("draft")
+    draft.write_text(f"{os.getpid()} {os.read(receiver, 20).decode()} {signal.getsignal(signal.SIGINT).name}")
+    draft.rename(draft.with_name("processes"))
+    ENDING
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux names the processes that left a process group")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_outlives_the_command(tmp_path: Path, how: signal.Signals) -> None:
+    (tmp_path / "hang.py").write_text(STUBBORN.replace("ENDING", "re.match(r'(a+)+$', 'a' * 60 + 'b')"))
     # A shell's background job ignores Ctrl-C, and its children inherit that.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from kwbench.cli.main import main; main()"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from kwbench.__main__ import main; main()"
     command = [sys.executable, "-c", code, "evaluate", "hang.py:net", "--attack", "fgsm"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -418,21 +482,42 @@ def test_a_hanging_model_does_not_outlive_its_command(tmp_path: Path, how: signa
         text=True,
         start_new_session=True,
     )
+    children = _started(tmp_path)
+    # A terminal signals the whole group, the kernel and `kill` one process.
+    os.killpg(process.pid, how) if how in (signal.SIGINT, signal.SIGHUP) else process.send_signal(how)
+    # The pipes are closed too, or this would wait.
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if how is signal.SIGKILL else 130)
+    assert out == ""
+    assert err == ("" if how is signal.SIGKILL else "kwbench: interrupted; the same command continues\n")
+    _require_gone(children)
+
+
+@pytest.mark.usefixtures("at_hand")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux names the processes that left a process group")
+def test_a_model_that_forks_and_dies_is_noticed_at_once_and_leaves_nothing(tmp_path: Path, db: Path) -> None:
+    (tmp_path / "fork.py").write_text(STUBBORN.replace("ENDING", "os._exit(5)"))
+    started = time.monotonic()
+    with pytest.raises(CannotEvaluate, match=r"fork.py:net: its process died \(exit code 5\)"):
+        carry_out(own(f"{tmp_path / 'fork.py'}:net"), db)
+    assert time.monotonic() - started < 30
+    _require_gone(_started(tmp_path))
+
+
+def _started(folder: Path) -> list[int]:
+    """Return the processes of a STUBBORN model once they run."""
     deadline = time.monotonic() + 60
-    while not (tmp_path / "pid").exists():
+    while not (folder / "processes").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    child, handler = (tmp_path / "pid").read_text().split()
+    *processes, handler = (folder / "processes").read_text().split()
     assert handler == "SIG_IGN"  # else it would tell of Ctrl-C too, with a traceback
-    if how is signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does
-    else:
-        process.kill()
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
-    assert out == ""
-    assert err == ("kwbench: interrupted; the same command continues\n" if how is signal.SIGINT else "")
-    while _alive(int(child)):
+    return list(map(int, processes))
+
+
+def _require_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(map(_alive, processes)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -16,7 +16,8 @@ ANSWERS = """\
 import os, signal
 
 def serve(pipe):
-    pipe.send((os.getpid(), signal.getsignal(signal.SIGINT), pipe.recv()))
+    # The process that was started is the guardian of this one.
+    pipe.send((os.getppid(), signal.getsignal(signal.SIGINT), pipe.recv()))
 """
 
 

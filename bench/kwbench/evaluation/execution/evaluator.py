@@ -15,7 +15,9 @@ from kwbench.checks import Case, Question, Retried, Survivors, caveats, examine,
 from kwbench.data import Batch, slice_hash
 from kwbench.data.classes import mapping_note
 from kwbench.errors import CannotEvaluate, KwbenchError
+from kwbench.evaluation.execution.outside import OutsideModel
 from kwbench.evaluation.execution.processes import server_process
+from kwbench.evaluation.execution.tampering import Integrity
 from kwbench.evaluation.execution.tasks import Task
 from kwbench.evaluation.identity import attack_identity, engine_revisions, library_versions, network_revisions
 from kwbench.evaluation.preparation.prepare import Prepared, prepare
@@ -49,12 +51,15 @@ class Evaluator(Protocol):
 class LocalEvaluator:
     """An evaluator in this process."""
 
-    def __init__(self, request: Request, threads: int | None = None) -> None:
-        """Load everything; with `threads`, as one of several evaluators. Raises as `preparation.prepare` does."""
+    def __init__(self, request: Request, threads: int | None = None, time_limit: float | None = None) -> None:
+        """Load everything; with `threads`, as one of several evaluators. Raises as `preparation.prepare` does.
+
+        `time_limit` bounds the seconds of a pass of a model that is evaluated from outside its process.
+        """
         require_exact_float32()
         keep_freed_memory()
         self._request = request
-        self._prepared = prepare(request, threads)
+        self._prepared = prepare(request, threads, time_limit)
         self._model, self._batch, self._threat = self._prepared.model, self._prepared.batch, self._prepared.threat
         self._suite = SuiteAttacks(request, self._prepared)
         self._attacks = {label: attack for label, (_, attack) in self._suite.by_label.items()}
@@ -124,6 +129,9 @@ class LocalEvaluator:
 
     def close(self) -> None:
         """See Evaluator."""
+        for module in self._prepared.loaded.module.modules():
+            if isinstance(module, OutsideModel):
+                module.close()
 
     def _sparing_memory(self, work: Callable[[], _Result]) -> _Result:
         """Return the result of `work`; if memory runs out, try again with at most a tile of samples a pass."""
@@ -226,7 +234,7 @@ def open_evaluator(request: Request, time_limit: float | None = None) -> Evaluat
     """
     try:
         if not request.in_own_process:
-            return LocalEvaluator(request)
+            return LocalEvaluator(request, time_limit=time_limit)
         spawned = SpawnedEvaluator(request, time_limit)
         spawned.wait()
         return spawned
@@ -279,8 +287,16 @@ class SpawnedEvaluator:
             message = self._child.pipe.recv()
         except (EOFError, OSError):
             self._raise_died()
-        if isinstance(message, BaseException):
+        except Exception as failure:  # noqa: BLE001 - foreign code may write anything into the pipe
+            self.close()
+            raise CannotEvaluate(
+                f"{self._name}: its process sent what is no answer ({type(failure).__name__}); does it write to files that "
+                "it did not open?"
+            ) from None
+        if isinstance(message, KwbenchError | torch.OutOfMemoryError | MemoryError):
             raise message
+        if isinstance(message, BaseException):
+            raise CannotEvaluate(f"{self._name}: its process sent what is no answer ({type(message).__name__})")
         return message
 
     def _raise_died(self) -> NoReturn:
@@ -296,7 +312,8 @@ def serve(pipe: Connection) -> None:
     except EOFError:
         return
     pipe.send("started")
-    evaluator = _result_or_failure(request.model, lambda: LocalEvaluator(request, threads))
+    integrity = Integrity() if request.in_own_process else None
+    evaluator = _result_or_failure(request.model, lambda: LocalEvaluator(request, threads), integrity)
     if isinstance(evaluator, BaseException):
         pipe.send(evaluator)
         return
@@ -306,16 +323,24 @@ def serve(pipe: Connection) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        pipe.send(_result_or_failure(request.model, lambda: evaluator.execute(task)))  # noqa: B023
+        pipe.send(_result_or_failure(request.model, lambda: evaluator.execute(task), integrity))  # noqa: B023
 
 
-def _result_or_failure(name: str, work: Callable[[], Any]) -> Any:
-    """Return the result of `work`, or the exception to raise at the other end of the pipe."""
+def _result_or_failure(name: str, work: Callable[[], Any], integrity: Integrity | None = None) -> Any:
+    """Return the result of `work`, or the exception to raise at the other end of the pipe; see `Integrity`."""
     try:
-        return work()
+        result = work()
+        if integrity is not None and (replaced := integrity.replaced()) is not None:
+            return CannotEvaluate(
+                f"{name}: its code replaces {replaced} of kwbench, so it could decide its own outcomes; "
+                "--untrusted evaluates it from another process"
+            )
+        return result
     except (torch.OutOfMemoryError, MemoryError) as failure:
         torch.cuda.empty_cache()
-        return type(failure)(str(failure))
+        # Subclasses of libraries, such as NumPy's, cannot be made from a message alone.
+        kind = torch.OutOfMemoryError if isinstance(failure, torch.OutOfMemoryError) else MemoryError
+        return kind(str(failure))
     except KwbenchError as failure:
         return failure
     except Exception as failure:  # noqa: BLE001 - foreign code may raise anything

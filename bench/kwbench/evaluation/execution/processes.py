@@ -10,24 +10,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from types import ModuleType
+from typing import Any
 
+from kwbench.evaluation.execution.guardian import continue_guarded
+from kwbench.evaluation.execution.relay import Relay
 from kwbench.imports import importing
+
+# Seconds that a process has to end, and its output to be read.
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
-    """A child process that runs a module's `serve(pipe)`, and this process's end of the pipe."""
+    """A child process that runs a module's `serve(pipe)`, and this process's end of the pipe.
+
+    The process is the guardian of the one that serves; see `guardian`. `output` passes on what they print to stderr.
+    """
 
     process: SpawnProcess
     pipe: multiprocessing.connection.Connection
+    output: Relay
 
     def close(self) -> None:
-        """Close the pipe and kill the process."""
+        """Close the pipe, and end the process and everything that it started."""
         self.pipe.close()
+        self.process.terminate()
+        self.process.join(_PATIENCE)
         self.process.kill()
         self.process.join()
+        self.output.finish(_PATIENCE)
 
 
 # Processes started ahead, by module.
@@ -65,11 +79,13 @@ def server_process(module: str) -> ServerProcess:
 def _start(module: str) -> ServerProcess:
     context = multiprocessing.get_context("spawn")
     pipe, child_pipe = context.Pipe()
-    process = context.Process(target=_serve, args=(module, child_pipe), daemon=True)
+    printed, output = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(module, child_pipe, output), daemon=True)
     with _interrupts_ignored(), _main_module_hidden(), _strings_hashed_alike():
         process.start()
     child_pipe.close()
-    return ServerProcess(process, pipe)
+    output.close()
+    return ServerProcess(process, pipe, Relay(printed))
 
 
 @contextmanager
@@ -110,20 +126,24 @@ def _strings_hashed_alike() -> Iterator[None]:
             os.environ["PYTHONHASHSEED"] = before
 
 
-def _serve(module: str, pipe: multiprocessing.connection.Connection) -> None:
-    os.dup2(2, 1)  # output of the model's code must not mix with the results on stdout
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _serve(module: str, pipe: multiprocessing.connection.Connection, output: multiprocessing.connection.Connection) -> None:
+    continue_guarded([pipe.fileno(), output.fileno()])
+    # Output of the model's code must not mix with the results on stdout, nor reach a terminal as it is.
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
+    _forget_resource_tracker()
     sys.argv = sys.argv[:1]  # the command's arguments are not those of a model's code
-    # A daemon may have no children, which a user's data loader needs. This process ends with its parent all the same.
+    # A daemon may have no children, which a user's data loader needs. The guardian ends them all the same.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     with importing():
         server = import_module(module)
     server.serve(pipe)
 
 
-def _end_with_parent() -> None:
-    """Exit when the parent does, so that a hanging model does not outlive a command that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _forget_resource_tracker() -> None:
+    """Let this process start a resource tracker of its own when it needs one; that of the command serves the command."""
+    tracker: Any = resource_tracker._resource_tracker
+    if tracker._fd is not None:
+        os.close(tracker._fd)
+        tracker._fd = tracker._pid = None

@@ -15,6 +15,7 @@ from kwbench.checks.state import depends_on_the_batch
 from kwbench.config.registry import Registry, read_registry
 from kwbench.data import Batch, DataSet, load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.evaluation.execution.outside import load_outside
 from kwbench.evaluation.fingerprint import Answers, fingerprint
 from kwbench.evaluation.request import Request
 from kwbench.geometry import project, steepest
@@ -68,7 +69,7 @@ class Prepared:
         return self.model.device
 
 
-def prepare(request: Request, threads: int | None = None) -> Prepared:
+def prepare(request: Request, threads: int | None = None, time_limit: float | None = None) -> Prepared:
     """Load data and model, and measure the model's randomness; with `threads`, as one of several evaluators.
 
     Sets the number of torch's threads. Raises UsageError, CannotEvaluate or DamagedData, as loading does.
@@ -93,7 +94,7 @@ def prepare(request: Request, threads: int | None = None) -> Prepared:
     torch.set_num_threads(threads or _threads(request, dataset, workers))
     batch = split.batch(range(n)).to(device)
     threat = _threat_model(request, dataset)
-    name, loaded, entry, prediction = _load(request, registry, dataset)
+    name, loaded, entry, prediction = _load(request, registry, dataset, time_limit)
     with _naming_default_data(request, dataset):
         for part in (loaded.module, *loaded.hidden):
             part.to(device)
@@ -124,7 +125,11 @@ def _naming_default_data(request: Request, dataset: DataSet) -> Iterator[None]:
     try:
         yield
     except CannotEvaluate as failure:
-        if not request.in_own_process or (request.data, request.dataset, request.images) != (None, None, None):
+        if (
+            request.in_registry
+            or request.module is not None
+            or (request.data, request.dataset, request.images) != (None, None, None)
+        ):
             raise
         shape = "x".join(map(str, dataset.shape))
         raise CannotEvaluate(
@@ -179,18 +184,26 @@ def _threat_model(request: Request, dataset: DataSet) -> ThreatModel:
     return ThreatModel.of(norm, default.eps if request.eps is None else request.eps)
 
 
-def _load(request: Request, registry: Registry | None, dataset: DataSet) -> tuple[str, Loaded, Any, Prediction]:
+def _load(
+    request: Request, registry: Registry | None, dataset: DataSet, time_limit: float | None
+) -> tuple[str, Loaded, Any, Prediction]:
     """Return the model's name on record, the model, what identifies it beside its weights, and its prediction rule."""
     rule = Prediction(**request.prediction.model_dump()) if request.prediction is not None else None
     if request.module is not None:
         return request.model, loaded_in_memory(request.module), "in memory", rule or Prediction()
-    if request.in_own_process:
+    if not request.in_registry:
         model = parse_file_model(request.model)
-        loaded = load_file_model(
-            request.model, request.checkpoint, key=request.checkpoint_key, strip_prefix=request.strip_prefix
-        )
-        name = f"{_on_record(model.source)}:{model.call}"
-        return name, loaded, model.call, rule or Prediction()
+        weights: dict[str, Any] = {
+            "checkpoint": request.checkpoint,
+            "key": request.checkpoint_key,
+            "strip_prefix": request.strip_prefix,
+        }
+        name, factory = f"{_on_record(model.source)}:{model.call}", model.call
+        if request.untrusted:
+            loaded, factory = load_outside(request.model, time_limit, **weights), f"{factory}, from outside"
+        else:
+            loaded = load_file_model(request.model, **weights)
+        return name, loaded, factory, rule or Prediction()
     assert registry is not None
     if request.checkpoint_key is not None or request.strip_prefix:
         raise UsageError(

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from kwbench.errors import CannotEvaluate, DamagedData
+from kwbench.formatting import plain
 
 # "kwbn" in SQLite's header distinguishes our databases from those of other programs.
 APPLICATION_ID = 0x6B77626E
@@ -83,6 +84,17 @@ def check_file(path: Path) -> None:
     if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
         raise DamagedData(f"{path}: a SQLite database of another program; name another with --db")
     _check_length(path, header)
+
+
+def check_schema(connection: sa.Connection, path: Path) -> None:
+    """Refuse a file whose schema holds code: views, triggers and virtual tables, whose queries might never end.
+
+    Raises DamagedData.
+    """
+    code = "type IN ('view', 'trigger') OR sql LIKE 'CREATE VIRTUAL%'"
+    found = connection.exec_driver_sql(f"SELECT type, name FROM sqlite_master WHERE {code}").first()  # noqa: S608 - constant
+    if found is not None:
+        raise DamagedData(f"{path}: holds the {found[0]} {plain(found[1])}, which kwbench never writes; name another with --db")
 
 
 def check_integrity(connection: sa.Connection, path: Path) -> None:

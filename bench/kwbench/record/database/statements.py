@@ -15,6 +15,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 # Ids in one query: SQLite limits the parameters.
 IDS_PER_QUERY = 500
 
+# Bytes that any array may expand to, and how many times its packed size a larger one may.
+_SMALL, _MOST_EXPANDED = 1 << 27, 100
+
 
 def insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
     """Insert rows, except those whose key is there already."""
@@ -51,6 +54,8 @@ def pack_array(array: NDArray[Any], dtype: str, name: str) -> bytes:
 def unpack_array(packed: bytes, dtype: str, shape: tuple[int, ...], name: str) -> NDArray[Any]:
     """Return the array that `pack_array` packed; early versions of kwbench wrote no checksum. Raises ValueError for others."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size > _SMALL and size > _MOST_EXPANDED * len(packed):
+        raise ValueError(f"{len(packed)} bytes expand to {size}")
     stream = zlib.decompressobj()
     try:
         values = stream.decompress(packed, size + 1)

@@ -1,0 +1,220 @@
+"""Models evaluated from outside the process of their code, for files that nobody vouches for.
+
+The code runs in a process that may neither write outside a temporary folder nor open connections, without the secrets of the
+environment. Images go in; logits and gradients come out, as bytes that hold numbers only. Attacks, labels, distances, checks
+and the record stay here, so that no code can decide its own outcomes.
+
+Operations inside the model cannot be seen from here, so attacks that relax them follow its plain gradients.
+"""
+
+import hashlib
+import json
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kwbench.errors import CannotEvaluate, DamagedData, KwbenchError, UsageError
+from kwbench.evaluation.execution.confinement import Confinement, confine
+from kwbench.evaluation.execution.processes import ServerProcess, server_process
+from kwbench.model.outputs import find_logits, refusal
+from kwbench.networks.loaded import Loaded
+from kwbench.networks.user_files import load_file_model
+from kwbench.networks.user_names import is_path, parse_file_model
+from kwbench.randomness import seeded_globally
+
+# The first byte of an answer: tensors, JSON, or the message of an error.
+_TENSORS, _JSON = b"T", b"J"
+_ERRORS: dict[bytes, type[Exception]] = {
+    b"U": UsageError,
+    b"D": DamagedData,
+    b"C": CannotEvaluate,
+    b"M": MemoryError,
+    b"R": RuntimeError,
+}
+# Bytes of an answer beside its numbers, and of a message.
+_MOST_BESIDE, _LONGEST = 1 << 16, 2000
+
+
+class OutsideModel(nn.Module):
+    """A module in another process. It answers images (b, c, h, w) on any device with logits (b, k), once differentiable."""
+
+    def __init__(self, name: str, child: ServerProcess, confinement: Confinement, time_limit: float | None) -> None:
+        super().__init__()
+        self._name, self._child, self._time_limit = name, child, time_limit
+        self._finalizer = weakref.finalize(self, _end, child, confinement)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits. Its random draws follow torch's global generator, as those of a module here would."""
+        seed = int(torch.randint(1 << 31, ()))
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return self.ask("answer", x, seed)
+        logits: Tensor = _Answer.apply(x, self, seed)  # type: ignore[no-untyped-call]
+        return logits
+
+    def ask(self, what: str, x: Tensor, seed: int, weights: Tensor | None = None) -> Tensor:
+        """Return logits, or the gradient at x of their sum weighted by `weights` (b, k)."""
+        tensors = {"x": _plain(x)} | ({} if weights is None else {"weights": _plain(weights)})
+        most = 16 * x.numel() + _MOST_BESIDE if weights is not None else None
+        answer = self.exchange((what, safetensors.torch.save(tensors), seed), most)
+        try:
+            value = safetensors.torch.load(answer)["value"].to(x.device)
+        except Exception as failure:  # noqa: BLE001 - foreign code may answer anything
+            raise self._no_answer(failure) from None
+        if weights is not None and value.shape != x.shape:
+            raise CannotEvaluate(f"{self._name}: its process sent a gradient of shape {tuple(value.shape)}")
+        return value if weights is None else value.to(x.dtype)
+
+    def exchange(self, message: Any, most: int | None = None) -> bytes:
+        """Send a message and return the answer, of at most so many bytes. Raises what the answer says."""
+        pipe = self._child.pipe
+        try:
+            pipe.send(message)
+            if not pipe.poll(self._time_limit):
+                self.close()
+                raise CannotEvaluate(f"{self._name}: no answer within {self._time_limit:g} s; the process was stopped")
+            answer = pipe.recv_bytes(most)
+        except (EOFError, OSError) as failure:
+            self._child.process.join(5)
+            code = self._child.process.exitcode
+            reason = f"sent what is no answer ({failure})" if code is None else f"died (exit code {code})"
+            raise CannotEvaluate(f"{self._name}: its process {reason}; what was finished is on record") from None
+        kind = answer[:1]
+        if kind in _ERRORS:
+            raise _ERRORS[kind](answer[1 : 1 + _LONGEST].decode(errors="replace"))
+        if kind not in (_TENSORS, _JSON):
+            raise self._no_answer(ValueError("unknown kind"))
+        return answer[1:]
+
+    def close(self) -> None:
+        """End the process, and remove its temporary folder."""
+        self._finalizer()
+
+    def _no_answer(self, failure: Exception) -> CannotEvaluate:
+        return CannotEvaluate(f"{self._name}: its process sent what is no answer ({type(failure).__name__})")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OutsideModel":
+        return self
+
+
+class _Answer(torch.autograd.Function):
+    """One pass through an OutsideModel, and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: OutsideModel, seed: int) -> Tensor:
+        ctx.save_for_backward(x.detach().clone())
+        ctx.module, ctx.seed = module, seed
+        return module.ask("answer", x, seed)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return ctx.module.ask("gradient", x, ctx.seed, weights), None, None
+
+
+def load_outside(name: str, time_limit: float | None, **weights: Any) -> Loaded:
+    """Return the module of path/to/file.py:factory, whose code runs in another process; see `load_file_model`.
+
+    `weights` are the other arguments of `load_file_model`. `time_limit` bounds the seconds of each pass. The hash covers the
+    file itself, and what its process reports: it tells honest models apart. Raises as `load_file_model` does.
+    """
+    confinement = Confinement()
+    child = None
+    try:
+        with confinement.environment():
+            child = server_process(__name__)
+        module = OutsideModel(name, child, confinement, None)
+    except BaseException:
+        _end(child, confinement)
+        raise
+    try:
+        child.pipe.send((confinement.folder, torch.get_num_threads()))
+        module.exchange("started")  # kwbench's own imports are not subject to the time limit
+        module._time_limit = time_limit
+        answer = json.loads(module.exchange(("load", name, weights), _MOST_BESIDE))
+        reported, notes, kept_in = str(answer["sha256"]), list(map(str, answer["notes"])), bool(answer["confined"])
+    except (ValueError, KeyError, TypeError) as failure:
+        module.close()
+        raise CannotEvaluate(f"{name}: its process sent what is no answer ({type(failure).__name__})") from None
+    except BaseException:
+        module.close()
+        raise
+    source = parse_file_model(name).source
+    content = Path(source).read_bytes() if is_path(source) and Path(source).is_file() else name.encode()
+    digest = hashlib.sha256(b"outside\0" + content + reported.encode()).hexdigest()
+    open_ended = [] if kept_in else ["warning: this system cannot keep its code from files and connections"]
+    return Loaded(module.eval(), digest, (*notes, "evaluated from outside the process of its code", *open_ended))
+
+
+def serve(pipe: Connection) -> None:
+    """Serve an OutsideModel at the other end of the pipe until it is closed."""
+    folder, threads = pipe.recv()
+    torch.set_num_threads(threads)
+    confined = confine(folder)
+    module = nn.Module()
+    while True:
+        try:
+            message = pipe.recv()
+        except EOFError:
+            return
+        with _answering_errors(pipe):
+            if message == "started":
+                pipe.send_bytes(_JSON)
+            elif message[0] == "load":
+                loaded = load_file_model(message[1], **message[2])
+                module = loaded.module
+                for weights in module.parameters():
+                    weights.requires_grad_(False)
+                report = {"sha256": loaded.sha256, "notes": loaded.notes, "confined": confined}
+                pipe.send_bytes(_JSON + json.dumps(report).encode())
+            else:
+                what, content, seed = message
+                value = _value(module, what, safetensors.torch.load(content), seed)
+                pipe.send_bytes(_TENSORS + safetensors.torch.save({"value": _plain(value)}))
+
+
+def _value(module: nn.Module, what: str, tensors: dict[str, Tensor], seed: int) -> Tensor:
+    """Return the logits of x, or their gradient."""
+    x = tensors["x"].requires_grad_(what == "gradient")
+    with seeded_globally(seed), torch.set_grad_enabled(what == "gradient"):
+        # A module may overwrite its input.
+        output = module(x.clone())
+        logits = output if isinstance(output, Tensor) else find_logits(output)[0]
+        if logits is None or (reason := refusal(logits, len(x))) is not None:
+            raise CannotEvaluate(str(refusal(output, len(x)) if logits is None else reason))
+        if what == "answer":
+            return logits
+        if not logits.requires_grad:
+            return torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(logits, x, tensors["weights"].to(logits.dtype), allow_unused=True)
+        return torch.zeros_like(x) if gradient is None else gradient
+
+
+@contextmanager
+def _answering_errors(pipe: Connection) -> Iterator[None]:
+    """Answer with what this block raises."""
+    try:
+        yield
+    except Exception as failure:  # noqa: BLE001 - foreign code may raise anything
+        known = (mark for mark, kind in _ERRORS.items() if isinstance(failure, kind))
+        is_own = isinstance(failure, KwbenchError | MemoryError)
+        message = str(failure) if is_own else f"{type(failure).__name__}: {failure}"
+        pipe.send_bytes((next(known, b"R") if is_own else b"R") + message.encode(errors="replace")[:_LONGEST])
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().as_subclass(Tensor).cpu().contiguous()
+
+
+def _end(child: ServerProcess | None, confinement: Confinement) -> None:
+    if child is not None:
+        with suppress(OSError):
+            child.close()
+    confinement.remove()
