@@ -383,7 +383,8 @@ class TestMessages:
         [
             ("defence.py", r"name the function, class or module .* such as .*defence\.py:net; it defines net, Net, model"),
             ("none.py", "no such file"),
-            ("net.onnx", r"onnx2torch\.convert\('net\.onnx'\)"),
+            ("net.onnx", r"evaluate onnx:.*net\.onnx"),
+            ("net.pt2", r"evaluate export:.*net\.pt2"),
             ("net.pt", r"a file of weights, not of code; .* --checkpoint .*net\.pt"),
         ],
     )

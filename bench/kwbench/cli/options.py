@@ -114,7 +114,10 @@ DataDir = Annotated[
         "--data-dir", metavar="FOLDER", help="Folder of torchvision's data sets; default: data.", rich_help_panel=DATA
     ),
 ]
-Download = Annotated[bool, typer.Option("--download", help="Download the data set if it is missing.", rich_help_panel=DATA)]
+Download = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch a missing data set, or weights of another library.", rich_help_panel=DATA),
+]
 Device = Annotated[
     str,
     typer.Option("--device", help="cpu, cuda, cuda:1, or auto: a GPU if there is one.", rich_help_panel=RUN),
@@ -221,19 +224,22 @@ class EvaluationOptions:
             from kwbench.config.prediction import parse_prediction_rule
             from kwbench.config.registry import read_registry
             from kwbench.evaluation.request import Request
+            from kwbench.networks.adapters import is_adapted
             from kwbench.networks.user_names import is_file_model, require_model_name
 
         if self.checkpoint is not None and len(models) > 1:
             raise UsageError("--checkpoint: one file cannot serve several models")
         if self.checkpoint is None and (self.checkpoint_key is not None or self.strip_prefix):
             raise UsageError("--key, --strip-prefix: say how --checkpoint is read; name the file")
-        if registered := [model for model in models if not is_file_model(model)]:
+        if registered := [model for model in models if not (is_adapted(model) or is_file_model(model))]:
             registry = read_registry(self.registry)
             for model in registered:
                 require_model_name(model)
                 registry.find(model)  # an unknown last model must fail before hours are spent on the first
         if self.untrusted and registered:
             raise UsageError(f"--untrusted: {registered[0]} is a model of the registry, which brings no code; leave it out")
+        if self.untrusted and (adapted := [model for model in models if is_adapted(model)]):
+            raise UsageError(f"--untrusted: {adapted[0]} is built by its library; only files of code run confined")
         rule = parse_prediction_rule(self.prediction) if self.prediction is not None else None
         requests = [
             Request(

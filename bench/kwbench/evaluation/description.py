@@ -64,6 +64,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
             "classes": list(facts.class_names),
             "parameters": facts.parameters,
             "notes": list(facts.notes),
+            **({} if facts.claimed is None else {"claimed": facts.claimed}),
             "answers": facts.answers,
             "command": command,
         },

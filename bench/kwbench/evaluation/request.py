@@ -13,6 +13,7 @@ from kwbench.config.prediction import PredictionRule
 from kwbench.config.registry import DEFAULT_DATASET, dataset_of
 from kwbench.config.suite import Suite
 from kwbench.data import DataSet
+from kwbench.networks.adapters import is_adapted
 from kwbench.networks.user_names import is_file_model
 from kwbench.threat import ThreatModel
 
@@ -65,12 +66,12 @@ class Request:
     @property
     def in_registry(self) -> bool:
         """Whether the model is an entry of the registry."""
-        return self.module is None and not is_file_model(self.model)
+        return self.module is None and not (is_adapted(self.model) or is_file_model(self.model))
 
     @property
     def in_own_process(self) -> bool:
-        """Whether the model is a user's file, which is evaluated in a process of its own."""
-        return not self.untrusted and self.module is None and is_file_model(self.model)
+        """Whether the model is a user's file or of another library, whose code runs in a process of its own."""
+        return self.module is None and not self.in_registry and not self.untrusted
 
     @property
     def dataset_name(self) -> str:
@@ -95,8 +96,8 @@ class Facts:
     must always be given the same tiles. `workers` is the number of evaluators worth running side by side, `threads` the
     threads of each. `effective_sparsity` is the share of values that each winner-take-all layer keeps, by the layer's name.
     `class_names` are the names of the classes by label, empty where they have none. `parameters` is the number of the model's
-    parameters. `notes` are what a reader of the numbers must know about the model, one clause each; `answers` are its
-    fingerprint.
+    parameters. `notes` are what a reader of the numbers must know about the model, one clause each; `claimed` are the
+    accuracies that its library states; `answers` are its fingerprint.
     """
 
     model: str
@@ -119,4 +120,5 @@ class Facts:
     class_names: tuple[str, ...]
     parameters: int
     notes: tuple[str, ...]
+    claimed: dict[str, Any] | None
     answers: list[list[float | None]] | None

@@ -10,7 +10,9 @@ from kwbench.errors import UsageError
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CALL = re.compile(rf"(?P<source>.+?\.py|{_DOTTED.pattern}):(?P<factory>[^\W\d][\w.]*)\((?P<arguments>.*)\)", re.DOTALL)
-_WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".safetensors", ".ts", ".pt2"}
+_WEIGHTS = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".safetensors", ".ts"}
+# Files that an adapter reads.
+_READ_AS = {".onnx": "onnx", ".pt2": "export"}
 HOW = "path/to/file.py:factory or package.module:factory"
 
 
@@ -80,11 +82,8 @@ def require_model_name(name: str) -> None:
         named = f"such as {name}:{makers[0]}" if makers else f"{name}:factory"
         others = f"; it defines {', '.join(makers)}" if len(makers) > 1 else "" if makers else "; it defines nothing callable"
         raise UsageError(f"{name}: name the function, class or module of the file that is the model, {named}{others}")
-    if path.suffix == ".onnx":
-        raise UsageError(
-            f"{name}: an ONNX file; write a file net.py with `def net(): return onnx2torch.convert({path.name!r})` "
-            "and evaluate net.py:net (pip install onnx2torch)"
-        )
+    if path.suffix in _READ_AS:
+        raise UsageError(f"{name}: evaluate {_READ_AS[path.suffix]}:{name}")
     if path.suffix in _WEIGHTS:
         raise UsageError(
             f"{name}: a file of weights, not of code; write a file net.py with a function net() that builds the network, "

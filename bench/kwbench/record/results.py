@@ -70,6 +70,7 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "a_rob": _interval_json(summary.a_rob),
         "cascade": summary.cascade,
         "a_rob_as_in_paper": _interval_json(summary.a_rob_as_in_paper),
+        **({"claimed": claimed} if (claimed := summary.evaluation.spec.provenance.get("claimed")) else {}),
         "protocol": list(summary.protocol),
         "a_protocol": _interval_json(summary.a_protocol),
         "passes": {"budget": summary.budget, "used": round(summary.used, 3)},

@@ -5,6 +5,7 @@ A user's own file runs in a freshly spawned process: its imports cannot clash wi
 
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -197,10 +198,12 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
         parameters=sum(weights.numel() for weights in prepared.loaded.module.parameters()),
         notes=(
             *prepared.loaded.notes,
+            *([prepared.loaded.claimed.sentence()] if prepared.loaded.claimed is not None else []),
             *([mapping_note(dataset.class_names)] if dataset.class_names else []),
             *_caveats(request, prepared, suite),
             *_provenance_notes(request),
         ),
+        claimed=None if prepared.loaded.claimed is None else asdict(prepared.loaded.claimed),
         answers=prepared.answers,
     )
 

@@ -20,6 +20,7 @@ from kwbench.evaluation.fingerprint import Answers, fingerprint
 from kwbench.evaluation.request import Request
 from kwbench.geometry import project, steepest
 from kwbench.model import Model, Prediction, fill_tile, find_device, with_logits
+from kwbench.networks.adapters import Wanted, is_adapted, load_adapted
 from kwbench.networks.entries import load_entry
 from kwbench.networks.in_memory import device_of, loaded_in_memory
 from kwbench.networks.loaded import Loaded
@@ -94,7 +95,7 @@ def prepare(request: Request, threads: int | None = None, time_limit: float | No
     torch.set_num_threads(threads or _threads(request, dataset, workers))
     batch = split.batch(range(n)).to(device)
     threat = _threat_model(request, dataset)
-    name, loaded, entry, prediction = _load(request, registry, dataset, time_limit)
+    name, loaded, entry, prediction = _load(request, registry, dataset, threat.norm, time_limit)
     with _naming_default_data(request, dataset):
         for part in (loaded.module, *loaded.hidden):
             part.to(device)
@@ -185,13 +186,15 @@ def _threat_model(request: Request, dataset: DataSet) -> ThreatModel:
 
 
 def _load(
-    request: Request, registry: Registry | None, dataset: DataSet, time_limit: float | None
+    request: Request, registry: Registry | None, dataset: DataSet, norm: str, time_limit: float | None
 ) -> tuple[str, Loaded, Any, Prediction]:
     """Return the model's name on record, the model, what identifies it beside its weights, and its prediction rule."""
     rule = Prediction(**request.prediction.model_dump()) if request.prediction is not None else None
     if request.module is not None:
         return request.model, loaded_in_memory(request.module), "in memory", rule or Prediction()
     if not request.in_registry:
+        if is_adapted(request.model):
+            return *_load_adapted(request, dataset, norm), rule or Prediction()
         model = parse_file_model(request.model)
         weights: dict[str, Any] = {
             "checkpoint": request.checkpoint,
@@ -215,9 +218,27 @@ def _load(
     return name, loaded, entry.model_dump(mode="json", include=_BEHAVIOUR), rule
 
 
+def _load_adapted(request: Request, dataset: DataSet, norm: str) -> tuple[str, Loaded, Any]:
+    """Return the name on record of a model of another library, the model, and what identifies it beside its weights."""
+    prefix, _, name = request.model.partition(":")
+    wanted = Wanted(
+        name,
+        request.dataset_name,
+        dataset.shape,
+        dataset.classes,
+        norm,
+        request.download,
+        request.checkpoint,
+        request.checkpoint_key,
+        request.strip_prefix,
+    )
+    loaded = load_adapted(request.model, wanted)
+    return f"{prefix}:{_on_record(name)}", loaded, dict(loaded.origin)
+
+
 def _on_record(source: str) -> str:
-    """Return a file relative to the working directory, so that its name does not depend on the machine; or a dotted name."""
-    if not is_path(source):
+    """Return a file or folder relative to the working directory, so that its name does not depend on the machine; or a name."""
+    if not is_path(source) and not Path(source).exists():
         return source
     file, folder = Path(source), Path.cwd()
     return (file.absolute().relative_to(folder) if file.absolute().is_relative_to(folder) else file).as_posix()

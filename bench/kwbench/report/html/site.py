@@ -18,9 +18,11 @@ from kwbench.report.html.samples import samples_script
 from kwbench.report.html.sweeps import sweep_charts
 from kwbench.report.page import asset_files, rendered, rendered_in_folder
 from kwbench.report.tables import csv_table
+from kwbench.threat import exact_fraction
 from kwbench.verdict import CAVEAT, verdict_json, verdict_on_record
 
 if TYPE_CHECKING:
+    from kwbench.record.summary import Summary
     from kwbench.report.data import ReportData
 
 _TABLES = ("datatables.min.js", "leaderboard.js")
@@ -118,10 +120,23 @@ def _entries(data: "ReportData", *, linked: bool) -> dict[int, Entry]:
             board,
             model_facts(summary, registry),
             verdict_on_record(summary),
-            claims.get(summary.evaluation.spec.identity),
+            claims.get(summary.evaluation.spec.identity) or _claimed_by_library(summary),
             f"runs/{run_file(summary)}.html" if linked else None,
         )
     return entries
+
+
+def _claimed_by_library(summary: "Summary") -> PaperClaim | None:
+    """Return what a library such as RobustBench states about a model at the radius of its evaluation."""
+    claimed = summary.evaluation.spec.provenance.get("claimed")
+    if not isinstance(claimed, dict) or claimed.get("autoattack") is None:
+        return None
+    try:
+        same = exact_fraction(str(claimed.get("eps"))) == summary.threat.eps
+    except ValueError:
+        same = False
+    percent = 100 * float(claimed["autoattack"])
+    return PaperClaim(str(claimed["by"]), "AutoAttack", percent, f"{percent:.2f}") if same else None
 
 
 def _claims(data: "ReportData") -> dict[str, PaperClaim]:
