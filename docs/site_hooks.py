@@ -61,7 +61,9 @@ def _commands_page() -> Iterator[str]:
         if command.rich_help_panel != panel:
             panel = command.rich_help_panel
             yield f"## {panel}\n"
-        yield from _command_section(name, command)
+        below = getattr(command, "commands", {})
+        for words, single in {f"{name} {word}": one for word, one in below.items()}.items() if below else [(name, command)]:
+            yield from _command_section(words, single)
 
 
 def _command_section(name: str, command: Any) -> Iterator[str]:

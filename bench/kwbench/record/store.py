@@ -23,10 +23,11 @@ from kwbench.formatting import plain
 from kwbench.outcome import Example, Outcome
 from kwbench.record.database import evaluations, examples, experiments, outcomes, samples, schema
 from kwbench.record.database.checksums import REMEDY
-from kwbench.record.database.migrations import create_tables, upgrade
+from kwbench.record.database.migrations import create_tables, schema_version, upgrade
 from kwbench.record.database.outcomes import Predictions
 from kwbench.record.database.samples import SampleColumns
 from kwbench.record.database.sqlite_file import (
+    check_all_pages,
     check_file,
     check_integrity,
     check_schema,
@@ -61,13 +62,15 @@ class Store:
         self._name = url.database if sqlite and url.database else url.render_as_string(hide_password=True)
 
     @classmethod
-    def open(cls, url: str, *, create: bool = False, deferred: bool = False) -> "Store":
+    def open(cls, url: str, *, create: bool = False, deferred: bool = False, upgraded: bool = True) -> "Store":
         """Open the database at a SQLAlchemy URL or a path to a SQLite file.
 
         Args:
             url: the URL or path.
             create: create the tables, and the file, where they are missing.
             deferred: create a missing file only when it is first used, so that a command that fails before leaves none behind.
+
+            upgraded: bring a database of an earlier schema version up to date.
 
         Raises:
             CannotEvaluate: it does not exist or cannot be written.
@@ -97,7 +100,17 @@ class Store:
         if path is not None and missing and deferred:
             create_file_on_first_connection(engine, path, create_tables)
             return store
-        with store._translated_errors():
+        try:
+            store._prepare(path, create=create, upgraded=upgraded)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _prepare(self, path: Path | None, *, create: bool, upgraded: bool) -> None:
+        """Create the tables if they are missing, and check an existing database; see `open`."""
+        engine = self._engine
+        with self._translated_errors():
             # A new SQLite file comes with its tables.
             if create and engine.dialect.name != "sqlite":
                 with engine.begin() as connection:
@@ -105,11 +118,11 @@ class Store:
             if path is not None:
                 with engine.connect() as connection:
                     check_schema(connection, path)
-            upgrade(engine)
+            if upgraded:
+                upgrade(engine)
             if path is not None:
                 with engine.connect() as connection:
                     check_integrity(connection, path)
-        return store
 
     def close(self) -> None:
         """Close all connections."""
@@ -120,6 +133,23 @@ class Store:
         with self._writing() as connection:
             evaluations.insert_evaluation(connection, spec)
         return next(iter(self.evaluations(spec.identity)))
+
+    def adopt(self, evaluation: Evaluation) -> Evaluation:
+        """Put an evaluation of another record on record, with its dates; return it as it is here."""
+        with self._writing() as connection:
+            evaluations.adopt_evaluation(connection, evaluation)
+        return next(iter(self.evaluations(evaluation.spec.identity)))
+
+    def schema_version(self) -> int | None:
+        """Return the schema version of the database; None if it states none."""
+        with self._translated_errors():
+            return schema_version(self._engine)
+
+    def verify_storage(self) -> None:
+        """Have the database check its own files, where it can. Raises DamagedData."""
+        if self._engine.dialect.name == "sqlite":
+            with self._reading() as connection:
+                check_all_pages(connection)
 
     def evaluations(self, identity: str | None = None, *, containing: str | None = None) -> list[Evaluation]:
         """Return all evaluations, oldest first, or the one with this identity; empty if there is none.

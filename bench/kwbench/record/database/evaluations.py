@@ -30,11 +30,21 @@ class _Members:
     run_ids: dict[str, int] = field(default_factory=dict)
 
 
-def insert_evaluation(connection: sa.Connection, spec: EvaluationSpec) -> None:
-    """Insert an evaluation and its attack runs where they are missing, and note that it was asked for now."""
+def adopt_evaluation(connection: sa.Connection, evaluation: Evaluation) -> None:
+    """Insert an evaluation of another record, with its dates, as the newest one; one that is there stays as it is."""
+    table = schema.evaluations
+    lock(connection, schema.schema_version)
+    if connection.execute(sa.select(table.c.id).where(table.c.identity == evaluation.spec.identity)).scalar() is None:
+        insert_evaluation(connection, evaluation.spec, created=evaluation.created, asked=evaluation.asked)
+
+
+def insert_evaluation(
+    connection: sa.Connection, spec: EvaluationSpec, *, created: str | None = None, asked: str | None = None
+) -> None:
+    """Insert an evaluation and its attack runs where they are missing, and note that it was asked for, by default now."""
     lock(connection, schema.schema_version)
     now = datetime.now(UTC)
-    asked = now.isoformat(timespec="microseconds")
+    asked = asked or now.isoformat(timespec="microseconds")
     table, runs = schema.evaluations, schema.attack_runs
     row = {
         "identity": spec.identity,
@@ -47,7 +57,7 @@ def insert_evaluation(connection: sa.Connection, spec: EvaluationSpec) -> None:
         "stochastic": spec.stochastic,
         "spec": to_json(spec.spec),
         "provenance": to_json(spec.provenance),
-        "created": now.isoformat(timespec="seconds"),
+        "created": created or now.isoformat(timespec="seconds"),
         "asked": asked,
     }
     same = table.c.identity == spec.identity

@@ -18,11 +18,16 @@ _ADDED = [
     schema.examples,
     schema.clean_images,
 ]
+# The lock of programs that create tables: "kwbn".
+_CREATION = 0x6B77626E
 _EARLIER = range(1, schema.SCHEMA_VERSION)
 
 
 def create_tables(connection: sa.Connection) -> None:
     """Create the tables that are missing, and note the schema version."""
+    if connection.dialect.name == "postgresql":
+        # Of two programs that create the same tables at once, one would fail.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION)))
     schema.metadata.create_all(connection)
     insert(connection, schema.schema_version, [{"version": schema.SCHEMA_VERSION}])
 
@@ -32,10 +37,7 @@ def upgrade(engine: sa.Engine) -> None:
 
     Raises DamagedData if it has no kwbench tables, or a version that this kwbench does not know.
     """
-    with engine.connect() as connection:
-        if not sa.inspect(connection).has_table(schema.schema_version.name):
-            raise DamagedData("not a kwbench database, its tables are missing")
-        version = connection.execute(sa.select(schema.schema_version.c.version)).scalar()
+    version = schema_version(engine)
     if version in _EARLIER:
         with engine.begin() as connection:
             version = _add_tables(connection)
@@ -43,6 +45,14 @@ def upgrade(engine: sa.Engine) -> None:
         newer = isinstance(version, int) and version > schema.SCHEMA_VERSION
         remedy = "update kwbench" if newer else "use another file with --db"
         raise DamagedData(f"schema version {version}, this kwbench reads {schema.SCHEMA_VERSION}; {remedy}")
+
+
+def schema_version(engine: sa.Engine) -> int | None:
+    """Return the schema version of a database. Raises DamagedData if it has no kwbench tables."""
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table(schema.schema_version.name):
+            raise DamagedData("not a kwbench database, its tables are missing")
+        return connection.execute(sa.select(schema.schema_version.c.version)).scalar()
 
 
 def _add_tables(connection: sa.Connection) -> int:

@@ -108,6 +108,18 @@ def check_integrity(connection: sa.Connection, path: Path) -> None:
             raise DamagedData(f"damaged: SQLite finds {problem!r}; restore it from a backup or name another with --db")
 
 
+def check_all_pages(connection: sa.Connection) -> None:
+    """Have SQLite check a file of any size, and that rows refer to rows that exist. Raises DamagedData."""
+    problems = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalars().all()
+    if problems != ["ok"]:
+        raise DamagedData(f"damaged: SQLite finds {plain(problems[0])!r}; restore it from a backup")
+    orphan = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+    if orphan is not None:
+        raise DamagedData(
+            f"damaged: a row of {orphan[0]} refers to a row of {orphan[2]} that is missing; restore it from a backup"
+        )
+
+
 def is_damage(failure: BaseException | None) -> bool:
     """Return whether an operational error means damage: a table that is missing, or a text that is none.
 

@@ -1,0 +1,27 @@
+"""Fixtures: a PostgreSQL server, and an empty record on every backend."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.postgres import Server, find_programs
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    server = Server(find_programs())
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of an empty record."""
+    if request.param == "sqlite":
+        return str(tmp_path / "record.db")
+    server: Server = request.getfixturevalue("postgres")
+    return server.database(f"record{next(_numbers)}")
