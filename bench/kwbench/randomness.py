@@ -5,6 +5,7 @@ The generator is numpy's counter-based Philox, keyed by a hash of the address.
 """
 
 import hashlib
+import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -106,3 +107,15 @@ def globals_restored() -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+
+def generator_states(device: torch.device) -> dict[str, bytes]:
+    """Return the states of the global generators of torch, numpy and random, and of torch's on a device that is a GPU."""
+    states = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": pickle.dumps(np.random.get_state()),
+        "random": pickle.dumps(random.getstate()),
+    }
+    if device.type == "cuda":
+        states["torch.cuda"] = torch.cuda.get_rng_state(device).numpy().tobytes()
+    return states

@@ -13,7 +13,6 @@ from kwbench.certification import certificate, trace
 from kwbench.certification.certificate import reduce
 from kwbench.certification.climbing import SLOPES, Climber
 from kwbench.certification.graph import Graph
-from kwbench.certification.program import least_margin
 from kwbench.certification.search import BranchAndBound
 from kwbench.certification.system import Reduction, System
 from kwbench.errors import CannotEvaluate
@@ -140,6 +139,9 @@ def _neighbour(
     graph: Graph, system: System, image: Tensor, label: int, margin: int, least: float, radius: float
 ) -> tuple[Tensor, float]:
     """Return a better image (pixels,) in a box around one, with its margin; the same if there is none."""
+    # Searches without programs do not wait for the import of HiGHS.
+    from kwbench.certification.program import least_margin
+
     middle, whole = image.double(), system.ball
     ball = replace(whole, low=torch.maximum(whole.low, middle - radius), high=torch.minimum(whole.high, middle + radius))
     near = Reduction(graph, ball).run(label, _unimproved)

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
-from scipy.optimize import linprog
 from torch import Tensor
 
 from kwbench.certification.dual import Slopes, Units
@@ -65,6 +63,10 @@ def solve_leaf(system: System, margin: int, units: Sequence[Units]) -> tuple[Ten
     objective[pixels : pixels + total] = coefficients[pixels:] * passing
     objective[pixels + total : pixels + 2 * total] = _PENALTY
     inequalities = -torch.cat(orders)
+    # Searches without leaves do not wait for the import.
+    from scipy import sparse
+    from scipy.optimize import linprog
+
     # The type stubs of scipy do not know sparse matrices here.
     upper: Any = sparse.csr_matrix(inequalities.numpy())
     equal: Any = sparse.csr_matrix(torch.cat(equations).numpy())

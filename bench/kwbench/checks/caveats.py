@@ -3,11 +3,8 @@
 The diagnosis of a strong suite looks closer at the same; this runs for every evaluation, so it has to be cheap.
 """
 
-import pickle
-import random
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +14,7 @@ from kwbench.checks.outputs import GAP, are_probabilities
 from kwbench.checks.state import rows_that_differ
 from kwbench.gradients import CutGradientError, autograd_estimate
 from kwbench.model import Model, raise_if_memory_is_out
-from kwbench.randomness import seeded_globally
+from kwbench.randomness import generator_states, seeded_globally
 
 # Caveats name what concerns a larger share of the samples than this.
 SHARE = 0.1
@@ -48,14 +45,7 @@ def _logits(model: Model, x: Tensor, seed: int) -> tuple[Tensor, dict[str, bytes
     model.reseed("caveats")
     with seeded_globally(seed), torch.no_grad(), model.raising_by_name():
         logits = model(x)
-        states = {
-            "torch": torch.get_rng_state().numpy().tobytes(),
-            "numpy": pickle.dumps(np.random.get_state()),
-            "random": pickle.dumps(random.getstate()),
-        }
-        if x.is_cuda:
-            states["torch.cuda"] = torch.cuda.get_rng_state(x.device).numpy().tobytes()
-    return logits, states
+        return logits, generator_states(x.device)
 
 
 def _on_gradients(model: Model, x: Tensor, y: Tensor) -> Iterator[str]:

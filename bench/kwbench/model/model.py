@@ -17,7 +17,7 @@ from kwbench.model.outputs import are_answers
 from kwbench.model.pass_plan import PassPlan
 from kwbench.model.prediction import Prediction, majority
 from kwbench.model.search_precision import SearchPrecision
-from kwbench.randomness import derived_seed, seeded_globally
+from kwbench.randomness import derived_seed, generator_states, seeded_globally
 
 # Outputs of two passes on a GPU that differ by less than this, relative to the largest logit, count as equal.
 _GPU_ROUNDING = 1e-5
@@ -121,19 +121,20 @@ class Model:
     def measure_randomness(self, *images: Tensor, draws: int = 5) -> bool:
         """Compare `draws` passes over the same images, set `stochastic` to whether they differ, and return it.
 
-        Each of `images` is a batch (b, c, h, w) of at most a tile, and passes as a full tile. On a GPU differences below 1e-5
-        of the largest logit count as rounding. Raises CannotEvaluate if the module raises, or if its randomness is to be
-        frozen and cannot be.
+        Each of `images` is a batch (b, c, h, w) of at most a tile, and passes as a full tile. If a module draws nothing from
+        the global generators and its first two passes over each batch agree, the other passes are over one tile with images
+        of every batch. On a GPU differences below 1e-5 of the largest logit count as rounding. Raises CannotEvaluate if the
+        module raises, or if its randomness is to be frozen and cannot be.
         """
         self._frozen, self.stochastic = False, True  # so that every pass of the trial gets a seed of its own
         self.reseed("measure randomness")
         try:
-            random = any(self._varies(fill_tile(batch, self.tile), draws) for batch in images)
+            random = self._varies_on_any(images, draws)
         except CannotEvaluate as failure:
             raise CannotEvaluate(f"{failure}{self._tile_hint(images[0])}") from failure
         self._frozen = random and self.prediction.kind == "frozen"
         self.stochastic = random and not self._frozen
-        if self._frozen and any(self._varies(batch[:2], 2) for batch in images):
+        if self._frozen and any(self._varies(batch[:2], 1) for batch in images):
             raise CannotEvaluate(
                 f"{self.name}: its randomness cannot be frozen, since it does not come from the global generators of torch, "
                 "numpy or random, or the model changes from call to call"
@@ -254,12 +255,40 @@ class Model:
         self._plan = PassPlan(self._forward, self._layout, self.tile, probe, limited=limited)
         self._search_precision = SearchPrecision(self._forward, self._layout, probe)
 
-    def _varies(self, x: Tensor, draws: int) -> bool:
+    def _varies_on_any(self, images: Sequence[Tensor], draws: int) -> bool:
+        tiles = [fill_tile(batch, self.tile) for batch in images]
+        firsts, drawing = [], False
+        for tile in tiles:
+            first, drew = self._watched_pass(tile)
+            if self._varies(tile, 1, first):
+                return True
+            firsts.append(first)
+            drawing |= drew
+        if draws <= 2:
+            return False
+        if not drawing and len(tiles) > 1:
+            share = -(-self.tile // len(tiles))
+            tiles, firsts = [torch.cat([tile[:share] for tile in tiles])[: self.tile]], [None]
+        return any(self._varies(tile, draws - 2, first) for tile, first in zip(tiles, firsts, strict=True))
+
+    def _watched_pass(self, x: Tensor) -> tuple[Tensor, bool]:
+        """Return logits (b, k) of one pass, and whether it moved a global generator of random numbers."""
+        self._draw += 1
+        with torch.no_grad(), self.raising_by_name(), seeded_globally(derived_seed(self._stream, self._draw)):
+            before = generator_states(self.device)
+            logits = self._forward(self._layout.copy(x))
+            return logits, generator_states(self.device) != before
+
+    def _varies(self, x: Tensor, draws: int, first: Tensor | None = None) -> bool:
+        """Return whether `draws` passes over x (b, c, h, w) give other logits than the `first` of them (b, k)."""
         with torch.no_grad(), self.raising_by_name():
+            first = self._draw_once(x) if first is None else first
             # Equal NaNs are no difference: such a model is refused for its logits on clean images.
-            logits = [self._draw_once(x).nan_to_num(0.0, 0.0, 0.0) for _ in range(draws)]
-        slack = _GPU_ROUNDING * logits[0].abs().max().item() if self.device.type == "cuda" else 0.0
-        return any(not bool(((other - logits[0]).abs() <= slack).all()) for other in logits[1:])
+            reference, *others = (
+                logits.nan_to_num(0.0, 0.0, 0.0) for logits in (first, *(self._draw_once(x) for _ in range(draws)))
+            )
+        slack = _GPU_ROUNDING * reference.abs().max().item() if self.device.type == "cuda" else 0.0
+        return any(not bool(((other - reference).abs() <= slack).all()) for other in others)
 
     @property
     def _draws(self) -> int:

@@ -108,7 +108,8 @@ class SuiteAttacks:
             device=self._prepared.device,
             tile=self._request.tile,
         )
-        surrogate.measure_randomness(probe)
+        # The model itself has been measured with more.
+        surrogate.measure_randomness(probe, draws=2)
         surrogate.plan_passes(probe)
         return surrogate
 
