@@ -48,6 +48,10 @@ class ModelFacts(Protocol):
         """Whether an operation of the model hides its gradient, or may hide it where the relaxation cannot see it."""
 
     @property
+    def incomplete(self) -> str | None:
+        """Why a complete search of the balls does not pay; None if it may."""
+
+    @property
     def lessons(self) -> Lessons:
         """Images from which students can learn the model's answers, and the students that have."""
 

@@ -1,17 +1,19 @@
 """Search for adversarial examples of piecewise linear networks among the units that the ball leaves undecided."""
 
 import copy
-import time
+import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Attack
+from kwbench.attacks.attack import Attack, ModelFacts
 from kwbench.certification import certificate, trace
 from kwbench.certification.certificate import reduce
 from kwbench.certification.climbing import SLOPES, Climber
+from kwbench.certification.effort import Effort, OutOfEffort, affordable
 from kwbench.certification.graph import Graph
 from kwbench.certification.search import BranchAndBound
 from kwbench.certification.system import Reduction, System
@@ -36,8 +38,12 @@ class CompleteSearch(Attack):
     classes and each kind of slope (`kwbench.certification.climbing`); then branch and bound, whose relaxations propose images
     (Zhang et al. 2022, BaB-Attack, ICML), over at most `branches` branches; then large neighbourhood search: mixed-integer
     programs on `neighbourhoods` growing boxes around the best image, in which few units are undecided. The search for a
-    sample ends at its first adversarial image. It proposes the image itself for a network that it does not know.
+    sample ends at its first adversarial image, or once it has spent its `effort`, in nominal seconds (see
+    `kwbench.certification.effort`); `auto` is what 2000 passes through the network cost. It proposes the image itself for a
+    network that it does not know.
     """
+
+    revision: ClassVar[int] = 2
 
     norms = frozenset({"linf"})
     needs = "gradients"
@@ -47,6 +53,7 @@ class CompleteSearch(Attack):
     targets: int = 2
     branches: int = 0
     neighbourhoods: int = 0
+    effort: float | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "targets"):
@@ -54,6 +61,8 @@ class CompleteSearch(Attack):
                 raise ValueError(f"{name} must be at least 1")
         if self.branches < 0 or self.neighbourhoods < 0:
             raise ValueError("branches and neighbourhoods must not be negative")
+        if isinstance(self.effort, float) and not self.effort > 0:
+            raise ValueError("effort must be above 0")
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
@@ -64,11 +73,12 @@ class CompleteSearch(Attack):
             graph = trace(copy.deepcopy(model.module).cpu(), model.shape)
         except CannotEvaluate:
             return z
+        seconds = affordable(graph) if self.effort == "auto" else self.effort or math.inf
         for row in range(len(x)):
             try:
-                image = self._search(graph, x[row].cpu(), int(y[row]), threat, rng.take([row]))
+                image = self._search(graph, x[row].cpu(), int(y[row]), threat, rng.take([row]), Effort(seconds))
             except CannotEvaluate:
-                # Too many units are undecided.
+                # Too many units are undecided, or the effort does not even suffice to find out.
                 continue
             z[row] = image.to(z)
         return z
@@ -87,27 +97,35 @@ class CompleteSearch(Attack):
         return 0
 
     def doubled(self, times: int) -> Self:
-        """See Attack: more restarts and branches."""
-        return replace(self, restarts=self.restarts * 2**times, branches=self.branches * 2**times)
+        """See Attack: more restarts, branches and effort."""
+        effort = self.effort * 2**times if isinstance(self.effort, float) else self.effort
+        return replace(self, restarts=self.restarts * 2**times, branches=self.branches * 2**times, effort=effort)
 
-    def _search(self, graph: Graph, x: Tensor, label: int, threat: ThreatModel, rng: SampleRandom) -> Tensor:
+    def redundant(self, facts: ModelFacts) -> str | None:
+        """See Attack."""
+        return facts.incomplete
+
+    def _search(
+        self, graph: Graph, x: Tensor, label: int, threat: ThreatModel, rng: SampleRandom, effort: Effort
+    ) -> Tensor:
         # The judge's tolerance is for certificates; proposals keep to eps.
-        system = reduce(graph, x, label, threat, steps=0)
+        system = reduce(graph, x, label, threat, steps=0, effort=effort)
         system = replace(system, ball=system.ball.without_tolerance())
-        image, margin, least = self._climb(system, rng)
+        image, margin, least = self._climb(system, rng, effort)
         if self.branches and least > -_CLEAR:
-            result = BranchAndBound(system).run(time.monotonic() + 3600, stop_at=-_CLEAR, most_branches=self.branches)
-            if result.margin < least:
-                image, least = result.image.float(), result.margin
+            with suppress(OutOfEffort):
+                result = BranchAndBound(system, effort).run(math.inf, stop_at=-_CLEAR, most_branches=self.branches)
+                if result.margin < least:
+                    image, least = result.image.float(), result.margin
         for index in range(self.neighbourhoods):
             if least <= -_CLEAR:
                 break
             image, least = _neighbour(graph, system, image, label, margin, least, threat.radius * (index + 1) / 20)
         return image.view(x.shape)
 
-    def _climb(self, system: System, rng: SampleRandom) -> tuple[Tensor, int, float]:
+    def _climb(self, system: System, rng: SampleRandom, effort: Effort) -> tuple[Tensor, int, float]:
         """Return the best image (pixels,), the margin that it lowers, by row, and this margin."""
-        climber = Climber(system)
+        climber = Climber(system, effort)
         low, high = system.ball.low.float(), system.ball.high.float()
         rows = system.margins.constant.numel()
         every = torch.arange(rows).repeat_interleave(_SCOUTS)
@@ -120,8 +138,11 @@ class CompleteSearch(Attack):
             for slope in SLOPES:
                 if best[2] <= -_CLEAR:
                     return best
-                starts = self._starts(rng.child(f"{target} {slope}"), self.restarts, low, high)
-                images, found = climber.climb(starts, torch.full((self.restarts,), target), slope, self.steps)
+                restarts = climber.affordable(self.restarts, self.steps)
+                if not restarts:
+                    return best
+                starts = self._starts(rng.child(f"{target} {slope}"), restarts, low, high)
+                images, found = climber.climb(starts, torch.full((restarts,), target), slope, self.steps)
                 index = int(found.argmin())
                 if float(found[index]) < best[2]:
                     best = images[index], target, float(found[index])

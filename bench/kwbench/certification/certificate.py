@@ -1,19 +1,27 @@
 """Certify one image: bounds first, then branch and bound within a budget."""
 
+import copy
+import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kwbench.certification.dual import tightened
-from kwbench.certification.graph import Graph
+from kwbench.certification.effort import Effort, OutOfEffort
+from kwbench.certification.graph import Graph, trace
 from kwbench.certification.search import BranchAndBound, SearchResult
 from kwbench.certification.system import Ball, Reduction, System
+from kwbench.errors import CannotEvaluate
 from kwbench.threat import ThreatModel
 
 # Raise it with every change that can change whether an image is certified or what a search proposes.
-REVISION = 1
+REVISION = 2
+
+# Units that intervals may leave undecided. Bounds of networks with more are vacuous, and take long.
+_HOPELESS = 4000
 
 # Steps in which the bounds of undecided units are optimised where CROWN's slopes do not certify an image.
 TIGHTENING_STEPS = 20
@@ -40,17 +48,22 @@ class Certificate:
         return self.bound > 0
 
 
-def certify(graph: Graph, x: Tensor, label: int, threat: ThreatModel, budget: float) -> Certificate:
-    """Bound the margin of an image x (c, h, w) from below, within about `budget` seconds.
+def certify(
+    graph: Graph, x: Tensor, label: int, threat: ThreatModel, budget: float = math.inf, effort: Effort | None = None
+) -> Certificate:
+    """Bound the margin of an image x (c, h, w) from below, within about `budget` seconds, and within an effort.
 
-    Raises CannotEvaluate if too many units are undecided.
+    A budget makes what is proved depend on the machine, an effort does not. Raises CannotEvaluate if too many units are
+    undecided, and OutOfEffort if the effort does not suffice for any bound.
     """
     started = time.monotonic()
-    system = reduce(graph, x, label, threat, steps=0)
-    result = BranchAndBound(system).run(started)
+    effort = effort or Effort()
+    result = BranchAndBound(reduce(graph, x, label, threat, steps=0, effort=effort), effort).run(started)
     if not result.certified and result.margin > 0 and time.monotonic() < started + budget:
-        system = reduce(graph, x, label, threat, steps=TIGHTENING_STEPS)
-        result = _better(BranchAndBound(system).run(started + budget), result)
+        # What is bounded already stays.
+        with suppress(OutOfEffort):
+            system = reduce(graph, x, label, threat, steps=TIGHTENING_STEPS, effort=effort)
+            result = _better(BranchAndBound(system, effort).run(started + budget), result)
     return Certificate(
         bound=float(result.bounds.min()),
         margin=result.margin,
@@ -60,9 +73,30 @@ def certify(graph: Graph, x: Tensor, label: int, threat: ThreatModel, budget: fl
     )
 
 
-def reduce(graph: Graph, x: Tensor, label: int, threat: ThreatModel, *, steps: int) -> System:
-    """Return the system of a network on the ball around x (c, h, w), its bounds optimised in so many steps."""
-    return Reduction(graph, Ball.around(x, threat)).run(label, partial(tightened, steps=steps))
+def reduce(
+    graph: Graph, x: Tensor, label: int, threat: ThreatModel, *, steps: int, effort: Effort | None = None
+) -> System:
+    """Return the system of a network on the ball around x (c, h, w), its bounds optimised in so many steps.
+
+    Raises CannotEvaluate as `Reduction.run` does.
+    """
+    effort = effort or Effort()
+    return Reduction(graph, Ball.around(x, threat), effort).run(label, partial(tightened, steps=steps, effort=effort))
+
+
+def hopeless(module: nn.Module, x: Tensor, threat: ThreatModel) -> str | None:
+    """Return why searches of the balls around images x (b, c, h, w) are hopeless; None if one may be worth it.
+
+    It takes milliseconds: nothing but intervals is computed.
+    """
+    try:
+        graph = trace(copy.deepcopy(module).cpu(), tuple(x.shape[1:]))
+    except CannotEvaluate as failure:
+        return str(failure).removeprefix("not certified: ")
+    except Exception as failure:  # noqa: BLE001 - foreign modules may refuse to be copied
+        return f"the network cannot be copied ({type(failure).__name__})"
+    undecided = min(Reduction(graph, Ball.around(image, threat)).undecided_by_intervals() for image in x.cpu())
+    return f"the ball leaves {undecided} units undecided, too many for a complete search" if undecided > _HOPELESS else None
 
 
 def _better(one: SearchResult, other: SearchResult) -> SearchResult:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from kwbench.certification.competitions import is_kept
 from kwbench.certification.dual import Slopes, Units
+from kwbench.certification.effort import Effort
 from kwbench.certification.products import Matrix
 from kwbench.certification.system import System
 
@@ -31,13 +32,25 @@ _FIRST_STEP, _LAST_STEP = 0.5, 0.002
 class Climber:
     """Lowers margins of a system over images of an linf ball."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, effort: Effort | None = None) -> None:
         self.system = system
+        self.effort = effort or Effort()
         self._levels = [
             (Matrix(level.matrix.T.float()), level.constant.float(), level.groups, *_shape_of(level_units))
             for level, level_units in ((level, Units.of(level)) for level in system.levels)
         ]
         self._margins = system.margins.matrix.T.float(), system.margins.constant.float()
+        self._multiply_adds = sum(matrix.multiply_adds for matrix, *_ in self._levels)
+
+    def affordable(self, climbs: int, steps: int) -> int:
+        """Return how many of so many climbs the effort allows."""
+        while climbs and not self.effort.allows(*self._cost(climbs, steps)):
+            climbs //= 2
+        return climbs
+
+    def _cost(self, climbs: int, steps: int) -> tuple[float, int]:
+        """Return the multiply-adds and calls of climbs: a forward and a backward pass a step."""
+        return 2 * climbs * (steps + 1) * self._multiply_adds, 2 * (steps + 1)
 
     def margins(self, images: Tensor, slope: Slope = "exact", share: float = 0.0) -> Tensor:
         """Return the margins (b, r) of images (b, pixels); slopes differ from the exact ones by the share in [0, 1]."""
@@ -59,7 +72,11 @@ class Climber:
         return state @ self._margins[0] + self._margins[1]
 
     def climb(self, starts: Tensor, margin: Tensor, slope: Slope, steps: int) -> tuple[Tensor, Tensor]:
-        """Lower the margin (b,) by row, from starts (b, pixels); return the best images and their margins (b,)."""
+        """Lower the margin (b,) by row, from starts (b, pixels); return the best images and their margins (b,).
+
+        Raises OutOfEffort.
+        """
+        self.effort.spend(*self._cost(len(starts), steps))
         ball = self.system.ball
         low, high = ball.low.float(), ball.high.float()
         images = starts.clone()

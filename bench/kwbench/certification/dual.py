@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kwbench.certification.competitions import thresholds
+from kwbench.certification.effort import Effort
 from kwbench.certification.products import Matrix
 from kwbench.certification.system import Ball, Level, Rows
 
@@ -159,17 +160,22 @@ class Trace:
 class Dual:
     """Bounds on the levels of a system over its ball."""
 
-    def __init__(self, ball: Ball, levels: Sequence[Level]) -> None:
+    def __init__(self, ball: Ball, levels: Sequence[Level], effort: Effort) -> None:
         self.ball = ball
         self.levels = levels
+        self.effort = effort
         self._groups = [None if level.groups is None else level.groups.group_of(len(level)) for level in levels]
         self._numbers = {
             dtype: [(Matrix(level.matrix.to(dtype)), level.constant.to(dtype), level.noise.to(dtype)) for level in levels]
             for dtype in (torch.float32, torch.float64)
         }
+        self._multiply_adds = sum(matrix.multiply_adds for matrix, _, _ in self._numbers[torch.float32])
 
     def bound(self, problems: Problems, slopes: Sequence[Slopes]) -> tuple[Tensor, Trace]:
-        """Return the bounds (p,) that the slopes give, in the precision of the problems."""
+        """Return the bounds (p,) that the slopes give, in the precision of the problems. Raises OutOfEffort."""
+        # A backward pass costs as much again, and so does float64.
+        passes = 1 + torch.is_grad_enabled() + (problems.matrix.dtype == torch.float64)
+        self.effort.spend(passes * len(problems) * self._multiply_adds, passes)
         total = problems.constant
         # By block: the image, then each level.
         blocks = list(torch.split(problems.matrix, [self.ball.pixels, *(len(level) for level in self.levels)], dim=1))
@@ -280,9 +286,11 @@ def _ascend(leaf: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step:
     leaf.addcdiv_(first, scale, value=rate / (1 - 0.9 ** (step + 1)))
 
 
-def tightened(ball: Ball, levels: Sequence[Level], rows: Rows, steps: int) -> tuple[Tensor, Tensor]:
+def tightened(
+    ball: Ball, levels: Sequence[Level], rows: Rows, *, steps: int, effort: Effort
+) -> tuple[Tensor, Tensor]:
     """Return lower and upper bounds (r,) of rows on levels, with slopes optimised in so many steps."""
-    dual = Dual(ball, levels)
+    dual = Dual(ball, levels, effort)
     ends = []
     for sign in (1.0, -1.0):
         signed = Problems.of(Rows(sign * rows.matrix, sign * rows.constant, rows.noise), levels)

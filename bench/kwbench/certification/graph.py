@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from kwbench.certification import competitions, operations
 from kwbench.certification.competitions import Groups
@@ -26,7 +27,8 @@ class Node:
     """A value of the network: the shape of one sample's, and the nodes that it is computed from, by number.
 
     One of three kinds: `affine` of one parent; units that keep or drop (`units`), ReLU where `groups` is None; otherwise the
-    sum of its parents. The first node of a graph is the input and has no parent.
+    sum of its parents. The first node of a graph is the input and has no parent. `multiply_adds` is what an affine operation
+    costs for one sample.
     """
 
     shape: torch.Size
@@ -34,6 +36,7 @@ class Node:
     affine: Affine | None = None
     units: bool = False
     groups: Groups | None = None
+    multiply_adds: int = 0
 
 
 Graph = list[Node]
@@ -132,9 +135,10 @@ class _Builder(fx.Interpreter):
         return _Value(len(self.nodes) - 1)
 
     def _affine(self, value: _Value, affine: Affine) -> _Value:
-        with torch.no_grad():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             result = affine.forward(torch.zeros((1, *self._shape(value)), dtype=torch.double))
-        return self._add(Node(result.shape[1:], (value.node,), affine=affine))
+        multiply_adds = max(counter.get_total_flops() // 2, result.numel())
+        return self._add(Node(result.shape[1:], (value.node,), affine=affine, multiply_adds=multiply_adds))
 
     def _units(self, value: _Value, groups: Groups | None) -> _Value:
         return self._add(Node(self._shape(value), (value.node,), units=True, groups=groups))

@@ -17,6 +17,7 @@ from torch import Tensor
 from kwbench.certification.branching import Branches, Splitter
 from kwbench.certification.competitions import is_kept
 from kwbench.certification.dual import Dual, Problems, Slopes, Trace, Units
+from kwbench.certification.effort import Effort, OutOfEffort
 from kwbench.certification.leaves import solve_leaf
 from kwbench.certification.system import System
 
@@ -26,6 +27,8 @@ _ROOT_STEPS, _BRANCH_STEPS = 50, 15
 _BATCH_VALUES = 400_000
 # Choices whose halves are bounded before one of them is taken.
 _FILTERED = 4
+# The effort of a linear program, in calls.
+_LEAF_CALLS = 40
 # A search in float32 aims above 0, so that the bound in float64 confirms it.
 _SAFETY = 1e-4
 
@@ -48,18 +51,18 @@ class SearchResult:
 class BranchAndBound:
     """Searches a system until all margins are positive, one is not, or time is up."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, effort: Effort | None = None) -> None:
         self.system = system
         self.splitter = Splitter(system)
-        self.dual = Dual(system.ball, system.levels)
+        self.dual = Dual(system.ball, system.levels, effort or Effort())
         self.rows = system.margins
         columns = system.ball.pixels + system.units
         self.batch = max(4, min(256, _BATCH_VALUES // columns))
         self._best = (torch.inf, system.ball.centre)
 
     def run(self, deadline: float, *, stop_at: float = 0.0, most_branches: int | None = None) -> SearchResult:
-        """Search until `deadline` (time.monotonic), until a candidate has a margin of at most `stop_at`, or over so many
-        branches."""
+        """Search until `deadline` (time.monotonic), until a candidate has a margin of at most `stop_at`, over so many branches,
+        or until the effort ends. Raises OutOfEffort if it does not suffice for the whole ball."""
         count = len(self.rows.constant)
         problems = Problems.of(self.rows, self.system.levels)
         slopes = [Slopes.initial(units.to(torch.float32), count) for units in problems.units]
@@ -76,22 +79,33 @@ class BranchAndBound:
         while self.system.units and len(queue) and self._best[0] > stop_at and time.monotonic() < deadline:
             if most_branches is not None and branches >= most_branches:
                 break
-            parents, units = self.splitter.units_of(queue.pop(self.batch))
-            splittable = self.splitter.open(parents).any(dim=1)
-            leaves, inner = (~splittable).nonzero().squeeze(1), splittable.nonzero().squeeze(1)
-            if len(leaves):
-                solved = self._solved(parents.take(leaves), [known.take(leaves) for known in units])
-                closed_bounds.scatter_reduce_(0, solved.margin, solved.bound, "amin")
-                branches += len(solved)
-            if len(inner):
-                children = self._children(parents.take(inner), [known.take(inner) for known in units])
-                proved = children.take((children.bound > 0).nonzero().squeeze(1))
-                closed_bounds.scatter_reduce_(0, proved.margin, proved.bound, "amin")
-                queue.push(children, (children.bound <= 0).nonzero().squeeze(1))
-                branches += len(children)
+            popped = queue.pop(self.batch)
+            try:
+                branches += self._advance(popped, queue, closed_bounds)
+            except OutOfEffort:
+                queue.push(popped, torch.arange(len(popped)))
+                break
         for bound, margin in queue.left():
             closed_bounds[margin] = min(float(closed_bounds[margin]), bound)
         return SearchResult(closed_bounds, branches, self._best[1], self._best[0])
+
+    def _advance(self, branches: Branches, queue: "_Queue", closed_bounds: Tensor) -> int:
+        """Solve or split branches, note what is proved in `closed_bounds` (r,), queue the rest; return how many were bounded."""
+        parents, units = self.splitter.units_of(branches)
+        splittable = self.splitter.open(parents).any(dim=1)
+        leaves, inner = (~splittable).nonzero().squeeze(1), splittable.nonzero().squeeze(1)
+        count = 0
+        if len(leaves):
+            solved = self._solved(parents.take(leaves), [known.take(leaves) for known in units])
+            closed_bounds.scatter_reduce_(0, solved.margin, solved.bound, "amin")
+            count += len(solved)
+        if len(inner):
+            children = self._children(parents.take(inner), [known.take(inner) for known in units])
+            proved = children.take((children.bound > 0).nonzero().squeeze(1))
+            closed_bounds.scatter_reduce_(0, proved.margin, proved.bound, "amin")
+            queue.push(children, (children.bound <= 0).nonzero().squeeze(1))
+            count += len(children)
+        return count
 
     def _problems(self, branches: Branches, units: list[Units]) -> Problems:
         margin = branches.margin
@@ -103,6 +117,7 @@ class BranchAndBound:
 
     def _solved(self, leaves: Branches, units: list[Units]) -> Branches:
         """Bound branches where every unit is decided by linear programs, whose multipliers are the best slopes."""
+        self.dual.effort.spend(0, _LEAF_CALLS * len(leaves))
         problems = self._problems(leaves, units)
         solutions = [
             solve_leaf(self.system, int(leaves.margin[row]), [known.take(torch.tensor([row])) for known in units])

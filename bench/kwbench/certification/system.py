@@ -9,19 +9,20 @@ where |e_k| <= noise_k bounds the rounding errors of the network's float32 arith
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from kwbench.certification.competitions import Decision, Groups, decide, is_kept
+from kwbench.certification.effort import Effort
 from kwbench.certification.graph import Graph, Node
 from kwbench.errors import CannotEvaluate
 from kwbench.geometry import TOLERANCE
 from kwbench.threat import ThreatModel
 
 # More undecided units than this are not reduced: the matrices would take gigabytes, and the bounds would be vacuous.
-_MOST_UNITS = 6000
+MOST_UNITS = 6000
 # Bounds the relative error of sums in float64 of up to 10^5 terms: 10^5 times the unit roundoff of 1.1e-16.
 _DOUBLE_ERROR = 1.2e-11
 
@@ -168,6 +169,7 @@ class Reduction:
 
     graph: Graph
     ball: Ball
+    effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
         self._boxes: list[tuple[Tensor, Tensor]] = []
@@ -179,7 +181,7 @@ class Reduction:
     def run(self, label: int, tighten: Tighten) -> System:
         """Return the system of the margins of a label.
 
-        Raises CannotEvaluate if too many units are undecided.
+        Raises CannotEvaluate if too many units are undecided, and OutOfEffort.
         """
         for number, node in enumerate(self.graph):
             self._propagate(number, node)
@@ -192,6 +194,16 @@ class Reduction:
         rows -= torch.eye(classes, dtype=torch.double)
         others = torch.arange(classes) != label
         return System(self.ball, list(self._levels.values()), self._rows(len(self.graph) - 1, rows[others]))
+
+    def undecided_by_intervals(self) -> int:
+        """Return how many units intervals alone leave undecided, an upper bound of those of the system; it ends the reduction."""
+        count = 0
+        for number, node in enumerate(self.graph):
+            self._propagate(number, node)
+            if node.units:
+                low, high = (values.flatten() for values in self._boxes[number])
+                count += int(self._settle(number, node, low, high).open.sum())
+        return count
 
     def _propagate(self, number: int, node: Node) -> None:
         """Bound the values of a node by intervals, its rounding errors, and the sums of absolute terms behind its values."""
@@ -230,8 +242,8 @@ class Reduction:
     def _decide(self, number: int, node: Node, tighten: Tighten) -> None:
         low, high = (values.flatten() for values in self._boxes[number])
         first = decide(low, high, node.groups).open
-        if int(first.sum()) + sum(len(level) for level in self._levels.values()) > _MOST_UNITS:
-            raise CannotEvaluate(f"not certified: more than {_MOST_UNITS} units are undecided")
+        if int(first.sum()) + sum(len(level) for level in self._levels.values()) > MOST_UNITS:
+            raise CannotEvaluate(f"not certified: more than {MOST_UNITS} units are undecided")
         if bool(first.any()):
             index = first.nonzero().squeeze(1)
             rows = torch.zeros((len(index), len(low)), dtype=torch.double)
@@ -257,6 +269,10 @@ class Reduction:
                 whole = Level(values.matrix, values.constant, values.noise, low[index], high[index], None)
                 groups = None if node.groups is None or winners is None else node.groups.only(chosen_units, winners)
                 self._levels[number] = replace(whole.only(chosen_units[index], None), groups=groups)
+        self._settle(number, node, low, high)
+
+    def _settle(self, number: int, node: Node, low: Tensor, high: Tensor) -> Decision:
+        """Decide units by the bounds (n,) of their values, and bound their outputs."""
         decision = decide(low, high, node.groups)
         self._decisions[number] = decision
         out_low = torch.where(decision.kept, low, torch.where(decision.dropped, 0, low.clamp_max(0)))
@@ -264,12 +280,15 @@ class Reduction:
         shape = (1, *node.shape)
         self._boxes[number] = out_low.view(shape), out_high.view(shape)
         self._sizes[number] = self._sizes[number] * (~decision.dropped).view(shape)
+        return decision
 
     def _rows(self, number: int, rows: Tensor) -> Rows:
         """Express linear functions (r, n) of the values of a node by the image and the undecided units.
 
         This is the backward pass through the linear pieces; it stops at undecided units.
         """
+        # Forward and backward.
+        self.effort.spend(2 * len(rows) * sum(node.multiply_adds for node in self.graph[: number + 1]), number + 1)
         behind: dict[int, Tensor] = {number: rows.view(-1, *self.graph[number].shape)}
         constant = rows.new_zeros(len(rows))
         noise = _DOUBLE_ERROR * (rows.abs() @ self._sizes[number].flatten())

@@ -9,9 +9,13 @@ from torch import Tensor
 from kwbench.attacks.search.pixel_grid import grids_that_matter
 from kwbench.attacks.search.student import Lessons
 from kwbench.attacks.search.submodules import classifiers_within
+from kwbench.certification.certificate import hopeless
 from kwbench.checks.operations import autograd_is_exact, surveyed
 from kwbench.model import Model, Precision
 from kwbench.threat import ThreatModel
+
+# Images whose undecided units are counted.
+_SEARCHED = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,15 @@ class MeasuredFacts:
     def submodules(self) -> tuple[str, ...]:
         """The names of the submodules that answer like a classifier, but not like the model as a whole."""
         return classifiers_within(self.model, self.probes[0])
+
+    @cached_property
+    def incomplete(self) -> str | None:
+        """Why a complete search of the balls does not pay; None if it may."""
+        if self.threat.norm != "linf":
+            return "a complete search is for linf only"
+        if self.model.stochastic or self.model.rule.kind == "frozen":
+            return "a complete search is for models without randomness only"
+        return hopeless(self.model.module, self.probes[0][:_SEARCHED], self.threat)
 
     @cached_property
     def hides_gradients(self) -> bool:

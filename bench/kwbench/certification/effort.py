@@ -1,0 +1,52 @@
+"""The effort of a search, counted instead of timed, so that the same search ends at the same place on every machine."""
+
+import math
+
+from kwbench.certification.graph import Graph
+from kwbench.errors import CannotEvaluate
+
+# Multiply-adds that a core carries out in a second, and those that one call of a matrix product costs besides its own.
+SECOND, _CALL = 2e9, 5e5
+
+
+# Passes through a network that are worth one search of it, and the least worth a search, in nominal seconds: small networks
+# spend most of a pass's time on costs that do not depend on their size.
+_PASSES, _LEAST = 2000, 0.5
+
+
+def affordable(graph: Graph) -> float:
+    """Return the nominal seconds that a search of a network may take by default."""
+    return max(_LEAST, _PASSES * sum(node.multiply_adds for node in graph) / SECOND)
+
+
+class OutOfEffort(CannotEvaluate):
+    """The effort does not suffice for the next part of a search."""
+
+
+class Effort:
+    """What a search may spend, in nominal seconds of one core, and what it has spent."""
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self._limit = seconds * SECOND
+        self._spent = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The nominal seconds that were spent."""
+        return self._spent / SECOND
+
+    def allows(self, multiply_adds: float, calls: int = 1) -> bool:
+        """Return whether so much is left."""
+        return self._spent + multiply_adds + calls * _CALL <= self._limit
+
+    def take(self, multiply_adds: float, calls: int = 1) -> bool:
+        """Spend so much if it is left, and return whether it was."""
+        allowed = self.allows(multiply_adds, calls)
+        if allowed:
+            self._spent += multiply_adds + calls * _CALL
+        return allowed
+
+    def spend(self, multiply_adds: float, calls: int = 1) -> None:
+        """Spend so much. Raises OutOfEffort if less is left."""
+        if not self.take(multiply_adds, calls):
+            raise OutOfEffort("not certified: the effort ran out")
