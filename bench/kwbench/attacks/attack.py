@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict
 from torch import Tensor
 
 from kwbench.attacks.search.student import Lessons
+from kwbench.certification.certificate import Prospects
 from kwbench.gradients import EvidenceGroup, Gradient
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
@@ -48,8 +49,8 @@ class ModelFacts(Protocol):
         """Whether an operation of the model hides its gradient, or may hide it where the relaxation cannot see it."""
 
     @property
-    def incomplete(self) -> str | None:
-        """Why a complete search of the balls does not pay; None if it may."""
+    def prospects(self) -> Prospects:
+        """Whether a complete search of the balls may pay, and how long it may take."""
 
     @property
     def lessons(self) -> Lessons:

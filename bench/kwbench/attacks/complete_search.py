@@ -15,7 +15,7 @@ from kwbench.certification.certificate import reduce
 from kwbench.certification.climbing import SLOPES, Climber
 from kwbench.certification.effort import Effort, OutOfEffort, affordable
 from kwbench.certification.graph import Graph
-from kwbench.certification.search import BranchAndBound
+from kwbench.certification.search import BranchAndBound, SearchResult
 from kwbench.certification.system import Reduction, System
 from kwbench.errors import CannotEvaluate
 from kwbench.gradients import EvidenceGroup
@@ -25,6 +25,8 @@ from kwbench.threat import ThreatModel
 
 # A margin in exact arithmetic, in units of the logits, that float32 confirms.
 _CLEAR = 1e-4
+# The share of the effort for branches before the climbs.
+_FIRST = 0.25
 # A program that ends at its nodes, not at a time, proposes the same image on every machine.
 _NODES = 200
 
@@ -34,7 +36,7 @@ class CompleteSearch(Attack):
     """Climb with the slopes of relaxations, branch and bound, then solve mixed-integer programs around the best images.
 
     For networks of known piecewise linear layers. The units that the ball decides are folded into matrices, see
-    `kwbench.certification.system`. On what remains, `restarts` climbs of `steps` steps for each of the `targets` nearest
+    `kwbench.certification.system`. On what remains, a few branches first; then `restarts` climbs of `steps` steps for each of the `targets` nearest
     classes and each kind of slope (`kwbench.certification.climbing`); then branch and bound, whose relaxations propose images
     (Zhang et al. 2022, BaB-Attack, ICML), over at most `branches` branches; then large neighbourhood search: mixed-integer
     programs on `neighbourhoods` growing boxes around the best image, in which few units are undecided. The search for a
@@ -53,7 +55,7 @@ class CompleteSearch(Attack):
     targets: int = 2
     branches: int = 0
     neighbourhoods: int = 0
-    effort: float | Literal["auto"] | None = None
+    effort: float | int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "targets"):
@@ -61,8 +63,8 @@ class CompleteSearch(Attack):
                 raise ValueError(f"{name} must be at least 1")
         if self.branches < 0 or self.neighbourhoods < 0:
             raise ValueError("branches and neighbourhoods must not be negative")
-        if isinstance(self.effort, float) and not self.effort > 0:
-            raise ValueError("effort must be above 0")
+        if isinstance(self.effort, float | int) and self.effort < 0:
+            raise ValueError("effort must not be negative")
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
@@ -73,7 +75,7 @@ class CompleteSearch(Attack):
             graph = trace(copy.deepcopy(model.module).cpu(), model.shape)
         except CannotEvaluate:
             return z
-        seconds = affordable(graph) if self.effort == "auto" else self.effort or math.inf
+        seconds = affordable(graph) if self.effort == "auto" else math.inf if self.effort is None else self.effort
         for row in range(len(x)):
             try:
                 image = self._search(graph, x[row].cpu(), int(y[row]), threat, rng.take([row]), Effort(seconds))
@@ -98,12 +100,16 @@ class CompleteSearch(Attack):
 
     def doubled(self, times: int) -> Self:
         """See Attack: more restarts, branches and effort."""
-        effort = self.effort * 2**times if isinstance(self.effort, float) else self.effort
+        effort = self.effort * 2**times if isinstance(self.effort, float | int) else self.effort
         return replace(self, restarts=self.restarts * 2**times, branches=self.branches * 2**times, effort=effort)
+
+    def resolved(self, facts: ModelFacts) -> Self:
+        """See Attack."""
+        return replace(self, effort=facts.prospects.seconds) if self.effort == "auto" else self
 
     def redundant(self, facts: ModelFacts) -> str | None:
         """See Attack."""
-        return facts.incomplete
+        return "its effort is 0" if self.effort == 0 else facts.prospects.hopeless
 
     def _search(
         self, graph: Graph, x: Tensor, label: int, threat: ThreatModel, rng: SampleRandom, effort: Effort
@@ -111,17 +117,27 @@ class CompleteSearch(Attack):
         # The judge's tolerance is for certificates; proposals keep to eps.
         system = reduce(graph, x, label, threat, steps=0, effort=effort)
         system = replace(system, ball=system.ball.without_tolerance())
+        # Branches soon settle what is easy, and climbs find more than branches where units are many.
+        first = self._branch(system, effort.part(_FIRST))
+        if first is not None and (first.certified or first.margin <= -_CLEAR):
+            return first.image.float().view(x.shape) if not first.certified else x
         image, margin, least = self._climb(system, rng, effort)
-        if self.branches and least > -_CLEAR:
-            with suppress(OutOfEffort):
-                result = BranchAndBound(system, effort).run(math.inf, stop_at=-_CLEAR, most_branches=self.branches)
-                if result.margin < least:
-                    image, least = result.image.float(), result.margin
+        last = self._branch(system, effort) if least > -_CLEAR else None
+        for result in (first, last):
+            if result is not None and result.margin < least:
+                image, least = result.image.float(), result.margin
         for index in range(self.neighbourhoods):
             if least <= -_CLEAR:
                 break
             image, least = _neighbour(graph, system, image, label, margin, least, threat.radius * (index + 1) / 20)
         return image.view(x.shape)
+
+    def _branch(self, system: System, effort: Effort) -> SearchResult | None:
+        """Return the result of branch and bound, if it is asked for and the effort suffices."""
+        if self.branches:
+            with suppress(OutOfEffort):
+                return BranchAndBound(system, effort).run(math.inf, stop_at=-_CLEAR, most_branches=self.branches)
+        return None
 
     def _climb(self, system: System, rng: SampleRandom, effort: Effort) -> tuple[Tensor, int, float]:
         """Return the best image (pixels,), the margin that it lowers, by row, and this margin."""

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from kwbench.certification.dual import tightened
-from kwbench.certification.effort import Effort, OutOfEffort
+from kwbench.certification.effort import Effort, OutOfEffort, affordable
 from kwbench.certification.graph import Graph, trace
 from kwbench.certification.search import BranchAndBound, SearchResult
 from kwbench.certification.system import Ball, Reduction, System
@@ -84,19 +84,29 @@ def reduce(
     return Reduction(graph, Ball.around(x, threat), effort).run(label, partial(tightened, steps=steps, effort=effort))
 
 
-def hopeless(module: nn.Module, x: Tensor, threat: ThreatModel) -> str | None:
-    """Return why searches of the balls around images x (b, c, h, w) are hopeless; None if one may be worth it.
+@dataclass(frozen=True)
+class Prospects:
+    """Why a complete search of a network's balls is `hopeless`, None if it may pay, and the nominal seconds that it may take by
+    default."""
+
+    hopeless: str | None
+    seconds: float = 0.0
+
+
+def prospects(module: nn.Module, x: Tensor, threat: ThreatModel) -> Prospects:
+    """Return the prospects of searches of the balls around images x (b, c, h, w).
 
     It takes milliseconds: nothing but intervals is computed.
     """
     try:
         graph = trace(copy.deepcopy(module).cpu(), tuple(x.shape[1:]))
     except CannotEvaluate as failure:
-        return str(failure).removeprefix("not certified: ")
+        return Prospects(str(failure).removeprefix("not certified: "))
     except Exception as failure:  # noqa: BLE001 - foreign modules may refuse to be copied
-        return f"the network cannot be copied ({type(failure).__name__})"
+        return Prospects(f"the network cannot be copied ({type(failure).__name__})")
     undecided = min(Reduction(graph, Ball.around(image, threat)).undecided_by_intervals() for image in x.cpu())
-    return f"the ball leaves {undecided} units undecided, too many for a complete search" if undecided > _HOPELESS else None
+    hopeless = f"the ball leaves {undecided} units undecided, more than {_HOPELESS}" if undecided > _HOPELESS else None
+    return Prospects(hopeless, affordable(graph))
 
 
 def _better(one: SearchResult, other: SearchResult) -> SearchResult:

@@ -35,6 +35,13 @@ class Effort:
         """The nominal seconds that were spent."""
         return self._spent / SECOND
 
+    def part(self, share: float) -> "Effort":
+        """Return a share of what is left, which counts as spent."""
+        part = Effort((self._limit - self._spent) * share / SECOND) if self._limit < math.inf else Effort()
+        if self._limit < math.inf:
+            self._spent += part._limit
+        return part
+
     def allows(self, multiply_adds: float, calls: int = 1) -> bool:
         """Return whether so much is left."""
         return self._spent + multiply_adds + calls * _CALL <= self._limit

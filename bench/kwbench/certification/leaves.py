@@ -1,9 +1,11 @@
 """The linear program of a branch in which every unit is decided."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,6 +15,12 @@ from kwbench.certification.system import System
 # What a violation of the order of a unit and its threshold costs. Orders are elastic, so that the program always has a
 # solution; multipliers of this size prove that a branch is empty.
 _PENALTY = 1e4
+# The sum of violations, in units of the logits, from which on a branch is empty.
+_VIOLATED = 1e-6
+# By how much an image inside a branch may keep all orders.
+_MOST_INSIDE = 1.0
+
+Array = npt.NDArray[np.float64]
 
 
 def solve_leaf(system: System, margin: int, units: Sequence[Units]) -> tuple[Tensor, list[Slopes]]:
@@ -62,29 +70,68 @@ def solve_leaf(system: System, margin: int, units: Sequence[Units]) -> tuple[Ten
     objective[:pixels] = coefficients[:pixels]
     objective[pixels : pixels + total] = coefficients[pixels:] * passing
     objective[pixels + total : pixels + 2 * total] = _PENALTY
-    inequalities = -torch.cat(orders)
-    # Searches without leaves do not wait for the import.
-    from scipy import sparse
-    from scipy.optimize import linprog
-
-    # The type stubs of scipy do not know sparse matrices here.
-    upper: Any = sparse.csr_matrix(inequalities.numpy())
-    equal: Any = sparse.csr_matrix(torch.cat(equations).numpy())
-    result = linprog(
-        objective.numpy(),
-        A_ub=upper,
-        b_ub=np.zeros(len(inequalities)),
-        A_eq=equal,
-        b_eq=-torch.cat([level.constant for level in system.levels]).numpy(),
-        bounds=[(float(low), float(high)) for low, high in zip(least, most, strict=True)],
-        method="highs",
+    program = _Program(
+        -torch.cat(orders).numpy(),
+        torch.cat(equations).numpy(),
+        -torch.cat([level.constant for level in system.levels]).numpy(),
+        torch.stack([least, most], dim=1).numpy(),
     )
+    result = program.minimise(objective.numpy())
     if result.x is None:
         return system.ball.centre, [Slopes.initial(known, 1).settled(known) for known in units]
-    image = torch.from_numpy(result.x[:pixels]).clamp(system.ball.low, system.ball.high)
+    solution = result.x
+    violated = float(solution[pixels + total : pixels + 2 * total].sum()) > _VIOLATED
+    least_margin = float(result.fun) + float(system.margins.constant[margin])
+    if least_margin < 0 and not violated:
+        # At the minimum units tie with their threshold, so that rounding may choose others.
+        objective[pixels + total : pixels + 2 * total] = 0
+        ceiling = least_margin / 2 - float(system.margins.constant[margin])
+        inside = program.inside(objective.numpy(), ceiling, slice(pixels + total, pixels + 2 * total))
+        solution = solution if inside is None else inside
+    image = torch.from_numpy(solution[:pixels]).clamp(system.ball.low, system.ball.high)
     # The multiplier of the equation of a unit is minus its slope.
     slope = -torch.from_numpy(np.array(result.eqlin.marginals))
     return image, _as_slopes(system, margin, units, slope)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """Orders (o, v) times the variables are at most 0, equations (e, v) times them are the constants (e,); bounds (v, 2)."""
+
+    orders: Array
+    equations: Array
+    constants: Array
+    bounds: Array
+
+    def minimise(self, objective: Array) -> Any:
+        """Return the result of HiGHS for an objective (v,)."""
+        # Searches without leaves do not wait for the import.
+        from scipy import sparse
+        from scipy.optimize import linprog
+
+        # The type stubs of scipy do not know sparse matrices here.
+        upper: Any = sparse.csr_matrix(self.orders)
+        equal: Any = sparse.csr_matrix(self.equations)
+        limits = np.zeros(len(self.orders))
+        return linprog(
+            objective, A_ub=upper, b_ub=limits, A_eq=equal, b_eq=self.constants, bounds=self.bounds.tolist(), method="highs"
+        )
+
+    def inside(self, margin: Array, ceiling: float, violations: slice) -> Array | None:
+        """Return the solution (v,) that keeps all orders by the most, without violations, where the margin (v,) times it is at
+        most the ceiling; None if there is none."""
+        # One more variable, by which each order is kept, and another that is 1.
+        distance = np.ones((len(self.orders), 1))
+        orders = np.hstack([self.orders, distance, np.zeros_like(distance)])
+        below = np.append(margin, [0.0, -ceiling])[None]
+        bounds = np.vstack([self.bounds, [[0.0, _MOST_INSIDE], [1.0, 1.0]]])
+        bounds[violations] = 0.0
+        equations = np.hstack([self.equations, np.zeros((len(self.equations), 2))])
+        objective = np.zeros(len(bounds))
+        objective[-2] = -1.0
+        result = _Program(np.vstack([orders, below]), equations, self.constants, bounds).minimise(objective)
+        solution: Array | None = None if result.x is None else result.x[:-2]
+        return solution
 
 
 def _as_slopes(system: System, margin: int, units: Sequence[Units], slope: Tensor) -> list[Slopes]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from kwbench.attacks.search.pixel_grid import grids_that_matter
 from kwbench.attacks.search.student import Lessons
 from kwbench.attacks.search.submodules import classifiers_within
-from kwbench.certification.certificate import hopeless
+from kwbench.certification.certificate import Prospects, prospects
 from kwbench.checks.operations import autograd_is_exact, surveyed
 from kwbench.model import Model, Precision
 from kwbench.threat import ThreatModel
@@ -43,13 +43,11 @@ class MeasuredFacts:
         return classifiers_within(self.model, self.probes[0])
 
     @cached_property
-    def incomplete(self) -> str | None:
-        """Why a complete search of the balls does not pay; None if it may."""
-        if self.threat.norm != "linf":
-            return "a complete search is for linf only"
+    def prospects(self) -> Prospects:
+        """Whether a complete search of the balls may pay, and how long it may take."""
         if self.model.stochastic or self.model.rule.kind == "frozen":
-            return "a complete search is for models without randomness only"
-        return hopeless(self.model.module, self.probes[0][:_SEARCHED], self.threat)
+            return Prospects("its predictions are random")
+        return prospects(self.model.module, self.probes[0][:_SEARCHED], self.threat)
 
     @cached_property
     def hides_gradients(self) -> bool:

@@ -61,13 +61,16 @@ class SuiteAttacks:
             # It remains part of the protocol, with all its parameters.
             attack = build_attack(asked.attack, asked.parameters, lambda _: self._prepared.model)
         if threat.norm not in attack.norms:
-            raise UsageError(f"attack {asked.label!r} works in {', '.join(sorted(attack.norms))}, not in {threat.norm}")
+            limits = f"works in {', '.join(sorted(attack.norms))}, not in {threat.norm}"
+            if not stage.cascade:
+                raise UsageError(f"attack {asked.label!r} {limits}")
+            self.not_applicable[stage.label] = limits
         if stage.doubled:
             doubled = attack.doubled(stage.doubled)
             if doubled is None:
                 raise UsageError(f"attack {asked.label!r} cannot escalate: {asked.attack} does not say what to double")
             attack = doubled
-        if stage.cascade and (redundancy := attack.redundant(self.model_facts)) is not None:
+        if stage.cascade and stage.label not in self.not_applicable and (redundancy := attack.redundant(self.model_facts)) is not None:
             self.not_applicable[stage.label] = redundancy
         return attack.resolved(self.model_facts)
 
