@@ -13,7 +13,7 @@ from kwbench.attacks.attack import Attack, ModelFacts
 from kwbench.certification import certificate, trace
 from kwbench.certification.certificate import reduce
 from kwbench.certification.climbing import SLOPES, Climber
-from kwbench.certification.effort import Effort, OutOfEffort, affordable
+from kwbench.certification.effort import Effort, OutOfEffort, affordable, pass_seconds
 from kwbench.certification.graph import Graph
 from kwbench.certification.search import BranchAndBound, SearchResult
 from kwbench.certification.system import Reduction, System
@@ -25,6 +25,8 @@ from kwbench.threat import ThreatModel
 
 # A margin in exact arithmetic, in units of the logits, that float32 confirms.
 _CLEAR = 1e-4
+# The passes through a network that a search of it is worth.
+_WORTH = 2000
 # The share of the effort for branches before the climbs.
 _FIRST = 0.25
 # A program that ends at its nodes, not at a time, proposes the same image on every machine.
@@ -36,11 +38,11 @@ class CompleteSearch(Attack):
     """Climb with the slopes of relaxations, branch and bound, then solve mixed-integer programs around the best images.
 
     For networks of known piecewise linear layers. The units that the ball decides are folded into matrices, see
-    `kwbench.certification.system`. On what remains, a few branches first; then `restarts` climbs of `steps` steps for each of the `targets` nearest
-    classes and each kind of slope (`kwbench.certification.climbing`); then branch and bound, whose relaxations propose images
-    (Zhang et al. 2022, BaB-Attack, ICML), over at most `branches` branches; then large neighbourhood search: mixed-integer
-    programs on `neighbourhoods` growing boxes around the best image, in which few units are undecided. The search for a
-    sample ends at its first adversarial image, or once it has spent its `effort`, in nominal seconds (see
+    `kwbench.certification.system`. On what remains, a few branches first; then `restarts` climbs of `steps` steps for each of
+    the `targets` nearest classes and each kind of slope (`kwbench.certification.climbing`); then branch and bound, whose
+    relaxations propose images (Zhang et al. 2022, BaB-Attack, ICML), over at most `branches` branches; then large neighbourhood
+    search: mixed-integer programs on `neighbourhoods` growing boxes around the best image, in which few units are undecided.
+    The search for a sample ends at its first adversarial image, or once it has spent its `effort`, in nominal seconds (see
     `kwbench.certification.effort`); `auto` is what 2000 passes through the network cost. It proposes the image itself for a
     network that it does not know.
     """
@@ -75,7 +77,13 @@ class CompleteSearch(Attack):
             graph = trace(copy.deepcopy(model.module).cpu(), model.shape)
         except CannotEvaluate:
             return z
-        seconds = affordable(graph) if self.effort == "auto" else math.inf if self.effort is None else self.effort
+        seconds = (
+            affordable(_WORTH * pass_seconds(graph))
+            if self.effort == "auto"
+            else math.inf
+            if self.effort is None
+            else self.effort
+        )
         for row in range(len(x)):
             try:
                 image = self._search(graph, x[row].cpu(), int(y[row]), threat, rng.take([row]), Effort(seconds))
@@ -105,15 +113,13 @@ class CompleteSearch(Attack):
 
     def resolved(self, facts: ModelFacts) -> Self:
         """See Attack."""
-        return replace(self, effort=facts.prospects.seconds) if self.effort == "auto" else self
+        return replace(self, effort=affordable(_WORTH * facts.prospects.pass_seconds)) if self.effort == "auto" else self
 
     def redundant(self, facts: ModelFacts) -> str | None:
         """See Attack."""
         return "its effort is 0" if self.effort == 0 else facts.prospects.hopeless
 
-    def _search(
-        self, graph: Graph, x: Tensor, label: int, threat: ThreatModel, rng: SampleRandom, effort: Effort
-    ) -> Tensor:
+    def _search(self, graph: Graph, x: Tensor, label: int, threat: ThreatModel, rng: SampleRandom, effort: Effort) -> Tensor:
         # The judge's tolerance is for certificates; proposals keep to eps.
         system = reduce(graph, x, label, threat, steps=0, effort=effort)
         system = replace(system, ball=system.ball.without_tolerance())

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from kwbench.certification.dual import tightened
-from kwbench.certification.effort import Effort, OutOfEffort, affordable
+from kwbench.certification.effort import Effort, OutOfEffort, pass_seconds
 from kwbench.certification.graph import Graph, trace
 from kwbench.certification.search import BranchAndBound, SearchResult
 from kwbench.certification.system import Ball, Reduction, System
@@ -73,9 +73,7 @@ def certify(
     )
 
 
-def reduce(
-    graph: Graph, x: Tensor, label: int, threat: ThreatModel, *, steps: int, effort: Effort | None = None
-) -> System:
+def reduce(graph: Graph, x: Tensor, label: int, threat: ThreatModel, *, steps: int, effort: Effort | None = None) -> System:
     """Return the system of a network on the ball around x (c, h, w), its bounds optimised in so many steps.
 
     Raises CannotEvaluate as `Reduction.run` does.
@@ -86,11 +84,10 @@ def reduce(
 
 @dataclass(frozen=True)
 class Prospects:
-    """Why a complete search of a network's balls is `hopeless`, None if it may pay, and the nominal seconds that it may take by
-    default."""
+    """Why a complete search of a network's balls is `hopeless`, None if it may pay, and the nominal seconds of a pass."""
 
     hopeless: str | None
-    seconds: float = 0.0
+    pass_seconds: float = 0.0
 
 
 def prospects(module: nn.Module, x: Tensor, threat: ThreatModel) -> Prospects:
@@ -106,7 +103,7 @@ def prospects(module: nn.Module, x: Tensor, threat: ThreatModel) -> Prospects:
         return Prospects(f"the network cannot be copied ({type(failure).__name__})")
     undecided = min(Reduction(graph, Ball.around(image, threat)).undecided_by_intervals() for image in x.cpu())
     hopeless = f"the ball leaves {undecided} units undecided, more than {_HOPELESS}" if undecided > _HOPELESS else None
-    return Prospects(hopeless, affordable(graph))
+    return Prospects(hopeless, pass_seconds(graph))
 
 
 def _better(one: SearchResult, other: SearchResult) -> SearchResult:

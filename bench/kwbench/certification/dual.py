@@ -286,9 +286,7 @@ def _ascend(leaf: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step:
     leaf.addcdiv_(first, scale, value=rate / (1 - 0.9 ** (step + 1)))
 
 
-def tightened(
-    ball: Ball, levels: Sequence[Level], rows: Rows, *, steps: int, effort: Effort
-) -> tuple[Tensor, Tensor]:
+def tightened(ball: Ball, levels: Sequence[Level], rows: Rows, *, steps: int, effort: Effort) -> tuple[Tensor, Tensor]:
     """Return lower and upper bounds (r,) of rows on levels, with slopes optimised in so many steps."""
     dual = Dual(ball, levels, effort)
     ends = []

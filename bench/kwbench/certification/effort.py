@@ -9,14 +9,19 @@ from kwbench.errors import CannotEvaluate
 SECOND, _CALL = 2e9, 5e5
 
 
-# Passes through a network that are worth one search of it, and the least worth a search, in nominal seconds: small networks
-# spend most of a pass's time on costs that do not depend on their size.
-_PASSES, _LEAST = 2000, 0.5
+# The least effort of a search: small networks spend most of a pass's time on costs that do not depend on their size. The most
+# is a minute.
+_LEAST, _MOST = 0.5, 60.0
 
 
-def affordable(graph: Graph) -> float:
-    """Return the nominal seconds that a search of a network may take by default."""
-    return max(_LEAST, _PASSES * sum(node.multiply_adds for node in graph) / SECOND)
+def pass_seconds(graph: Graph) -> float:
+    """Return the nominal seconds of one sample's forward pass through a network."""
+    return sum(node.multiply_adds for node in graph) / SECOND
+
+
+def affordable(seconds: float) -> float:
+    """Return the nominal seconds that a search may take which is worth so many; with two digits, to be read in a record."""
+    return float(f"{min(max(seconds, _LEAST), _MOST):.2g}")
 
 
 class OutOfEffort(CannotEvaluate):

@@ -90,7 +90,7 @@ class BranchAndBound:
         return SearchResult(closed_bounds, branches, self._best[1], self._best[0])
 
     def _advance(self, branches: Branches, queue: "_Queue", closed_bounds: Tensor) -> int:
-        """Solve or split branches, note what is proved in `closed_bounds` (r,), queue the rest; return how many were bounded."""
+        """Solve or split branches, note what is proved in `closed_bounds` (r,), queue the rest; return how many it bounded."""
         parents, units = self.splitter.units_of(branches)
         splittable = self.splitter.open(parents).any(dim=1)
         leaves, inner = (~splittable).nonzero().squeeze(1), splittable.nonzero().squeeze(1)

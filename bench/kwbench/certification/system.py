@@ -196,7 +196,7 @@ class Reduction:
         return System(self.ball, list(self._levels.values()), self._rows(len(self.graph) - 1, rows[others]))
 
     def undecided_by_intervals(self) -> int:
-        """Return how many units intervals alone leave undecided, an upper bound of those of the system; it ends the reduction."""
+        """Return how many units intervals alone leave undecided: at least those of the system. It ends the reduction."""
         count = 0
         for number, node in enumerate(self.graph):
             self._propagate(number, node)

@@ -96,6 +96,11 @@ class Suite:
     beside: tuple[str, ...] = ()
     datasets: Mapping[str, "Suite"] = field(default_factory=dict)
 
+    @property
+    def complete_search(self) -> SuiteAttack | None:
+        """The attack that searches completely; its effort is also that of certificates."""
+        return next((attack for attack in self.attacks if attack.attack == "complete-search"), None)
+
     def on(self, dataset: str) -> "Suite":
         """Return the protocol on a data set."""
         return self.datasets.get(dataset, replace(self, datasets={}))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from kwbench.attacks.external import Proposals
+from kwbench.certification.certificate import Prospects
 from kwbench.config.prediction import PredictionRule
 from kwbench.config.registry import DEFAULT_DATASET, dataset_of
 from kwbench.config.suite import Suite
@@ -97,7 +98,8 @@ class Facts:
     threads of each. `effective_sparsity` is the share of values that each winner-take-all layer keeps, by the layer's name.
     `class_names` are the names of the classes by label, empty where they have none. `parameters` is the number of the model's
     parameters. `notes` are what a reader of the numbers must know about the model, one clause each; `claimed` are the
-    accuracies that its library states; `answers` are its fingerprint.
+    accuracies that its library states; `answers` are its fingerprint. `prospects` are those of a complete search, None for a
+    suite without one.
     """
 
     model: str
@@ -122,3 +124,4 @@ class Facts:
     notes: tuple[str, ...]
     claimed: dict[str, Any] | None
     answers: list[list[float | None]] | None
+    prospects: Prospects | None = None

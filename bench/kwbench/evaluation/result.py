@@ -11,6 +11,7 @@ from torch import Tensor
 from kwbench.errors import CannotEvaluate
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Outcome, Status
+from kwbench.record.certificates import bounds_text
 from kwbench.record.results import to_frame, to_json
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # Columns of the record that describe the whole evaluation.
 _EVALUATION_COLUMNS = ("model", "dataset", "suite", "norm", "eps", "eps_exact", "n", "stochastic", "cascade", "complete")
-_EVALUATION_PREFIXES = ("a_std", "a_rob")
+_EVALUATION_PREFIXES = ("a_std", "a_rob", "a_certified", "bounds")
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,6 +74,18 @@ class EvaluationResult:
     def a_rob(self) -> Interval | None:
         """Robust accuracy: under the per-sample worst case over all attacks of the suite."""
         return self.summary.a_rob
+
+    @property
+    def a_certified(self) -> Interval | None:
+        """Share of samples that are certified: no image of the ball is misclassified. A lower bound of the true robust
+        accuracy; None without certificates."""
+        return self.summary.a_certified
+
+    @property
+    def bounds(self) -> str | None:
+        """`exact` where each sample is either broken or certified, `bracketed` where only some are; None without
+        certificates."""
+        return self.summary.bounds
 
     @property
     def a_protocol(self) -> Interval | None:
@@ -160,6 +173,8 @@ class EvaluationResult:
         for name, interval in (("A_std", self.a_std), ("A_rob", self.a_rob)):
             if interval is not None:
                 parts.append(f"{name} {100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]")
+        if self.a_certified is not None:
+            parts.append(bounds_text(self.summary))
         if not self.complete:
             parts.append(f"incomplete: {'; '.join(self.missing)}")
         if self.verdict is not None:

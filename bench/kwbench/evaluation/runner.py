@@ -10,6 +10,7 @@ import numpy as np
 
 from kwbench.errors import UsageError
 from kwbench.evaluation.assignment import Assignment, assign
+from kwbench.evaluation.certificates import certify_beside
 from kwbench.evaluation.description import describe
 from kwbench.evaluation.diagnosis import diagnose
 from kwbench.evaluation.examples import ExampleChoice
@@ -67,10 +68,16 @@ def evaluate(
         raise UsageError(f"--time-limit {time_limit:g}: must be above 0 and at most {_LONGEST} seconds")
     executor = LocalExecutor(request, time_limit)
     try:
-        evaluation = store.register(describe(request, told_apart(executor.facts, store), command))
+        facts = told_apart(executor.facts, store)
+        evaluation = store.register(describe(request, facts, command))
         _run_attacks(request, executor, evaluation, store, report)
         if request.suite.diagnose:
             rows = sum(len(store.outcomes(attack_run)) for attack_run in evaluation.attack_runs.values())
+
+            def report_certified(done: int, images: int) -> None:
+                report(Progress(facts.model, "certificates", done, images, rows, rows))
+
+            certify_beside(request, executor, facts, evaluation, store, report_certified, command=command)
             diagnose(
                 executor,
                 evaluation,

@@ -257,7 +257,8 @@ class Model:
 
     def _varies_on_any(self, images: Sequence[Tensor], draws: int) -> bool:
         tiles = [fill_tile(batch, self.tile) for batch in images]
-        firsts, drawing = [], False
+        firsts: list[Tensor | None] = []
+        drawing = False
         for tile in tiles:
             first, drew = self._watched_pass(tile)
             if self._varies(tile, 1, first):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Columns that hold NaN where there is no number; left to itself, pandas would infer objects from None.
-_FRACTIONS = ("a_std", "a_rob", "accuracy", "standing", "other_accuracy", "surrogate_accuracy")
+_FRACTIONS = ("a_std", "a_rob", "a_certified", "accuracy", "standing", "other_accuracy", "surrogate_accuracy")
 
 
 def results(db: str = "results.db") -> "pd.DataFrame":
@@ -68,6 +68,9 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "earlier_version": summary.earlier_version,
         "a_std": _interval_json(summary.a_std),
         "a_rob": _interval_json(summary.a_rob),
+        "a_certified": _interval_json(summary.a_certified),
+        "bounds": summary.bounds,
+        "certified_images": [] if summary.certified is None else summary.index[summary.certified].tolist(),
         "cascade": summary.cascade,
         "a_rob_as_in_paper": _interval_json(summary.a_rob_as_in_paper),
         **({"claimed": claimed} if (claimed := summary.evaluation.spec.provenance.get("claimed")) else {}),
@@ -96,6 +99,8 @@ def _evaluation_columns(summary: Summary) -> dict[str, Any]:
         **_interval_columns("a_std", summary.a_std),
         **_interval_columns("a_rob", summary.a_rob),
         **_interval_columns("a_rob_as_in_paper", summary.a_rob_as_in_paper),
+        **_interval_columns("a_certified", summary.a_certified),
+        "bounds": summary.bounds,
     }
 
 

@@ -269,10 +269,13 @@ class Store:
         with self._writing() as connection:
             experiments.insert_measurement(connection, measurement)
 
-    def experiments(self, identity: str | None = None) -> list[Measurement]:
-        """Return all measurements, the newest last, or the one with this identity. Raises DamagedData for damaged arrays."""
+    def experiments(self, identity: str | None = None, *, of: str | None = None) -> list[Measurement]:
+        """Return all measurements, the newest last, or those with this identity, or `of` an experiment.
+
+        Raises DamagedData for damaged arrays.
+        """
         with self._reading() as connection:
-            return experiments.select_measurements(connection, identity)
+            return experiments.select_measurements(connection, identity, of)
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Status
 from kwbench.record.cascade import Stage, align, cascaded_attacks, stages
+from kwbench.record.certificates import CERTIFICATE, are_certified, bounds_by_question, question
 from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
 from kwbench.record.label_order import label_hint
 from kwbench.record.store import Store
@@ -106,6 +107,7 @@ class Summary:
         findings: findings of the diagnostic checks; empty if none were run.
         guarded: whether checksums show that everything behind the numbers is what was written.
         label_hint: the order of the classes under which A_std would be far higher; None if there is none.
+        certified: whether each sample is certified, in the order of `index`; None without certificates on record.
     """
 
     evaluation: Evaluation
@@ -126,6 +128,7 @@ class Summary:
     findings: tuple[Finding, ...] = field(default=(), repr=False)
     guarded: bool = field(default=True, compare=False)
     label_hint: str | None = field(default=None, repr=False, compare=False)
+    certified: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
     @property
     def model(self) -> str:
@@ -162,7 +165,29 @@ class Summary:
         """What a reader must know about the model, as found when it was loaded, and about the record; one clause each."""
         unguarded = () if self.guarded else ("recorded without checksums, so damage to its rows could go unnoticed",)
         hint = () if self.label_hint is None else (self.label_hint,)
-        return (*self.evaluation.spec.provenance.get("notes", ()), *hint, *unguarded)
+        wrong = self.contradicted
+        contradiction = (f"attacks broke images {wrong}, which are certified: an error in kwbench",) if wrong else ()
+        return (*contradiction, *self.evaluation.spec.provenance.get("notes", ()), *hint, *unguarded)
+
+    @property
+    def a_certified(self) -> Interval | None:
+        """Share of samples that are certified, a lower bound of the robust accuracy; None without certificates."""
+        return None if self.certified is None else accuracy_of_hits(int(self.certified.sum()), len(self.certified))
+
+    @property
+    def bounds(self) -> Literal["exact", "bracketed"] | None:
+        """`exact` if each sample is either broken or certified, `bracketed` if only some are; None without certificates."""
+        if self.certified is None or self.robust_values is None:
+            return None
+        return "exact" if np.array_equal(self.certified, self.robust_values > 0) else "bracketed"
+
+    @property
+    def contradicted(self) -> list[int]:
+        """Positions of the certified samples that an attack broke: there is an error in kwbench, or in the record."""
+        if self.certified is None or self.robust_values is None:
+            return []
+        broken: list[int] = self.index[self.certified & (self.robust_values == 0)].tolist()
+        return broken
 
     @property
     def cascade(self) -> bool:
@@ -204,7 +229,22 @@ def summaries(store: Store, evaluations: Sequence[Evaluation] | None = None) -> 
     findings = store.findings_by_evaluation()
     reasons = store.reasons({run for run, tally in tallies.items() if tally.failed})
     summarized = [replace(_summarize(one, tallies, reasons), findings=tuple(findings.get(one.id, ()))) for one in chosen]
-    return _with_label_hints(store, summarized)
+    return _with_certificates(store, _with_label_hints(store, summarized))
+
+
+def _with_certificates(store: Store, summarized: list[Summary]) -> list[Summary]:
+    """Return the summaries, those of models with certificates on record with what is certified."""
+    certificates = bounds_by_question(store.experiments(of=CERTIFICATE))
+
+    def certified(one: Summary) -> NDArray[np.bool_] | None:
+        bounds = certificates.get(question(one.evaluation.origin))
+        if not bounds or one.clean is None or one.stochastic:
+            return None
+        samples = {outcome.index: outcome.sample for outcome in store.outcomes(one.evaluation.attack_runs[CLEAN])}
+        flags = are_certified([samples[index] for index in one.index.tolist()], bounds)
+        return flags if flags.any() else None
+
+    return [replace(one, certified=certified(one)) for one in summarized] if certificates else summarized
 
 
 def _with_label_hints(store: Store, summarized: list[Summary]) -> list[Summary]:

@@ -205,6 +205,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
         ),
         claimed=None if prepared.loaded.claimed is None else asdict(prepared.loaded.claimed),
         answers=prepared.answers,
+        prospects=suite.model_facts.prospects if request.suite.complete_search is not None else None,
     )
 
 

@@ -70,7 +70,11 @@ class SuiteAttacks:
             if doubled is None:
                 raise UsageError(f"attack {asked.label!r} cannot escalate: {asked.attack} does not say what to double")
             attack = doubled
-        if stage.cascade and stage.label not in self.not_applicable and (redundancy := attack.redundant(self.model_facts)) is not None:
+        if (
+            stage.cascade
+            and stage.label not in self.not_applicable
+            and (redundancy := attack.redundant(self.model_facts)) is not None
+        ):
             self.not_applicable[stage.label] = redundancy
         return attack.resolved(self.model_facts)
 

@@ -7,16 +7,15 @@ import numpy as np
 
 from kwbench.evaluation.execution.evaluator import open_evaluator
 from kwbench.evaluation.execution.tasks import Observe
+from kwbench.evaluation.fingerprint import told_apart
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.evaluation.studies.experiment import recorded_on_model
 from kwbench.experiments.certificates import Certificates
 from kwbench.outcome import Status
+from kwbench.record.certificates import CERTIFICATE
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
-
-# The name of the measurements on record.
-CERTIFICATE = "certificate"
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,12 @@ def certify_standing(
     standing = sorted({outcome.index for outcome in rows} - fallen)
     evaluator = open_evaluator(request, time_limit)
     bounds, seconds = [], 0.0
+    facts = told_apart(evaluator.facts, store)
     try:
         experiment = Certificates(budget=budget)
         for done, index in enumerate(standing):
             made = recorded_on_model(
-                evaluator.facts,
+                facts,
                 CERTIFICATE,
                 experiment,
                 store,

@@ -52,10 +52,16 @@ def insert_measurement(connection: sa.Connection, measurement: Measurement) -> N
     upsert(connection, checksums, state)
 
 
-def select_measurements(connection: sa.Connection, identity: str | None = None) -> list[Measurement]:
-    """Return all measurements, the newest last, or the one with this identity. Raises DamagedData for damaged arrays."""
+def select_measurements(
+    connection: sa.Connection, identity: str | None = None, experiment: str | None = None
+) -> list[Measurement]:
+    """Return all measurements, the newest last, or those with this identity or of this experiment.
+
+    Raises DamagedData for damaged arrays.
+    """
     table, checksums = schema.experiments, schema.experiment_checksums
     chosen = sa.true() if identity is None else table.c.identity == identity
+    chosen = chosen if experiment is None else sa.and_(chosen, table.c.experiment == experiment)
     arrays = _select_arrays(connection, chosen)
     query = (
         sa.select(table, checksums.c.position, checksums.c.position_checksum, checksums.c.checksum)
@@ -86,7 +92,7 @@ def select_measurements(connection: sa.Connection, identity: str | None = None) 
             raise DamagedData(f"damaged: experiment {row.id} ({row.experiment}, {row.model}): {failure}; {REMEDY}") from None
     known = {row.id for row in rows}
     lost = [number for number in connection.execute(sa.select(checksums.c.experiment)).scalars() if number not in known]
-    if identity is None and lost:
+    if identity is None and experiment is None and lost:
         raise DamagedData(f"damaged: experiment {lost[0]}: its row is missing; {REMEDY}")
     return measurements
 
