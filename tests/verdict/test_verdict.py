@@ -230,4 +230,4 @@ def test_json_holds_the_conclusion_its_reasons_and_the_caveat(store: Store) -> N
         "statement": "twice the budget takes 4.0 points",
         "samples": [],
     }
-    assert set(answer) == {"verdict", "sentence", "protocol", "overestimate", "reasons", "would_settle", "caveat"}
+    assert set(answer) == {"verdict", "sentence", "protocol", "overestimate", "reasons", "would_settle", "bounds", "caveat"}

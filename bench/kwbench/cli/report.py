@@ -247,6 +247,8 @@ def compare(
 
 def _comparison_lines(comparison: "PairedComparison") -> list[str]:
     """Return what was compared, and a line for each accuracy: difference, 95 % interval and p-value."""
+    from kwbench.record.certificates import bounds_text
+
     spec = comparison.first.evaluation.spec
     names = f"{printable(spec.model)} - {printable(comparison.second.model)}"
     lines = [f"{names}: {printable(spec.dataset)}, {printable(spec.suite)}, {spec.threat}, n = {spec.n}"]
@@ -258,6 +260,8 @@ def _comparison_lines(comparison: "PairedComparison") -> list[str]:
             f"  {name}: {100 * difference.value:+.1f} points [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}], "
             f"p = {test.p:.3g} ({test.method}, n = {test.n})"
         )
+    both = (comparison.first, comparison.second)
+    lines += [f"  {printable(summary.model)}: {bounds_text(summary)}" for summary in both]
     return lines
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kwbench.errors import CannotEvaluate, UsageError, did_you_mean
+from kwbench.record.certificates import bounds_text
 from kwbench.record.comparability import comparison_key
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
@@ -73,6 +74,7 @@ def comparison_json(comparisons: Sequence[PairedComparison]) -> list[dict[str, A
             "threat": {"norm": pair.first.threat.norm, "eps": pair.first.threat.radius, "exact": pair.first.threat.eps_text},
             "suite": pair.first.evaluation.spec.suite,
             "a_std": _test_json(pair.first.a_std, pair.second.a_std, pair.a_std_difference, pair.a_std),
+            "bounds": {"first": bounds_text(pair.first), "second": bounds_text(pair.second)},
             "a_rob": _test_json(pair.first.a_rob, pair.second.a_rob, pair.a_rob_difference, pair.a_rob),
         }
         for pair in comparisons

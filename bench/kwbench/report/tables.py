@@ -8,9 +8,9 @@ from kwbench.formatting import count_text, duration_text, interval_text, latex, 
 from kwbench.record.results import to_frame
 from kwbench.record.summary import Summary
 from kwbench.report.leaderboard import Board, Row, shown
-from kwbench.report.terminal import notes, verdicts
+from kwbench.report.terminal import certified_heading, notes, verdicts
 from kwbench.statistics import Interval
-from kwbench.verdict import verdict_on_record
+from kwbench.verdict import Verdict, verdict_on_record
 
 BOUND = (
     "A_rob is an upper bound found by these attacks; stronger attacks can only lower it. "
@@ -97,23 +97,29 @@ def _frame(
     """A board in the form of the papers' tables: model, A_std, one column for each attack, A_rob."""
     n = board.key.n
     row_verdicts = verdicts(board)
+    certified = [heading.capitalize() for heading in certified_heading(board)]
 
     def cells(position: int, row: Row) -> list[str]:
         summary = row.summary
         model = escape(summary.model) + (" (stochastic)" if summary.stochastic else "")
         texts = [model if summary.complete else f"{model} (incomplete)", figure(summary.a_std, n)]
         texts += [figure(shown(row, label, board.key.cascade), n) for label in board.labels]
+        texts += ["not certified" if summary.a_certified is None else figure(summary.a_certified, n) for _ in certified]
         texts.append(figure(summary.a_rob, n))
-        texts += ["–" if verdict is None else verdict.conclusion for verdict in row_verdicts[position : position + 1]]
+        texts += ["–" if verdict is None else _words(verdict) for verdict in row_verdicts[position : position + 1]]
         if costs:
             texts.append(count_text(sum(attack.forwards for attack in summary.attacks)))
             texts.append(count_text(sum(attack.backwards for attack in summary.attacks)))
             texts.append(duration_text(sum(attack.seconds for attack in summary.attacks)))
         return texts
 
-    columns = ["Model", names[0], *map(escape, board.labels), names[1], *(["Verdict"] if row_verdicts else [])]
+    columns = ["Model", names[0], *map(escape, board.labels), *certified, names[1], *(["Verdict"] if row_verdicts else [])]
     columns += ["forwards", "backwards", "time"] if costs else []
     return pd.DataFrame([cells(position, row) for position, row in enumerate(board.rows)], columns=columns)
+
+
+def _words(verdict: Verdict) -> str:
+    return verdict.conclusion if verdict.bounds is None else f"{verdict.conclusion}, {verdict.bounds}"
 
 
 def _latex_interval(interval: Interval | None, n: int) -> str:

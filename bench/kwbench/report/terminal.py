@@ -10,6 +10,7 @@ from rich.text import Text
 
 from kwbench.finding import Finding
 from kwbench.formatting import count_text, interval_text, percent, plain
+from kwbench.record.certificates import bounds_text
 from kwbench.record.summary import Summary
 from kwbench.report.leaderboard import Board, boards, judging_rule, shown
 from kwbench.statistics import Interval
@@ -97,6 +98,8 @@ def _run_notes(summary: Summary) -> list[str]:
     if summary.cascade and summary.budget is not None:
         used, budget = count_text(summary.used), count_text(summary.budget)
         sentences.append(f"{model}: {used} passes per sample, out of at most {budget} if no sample had been broken.")
+    if summary.bounds is not None:
+        sentences.append(f"{model}: {bounds_text(summary)} ({summary.bounds}).")
     if summary.a_protocol is not None:
         attacks = ", ".join(map(plain, summary.protocol))
         sentences.append(f"{model}: accuracy under {attacks} alone: {interval_text(summary.a_protocol, summary.n)}.")
@@ -116,7 +119,7 @@ def _title(board: Board) -> Text:
 
 def _models_as_rows(board: Board) -> Table:
     table = Table(title=_title(board), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("model", "A_std", *map(plain, board.labels), "A_rob"):
+    for name in ("model", "A_std", *map(plain, board.labels), *certified_heading(board), "A_rob"):
         table.add_column(Text(name), justify="left" if name == "model" else "right", no_wrap=name == "model")
     conclusions = [_conclusion(verdict) for verdict in verdicts(board)]
     if conclusions:
@@ -127,6 +130,7 @@ def _models_as_rows(board: Board) -> Table:
         table.add_row(
             Text(plain(summary.model)),
             *(_cell(accuracy, n) for accuracy in accuracies),
+            *(_certified_cell(summary) for _ in certified_heading(board)),
             _cell(summary.a_rob, n, "bold"),
             *conclusions[position : position + 1],
         )
@@ -149,6 +153,8 @@ def _models_as_columns(board: Board, width: int) -> list[Table]:
         for label in board.labels:
             cells = (_cell(shown(row, label, board.key.cascade), n) for row in rows)
             table.add_row(Text(plain(label)), *cells, end_section=label == board.labels[-1])
+        for heading in certified_heading(board):
+            table.add_row(heading, *(_certified_cell(row.summary) for row in rows))
         table.add_row("A_rob", *(_cell(row.summary.a_rob, n, "bold") for row in rows))
         if conclusions:
             table.add_row("verdict", *conclusions[start : start + columns])
@@ -158,16 +164,29 @@ def _models_as_columns(board: Board, width: int) -> list[Table]:
 
 def _width(board: Board) -> int:
     """The width of the table with models as rows."""
-    columns = ("A_std", *board.labels, "A_rob")
+    columns = ("A_std", *board.labels, *certified_heading(board), "A_rob")
     models = max(len(plain(row.summary.model)) for row in board.rows)
-    verdict = 2 + max((len(_conclusion(verdict)) for verdict in verdicts(board)), default=-2)
+    verdict = 2 + max((len(_conclusion(verdict).plain.partition("\n")[0]) for verdict in verdicts(board)), default=-2)
     return models + verdict + sum(2 + max(_INTERVAL_WIDTH, len(plain(label))) for label in columns)
+
+
+def certified_heading(board: Board) -> tuple[str, ...]:
+    """Return the heading of the column of certified accuracies, if any model of the board has one."""
+    return ("certified",) if any(row.summary.a_certified is not None for row in board.rows) else ()
+
+
+def _certified_cell(summary: Summary) -> Text:
+    if summary.a_certified is None:
+        return Text("not\ncertified", "dim", justify="right")
+    return _cell(summary.a_certified, summary.n)
 
 
 def _conclusion(verdict: Verdict | None) -> Text:
     if verdict is None:
         return Text("–", "dim")
-    return Text(verdict.conclusion, _COLOURS[verdict.conclusion])
+    return Text.assemble(
+        (verdict.conclusion, _COLOURS[verdict.conclusion]), (f"\n{verdict.bounds}" if verdict.bounds else "", "dim")
+    )
 
 
 def _cell(interval: Interval | None, n: int, style: str = "") -> Text:

@@ -56,6 +56,12 @@ class BestKnown:
 
 
 FAILURES = Criterion("failures", kind="doubt", remedy="a repair of the attacks or the model, so that every row has an outcome")
+CONTRADICTION = Criterion(
+    "contradicted certificates",
+    kind="doubt",
+    role="unstable",
+    remedy="a report of the contradiction, which is an error in kwbench",
+)
 CONSTANT = Criterion("constant", kind="doubt", role="constant")
 RANDOM_ANSWERS = Criterion(
     "random answers", kind="doubt", role="unstable", remedy="a model that answers the same image alike, or more draws of it"
@@ -143,6 +149,27 @@ def answers_repeat(record: Record) -> list[Finding]:
     share = len(random) / record.summary.n
     statement = f"asked again, the model answers adversarial images of {len(random)} samples otherwise than the first time"
     return [RANDOM_ANSWERS.finding(share, 0.0, statement, samples=tuple(sorted(random)))]
+
+
+def no_certified_sample_is_broken(record: Record) -> list[Finding]:
+    """Check that no attack of the evaluation broke a sample for which a certificate is on record.
+
+    Either is then wrong: there is an error in kwbench or in the record, or the model does not always answer alike.
+    """
+    certified = record.summary.certified
+    if certified is None:
+        return []
+    positions = set(record.summary.index[certified].tolist())
+    broken = {
+        outcome.sample
+        for run in record.outcomes.values()
+        for outcome in run.values()
+        if outcome.index in positions and outcome.status in (Status.BROKEN, Status.WRONG)
+    }
+    statement = (
+        f"attacks broke {len(broken)} of {len(positions)} certified samples; certificates and attacks contradict each other"
+    )
+    return [CONTRADICTION.finding(len(broken) / len(positions), 0.0, statement, samples=tuple(sorted(broken)))]
 
 
 def few_gains_are_not_chance(record: Record) -> list[Finding]:
@@ -315,6 +342,7 @@ RECORD_CHECKS: dict[str, Check[Record]] = {
         GroupCheck.of("softened", "softened gradients"),
         GroupCheck.of("transfer", "adversarial examples of another model"),
         Check("small sample", few_gains_are_not_chance, (SMALL_SAMPLE,)),
+        Check("contradicted certificates", no_certified_sample_is_broken, (CONTRADICTION,)),
         Check("random answers", answers_repeat, (RANDOM_ANSWERS,)),
         Check("single step on record", one_step_is_weaker_than_many, (SINGLE_STEP,)),
         Check("escalation", escalation_has_ended, (ESCALATION,)),

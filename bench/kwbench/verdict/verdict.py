@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kwbench.finding import Criterion, Finding
+from kwbench.record.certificates import bounds_text
 from kwbench.record.summary import Summary
 from kwbench.statistics import Interval, accuracy_of_values, difference_interval
 from kwbench.verdict.record_checks import FAILURES
@@ -30,6 +31,7 @@ NEAR_CHANCE = 0.1
 
 _AT_CHANCE = Criterion("degenerate", kind="note")
 _PERHAPS_AT_CHANCE = Criterion("chance", kind="doubt", remedy="more images")
+_PROVED = Criterion("certificates", kind="note")
 _LITTLE_LEFT = Criterion("robust accuracy", kind="note")
 _HIDDEN_GRADIENTS = Criterion(
     "hidden gradients", kind="doubt", remedy="an attack designed for this model, or other proof that nothing is hidden"
@@ -37,6 +39,7 @@ _HIDDEN_GRADIENTS = Criterion(
 _BUDGET_NOT_TRIED = Criterion(
     "twice the budget", kind="doubt", role="budget", remedy="`kwbench diagnose`, which tries twice the budget"
 )
+_UNFINISHED = Criterion("complete search", kind="note")
 _NO_DOUBT = Criterion("no doubt", kind="note")
 
 
@@ -52,6 +55,8 @@ class Verdict:
             None without a protocol or a robust accuracy.
         reasons: the findings that led to the conclusion.
         would_settle: what would make an inconclusive verdict conclusive; empty for the others.
+        bounds: `exact` if each sample is either broken or certified, `bracketed` if only some are; None without certificates.
+        between: the robust accuracy between its bounds, in percent; empty without certificates.
     """
 
     conclusion: Conclusion
@@ -59,19 +64,22 @@ class Verdict:
     overestimate: Interval | None
     reasons: tuple[Finding, ...]
     would_settle: str = ""
+    bounds: Literal["exact", "bracketed"] | None = None
+    between: str = ""
 
     def sentence(self) -> str:
-        """Return the verdict as one sentence."""
+        """Return the verdict as one sentence, and another one on its bounds, if there are any."""
+        proved = f" {self.between[:1].upper()}{self.between[1:]} ({self.bounds})." if self.bounds else ""
         if self.conclusion == "overestimated":
             assert self.overestimate is not None
             gap = self.overestimate
             return (
                 f"Overestimated: the accuracy under {self.protocol} is {100 * gap.value:.1f} points higher than under the "
-                f"strongest attacks [{100 * gap.low:.1f}, {100 * gap.high:.1f}]."
+                f"strongest attacks [{100 * gap.low:.1f}, {100 * gap.high:.1f}].{proved}"
             )
         because = "; ".join(reason.statement for reason in self.reasons)
         settled = f" What would settle it: {self.would_settle}." if self.conclusion == "inconclusive" else ""
-        return f"{self.conclusion.capitalize()}: {because}.{settled}"
+        return f"{self.conclusion.capitalize()}: {because}.{settled}{proved}"
 
 
 def verdict(summary: Summary, findings: Sequence[Finding], protocol: tuple[str, ArrayLike] | None = None) -> Verdict:
@@ -81,10 +89,11 @@ def verdict(summary: Summary, findings: Sequence[Finding], protocol: tuple[str, 
     2. A constant model, or one at chance: degenerate.
     3. A model that does not always answer an image alike: inconclusive, whatever else holds.
     4. The protocol leaves more than OVERESTIMATE above the robust accuracy: overestimated.
-    5. A negligible robust accuracy: confirmed; unless the images are too few to tell the model from chance, or operations
+    5. Each sample is broken or certified: confirmed, since nothing is left to doubt.
+    6. A negligible robust accuracy: confirmed; unless the images are too few to tell the model from chance, or operations
        could not be seen and the protocol's accuracy is not negligible, so that nobody understands why the attacks succeed.
-    6. Any doubt that fires or could not be measured, gradients that mislead, or no attempt at a larger budget: inconclusive.
-    7. Otherwise: confirmed.
+    7. Any doubt that fires or could not be measured, gradients that mislead, or no attempt at a larger budget: inconclusive.
+    8. Otherwise: confirmed.
 
     Args:
         summary: the numbers of the evaluation.
@@ -92,6 +101,12 @@ def verdict(summary: Summary, findings: Sequence[Finding], protocol: tuple[str, 
         protocol: the name of another protocol and the accuracy of each sample under it, in the order of `summary.index`; by
             default the protocol of the suite.
     """
+    decided = _decide(summary, findings, protocol)
+    return replace(decided, bounds=summary.bounds, between=bounds_text(summary) if summary.bounds else "")
+
+
+def _decide(summary: Summary, findings: Sequence[Finding], protocol: tuple[str, ArrayLike] | None) -> Verdict:
+    """Return the verdict without its bounds; see `verdict`."""
     name, values = protocol or (", ".join(summary.protocol), summary.protocol_values)
     robust = summary.robust_values
     if summary.a_rob is None or robust is None:
@@ -113,10 +128,9 @@ def verdict(summary: Summary, findings: Sequence[Finding], protocol: tuple[str, 
         return Verdict("overestimated", name, overestimate, (*masking, *doubts))
     unseen = any(finding.role == "unseen" and finding.fires for finding in findings)
     unexplained = unseen and (values is None or np.asarray(values, dtype=float).mean() > NEGLIGIBLE)
-    if summary.a_rob.value <= NEGLIGIBLE and not perhaps_at_chance and not unexplained and not unstable:
-        statement = f"the robust accuracy is {100 * summary.a_rob.value:.1f} %, which cannot be much too high"
-        little = _LITTLE_LEFT.finding(summary.a_rob.value, NEGLIGIBLE, statement, fires=False)
-        return Verdict("confirmed", name, overestimate, (little,))
+    negligible = summary.a_rob.value <= NEGLIGIBLE and not perhaps_at_chance and not unexplained
+    if (summary.bounds == "exact" or negligible) and not unstable:
+        return Verdict("confirmed", name, overestimate, (_beyond_doubt(summary, summary.a_rob.value),))
     doubts += _hidden_gradients(masking, summary.a_rob.value, overestimate)
     budget = [finding for finding in findings if finding.role == "budget"]
     doubts = unstable or doubts
@@ -126,7 +140,7 @@ def verdict(summary: Summary, findings: Sequence[Finding], protocol: tuple[str, 
         would_settle = _BUDGET_NOT_TRIED.remedy
     if doubts:
         return Verdict("inconclusive", name, overestimate, tuple(doubts), would_settle)
-    return Verdict("confirmed", name, overestimate, (*budget, _no_doubt(findings)))
+    return Verdict("confirmed", name, overestimate, (*budget, *_unfinished_search(summary), _no_doubt(findings)))
 
 
 def robustness_is_negligible(summary: Summary) -> bool:
@@ -165,6 +179,7 @@ def verdict_json(verdict: Verdict | None) -> dict[str, Any] | None:
         "overestimate": None if gap is None else {"value": gap.value, "low": gap.low, "high": gap.high},
         "reasons": [finding_json(reason) for reason in verdict.reasons],
         "would_settle": verdict.would_settle,
+        "bounds": verdict.bounds,
         "caveat": CAVEAT,
     }
 
@@ -209,6 +224,15 @@ def _chance(summary: Summary) -> float | None:
     return 1 / classes if isinstance(classes, int) else None
 
 
+def _beyond_doubt(summary: Summary, robust: float) -> Finding:
+    """Return why a robust accuracy cannot be too high: it is proved, or there is little of it."""
+    if summary.bounds == "exact":
+        statement = f"each of {summary.n} samples is broken, wrong or certified, so that the robust accuracy is the true one"
+        return _PROVED.finding(robust, 0.0, statement, fires=False)
+    statement = f"the robust accuracy is {100 * robust:.1f} %, which cannot be much too high"
+    return _LITTLE_LEFT.finding(robust, NEGLIGIBLE, statement, fires=False)
+
+
 def _hidden_gradients(masking: Sequence[Finding], robust: float, overestimate: Interval | None) -> list[Finding]:
     """Return the doubt that gradients mislead while no gradient-free attack gained anything, if so.
 
@@ -231,6 +255,19 @@ def _would_settle(doubts: Sequence[Finding]) -> str:
         for doubt in doubts
     ]
     return "; ".join(dict.fromkeys(remedies))
+
+
+def _unfinished_search(summary: Summary) -> list[Finding]:
+    """Return on how many samples a complete search ended without an answer, if one ran and did."""
+    ran = any(attack.spec.spec.get("attack") == "complete-search" for attack in summary.attacks)
+    if not ran or summary.robust_values is None:
+        return []
+    standing = summary.robust_values > 0
+    left = int(standing.sum()) if summary.certified is None else int((standing & ~summary.certified).sum())
+    if not left:
+        return []
+    statement = f"a complete search ran out of effort on {left} of {summary.n} samples, which are neither broken nor certified"
+    return [_UNFINISHED.finding(left / summary.n, 0.0, statement, fires=False)]
 
 
 def _no_doubt(findings: Sequence[Finding]) -> Finding:

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from kwbench.formatting import count_text, duration_text, interval_text, percent, plain
 from kwbench.outcome import CLEAN
 from kwbench.record.cascade import cascaded_attacks
+from kwbench.record.certificates import bounds_text
 from kwbench.record.summary import AttackSummary, Summary
 from kwbench.report.html.leaderboard import Entry
 from kwbench.report.html.model_facts import bibtex
@@ -50,6 +51,7 @@ def evaluation_view(entry: Entry) -> SimpleNamespace:
         facts=entry.facts,
         clean=interval_text(summary.a_std, n),
         robust=None if summary.a_rob is None else interval_text(summary.a_rob, n),
+        bounds=bounds_text(summary) + (f" ({summary.bounds})" if summary.bounds else ""),
         lowest=None if summary.a_rob_as_in_paper is None else interval_text(summary.a_rob_as_in_paper, n),
         protocol=None if summary.a_protocol is None else (", ".join(summary.protocol), interval_text(summary.a_protocol, n)),
         overestimate=None if gap is None else f"{100 * gap.value:.1f} [{100 * gap.low:.1f}, {100 * gap.high:.1f}]",

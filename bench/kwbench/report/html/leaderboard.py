@@ -179,6 +179,13 @@ def _columns(tab: Tab) -> list[Column]:
             hint="share of samples that no attack broke",
         ),
         Column(
+            "certified",
+            Markup("Certified"),
+            lambda entry: _accuracy(entry.summary, entry.summary.a_certified),
+            numeric=True,
+            hint="share of samples that no image of the ball breaks, which is proved; robust accuracy cannot be below",
+        ),
+        Column(
             "overestimate",
             Markup("Over-<br>estimate"),
             _overestimate,
@@ -231,7 +238,8 @@ def _row(entry: Entry, columns: Sequence[Column]) -> str:
 def _cell_html(column: Column, cell: _Cell | None) -> str:
     kind = "num" if column.numeric else ""
     if cell is None:
-        return f'<td class="{kind} none" data-order="{-1 if column.numeric else ""}">–</td>'
+        nothing = "not certified" if column.key == "certified" else "–"
+        return f'<td class="{kind} none" data-order="{-1 if column.numeric else ""}">{nothing}</td>'
     if column.key == "model":
         return f'<th scope="row" data-order="{escape(plain(cell.order))}">{cell.html}</th>'
     strong = " strong" if column.key == "robust" else ""
@@ -296,6 +304,8 @@ def _verdict(entry: Entry) -> _Cell | None:
         return None
     word = entry.verdict.conclusion
     html = Markup('<span class="tag {0}">{0}</span>').format(word)
+    if entry.verdict.bounds is not None:
+        html += Markup(" <small>{}</small>").format(entry.verdict.bounds)
     return _Cell(html if entry.href is None else Markup('<a href="{}#evidence">{}</a>').format(entry.href, html), word)
 
 
