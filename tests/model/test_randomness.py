@@ -44,6 +44,39 @@ def test_a_deterministic_model_is_detected() -> None:
         assert not model.measure_randomness(first_images(8).x)
 
 
+def test_models_that_draw_nothing_pass_less_often() -> None:
+    passes = []
+
+    class Watched(nn.Module):
+        def __init__(self, noise: float) -> None:
+            super().__init__()
+            self.noise = noise
+
+        def forward(self, x: Tensor) -> Tensor:
+            passes.append(len(x))
+            logits: Tensor = trained_cnn()(x)
+            return logits + 0.0 * torch.rand(1) if self.noise else logits
+
+    batches = [first_images(8).x] * 4
+    assert not wrapped(Watched(0.0)).measure_randomness(*batches)
+    assert len(passes) == 4 * 2 + 4
+    passes.clear()
+    assert not wrapped(Watched(1.0)).measure_randomness(*batches)
+    assert len(passes) == 4 * 5
+
+
+def test_randomness_that_few_images_meet_is_detected_in_any_batch() -> None:
+    class Rare(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = trained_cnn()(x)
+            noise = 0.1 * torch.rand(len(x), 1) * (x.flatten(1).amax(dim=1, keepdim=True) < 0.2)
+            return logits + noise
+
+    bright, dark = first_images(8).x, 0.1 * first_images(8).x
+    assert not wrapped(Rare()).measure_randomness(bright)
+    assert wrapped(Rare()).measure_randomness(bright, bright, dark)
+
+
 def test_nan_neither_counts_as_randomness_nor_hides_it() -> None:
     class Broken(nn.Module):
         def __init__(self, noise: float) -> None:

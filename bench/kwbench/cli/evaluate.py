@@ -12,6 +12,7 @@ from kwbench.cli.options import (
     ATTACK,
     OUTPUT,
     AttackNames,
+    Budget,
     EvaluationOptions,
     Json,
     Models,
@@ -19,6 +20,7 @@ from kwbench.cli.options import (
     SuiteName,
     chosen_suite,
     evaluation_options,
+    with_budget,
 )
 from kwbench.cli.output import (
     command_line,
@@ -55,6 +57,7 @@ def evaluate(
     attack: AttackNames = None,
     suite: SuiteName = None,
     settings: Settings = None,
+    budget: Budget = None,
     as_json: Json = False,
 ) -> None:
     """Attack models and report their robust accuracy."""
@@ -62,7 +65,7 @@ def evaluate(
     with importing():
         from kwbench.cli.progress import progress_display
 
-    requests = options.requests(models, chosen_suite(attack, suite, settings))
+    requests = options.requests(models, with_budget(chosen_suite(attack, suite, settings), budget))
     store = options.store()
     with progress_display() as show:
         evaluated = _evaluated(requests, lambda index: _run(requests[index], store, show, options.time_limit))
@@ -95,6 +98,7 @@ def diagnose(
         ),
     ] = None,
     settings: Settings = None,
+    budget: Budget = None,
     as_json: Json = False,
 ) -> None:
     """Judge whether a robust accuracy can be believed: evaluate, check the model and the record, and reach a verdict."""
@@ -104,7 +108,7 @@ def diagnose(
         from kwbench.evaluation.protocol import protocol_suite, verdict_against
 
     rival = [] if protocol is None else options.requests(models, protocol_suite(protocol))
-    judged = options.requests(models, replace(chosen_suite(None, suite, settings), diagnose=True))
+    judged = options.requests(models, replace(with_budget(chosen_suite(None, suite, settings), budget), diagnose=True))
     store = options.store()
     with progress_display() as show:
 

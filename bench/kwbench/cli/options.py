@@ -126,6 +126,16 @@ Database = Annotated[
     str, typer.Option("--db", metavar="URL", help="Database: a SQLite file or a SQLAlchemy URL.", rich_help_panel=OUTPUT)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.", rich_help_panel=OUTPUT)]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        "--budget",
+        min=0,
+        metavar="SECONDS",
+        help="Seconds an image for complete search and for certificates, about; 0: neither. Default: what the attacks take.",
+        rich_help_panel=RUN,
+    ),
+]
 FigureFolder = Annotated[
     Path | None,
     typer.Option("--output", metavar="FOLDER", help="Also draw figures into this folder, as SVG.", rich_help_panel=OUTPUT),
@@ -345,6 +355,17 @@ def chosen_suite(
         raise UsageError("--attack and --suite: give one of them; a suite file lists its attacks")
     chosen = read_suite(suite) if suite is not None else suite_of(names_in(default if attack is None else attack))
     return override(chosen, settings or [])
+
+
+def with_budget(suite: "Suite", budget: float | None) -> "Suite":
+    """Return the suite with so many nominal seconds an image for its complete search and its certificates."""
+    from kwbench.config.suite import override
+
+    if budget is None:
+        return suite
+    if suite.complete_search is None:
+        raise UsageError(f"--budget: suite {suite.name!r} has no complete-search to spend it on; --suite strong has one")
+    return override(suite, [f"{suite.complete_search.label}.effort={budget:g}"])
 
 
 def names_in(text: str) -> list[str]:

@@ -1,0 +1,46 @@
+"""Effort is counted, so that a search ends at the same place everywhere."""
+
+import pytest
+
+from defences import exact_truth
+from kwbench.certification import certify, trace
+from kwbench.certification.effort import Effort, OutOfEffort, affordable, pass_seconds
+from kwbench.threat import ThreatModel
+from support.small_models import first_images
+
+
+def test_what_is_spent_is_never_more_than_the_effort() -> None:
+    effort = Effort(1e-3)
+    assert effort.take(1e6)
+    assert not effort.take(1e6)
+    with pytest.raises(OutOfEffort, match="the effort ran out"):
+        effort.spend(1e6)
+    assert effort.seconds <= 1e-3
+
+
+def test_a_part_counts_as_spent() -> None:
+    effort = Effort(1.0)
+    assert effort.part(0.25).allows(4e8)
+    assert effort.seconds == 0.25
+    assert Effort().part(0.5).allows(1e15)
+
+
+def test_the_same_effort_proves_the_same_and_more_proves_more() -> None:
+    batch, graph = first_images(1), trace(exact_truth.kwta_wide(), (1, 8, 8))
+    threat = ThreatModel.of("linf", "0.075")
+
+    def bound(seconds: float) -> tuple[float, int]:
+        made = certify(graph, batch.x[0], int(batch.y[0]), threat, effort=Effort(seconds))
+        return made.bound, made.branches
+
+    assert bound(0.06) == bound(0.06)
+    assert bound(0.06)[0] <= bound(0.5)[0]
+    with pytest.raises(OutOfEffort):
+        bound(1e-5)
+
+
+def test_searches_of_tiny_networks_get_a_least_effort_and_of_large_ones_a_minute() -> None:
+    assert pass_seconds(trace(exact_truth.relu(), (1, 8, 8))) < 1e-5
+    assert affordable(0.0) == 0.5
+    assert affordable(1.2345) == 1.2
+    assert affordable(1e6) == 60
