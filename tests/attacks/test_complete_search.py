@@ -1,5 +1,7 @@
 """Complete search on networks whose truth is known."""
 
+import os
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from kwbench.attacks import build_attack
 from kwbench.attacks.complete_search import _neighbour
 from kwbench.certification import trace
 from kwbench.certification.certificate import reduce
+from kwbench.certification.program import _without_output
 from kwbench.errors import UsageError
 from kwbench.geometry import distance
 from kwbench.model import Model
@@ -55,6 +58,13 @@ def test_a_program_around_an_image_lowers_its_margin() -> None:
     z, least = _neighbour(graph, system, x, int(batch.y[0]), margin, float(margins[margin]), 0.02)
     assert least < float(margins[margin]) - 1e-3
     assert 0 < float((z - x).abs().max()) <= 0.02 + 1e-6
+
+
+def test_programs_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with _without_output():
+        os.write(1, b"as HiGHS does")
+    print("as everybody does")
+    assert capfd.readouterr().out == "as everybody does\n"
 
 
 def test_networks_that_it_does_not_know_keep_their_images() -> None:

@@ -45,3 +45,11 @@ def test_models_that_cannot_be_certified_are_named_with_the_reason() -> None:
     noisy.stochastic = True
     with pytest.raises(CannotEvaluate, match="small: not certified: its predictions are random"):
         Certificates()(Subject(noisy, batch, threat, 0, {}))
+
+
+def test_a_model_that_cannot_be_certified_does_not_stop_the_others(kwb: Kwbench) -> None:
+    result = kwb("certify", "unknown.py:net", *CERTIFY[1:], "--json")
+    assert result.code != 0
+    certified, failed = result.json
+    assert certified["model"].endswith("small")
+    assert "unknown.py" in failed["error"]

@@ -4,7 +4,10 @@ Every undecided unit has a binary: whether it is kept. HiGHS works with toleranc
 what it finds is a candidate for the judge.
 """
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,19 +144,20 @@ class _Program:
         options: Any = {"time_limit": seconds, "mip_rel_gap": 1e-6}
         if nodes is not None:
             options["node_limit"] = nodes
-        result = milp(
-            objective,
-            constraints=None
-            if matrix is None
-            else LinearConstraint(
-                matrix,
-                np.concatenate([least for _, least, _ in constraints]),
-                np.concatenate([most for _, _, most in constraints]),
-            ),
-            integrality=np.concatenate(self._integer),
-            bounds=Bounds(np.concatenate([least for least, _ in bounds]), np.concatenate([most for _, most in bounds])),
-            options=options,
-        )
+        with _without_output():
+            result = milp(
+                objective,
+                constraints=None
+                if matrix is None
+                else LinearConstraint(
+                    matrix,
+                    np.concatenate([least for _, least, _ in constraints]),
+                    np.concatenate([most for _, _, most in constraints]),
+                ),
+                integrality=np.concatenate(self._integer),
+                bounds=Bounds(np.concatenate([least for least, _ in bounds]), np.concatenate([most for _, most in bounds])),
+                options=options,
+            )
         constant = float(rows.constant[margin])
         if result.x is None:
             # 2: infeasible; otherwise the time was up.
@@ -161,3 +165,17 @@ class _Program:
         image = torch.from_numpy(result.x[: self.pixels]).clamp(torch.from_numpy(low), torch.from_numpy(high))
         bound = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
         return Solution(image, float(result.fun) + constant, float(bound) + constant)
+
+
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """Drop what is written to the process's standard output: HiGHS prints there, past Python, whatever its options are."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

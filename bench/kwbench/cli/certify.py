@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from kwbench.cli.each_model import evaluate_each
 from kwbench.cli.evaluate import PANEL
 from kwbench.cli.options import (
     RUN,
@@ -47,10 +48,13 @@ def certify(
     requests = options.requests(models, chosen_suite(attack, suite, settings, default="apgd"))
     store = options.store()
     with progress_display() as show:
-        made = [
-            certify_standing(request, store, budget, show, command=command_line(), time_limit=options.time_limit)
-            for request in requests
-        ]
-    results = summaries(store, [certified.evaluation for certified in made])
+        evaluated = evaluate_each(
+            requests,
+            lambda index: certify_standing(
+                requests[index], store, budget, show, command=command_line(), time_limit=options.time_limit
+            ),
+        )
+    results = summaries(store, [certified.evaluation for certified in evaluated.results])
+    print_certified(results, evaluated.results, as_json, evaluated.failures)
+    evaluated.require_all()
     require_complete(results)
-    print_certified(results, made, as_json)

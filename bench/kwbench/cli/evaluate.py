@@ -1,13 +1,14 @@
 """Commands that measure robust accuracy: evaluate, diagnose and sweep."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kwbench.cli.completion import complete_suites
+from kwbench.cli.each_model import evaluate_each
 from kwbench.cli.options import (
     ATTACK,
     OUTPUT,
@@ -28,11 +29,10 @@ from kwbench.cli.output import (
     print_diagnoses,
     print_json,
     print_summaries,
-    progress_line,
     require_complete,
     summary_json,
 )
-from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
+from kwbench.errors import UsageError
 from kwbench.imports import importing
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from kwbench.record.store import Store
     from kwbench.record.summary import Summary
     from kwbench.verdict import Verdict
-
-T = TypeVar("T")
 
 app = typer.Typer()
 PANEL = "Measure"
@@ -68,7 +66,7 @@ def evaluate(
     requests = options.requests(models, with_budget(chosen_suite(attack, suite, settings), budget))
     store = options.store()
     with progress_display() as show:
-        evaluated = _evaluated(requests, lambda index: _run(requests[index], store, show, options.time_limit))
+        evaluated = evaluate_each(requests, lambda index: _run(requests[index], store, show, options.time_limit))
     print_summaries(evaluated.results, as_json, evaluated.failures)
     evaluated.require_all()
     require_complete(evaluated.results)
@@ -119,44 +117,10 @@ def diagnose(
             summary = _run(judged[index], store, show, options.time_limit, thoroughly=True)
             return summary, verdict_against(summary, protocol, against)
 
-        evaluated = _evaluated(judged, judge)
+        evaluated = evaluate_each(judged, judge)
     print_diagnoses(evaluated.results, as_json, evaluated.failures)
     evaluated.require_all()
     require_complete([summary for summary, _ in evaluated.results])
-
-
-@dataclass(frozen=True)
-class _Evaluated(Generic[T]):
-    """What came of several models: their results, and the failure of each model that could not be evaluated."""
-
-    results: list[T]
-    failures: dict[str, KwbenchError]
-
-    def require_all(self) -> None:
-        """Raise an error that names the models that failed; it has their exit code if that is one."""
-        if not self.failures:
-            return
-        count = len(self.failures) + len(self.results)
-        reasons = "; ".join(f"{model}: {str(failure).removeprefix(f'{model}: ')}" for model, failure in self.failures.items())
-        codes = {type(failure) for failure in self.failures.values()}
-        raised = codes.pop() if len(codes) == 1 else CannotEvaluate
-        raise raised(f"{len(self.failures)} of {count} models could not be evaluated: {reasons}")
-
-
-def _evaluated(requests: "Sequence[Request]", evaluate_one: Callable[[int], T]) -> _Evaluated[T]:
-    """Evaluate each request by its index. One that fails does not stop the others; a single one raises."""
-    results: list[T] = []
-    failures: dict[str, KwbenchError] = {}
-    for index, request in enumerate(requests):
-        try:
-            results.append(evaluate_one(index))
-        except KwbenchError as failure:
-            if len(requests) == 1:
-                raise
-            failures[request.model] = failure
-            if index + 1 < len(requests):
-                progress_line(f"{request.model}: failed; the other models follow")
-    return _Evaluated(results, failures)
 
 
 def _run(
@@ -213,7 +177,7 @@ def sweep(
     ]
     store = options.store()
     with progress_display() as show:
-        evaluated = _evaluated(
+        evaluated = evaluate_each(
             requests[0],
             lambda index: run_sweep(
                 plan,

@@ -38,8 +38,13 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def print_certified(results: "Sequence[Summary]", made: "Sequence[Certified]", as_json: bool) -> None:
-    """Print the bounds of robust accuracy from both sides, in percent; as JSON also the positions of the images."""
+def print_certified(
+    results: "Sequence[Summary]", made: "Sequence[Certified]", as_json: bool, failures: Mapping[str, KwbenchError] | None = None
+) -> None:
+    """Print the bounds of robust accuracy from both sides, in percent; as JSON also the positions of the images.
+
+    `failures` by model.
+    """
     rows: list[dict[str, Any]] = []
     for result, certified in zip(results, made, strict=True):
         rows.append(
@@ -56,7 +61,7 @@ def print_certified(results: "Sequence[Summary]", made: "Sequence[Certified]", a
             }
         )
     if as_json:
-        print_json(rows[0] if len(rows) == 1 else rows)
+        print_one_or_all(rows, failures)
         return
     for row in rows:
         bounds = f"certified {100 * row['certified']:.1f} <= A_rob <= {100 * (row['a_rob'] or 0):.1f}"
