@@ -11,6 +11,11 @@ from support.modules import Counting, Dropout, NumpyNoise, PythonNoise
 from support.small_models import cnn, first_images, trained_cnn, wrapped
 
 
+@pytest.fixture(autouse=True)
+def trained_before_it_runs_without_gradients() -> None:
+    trained_cnn()
+
+
 @pytest.mark.parametrize("kind", [NumpyNoise, PythonNoise, Dropout, Counting])
 def test_randomness_of_any_source_is_detected(kind: type[nn.Module]) -> None:
     model = wrapped(kind())

@@ -132,6 +132,8 @@ class Model:
             random = self._varies_on_any(images, draws)
         except CannotEvaluate as failure:
             raise CannotEvaluate(f"{failure}{self._tile_hint(images[0])}") from failure
+        # Where the stream stands does not depend on how many passes sufficed.
+        self._draw = draws
         self._frozen = random and self.prediction.kind == "frozen"
         self.stochastic = random and not self._frozen
         if self._frozen and any(self._varies(batch[:2], 1) for batch in images):
