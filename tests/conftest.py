@@ -12,6 +12,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
+from support.small_models import trained_cnn
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # Data sets and checkpoints that are too large for the repository, in a folder beside it.
@@ -29,6 +31,15 @@ def shared(path: str) -> Path:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _shared_network_stays_as_it_is() -> Iterator[None]:
+    """Fail a test that leaves hooks on the network that all tests share, or leaves it in training mode."""
+    yield
+    if trained_cnn.cache_info().currsize:
+        for module in trained_cnn().modules():
+            assert not any((module.training, module._forward_hooks, module._forward_pre_hooks, module._backward_hooks))
 
 
 @pytest.fixture(scope="module")

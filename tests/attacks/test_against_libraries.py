@@ -5,13 +5,14 @@ The eps are such that the rivals leave 30 to 70 % of the samples, where disagree
 
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import pyautoattack
 import pytest
 import torch
 from pyautoattack.square import SquareAttack
-from torch import Tensor, nn
+from torch import Tensor
 
 from kwbench.attacks import build_attack
 from kwbench.attacks.foolbox import foolbox_attacks
@@ -66,7 +67,7 @@ def _foolbox_distances(kind: str, batch: Batch, norm: str, **parameters: Any) ->
 
 def _torchattacks(kind: str, batch: Batch, **parameters: Any) -> Tensor:
     # torchattacks reads the device from the list of parameters.
-    attack = getattr(torchattacks, kind)(nn.Sequential(trained_cnn()), **parameters)
+    attack = getattr(torchattacks, kind)(deepcopy(trained_cnn()), **parameters)
     return cnn().predict(attack(batch.x, batch.y))[0] != batch.y
 
 
@@ -117,7 +118,7 @@ def test_linf_pgd_with_random_start_agrees_with_torchattacks_within_two_points(b
 def test_torchattacks_l2_random_start_is_not_uniform_in_the_ball(batch: Batch) -> None:
     """It draws the length uniformly, which in 64 dimensions starts near the image; kwbench and Foolbox start near the edge."""
     x = torch.full((400, 1, 8, 8), 0.5)
-    attack = torchattacks.PGDL2(nn.Sequential(trained_cnn()), eps=0.4, alpha=1e-9, steps=1)
+    attack = torchattacks.PGDL2(deepcopy(trained_cnn()), eps=0.4, alpha=1e-9, steps=1)
     expected = distance(x, attack(x, torch.zeros(400, dtype=torch.long)), "l2") / 0.4
     # Uniform in the ball means that length^64 is uniform: only 2^-64 of the ball lies within half its radius.
     assert (expected < 0.5).double().mean() > 0.4
@@ -172,7 +173,7 @@ def test_deepfool_on_few_candidates_agrees_with_foolbox(batch: Batch) -> None:
 
 def test_l2_deepfool_agrees_with_torchattacks_in_the_median(batch: Batch) -> None:
     results = torch.tensor([outcome.distance for outcome in run("deepfool", {}, batch, L2)], dtype=torch.double)
-    attack = torchattacks.DeepFool(nn.Sequential(trained_cnn()))
+    attack = torchattacks.DeepFool(deepcopy(trained_cnn()))
     few = batch.take(range(100))
     expected = distance(few.x, attack(few.x, few.y), "l2")
     assert abs(results[:100].median() / expected.median() - 1) < 0.02

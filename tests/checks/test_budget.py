@@ -1,5 +1,6 @@
 """Doubling the budget raises a doubt if and only if it breaks more samples."""
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_restarts_that_the_evaluation_did_not_run_on_all_survivors_are_run_again
 
 def _passes_of(pgd: dict[str, Any], tried: tuple[str, ...] = ("pgd",)) -> float:
     """Return the backward passes per image of a PGD attack with twice its budget."""
-    model = wrapped(trained_cnn())
+    model = wrapped(deepcopy(trained_cnn()))
     images = sharp(first_images(120)).take(ROWS[:8])
     backwards = 0
 

@@ -77,11 +77,11 @@ def test_pages_complain_of_nothing_load_only_their_own_files_and_do_not_overflow
 def test_columns_sort_and_incomplete_rows_stay_last(browser: Any, reports: Path) -> None:
     page, complaints, _ = visit(browser, reports / "index.html", TABLE)
     before = page.evaluate(MODELS)
-    for _ in range(2):
-        page.click(".table:not([hidden]) > .board:not([hidden]) th[data-key=robust]")
-    after = page.evaluate(MODELS)
-    assert after == [*before[:-1][::-1], before[-1]]
-    assert page.get_attribute(".table:not([hidden]) > .board:not([hidden]) th[data-key=robust]", "aria-sort") == "ascending"
+    head = ".table:not([hidden]) > .board:not([hidden]) th[data-key=robust]"
+    for direction in ("descending", "ascending"):
+        page.click(head)
+        page.wait_for_selector(f"{head}[aria-sort={direction}]")
+    assert page.evaluate(MODELS) == [*before[:-1][::-1], before[-1]]
     assert page.url.endswith(f"{TABLE}?sort=robust%3Aasc")
     assert complaints == []
     page.close()
@@ -128,7 +128,7 @@ def test_the_leaderboard_works_from_the_keyboard(browser: Any, tmp_path: Path) -
     page.keyboard.press("ArrowLeft")
     page.focus(".table:not([hidden]) > .board:not([hidden]) th[data-key=clean] .dt-column-order")
     page.keyboard.press("Enter")
-    assert page.get_attribute(".table:not([hidden]) > .board:not([hidden]) th[data-key=clean]", "aria-sort") == "descending"
+    page.wait_for_selector(".table:not([hidden]) > .board:not([hidden]) th[data-key=clean][aria-sort=descending]")
     page.close()
 
 

@@ -97,7 +97,7 @@ def test_a_process_is_started_ahead_only_if_the_command_certainly_has_work_to_do
     write_registry(tmp_path)
     on_record = ["--threads", "2", "--db", "sqlite:///results.db"]
     for extra in (["--threads", "1"], ["--threads", "2", "--db", "other.db"], ["--threads", "2"], on_record):
-        monkeypatch.setattr("sys.argv", ["kwbench", "evaluate", "resnet18-relu", "--attack", "fgsm", "--n", "4", *extra])
+        monkeypatch.setattr("sys.argv", ["kwbench", "evaluate", "small", "--attack", "fgsm", "--n", "4", *extra])
         with pytest.raises(SystemExit, match="0"):
             main()
     assert prepared == ["kwbench.evaluation.execution.evaluator"]
