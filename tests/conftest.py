@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from support.small_models import trained_cnn
+from support.postgres import Server, find_programs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -52,3 +53,11 @@ def browser() -> Iterator[Any]:
         opened = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server; skips, with the reason, where it is not installed."""
+    server = Server(find_programs())
+    yield server
+    server.close()

@@ -1,21 +1,13 @@
-"""Fixtures: a PostgreSQL server, and an empty record on every backend."""
+"""The fixture of an empty record on every backend."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.postgres import Server, find_programs
+from support.postgres import Server
 
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Server]:
-    server = Server(find_programs())
-    yield server
-    server.close()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

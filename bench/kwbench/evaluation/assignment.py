@@ -58,6 +58,19 @@ class Assignment:
         """Return the tasks that complete the assignment. `clean` are the outcomes on the clean images, by sample."""
         return [self._task(rows, facts, clean) for rows in pending(facts, self, request)]
 
+    def tiles(self, request: Request, facts: Facts, clean: Mapping[str, Outcome]) -> dict[int, Task[list[Outcome]]]:
+        """Return the same work as one task for each tile of `rows`, by the number of the tile.
+
+        Drivers that share a record number the tiles alike, whatever each of them misses.
+        """
+        tasks = {}
+        for number, start in enumerate(range(0, len(self.rows), request.tile)):
+            rows = self.rows[start : start + request.tile]
+            wanted = [row for row in rows if facts.samples[row] in self.missing]
+            if wanted:
+                tasks[number] = self._task(rows if self.whole else wanted, facts, clean)
+        return tasks
+
     def _task(self, rows: list[int], facts: Facts, clean: Mapping[str, Outcome]) -> Task[list[Outcome]]:
         if self.label == CLEAN:
             return JudgeClean(rows)

@@ -3,6 +3,7 @@
 An interrupted evaluation continues where the record ends, and ends with the same rows.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from kwbench.evaluation.description import describe
 from kwbench.evaluation.diagnosis import diagnose
 from kwbench.evaluation.examples import ExampleChoice
 from kwbench.evaluation.execution.executors import Executor, LocalExecutor
+from kwbench.evaluation.execution.tasks import Task
 from kwbench.evaluation.fingerprint import told_apart
 from kwbench.evaluation.request import Facts, Request
 from kwbench.outcome import CLEAN, Outcome, Status
@@ -24,6 +26,8 @@ from kwbench.record.store import Store
 
 # Operating systems limit the time that a process may wait for another.
 _LONGEST = 1_000_000
+# Seconds between looks at the record while other programs do all that is left.
+_POLL = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +138,14 @@ def _run_attacks(
             choice = (
                 ExampleChoice(facts, stage, [clean[sample] for sample in facts.samples], request.examples) if position else None
             )
-            for outcomes in _outcomes(request, executor, assignment, clean, choice):
+            for outcomes in _missing_outcomes(request, executor, assignment, clean, choice, store, attack_run):
                 assignment.require_equal(outcomes, recorded, facts.model)
                 store.append(attack_run, outcomes)
                 # Outcomes on record stay as they are.
                 recorded = {outcome.sample: replace(outcome, image=None, example=None) for outcome in outcomes} | recorded
                 remaining = len(assignment.missing - recorded.keys())
                 report(replace(progress, done=seen - remaining, done_in_all=done_in_all - remaining))
+            recorded = _by_sample(store.outcomes(attack_run)) if store.shared else recorded
             if label == CLEAN:
                 clean = recorded
             if passed := failed - _failed(recorded):
@@ -167,15 +172,51 @@ def _failed(recorded: Mapping[str, Outcome]) -> set[str]:
     return {sample for sample, outcome in recorded.items() if outcome.status is Status.ERROR}
 
 
-def _outcomes(
+def _missing_outcomes(
     request: Request,
     executor: Executor,
     assignment: Assignment,
     clean: Mapping[str, Outcome],
     choice: ExampleChoice | None,
+    store: Store,
+    attack_run: int,
 ) -> Iterator[list[Outcome]]:
-    """Yield the outcomes of an assignment, batch by batch, with the images that are worth keeping."""
-    for _, outcomes in executor.map(assignment.tasks(request, executor.facts, clean)):
+    """Yield the outcomes of an assignment, batch by batch.
+
+    Where several programs share the record, those of tiles that no other program works on, until all are on record.
+    """
+    if not store.shared or assignment.imageless:
+        yield from _outcomes(assignment.tasks(request, executor.facts, clean), executor, assignment, choice)
+        return
+
+    def remaining() -> Assignment:
+        recorded = _by_sample(store.outcomes(attack_run))
+        return replace(assignment, missing=assignment.missing - (recorded.keys() - _failed(recorded)) - tried)
+
+    tried: set[str] = set()
+    with store.claims(attack_run) as claims:
+        while open_tiles := remaining().tiles(request, executor.facts, clean):
+            claimed: list[int] = []
+            for number in open_tiles:
+                if len(claimed) < executor.facts.workers and claims.claim(number):
+                    claimed.append(number)
+            # Another program may have finished a tile just before it was claimed.
+            still = remaining()
+            tasks = still.tiles(request, executor.facts, clean)
+            for outcomes in _outcomes([tasks[number] for number in claimed if number in tasks], executor, still, choice):
+                tried |= {outcome.sample for outcome in outcomes}
+                yield outcomes
+            for number in claimed:
+                claims.give_back(number)
+            if not claimed:
+                time.sleep(_POLL)
+
+
+def _outcomes(
+    tasks: Sequence[Task[list[Outcome]]], executor: Executor, assignment: Assignment, choice: ExampleChoice | None
+) -> Iterator[list[Outcome]]:
+    """Yield the outcomes of tasks, batch by batch, with the images that are worth keeping."""
+    for _, outcomes in executor.map(tasks):
         kept = [outcome if assignment.keeps_image(outcome) else replace(outcome, image=None) for outcome in outcomes]
         yield kept if choice is None else choice.of(kept, assignment)
 

@@ -23,6 +23,7 @@ from kwbench.formatting import plain
 from kwbench.outcome import Example, Outcome
 from kwbench.record.database import evaluations, examples, experiments, outcomes, samples, schema
 from kwbench.record.database.checksums import REMEDY
+from kwbench.record.database.claims import Claims
 from kwbench.record.database.migrations import create_tables, schema_version, upgrade
 from kwbench.record.database.outcomes import Predictions
 from kwbench.record.database.samples import SampleColumns
@@ -158,6 +159,21 @@ class Store:
         """
         with self._reading() as connection:
             return evaluations.select_evaluations(connection, identity, containing)
+
+    @property
+    def shared(self) -> bool:
+        """Whether programs on several machines may write to it, which then share work by `claims`."""
+        return self._engine.dialect.name == "postgresql"
+
+    @contextmanager
+    def claims(self, attack_run: int) -> Iterator[Claims]:
+        """Yield claims on parts of an attack run, of a record that is `shared`; all are given back when the block ends."""
+        with self._translated_errors(), self._engine.connect() as connection:
+            claims = Claims(connection.execution_options(isolation_level="AUTOCOMMIT"), attack_run)
+            try:
+                yield claims
+            finally:
+                claims.give_back_all()
 
     def append(self, attack_run: int, rows: Sequence[Outcome]) -> None:
         """Add outcomes, and the images of those that carry one, in one transaction.

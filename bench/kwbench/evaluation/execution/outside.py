@@ -110,7 +110,7 @@ class _Answer(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, module: OutsideModel, seed: int) -> Tensor:
         ctx.save_for_backward(x.detach().clone())
         ctx.module, ctx.seed = module, seed
-        return module.ask("answer", x, seed)
+        return module.ask("traced answer", x, seed)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -158,7 +158,7 @@ def serve(pipe: Connection) -> None:
     folder, threads = pipe.recv()
     torch.set_num_threads(threads)
     confined = confine(folder)
-    module = nn.Module()
+    passes = _Passes(nn.Module())
     while True:
         try:
             message = pipe.recv()
@@ -169,31 +169,53 @@ def serve(pipe: Connection) -> None:
                 pipe.send_bytes(_JSON)
             elif message[0] == "load":
                 loaded = load_file_model(message[1], **message[2])
-                module = loaded.module
-                for weights in module.parameters():
-                    weights.requires_grad_(False)
+                passes = _Passes(loaded.module)
                 report = {"sha256": loaded.sha256, "notes": loaded.notes, "confined": confined}
                 pipe.send_bytes(_JSON + json.dumps(report).encode())
             else:
                 what, content, seed = message
-                value = _value(module, what, safetensors.torch.load(content), seed)
+                tensors = safetensors.torch.load(content)
+                value = (
+                    passes.gradient(tensors["x"], seed, tensors["weights"])
+                    if what == "gradient"
+                    else (passes.logits(tensors["x"], seed, traced=what == "traced answer"))
+                )
                 pipe.send_bytes(_TENSORS + safetensors.torch.save({"value": _plain(value)}))
 
 
-def _value(module: nn.Module, what: str, tensors: dict[str, Tensor], seed: int) -> Tensor:
-    """Return the logits of x, or their gradient."""
-    x = tensors["x"].requires_grad_(what == "gradient")
-    with seeded_globally(seed), torch.set_grad_enabled(what == "gradient"):
-        # A module may overwrite its input.
-        output = module(x.clone())
+class _Passes:
+    """Passes through a module. The last one for a gradient is kept, since its gradient is asked for next."""
+
+    def __init__(self, module: nn.Module) -> None:
+        for weights in module.parameters():
+            weights.requires_grad_(False)
+        self._module = module
+        self._kept: tuple[Tensor, int, Tensor] | None = None
+
+    def logits(self, x: Tensor, seed: int, *, traced: bool) -> Tensor:
+        """Return logits (b, k) of x (b, c, h, w), with random draws from this seed."""
+        self._kept = None
+        x.requires_grad_(traced)
+        with seeded_globally(seed), torch.set_grad_enabled(traced):
+            # A module may overwrite its input.
+            output = self._module(x.clone())
         logits = output if isinstance(output, Tensor) else find_logits(output)[0]
         if logits is None or (reason := refusal(logits, len(x))) is not None:
             raise CannotEvaluate(str(refusal(output, len(x)) if logits is None else reason))
-        if what == "answer":
-            return logits
+        if traced:
+            self._kept = x, seed, logits
+        return logits
+
+    def gradient(self, x: Tensor, seed: int, weights: Tensor) -> Tensor:
+        """Return the gradient at x of the logits' sum weighted by `weights` (b, k); zero where there is none."""
+        if self._kept is None or self._kept[1] != seed or not torch.equal(self._kept[0], x):
+            self.logits(x, seed, traced=True)
+        assert self._kept is not None
+        x, _, logits = self._kept
+        self._kept = None
         if not logits.requires_grad:
             return torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(logits, x, tensors["weights"].to(logits.dtype), allow_unused=True)
+        (gradient,) = torch.autograd.grad(logits, x, weights.to(logits.dtype), allow_unused=True)
         return torch.zeros_like(x) if gradient is None else gradient
 
 

@@ -1,5 +1,6 @@
 """SQLite files: creating one atomically, recognising ours, and configuring connections."""
 
+import glob
 import os
 import sqlite3
 import threading
@@ -49,6 +50,7 @@ def _draft(path: Path, create_tables: Callable[[sa.Connection], None]) -> Iterat
     """Write an empty database beside `path`, and delete it at the end of the block. Raises CannotEvaluate if that fails."""
     if not path.parent.is_dir():
         raise CannotEvaluate(f"{path}: the folder {path.parent} does not exist")
+    _remove_drafts_of_the_dead(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     engine = sa.create_engine(sa.URL.create("sqlite", database=str(draft)), poolclass=sa.NullPool)
     try:
@@ -62,6 +64,17 @@ def _draft(path: Path, create_tables: Callable[[sa.Connection], None]) -> Iterat
     finally:
         with suppress(OSError):
             draft.unlink()
+
+
+def _remove_drafts_of_the_dead(path: Path) -> None:
+    """Remove the drafts that processes of this machine left when they were killed."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+        process = draft.name.removeprefix(f".{path.name}.").split(".")[0]
+        with suppress(ValueError, OSError, OverflowError):
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                draft.unlink()
 
 
 def check_file(path: Path) -> None:
