@@ -12,8 +12,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 
-from support.small_models import trained_cnn
 from support.postgres import Server, find_programs
+from support.small_models import trained_cnn
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
