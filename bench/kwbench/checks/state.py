@@ -1,5 +1,7 @@
 """Does the output depend on the image alone?"""
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from functools import partial
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from kwbench.checks.case import Case, percent
 from kwbench.finding import Check, Criterion, Finding
 from kwbench.model import Model
+from kwbench.model.pristine import AskedFirst
 from kwbench.randomness import derived_seed
 
 # Relative to the largest logit. Permuted rows of equal tiles give equal bits; other kernels round by 1e-6.
@@ -20,7 +23,10 @@ _NEAR = 1 / 512
 # The same for batches of other sizes, in which half precision rounds otherwise, and the number of images asked alone.
 _BATCH_ROUNDING, _ALONE, _LEAST_TILE = 0.05, 5, 16
 
-STATE = Criterion("state", kind="doubt", role="unstable", remedy="a model whose output depends on the image alone", revision=2)
+# Calls of a fast model, and the seconds for them, before its answers are compared with those of an unused one.
+_USES, _PATIENCE = 100, 0.3
+
+STATE = Criterion("state", kind="doubt", role="unstable", remedy="a model whose output depends on the image alone", revision=3)
 
 
 def outputs_depend_on_the_image_alone(case: Case) -> list[Finding]:
@@ -58,10 +64,13 @@ def outputs_depend_on_the_image_alone(case: Case) -> list[Finding]:
     )
     by_batch = depends_on_the_batch(model, x)
     differ[: len(by_batch)] |= by_batch
+    if model.pristine is not None:
+        by_use = changed_by_use(model, x, model.pristine)
+        differ[: len(by_use)] |= by_use
     share = differ.float().mean().item()
     statement = (
-        f"the logits of {percent(share)} of the samples change alone or in another batch, the second time, with "
-        "gradients enabled, or after neighbouring images; the output of a classifier must depend on the image alone"
+        f"the logits of {percent(share)} of the samples change alone or in another batch, the second time, with gradients "
+        "enabled, after neighbouring images, or in a fresh process; the output of a classifier must depend on the image alone"
     )
     return [STATE.finding(share, 0.0, statement, samples=case.samples(differ))]
 
@@ -86,6 +95,37 @@ def depends_on_the_batch(model: Model, x: Tensor) -> Tensor:
     except Exception:  # noqa: BLE001 - foreign modules may refuse other batches
         return torch.zeros_like(differ)
     return differ
+
+
+def answers_change_with_use(model: Model, x: Tensor, pristine: Callable[[Tensor], Tensor]) -> bool:
+    """Return whether a model in use answers the first few of images x (b, c, h, w) otherwise than an unused one.
+
+    A fast model is used more before: state may change only after so many calls.
+    """
+    first = changed_by_use(model, x, pristine)
+    started = time.process_time()
+    with suppress(Exception), torch.no_grad(), model.aside("use"):
+        for call in range(_USES):
+            model.module(x[call % len(x)][None].clone())
+            if time.process_time() - started > _PATIENCE:
+                break
+    return bool((first | changed_by_use(model, x, pristine)).any())
+
+
+def changed_by_use(model: Model, x: Tensor, pristine: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return which of the first few images x (b, c, h, w), asked alone, an unused model answers otherwise, as (n,).
+
+    A module that refuses single images is not compared.
+    """
+    few = x[:_ALONE]
+    used = model.module.warm if isinstance(model.module, AskedFirst) else model.module
+    try:
+        with model.aside("use"), torch.no_grad():
+            answers = torch.cat([used(image.clone()) for image in torch.split(few, 1)])
+            unused = torch.cat([pristine(image) for image in torch.split(few, 1)])
+        return rows_that_differ(answers, unused, _BATCH_ROUNDING)
+    except Exception:  # noqa: BLE001 - foreign modules may refuse other batches
+        return torch.zeros(len(few), dtype=torch.bool, device=x.device)
 
 
 def rows_that_differ(first: Tensor, second: Tensor, rounding: float = ROUNDING) -> Tensor:

@@ -1,6 +1,6 @@
 """A frozen classifier, from pixels in [0, 1] (b, c, h, w) to logits (b, k), that counts its own passes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
 
@@ -73,6 +73,8 @@ class Model:
         self._draw = 0
         # The draw at which every call starts in a block of `same_draws`.
         self._common: int | None = None
+        # Answers as an unused model does, if there is a process that can; see `kwbench.model.pristine`.
+        self.pristine: Callable[[Tensor], Tensor] | None = None
         self._meter = Meter(0)
         self._forward = Forward(self.module, name=name, classes=classes, device=self.device)
         self._plan_with(None, limited=False)

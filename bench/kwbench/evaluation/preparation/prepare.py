@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kwbench.checks.state import depends_on_the_batch
+from kwbench.checks.state import answers_change_with_use, depends_on_the_batch
 from kwbench.config.registry import Registry, read_registry
 from kwbench.data import Batch, DataSet, load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
@@ -20,6 +20,7 @@ from kwbench.evaluation.fingerprint import Answers, fingerprint
 from kwbench.evaluation.request import Request
 from kwbench.geometry import project, steepest
 from kwbench.model import Model, Prediction, fill_tile, find_device, with_logits
+from kwbench.model.pristine import AskedFirst, Pristine
 from kwbench.networks.adapters import Wanted, is_adapted, load_adapted
 from kwbench.networks.entries import load_entry
 from kwbench.networks.in_memory import device_of, loaded_in_memory
@@ -30,6 +31,8 @@ from kwbench.threat import ThreatModel
 
 # Threads that torch uses unless told otherwise.
 CORES = torch.get_num_threads()
+
+_ASKED_FIRST = "its answers change with use, so that each pass here is the first of a fresh process"
 
 # Steps of gradient ascent, of eps each, to where the model's randomness is measured too.
 _UPHILL = 3
@@ -99,7 +102,11 @@ def prepare(request: Request, threads: int | None = None, time_limit: float | No
     with _naming_default_data(request, dataset):
         for part in (loaded.module, *loaded.hidden):
             part.to(device)
+        # Only a user's own code can keep state where a copy of the module would share it.
+        pristine = Pristine.of(loaded.module, device) if request.in_own_process else None
         module, notes = with_logits(loaded.module, fill_tile(batch.x, request.tile))
+        if module is not loaded.module:
+            pristine = None
         loaded = replace(loaded, notes=(*loaded.notes, *notes))
         model = _wrap(request, name, replace(loaded, module=module), prediction, dataset, batch, device)
         probe = batch.x[: request.tile]
@@ -110,6 +117,11 @@ def prepare(request: Request, threads: int | None = None, time_limit: float | No
         stochastic = model.measure_randomness(probe, near, corner, _uphill(model, batch.take(range(len(probe))), threat))
         if loaded.draws_itself:
             workers = 1  # every pass moves its generators on, so that a row depends on those before it
+        if pristine is not None and not stochastic:
+            if answers_change_with_use(model, probe, pristine):
+                loaded = replace(loaded, module=AskedFirst(loaded.module, pristine), notes=(*loaded.notes, _ASKED_FIRST))
+                model = _wrap(request, name, loaded, prediction, dataset, batch, device)
+            model.pristine = pristine
         alone = bool(depends_on_the_batch(model, probe).any())
         if alone:
             # Users ask for one image at a time: so do the attacks and the judge, and padding hides nothing.
