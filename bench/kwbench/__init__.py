@@ -72,6 +72,8 @@ def evaluate(
     checkpoint_key: str | None = None,
     strip_prefix: str = "",
     prediction: str | None = None,
+    binary: bool = False,
+    abstain_class: int | None = None,
     device: str = "auto",
     threads: int | None = None,
     tile: int = 64,
@@ -110,6 +112,8 @@ def evaluate(
         checkpoint_key: dotted key of the state dict in the checkpoint of a file of your own.
         strip_prefix: what names in that checkpoint begin with, such as "module.".
         prediction: how a stochastic model predicts: "draw", "mean_logits:10", "vote:10" or "frozen:0".
+        binary: whether the module returns one logit z an image, which becomes two classes of logits 0 and z.
+        abstain_class: the class by which the model abstains, beside those of the data; abstaining counts as wrong.
         device: "auto", "cpu", "cuda" or "cuda:1"; for a module in memory "auto" is where it is.
         threads: threads of torch.
         tile: samples in a forward pass; part of the run's identity.
@@ -151,6 +155,8 @@ def evaluate(
         checkpoint_key=checkpoint_key,
         strip_prefix=strip_prefix,
         prediction=prediction,
+        binary=binary,
+        abstain_class=abstain_class,
         device=device,
         threads=threads,
         tile=tile,

@@ -44,13 +44,37 @@ class Returning(nn.Module):
 )
 def test_logits_are_found_and_where_is_said(form: Callable[[Tensor], Any], note: str) -> None:
     x = first_images(4).x
-    module, notes = with_logits(Returning(form).eval(), x)
+    module, notes = with_logits(Returning(form).eval(), x, 10)
     assert notes == (note,)
     torch.testing.assert_close(wrapped(module)(x), wrapped(trained_cnn())(x))
 
 
 def test_a_module_that_returns_a_tensor_stays_as_it_is() -> None:
-    assert with_logits(trained_cnn(), first_images(2).x) == (trained_cnn(), ())
+    assert with_logits(trained_cnn(), first_images(2).x, 10) == (trained_cnn(), ())
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_one_logit_becomes_two_classes_on_request(shape: tuple[int, ...]) -> None:
+    x = first_images(4).x
+    module, notes = with_logits(Returning(lambda z: z[:, 3].view(shape)).eval(), x, 2, binary=True)
+    assert notes == ("one logit an image became two classes",)
+    logit, logits = trained_cnn()(x)[:, 3], wrapped(module, classes=2)(x)
+    torch.testing.assert_close(logits.softmax(dim=1)[:, 1], logit.sigmoid())
+
+
+def test_more_than_one_logit_does_not_become_two_classes() -> None:
+    module, _ = with_logits(trained_cnn(), first_images(4).x, 10, binary=True)
+    torch.testing.assert_close(wrapped(module)(first_images(4).x), wrapped(trained_cnn())(first_images(4).x))
+
+
+def test_predicted_classes_become_logits_without_gradient() -> None:
+    x = first_images(4).x
+    module, notes = with_logits(Returning(lambda z: z.argmax(dim=1)).eval(), x, 10)
+    assert notes == ("returns predicted classes alone, so that only attacks on labels apply",)
+    assert torch.equal(wrapped(module)(x).argmax(dim=1), trained_cnn()(x).argmax(dim=1))
+    beyond, _ = with_logits(Returning(lambda z: z.argmax(dim=1) + 100).eval(), x, 10)
+    with pytest.raises(ValueError, match="predicted classes 10"):
+        beyond(x)
 
 
 @pytest.mark.parametrize(
@@ -58,15 +82,21 @@ def test_a_module_that_returns_a_tensor_stays_as_it_is() -> None:
     [
         (lambda z: {"output": z}, "it returned dict with 'output'; wrap it"),
         (lambda z: (z.flatten(), z), "it returned tuple; wrap it"),
-        (lambda z: z[:, :1], r"one logit z an image, \(64, 1\); make two classes of it: torch.cat\(\[-z, z\], dim=1\)"),
-        (lambda z: z[:, 0], r"one logit z an image, \(64,\); make two classes of it: torch.stack\(\[-z, z\], dim=1\)"),
+        (
+            lambda z: z[:, :1],
+            r"one logit z an image, \(64, 1\); --binary makes two classes of it, as does torch.cat\(\[-z, z\], dim=1\)",
+        ),
+        (
+            lambda z: z[:, 0],
+            r"one logit z an image, \(64,\); --binary makes two classes of it, as does torch.stack\(\[-z, z\], dim=1\)",
+        ),
         (lambda z: z[..., None], r"it returned \(64, 10, 1\); wrap it"),
         (lambda z: z.long(), "logits must be floating point"),
     ],
 )
 def test_other_outputs_are_refused_with_advice(form: Callable[[Tensor], Any], advice: str) -> None:
     x = first_images(4).x
-    module, notes = with_logits(Returning(form).eval(), x)
+    module, notes = with_logits(Returning(form).eval(), x, 10)
     assert notes == ()
     with pytest.raises(CannotEvaluate, match=advice):
         wrapped(module)(x)

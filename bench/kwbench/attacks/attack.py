@@ -126,6 +126,11 @@ class Attack(ABC):
             return self.gradient.evidence_group
         return None if self.natural or self.needs == "gradients" else "gradient-free"
 
+    @property
+    def from_labels(self) -> bool:
+        """Whether predicted classes are all that it asks of the model."""
+        return self.needs in ("labels", "nothing")
+
     def passes(self, stochastic: bool) -> int | None:
         """Return the largest number of forward and backward passes that it may spend on a sample of such a model; None if it is
         unknown."""

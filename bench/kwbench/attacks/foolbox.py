@@ -17,6 +17,18 @@ from kwbench.threat import NORMS, ThreatModel
 
 # These need more than images and labels: one needs target classes, the other a data set to draw from.
 _NOT_UNTARGETED = {"GenAttack", "DatasetAttack"}
+# These ask for predicted classes alone.
+_FROM_LABELS = {
+    "BinarySearchContrastReductionAttack",
+    "BoundaryAttack",
+    "GaussianBlurAttack",
+    "HopSkipJumpAttack",
+    "InversionAttack",
+    "LinearSearchBlendedUniformNoiseAttack",
+    "LinearSearchContrastReductionAttack",
+    "PointwiseAttack",
+    "SaltAndPepperNoiseAttack",
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,11 @@ class Foolbox(Attack):
             # A fixed budget is in the attack's own norm; the proposals of a minimum-norm attack can be judged in any norm.
             own = frozenset(name for name in NORMS if getattr(foolbox.distances, name) is attack.distance)
             object.__setattr__(self, "norms", own)
+
+    @property
+    def from_labels(self) -> bool:
+        """See Attack."""
+        return self.attack in _FROM_LABELS
 
     @property
     def _kind(self) -> Any:

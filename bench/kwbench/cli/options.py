@@ -171,6 +171,13 @@ class EvaluationOptions:
             rich_help_panel=MODEL,
         ),
     ] = None
+    binary: Annotated[
+        bool, typer.Option("--binary", help="Make two classes of the model's single logit.", rich_help_panel=MODEL)
+    ] = False
+    abstain_class: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="The class by which the model abstains.", rich_help_panel=MODEL),
+    ] = None
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -273,6 +280,8 @@ class EvaluationOptions:
                 device=self.device,
                 threads=self.threads,
                 prediction=rule,
+                binary=self.binary,
+                abstain_class=self.abstain_class,
                 untrusted=self.untrusted,
                 keep_adversarials=self.keep_adversarials,
             )

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from kwbench.config.prediction import PredictionRule
 from kwbench.config.recipe import Recipe
@@ -53,22 +53,37 @@ class Normalise(Strict):
 
 
 class Source(Strict):
-    """The checkpoint that the authors published: its address, its hash, and how its keys are converted to ours.
+    """The checkpoint that the authors published: where it is, its hash, and how its keys are converted to ours.
 
-    `key` is the key of the state dict within the file; None if the file is the state dict.
+    It is at an address, or in an installed package: `package` is the package's name and the path below its folder, as in
+    `pyautoattack/examples/model_test.pt`. `key` is the key of the state dict within the file; None if the file is the state
+    dict.
     """
 
-    url: Annotated[str, Field(pattern=r"^https://[!-~]+$")]
+    url: Annotated[str, Field(pattern=r"^https://[!-~]+$")] | None = None
+    package: Annotated[str, Field(pattern=r"^[a-z_]\w*(/\w[\w.-]*)+$")] | None = None
     sha256: Sha256
     key: str | None = None
     # A name in `kwbench.networks.converting.CONVERTERS`; None keeps the keys.
     converter: str | None = None
 
+    @model_validator(mode="after")
+    def _in_one_place(self) -> "Source":
+        if (self.url is None) == (self.package is None):
+            raise ValueError("give one of url and package")
+        return self
+
+    @property
+    def where(self) -> str:
+        """The address, or the package and path."""
+        return self.url or f"package {self.package}"
+
 
 class Checkpoint(Strict):
     """The file of the weights, relative to the registry's folder, and its SHA-256.
 
-    `kwbench convert` makes the file from `source`, if there is one.
+    `kwbench convert` makes the file from `source`, if there is one. A source in a package is converted whenever the file is
+    missing.
     """
 
     file: Annotated[str, AfterValidator(_require_inside)]

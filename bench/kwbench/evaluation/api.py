@@ -134,6 +134,8 @@ class _Call:
         checkpoint_key: str | None = None,
         strip_prefix: str = "",
         prediction: str | None = None,
+        binary: bool = False,
+        abstain_class: int | None = None,
         device: str = "auto",
         threads: int | None = None,
         tile: int = 64,
@@ -195,6 +197,8 @@ class _Call:
             device=str(device),
             threads=threads,
             prediction=parse_prediction_rule(prediction) if prediction is not None else None,
+            binary=binary,
+            abstain_class=abstain_class,
             keep_adversarials=keep_adversarials,
         )
         if isinstance(model, str):

@@ -55,6 +55,10 @@ class Request:
     threads: int | None = None
     # How a stochastic model predicts; None stands for the rule of its registry entry.
     prediction: PredictionRule | None = None
+    # Whether the model's single logit an image becomes two classes.
+    binary: bool = False
+    # The class by which the model abstains.
+    abstain_class: int | None = None
     # Whether a user's file is run in a confined process, which decides nothing; see `execution.outside`.
     untrusted: bool = False
     keep_adversarials: bool = False

@@ -88,6 +88,11 @@ class EvaluationResult:
         return self.summary.bounds
 
     @property
+    def a_rob_excused(self) -> Interval | None:
+        """Robust accuracy if abstaining on an attacked image counts as right; None for a model that does not abstain."""
+        return self.summary.a_rob_excused
+
+    @property
     def a_protocol(self) -> Interval | None:
         """Accuracy under the worst case of the suite's protocol alone; None where the suite names none."""
         return self.summary.a_protocol

@@ -9,7 +9,7 @@ from kwbench.model.device import (
 )
 from kwbench.model.forward import Precision, fill_tile
 from kwbench.model.model import Model
-from kwbench.model.outputs import are_answers, with_logits
+from kwbench.model.outputs import are_answers, returns_labels, with_logits
 from kwbench.model.prediction import Prediction
 
 # Raise it with any change that can change an outcome; see tests/golden.
@@ -27,5 +27,6 @@ __all__ = [
     "keep_freed_memory",
     "raise_if_memory_is_out",
     "require_exact_float32",
+    "returns_labels",
     "with_logits",
 ]

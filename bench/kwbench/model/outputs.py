@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from kwbench.randomness import globals_restored
 
@@ -25,6 +26,46 @@ class LogitsOf(nn.Module):
         return output if logits is None else logits
 
 
+class TwoClasses(nn.Module):
+    """A module of one logit z an image, (b,) or (b, 1), as two classes of logits 0 and z: sigmoid(z) is the second's share."""
+
+    revision = 1
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        """Return logits (b, 2) of x (b, c, h, w); any other output as it is."""
+        output = self.module(x)
+        if not isinstance(output, Tensor) or tuple(output.shape) not in ((len(x),), (len(x), 1)):
+            return output
+        z = output.view(-1, 1)
+        return torch.cat([torch.zeros_like(z), z], dim=1)
+
+
+class OneHot(nn.Module):
+    """A module that returns predicted classes (b,), as logits that are 1 for the class and 0 for others, without gradient."""
+
+    revision = 1
+
+    def __init__(self, module: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.module, self.classes = module, classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (b, classes) of x (b, c, h, w). Raises ValueError for a class that the data set does not have."""
+        labels = self.module(x).long()
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            raise ValueError(f"the model predicted classes {int(labels.min())} to {int(labels.max())} of {self.classes}")
+        return one_hot(labels, self.classes).to(x)
+
+
+def returns_labels(module: nn.Module) -> bool:
+    """Whether a module of `with_logits` returned predicted classes, not logits."""
+    return isinstance(module, OneHot)
+
+
 def find_logits(output: Any) -> tuple[Tensor | None, str]:
     """Return the logits in a module's output, and where they were; None and "" if the output holds none.
 
@@ -42,18 +83,24 @@ def find_logits(output: Any) -> tuple[Tensor | None, str]:
     return None, ""
 
 
-def with_logits(module: nn.Module, images: Tensor) -> tuple[nn.Module, tuple[str, ...]]:
+def with_logits(module: nn.Module, images: Tensor, classes: int, *, binary: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a module that returns logits (b, k) for images (b, c, h, w), and a note on where it takes them from.
 
-    The module itself, and no note, if it returns a tensor, holds no logits, or raises: a real pass then says why.
+    With `binary`, one logit an image becomes two classes. Integers (b,) are predicted classes, of `classes`. The module
+    itself, and no note, if it returns another tensor, holds no logits, or raises: a real pass then says why.
     """
     try:
         with torch.no_grad(), globals_restored():
             output = module(images.clone())
     except Exception:  # noqa: BLE001 - foreign code may raise anything
         return module, ()
+    if binary:
+        return TwoClasses(module).train(module.training), ("one logit an image became two classes",)
     if isinstance(output, Tensor):
-        return module, ()
+        if output.is_floating_point() or tuple(output.shape) != (len(images),):
+            return module, ()
+        note = "returns predicted classes alone, so that only attacks on labels apply"
+        return OneHot(module, classes).train(module.training), (note,)
     logits, where = find_logits(output)
     return (module, ()) if logits is None else (LogitsOf(module).train(module.training), (f"took {where}",))
 
@@ -66,8 +113,8 @@ def refusal(output: Any, images: int) -> str | None:
     if tuple(output.shape) in ((images,), (images, 1)) and output.is_floating_point():
         join = "torch.stack([-z, z], dim=1)" if output.dim() == 1 else "torch.cat([-z, z], dim=1)"
         return (
-            f"the model returned one logit z an image, {tuple(output.shape)}; make two classes of it: {join}, "
-            "or of a probability p the logarithms of 1 - p and p"
+            f"the model returned one logit z an image, {tuple(output.shape)}; --binary makes two classes of it, as does "
+            f"{join}; of a probability p take the logarithms of 1 - p and p"
         )
     if output.dim() != 2 or len(output) != images:
         return f"the model must return logits ({images}, classes), it returned {tuple(output.shape)}; {_ADVICE}"

@@ -5,6 +5,7 @@ its own. If a registry entry pins a hash, a file with another hash is not opened
 """
 
 import hashlib
+import importlib.util
 import io
 import multiprocessing
 import multiprocessing.connection
@@ -20,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from kwbench.config.registry import Registry
+from kwbench.config.registry import Checkpoint, Registry
 from kwbench.errors import CannotEvaluate, DamagedData, KwbenchError, UsageError, did_you_mean
 from kwbench.files import read_file, write_whole
 from kwbench.networks.weights import describe_content
@@ -39,25 +40,44 @@ def convert_entry(
 ) -> tuple[Path, str]:
     """Convert the checkpoint that an entry's authors published to the one that the entry pins; return its path and SHA-256.
 
-    The published file is `file`, or else downloaded from the entry's address if `download`. Its hash and that of the result
-    must be the pinned ones. Raises UsageError if the entry names no source or if neither option is given, DamagedData if a
-    hash differs.
+    The published file is `file`, or that of an installed package, or else downloaded from the entry's address if `download`.
+    Its hash and that of the result must be the pinned ones. Raises UsageError if the entry names no source or if neither
+    option is given, DamagedData if a hash differs, CannotEvaluate if the package is not installed.
     """
     short, entry = registry.find(name)
     checkpoint = entry.checkpoint
     if checkpoint is None or checkpoint.source is None:
         raise UsageError(f"model {short!r} has no published checkpoint to convert; {_has_source(registry)}")
-    source = checkpoint.source
-    if file is None and not download:
-        raise UsageError(f"{short}: --download fetches {source.url}, --from FILE takes a copy of it")
-    content, where = (_read(file), str(file)) if file is not None else (fetch(source.url), source.url)
-    _require(hashlib.sha256(content).hexdigest(), source.sha256, where, describe_content(content))
-    converted = convert(content, where, key=source.key, converter=source.converter)
+    converted = convert_source(short, checkpoint, file=file, download=download)
     digest = hashlib.sha256(converted).hexdigest()
-    _require(digest, checkpoint.sha256, f"{where}, converted", f"{len(converted)} bytes")
     path = output or registry.checkpoint_path(short)
     write_whole(path, converted)
     return path, digest
+
+
+def convert_source(name: str, checkpoint: Checkpoint, *, file: Path | None = None, download: bool = False) -> bytes:
+    """Return the weights of a published checkpoint as safetensors; see `convert_entry`."""
+    source = checkpoint.source
+    assert source is not None
+    if file is None and source.package is not None:
+        file = _in_package(name, source.package)
+    elif file is None and not download:
+        raise UsageError(f"{name}: --download fetches {source.url}, --from FILE takes a copy of it")
+    content, where = (_read(file), str(file)) if file is not None else (fetch(str(source.url)), str(source.url))
+    _require(hashlib.sha256(content).hexdigest(), source.sha256, where, describe_content(content))
+    converted = convert(content, where, key=source.key, converter=source.converter)
+    _require(hashlib.sha256(converted).hexdigest(), checkpoint.sha256, f"{where}, converted", f"{len(converted)} bytes")
+    return converted
+
+
+def _in_package(name: str, path: str) -> Path:
+    """Return the path of a file in an installed package, which is not imported."""
+    package, _, below = path.partition("/")
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    if not folders:
+        raise CannotEvaluate(f"{name}: its checkpoint is in the package {package}, which is not installed")
+    return Path(folders[0]) / below
 
 
 def convert_pretrained(url: str, *, file: Path | None = None, download: bool = False) -> bytes:
@@ -266,8 +286,23 @@ def _panousis2021_wide_resnet(tensors: Tensors, name: str) -> Tensors:
     return converted
 
 
+def _autoattack_resnet(tensors: Tensors, name: str) -> Tensors:
+    """Rename the keys of the ResNet-18 in AutoAttack's examples to ours: four layers of two blocks become eight blocks."""
+    converted: Tensors = {}
+    for key, tensor in tensors.items():
+        match = re.fullmatch(r"layer([1-4])\.([01])\.(.+)", key)
+        ours = f"blocks.{2 * (int(match[1]) - 1) + int(match[2])}.{match[3]}" if match else key
+        converted[re.sub(r"^linear\.", "fc.", ours)] = tensor
+    if "fc.weight" not in converted:
+        raise DamagedData(f"{name}: not the ResNet-18 of AutoAttack's examples: key 'linear.weight' is missing")
+    return converted
+
+
 # By the name in registry entries: functions from a published state dict to one with the keys of our networks.
-CONVERTERS: dict[str, Callable[[Tensors, str], Tensors]] = {"panousis2021-wide-resnet": _panousis2021_wide_resnet}
+CONVERTERS: dict[str, Callable[[Tensors, str], Tensors]] = {
+    "autoattack-resnet": _autoattack_resnet,
+    "panousis2021-wide-resnet": _panousis2021_wide_resnet,
+}
 
 
 def _read(file: Path) -> bytes:

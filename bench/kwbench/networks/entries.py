@@ -12,6 +12,7 @@ from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.files import read_file
 from kwbench.networks.activations import activation_factory
 from kwbench.networks.architectures import Normalised, Smoothed, build_network
+from kwbench.networks.converting import convert_source
 from kwbench.networks.loaded import Loaded
 from kwbench.networks.weights import count_classes, describe_content, load_weights
 
@@ -57,8 +58,10 @@ def load_entry(registry: Registry, name: str, entry: ModelEntry, dataset: DataSe
     if not dataset.fixed_classes and "/" in name:
         _require_compatible(dataset, name)
     path = file or registry.checkpoint_path(name)
+    source = entry.checkpoint.source
     try:
-        content = read_file(path)
+        in_package = file is None and source is not None and source.package is not None and not path.exists()
+        content = convert_source(name, entry.checkpoint) if in_package else read_file(path)
     except OSError as failure:
         make = f"`kwbench convert {name} --download` fetches" if entry.checkpoint.source else f"`kwbench train {name}` makes"
         raise CannotEvaluate(

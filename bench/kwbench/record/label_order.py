@@ -6,8 +6,18 @@ part of ImageNet have other places than in the whole.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from kwbench.outcome import CLEAN
 from kwbench.record.database.outcomes import Predictions
+from kwbench.record.store import Store
+
+if TYPE_CHECKING:
+    from kwbench.record.summary import Summary
+
+# Clean accuracy above which no order of the classes could make a fourth more of the samples right.
+_SUSPICIOUS = 0.75
 
 # An order is worth a hint if it would make so many more of the samples right, as a share, and at least so many of them.
 _GAIN = 0.25
@@ -21,6 +31,22 @@ _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
 )
 _NUMBERS = {word: number for number, word in enumerate(f"{_WORDS} nineteen twenty".split())}
+
+
+def with_label_hints(store: Store, summarized: "list[Summary]") -> "list[Summary]":
+    """Return the summaries; those of a low clean accuracy with a hint, if another order of the classes would explain it."""
+    low = {
+        one.evaluation.attack_runs[CLEAN]
+        for one in summarized
+        if one.a_std is not None and one.a_std.value < _SUSPICIOUS and CLEAN in one.evaluation.attack_runs
+    }
+    predictions = store.predictions(low) if low else {}
+    return [
+        replace(one, label_hint=label_hint(predictions[run], one.evaluation.spec.provenance.get("classes") or ()))
+        if (run := one.evaluation.attack_runs.get(CLEAN)) in predictions
+        else one
+        for one in summarized
+    ]
 
 
 def label_hint(counts: Predictions, names: Sequence[str] = ()) -> str | None:

@@ -76,6 +76,7 @@ def to_json(summary: Summary) -> dict[str, Any]:
         **({"claimed": claimed} if (claimed := summary.evaluation.spec.provenance.get("claimed")) else {}),
         "protocol": list(summary.protocol),
         "a_protocol": _interval_json(summary.a_protocol),
+        **({"a_rob_excused": _interval_json(summary.a_rob_excused)} if summary.a_rob_excused is not None else {}),
         "passes": {"budget": summary.budget, "used": round(summary.used, 3)},
         "attacks": [_attack_json(attack, cascaded=attack.name in cascaded) for attack in summary.attacks],
         "notes": list(summary.notes),

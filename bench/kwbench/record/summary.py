@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Status
+from kwbench.record.abstention import with_excused
 from kwbench.record.cascade import Stage, align, cascaded_attacks, stages
 from kwbench.record.certificates import CERTIFICATE, are_certified, bounds_by_question, question
 from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
-from kwbench.record.label_order import label_hint
+from kwbench.record.label_order import with_label_hints
 from kwbench.record.store import Store
 from kwbench.record.tally import Tally, pack
 from kwbench.statistics import Interval, accuracy_of_hits, accuracy_of_values
@@ -35,9 +36,6 @@ Values = NDArray[np.float64]
 
 _LETTERS = {status.value: status.value[:1].encode() for status in Status}
 _HELD = ord(Status.HELD[0])
-
-# Clean accuracy above which no order of the classes could make a fourth more of the samples right.
-_SUSPICIOUS = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +104,7 @@ class Summary:
         worst: label of the attack behind each robust value, `clean` if there is none.
         findings: findings of the diagnostic checks; empty if none were run.
         guarded: whether checksums show that everything behind the numbers is what was written.
+        a_rob_excused: A_rob of a model that may abstain, if abstaining on an attacked image counts as right; None for others.
         label_hint: the order of the classes under which A_std would be far higher; None if there is none.
         certified: whether each sample is certified, in the order of `index`; None without certificates on record.
     """
@@ -129,6 +128,7 @@ class Summary:
     guarded: bool = field(default=True, compare=False)
     label_hint: str | None = field(default=None, repr=False, compare=False)
     certified: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
+    a_rob_excused: Interval | None = None
 
     @property
     def model(self) -> str:
@@ -167,7 +167,7 @@ class Summary:
         hint = () if self.label_hint is None else (self.label_hint,)
         wrong = self.contradicted
         contradiction = (f"attacks broke images {wrong}, which are certified: an error in kwbench",) if wrong else ()
-        return (*contradiction, *self.evaluation.spec.provenance.get("notes", ()), *hint, *unguarded)
+        return (*contradiction, *self.evaluation.spec.provenance.get("notes", ()), *self._excused, *hint, *unguarded)
 
     @property
     def a_certified(self) -> Interval | None:
@@ -188,6 +188,12 @@ class Summary:
             return []
         broken: list[int] = self.index[self.certified & (self.robust_values == 0)].tolist()
         return broken
+
+    @property
+    def _excused(self) -> tuple[str, ...]:
+        if self.a_rob_excused is None:
+            return ()
+        return (f"A_rob {100 * self.a_rob_excused.value:.1f} if abstaining is excused, by attacks that do not avoid it",)
 
     @property
     def cascade(self) -> bool:
@@ -229,7 +235,8 @@ def summaries(store: Store, evaluations: Sequence[Evaluation] | None = None) -> 
     findings = store.findings_by_evaluation()
     reasons = store.reasons({run for run, tally in tallies.items() if tally.failed})
     summarized = [replace(_summarize(one, tallies, reasons), findings=tuple(findings.get(one.id, ()))) for one in chosen]
-    return _with_certificates(store, _with_label_hints(store, summarized))
+    summarized = [with_excused(store, summary) for summary in summarized]
+    return _with_certificates(store, with_label_hints(store, summarized))
 
 
 def _with_certificates(store: Store, summarized: list[Summary]) -> list[Summary]:
@@ -245,22 +252,6 @@ def _with_certificates(store: Store, summarized: list[Summary]) -> list[Summary]
         return flags if flags.any() else None
 
     return [replace(one, certified=certified(one)) for one in summarized] if certificates else summarized
-
-
-def _with_label_hints(store: Store, summarized: list[Summary]) -> list[Summary]:
-    """Return the summaries; those of a low clean accuracy with a hint, if another order of the classes would explain it."""
-    low = {
-        one.evaluation.attack_runs[CLEAN]
-        for one in summarized
-        if one.a_std is not None and one.a_std.value < _SUSPICIOUS and CLEAN in one.evaluation.attack_runs
-    }
-    predictions = store.predictions(low) if low else {}
-    return [
-        replace(one, label_hint=label_hint(predictions[run], one.evaluation.spec.provenance.get("classes") or ()))
-        if (run := one.evaluation.attack_runs.get(CLEAN)) in predictions
-        else one
-        for one in summarized
-    ]
 
 
 def _summarize(

@@ -174,6 +174,8 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
             "network": network_revisions(prepared.loaded.module, *prepared.loaded.hidden),
             "reader": dataset.reader_revision,
             "libraries": library_versions(),
+            **({"binary": True} if request.binary else {}),
+            **({"abstain_class": request.abstain_class} if request.abstain_class is not None else {}),
         },
         attacks={
             label: {

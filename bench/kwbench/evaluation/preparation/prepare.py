@@ -104,11 +104,13 @@ def prepare(request: Request, threads: int | None = None, time_limit: float | No
             part.to(device)
         # Only a user's own code can keep state where a copy of the module would share it.
         pristine = Pristine.of(loaded.module, device) if request.in_own_process else None
-        module, notes = with_logits(loaded.module, fill_tile(batch.x, request.tile))
+        images = fill_tile(batch.x, request.tile)
+        module, notes = with_logits(loaded.module, images, dataset.classes, binary=request.binary)
         if module is not loaded.module:
             pristine = None
         loaded = replace(loaded, notes=(*loaded.notes, *notes))
-        model = _wrap(request, name, replace(loaded, module=module), prediction, dataset, batch, device)
+        answering = replace(loaded, module=module)
+        model = _wrap(request, name, answering, prediction, dataset, batch, device)
         probe = batch.x[: request.tile]
         noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
         near = (probe + (2 * noise - 1) * threat.radius).clamp(0, 1)
@@ -125,7 +127,7 @@ def prepare(request: Request, threads: int | None = None, time_limit: float | No
         alone = bool(depends_on_the_batch(model, probe).any())
         if alone:
             # Users ask for one image at a time: so do the attacks and the judge, and padding hides nothing.
-            model = _wrap(replace(request, tile=1), name, loaded, prediction, dataset, batch, device)
+            model = _wrap(replace(request, tile=1), name, answering, prediction, dataset, batch, device)
         answers = fingerprint(model, probe)
         if not alone:
             model.plan_passes(near)
@@ -266,8 +268,8 @@ def _wrap(
     device: torch.device,
 ) -> Model:
     classes = dataset.classes
-    if not dataset.fixed_classes:
-        # The labels of a small slice may miss the last classes; the number of logits tells.
+    if not dataset.fixed_classes or request.abstain_class is not None:
+        # The labels of a small slice may miss the last classes, and abstaining is one more; the number of logits tells.
         logits = None
         # An error here is raised again, under the model's name, when the model is first evaluated.
         with suppress(Exception), torch.no_grad():
@@ -276,6 +278,7 @@ def _wrap(
             if logits.shape[1] < classes:
                 raise CannotEvaluate(f"{name}: {_too_few_classes(logits.shape[1], dataset)}")
             classes = logits.shape[1]
+    _require_abstaining(request.abstain_class, name, classes, dataset)
     return Model(
         loaded.module,
         name=name,
@@ -286,6 +289,20 @@ def _wrap(
         prediction=prediction,
         beside=loaded.hidden,
     )
+
+
+def _require_abstaining(abstain_class: int | None, name: str, classes: int, dataset: DataSet) -> None:
+    """Raise UsageError unless the class by which a model abstains is one of its own, and no label."""
+    if abstain_class is None:
+        return
+    option, labels = f"--abstain-class {abstain_class}", dataset.test.labels
+    if not 0 <= abstain_class < classes:
+        raise UsageError(f"{option}: {name} has {classes} classes, numbered from 0")
+    if int(labels.min()) <= abstain_class <= int(labels.max()):
+        raise UsageError(f"{option}: is a label of {dataset.name}, so a prediction of it is no abstention")
+    if dataset.fixed_classes and classes != dataset.classes + 1:
+        wanted = f"{dataset.name} has {dataset.classes}, so that {dataset.classes + 1} are needed"
+        raise UsageError(f"{option}: {name} has {classes} classes; {wanted}")
 
 
 def _too_few_classes(known: int, dataset: DataSet) -> str:

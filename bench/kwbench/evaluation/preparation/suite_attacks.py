@@ -16,7 +16,7 @@ from kwbench.errors import NotApplicable, UsageError
 from kwbench.evaluation.preparation.model_facts import MeasuredFacts
 from kwbench.evaluation.preparation.prepare import Prepared
 from kwbench.evaluation.request import Request
-from kwbench.model import Model
+from kwbench.model import Model, returns_labels
 from kwbench.networks.activations.surrogates import swap_activations
 from kwbench.networks.entries import load_entry
 
@@ -65,6 +65,11 @@ class SuiteAttacks:
             if not stage.cascade:
                 raise UsageError(f"attack {asked.label!r} {limits}")
             self.not_applicable[stage.label] = limits
+        if returns_labels(self._prepared.model.module) and not attack.from_labels:
+            lack = "the model returns predicted classes alone"
+            if suite.by_name:
+                raise UsageError(f"attack {asked.label!r} cannot be made for {self._prepared.name}: {lack}")
+            self.not_applicable[stage.label] = lack
         if stage.doubled:
             doubled = attack.doubled(stage.doubled)
             if doubled is None:
