@@ -202,12 +202,14 @@ def test_results_on_record_are_a_data_frame(kwb: Kwbench) -> None:
 
 def test_a_sweep_evaluates_each_value_once_and_draws_a_curve(kwb: Kwbench, tmp_path: Path) -> None:
     words = ("sweep", "small", "--over", "eps=0.05,0.02", "--set", "pgd.steps=3", "--n", "32", "--tile", "16")
-    first = kwb(*words, "--svg", "pictures/eps.svg", "--json")
+    first = kwb(*words, "--figure", "pictures/eps.svg", "--json")
     assert first.code == 0, first.err
     (curve,) = first.json["curves"]
     assert [(point["value"], point["threat"]["eps"]) for point in curve["points"]] == [("0.02", 0.02), ("0.05", 0.05)]
-    # Points of the curve: A_std, and A_rob at both radii.
-    assert (tmp_path / "pictures" / "eps.svg").read_text().count("<circle") == 3
+    assert "<!-- $A_\\mathrm{rob}$, % -->" in (tmp_path / "pictures" / "eps.svg").read_text()
+    assert kwb(*words, "--figure", "eps.pdf", "--style", "paper").code == 0
+    assert (tmp_path / "eps.pdf").read_bytes().startswith(b"%PDF")
+    refused(kwb(*words, "--figure", "eps.gif"), 2, "the name ends with .svg, .pdf or .png")
     # The clean images once, and the attack at each radius.
     assert count(tmp_path / "results.db") == (1 + 2) * 32
     assert kwb(*words, "--json").json["curves"] == first.json["curves"]

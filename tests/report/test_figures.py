@@ -1,16 +1,17 @@
 """Figures: every experiment on record as a picture whose marks stand where its numbers say."""
 
-import base64
-import io
+import html
 import json
 import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pytest
-from PIL import Image
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from kwbench.config.suite import suite_of
 from kwbench.evaluation.request import Request
@@ -21,14 +22,13 @@ from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
 from kwbench.report import write_report
-from kwbench.report.figures import figures, figures_html
+from kwbench.report.drawing.gallery import Example, Strip, gallery_picture
+from kwbench.report.drawing.lines import Line, Panel, panels_picture
+from kwbench.report.drawing.matrix import Cell, matrix_picture
+from kwbench.report.drawing.picture import Picture, Style
+from kwbench.report.drawing.surfaces import Surface, maps_picture, surfaces_picture
+from kwbench.report.figures import figure_files, figures, figures_html
 from kwbench.report.leaderboard import boards
-from kwbench.report.svg.axis import Axis, tick_text
-from kwbench.report.svg.drawing import viridis
-from kwbench.report.svg.lines import Line, Panel, panels_svg
-from kwbench.report.svg.matrix import Cell, matrix_svg
-from kwbench.report.svg.pixels import png
-from kwbench.report.svg.surfaces import Surface, maps_svg, surfaces_svg
 from kwbench.statistics import Interval
 from support.records import deterministic
 from support.small_registry import write_registry
@@ -44,16 +44,15 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def words(svg: str) -> list[str]:
-    return [each.text or "" for each in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    """Return the texts of a picture, which are drawn as shapes and stand in comments."""
+    return [html.unescape(text) for text in re.findall(r"<!-- (.*?) -->", svg)]
 
 
-def paths(svg: str, **attributes: str) -> list[str]:
-    found = ElementTree.fromstring(svg).iter(f"{SVG}path")
-    return [each.get("d", "") for each in found if all(each.get(name) == value for name, value in attributes.items())]
-
-
-def points(path: str) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path)]
+def canvas(picture: Picture, style: Style = Style.SCREEN) -> Figure:
+    """Return a picture as matplotlib's figure."""
+    figure = Figure(picture.size(style))
+    picture.draw(figure, style)
+    return figure
 
 
 @pytest.fixture(scope="module")
@@ -71,52 +70,74 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return opened
 
 
+NAMES = (
+    *("fit", "logits-image0-digits", "logits-image1-digits", "weights-digits", "layers", "patterns-digits"),
+    *("landscape-image0-digits", "landscape-map-image0-digits", "landscape-image1-digits", "landscape-map-image1-digits"),
+    *("answers-probabilities-small-digits", "answers-examples-small-digits"),
+)
+
+
 def test_the_report_draws_all_that_is_on_record_into_files_and_a_page_that_loads_nothing(store: Store, tmp_path: Path) -> None:
     files = write_report(store, tmp_path, {"figures"})
-    page, *pictures = [path.read_text(encoding="utf-8") for path in files]
+    page = files[0].read_text(encoding="utf-8")
     sections = re.findall(r'<section id="(\w+)"', page)
     assert sections == ["fit", "logits", "weights", "layers", "patterns", "landscape", "answers"]
-    assert [path.name for path in files[1:]] == [
-        *(
-            "fit.svg",
-            "logits-image0-digits.svg",
-            "logits-image1-digits.svg",
-            "weights-digits.svg",
-            "layers.svg",
-            "patterns-digits.svg",
-        ),
-        *("landscape-image0-digits.svg", "landscape-map-image0-digits.svg"),
-        *("landscape-image1-digits.svg", "landscape-map-image1-digits.svg"),
-        *("answers-probabilities-small-digits.svg", "answers-examples-small-digits.svg"),
-    ]
-    for svg in pictures:
-        assert ElementTree.fromstring(svg).tag == f"{SVG}svg"
-        assert not re.search(r'(?:href|src)="(?!data:image/png)|url\(|<script|style=', svg)
-        assert svg in page
+    assert [path.name for path in files[1:]] == [f"{name}.{kind}" for name in NAMES for kind in ("svg", "pdf", "png")]
+    for path in files[1:]:
+        content = path.read_bytes()
+        if path.suffix == ".svg":
+            assert ElementTree.fromstring(content).tag == f"{SVG}svg"
+            assert not re.search(rb'(?:href|src)="(?!data:image/png|#)|<script', content)
+        else:
+            assert content.startswith(b"%PDF" if path.suffix == ".pdf" else b"\x89PNG")
+    assert page.count("data:image/svg+xml;base64,") == len(NAMES)
     assert not re.search(r'(?:href|src)="(?!data:|#)', page)
-    again = write_report(store, tmp_path / "again", {"figures"})
-    assert [path.read_bytes() for path in files] == [path.read_bytes() for path in again]
+
+
+def test_equal_records_give_equal_bytes_without_dates(store: Store) -> None:
+    wanted = [each for each in figures(store.experiments(), [], []) if each.name in ("fit", "landscape-image0-digits")]
+    assert len(wanted) == 2
+    first, second = figure_files(wanted), figure_files(wanted)
+    assert first == second
+    assert not any(re.search(rb"<dc:date>|/CreationDate|20\d\d-\d\d-\d\d", content) for content in first.values())
+
+
+def test_a_paper_has_its_figures_as_wide_as_a_column_in_8_points_without_a_title(store: Store) -> None:
+    (logits, *_) = [each for each in figures(store.experiments(), [], []) if each.section == "logits"]
+    content = logits.picture.files(Style.PAPER, ["svg"])["svg"].decode()
+    width = float(ElementTree.fromstring(content).get("width", "0pt").removesuffix("pt"))
+    assert width == pytest.approx(3.3 * 72)
+    assert logits.picture.title in words(logits.picture.svg())
+    assert logits.picture.title not in words(content)
+    sizes: list[float] = []
+    Picture("", "", lambda _: (1.0, 1.0), lambda *_: sizes.append(mpl.rcParams["font.size"])).files(Style.PAPER)
+    assert sizes == [8.0]
 
 
 def test_every_figure_names_the_run_the_checkpoint_and_the_parameters_behind_it(store: Store) -> None:
     for figure in figures(store.experiments(), [], []):
         for source in figure.sources:
-            assert source.identity in (ElementTree.fromstring(figure.svg).findtext(f"{SVG}desc") or "")
+            assert source.identity in figure.picture.description
             assert source.record["parameters"]
             if source.model:
                 assert len(source.record["origin"]["model_sha256"]) == 64
                 assert len(source.record["origin"]["data_sha256"]) == 64
-    assert "model_sha256" in figures_html(figures(store.experiments(), [], []))
+    (fit, *_) = drawn = figures(store.experiments(), [], [])
+    assert fit.sources[0].identity in fit.picture.svg()
+    assert "model_sha256" in figures_html(drawn, {f"figures/{figure.name}.svg": b"" for figure in drawn})
 
 
 def test_attacks_keep_their_order_and_their_names(store: Store) -> None:
     (answers,) = [each for each in store.experiments() if each.experiment == "answers"]
     probabilities, examples = figures([answers], [], [])
     right = 100 * (answers.arrays["prediction"] == answers.arrays["label"]).mean(axis=1)
-    titles = [each for each in words(probabilities.svg) if each.endswith("% right")]
+    titles = [axes.get_title() for axes in canvas(probabilities.picture).axes]
     assert titles == [f"{label}: {share:.1f} % right" for label, share in zip(("clean", "pgd", "fgsm"), right, strict=True)]
-    strips = [each for each in words(examples.svg) if each.endswith("fooled")]
-    assert strips[0] == "pgd: fooled"
+    texts = [text.get_text() for text in canvas(examples.picture).texts]
+    assert texts[0] == "pgd: fooled"
+    captions = [text.get_text() for axes in canvas(examples.picture).axes for text in axes.texts]
+    assert re.fullmatch(r"\d\np = [\d.]+", captions[0])
+    assert re.fullmatch(r"predicted \d\np = [\d.]+, 0\.2", captions[1])
 
 
 def test_the_same_again_is_not_measured_again(store: Store) -> None:
@@ -144,8 +165,9 @@ def test_hostile_names_are_only_text() -> None:
     arrays = {"epoch": np.arange(3.0), "loss": np.ones(3), "accuracy": np.ones(3)}
     name = '<script>alert(1)</script>"\x00\u202e'
     drawn = figures([Measurement("1", "learning", name, "<b>", {"recipe": {}, "note": "</pre><script>"}, {}, arrays)], [], [])
-    ElementTree.fromstring(drawn[0].svg)
-    page = figures_html(drawn)
+    files = figure_files(drawn)
+    ElementTree.fromstring(files[f"figures/{drawn[0].name}.svg"])
+    page = figures_html(drawn, files)
     assert page.count("<script") == 0
     assert "<b>" not in page.replace("<b>kwbench", "")
     assert re.fullmatch(r"[a-z0-9.-]+", drawn[0].name)
@@ -162,9 +184,11 @@ def test_a_sweep_and_a_series_of_gammas_are_drawn_from_their_evaluations(tmp_pat
     known = summaries(store)
     gammas, sweep = figures(store.experiments(), known, [])
     assert (gammas.section, sweep.section) == ("sparsity", "sweep")
-    heights = [float(each.get("cy", "nan")) for each in ElementTree.fromstring(sweep.svg).iter(f"{SVG}circle")]
-    assert heights[1] - heights[0] == pytest.approx((heights[2] - heights[0]) / 3, abs=0.2)
-    assert {"A_std", "A_rob", "incremental training", "direct training"} <= set(words(gammas.svg))
+    (line,) = canvas(sweep.picture).axes[0].lines
+    np.testing.assert_allclose(np.asarray(line.get_xydata()), [(0.0, 100), (0.1, 75), (0.2, 25)])
+    labels = [axes.get_ylabel() for axes in canvas(gammas.picture).axes]
+    assert labels == [r"$A_\mathrm{std}$, %", r"$A_\mathrm{rob}$, %"]
+    assert {"incremental training", "direct training"} <= set(words(gammas.picture.svg()))
     # Without the evaluations there is nothing to draw.
     assert figures(store.experiments(), [], []) == []
     store.close()
@@ -172,79 +196,50 @@ def test_a_sweep_and_a_series_of_gammas_are_drawn_from_their_evaluations(tmp_pat
 
 def test_a_line_goes_through_its_points_and_stops_where_there_is_none() -> None:
     y = np.array([0.0, 1.0, np.nan, 1.0, 0.0])
-    svg = panels_svg("t", [Panel("p", "x", "y", (Line("a", np.arange(5.0), y, 0),))])
-    (path, sample) = paths(svg, stroke="#0072b2")
-    assert path.count("M") == 2
-    (x0, y0), (x1, y1), (x3, y3), (x4, y4) = points(path)
-    assert x1 - x0 == pytest.approx(x4 - x3)
-    assert (y0, y1) == (y4, y3)
-    assert y1 < y0
-    assert sample
+    figure = canvas(panels_picture("t", [Panel("p", "x", "y", (Line("a", np.arange(5.0), y, 0),))]))
+    np.testing.assert_array_equal(np.asarray(figure.axes[0].lines[0].get_xydata()), np.stack([np.arange(5.0), y], axis=1))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a"]
 
 
-def test_a_logarithmic_axis_leaves_out_what_is_not_positive() -> None:
-    x = np.array([1.0, 10.0, 100.0, 1000.0])
-    svg = panels_svg("t", [Panel("p", "x", "y", (Line("a", x, np.array([1.0, 0.1, 0.0, 0.001]), 0),), log_x=True, log_y=True)])
-    drawn = points(paths(svg, stroke="#0072b2")[0])
-    assert len(drawn) == 3
-    assert drawn[1][0] - drawn[0][0] == pytest.approx((drawn[2][0] - drawn[0][0]) / 3, abs=0.1)
-    assert drawn[1][1] - drawn[0][1] == pytest.approx((drawn[2][1] - drawn[0][1]) / 3, abs=0.1)
+def test_panels_of_one_quantity_share_its_axis_and_others_do_not() -> None:
+    def panel(y_label: str, scale: float) -> Panel:
+        return Panel("p", "x", y_label, (Line("a", np.arange(2.0), scale * np.arange(2.0), 0),))
+
+    one, other = canvas(panels_picture("t", [panel("loss", 1.0), panel("loss", 5.0)])).axes
+    assert one.get_ylim() == other.get_ylim()
+    assert (one.get_ylabel(), other.get_ylabel()) == ("loss", "")
+    one, other = canvas(panels_picture("t", [panel("loss", 1.0), panel("accuracy", 5.0)])).axes
+    assert one.get_ylim() != other.get_ylim()
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "logarithmic", "expected"),
-    [
-        (0.0, 1.0, False, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (-0.04, 0.04, False, [-0.04, -0.02, 0.0, 0.02, 0.04]),
-        (3.0, 17.0, False, [5.0, 10.0, 15.0]),
-        (0.9, 1100.0, True, [1.0, 10.0, 100.0, 1000.0]),
-        (60.0, 300.0, True, [100.0, 200.0]),
-    ],
-)
-def test_ticks_are_round_and_within_the_axis(low: float, high: float, logarithmic: bool, expected: list[float]) -> None:
-    np.testing.assert_allclose(Axis(low, high, logarithmic).ticks(), expected, atol=1e-12)
-
-
-def test_axes_hold_single_values_and_ticks_read_well() -> None:
-    for axis in (Axis.around([2.0]), Axis.around([0.0]), Axis.around([]), Axis.around([3.0], logarithmic=True)):
-        assert axis.low < axis.high
-        assert axis.ticks()
-    assert [tick_text(each) for each in (0, 0.05, 200, 1e-7, 2.5e-9, 1e6)] == ["0", "0.05", "200", "10⁻⁷", "2.5·10⁻⁹", "10⁶"]
-
-
-def test_a_surface_is_drawn_from_back_to_front_and_high_values_stand_higher() -> None:
-    e = np.linspace(-1, 1, 4)
-    flat = np.zeros((4, 4))
-    peak = flat.copy()
-    peak[1, 1] = 1.0
-    drawn = {
-        name: [points(path) for path in re.findall(r'<path d="(M[^"]+)Z" fill="#', surfaces_svg("t", [Surface("s", e, z, z)]))]
-        for name, z in (("flat", flat), ("peak", peak))
-    }
-    assert len(drawn["flat"]) == 9
-    # What is nearer stands lower on the page.
-    bottoms = [max(y for _, y in polygon) for polygon in drawn["flat"]]
-    assert bottoms[0] < bottoms[-1]
-    assert min(y for polygon in drawn["peak"] for _, y in polygon) < min(y for polygon in drawn["flat"] for _, y in polygon)
-
-
-def test_a_map_has_its_highest_value_bright_and_a_line_around_where_the_model_is_right() -> None:
+def test_surfaces_share_their_colours_and_a_map_has_a_line_around_where_the_model_is_right() -> None:
     e = np.linspace(-0.1, 0.1, 3)
     values, right = np.zeros((3, 3)), np.zeros((3, 3))
     values[2, 0] = 1.0  # ε₁ at its largest, ε₂ at its least: the lower right
     right[1, 1] = 1.0
-    svg = maps_svg("t", [Surface("s", e, values, right)])
-    content = re.findall(r"data:image/png;base64,([^\"]+)", svg)[0]
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
-    assert tuple(picture[2, 2]) == viridis(1.0)
-    assert tuple(picture[0, 0]) == viridis(0.0)
-    (border,) = paths(svg, stroke="#ffffff")
-    assert border.count("M") == 4
+    pair = [Surface("s", e, values, right), Surface("low", e, values / 4, right)]
+    first, second, scale = canvas(maps_picture("t", pair, unit=", 1/255")).axes
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 1)
+    assert scale.get_ylabel() == "loss"
+    assert first.get_xlabel() == r"$\epsilon_1$, 1/255"
+    pixels = np.asarray(first.images[0].get_array())
+    assert first.images[0].origin == "lower"
+    assert pixels[0, 2] == 1.0
+    assert len(first.collections) == 1
+    surface, other, _ = canvas(surfaces_picture("t", pair)).axes
+    assert surface.collections[0].get_rasterized()
+    assert surface.collections[0].norm.vmax == other.collections[0].norm.vmax == 1.0
 
 
 def test_pixels_are_what_they_were() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
+    before, after = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 7)) / 255
+    picture = gallery_picture("t", [Strip("fgsm", (Example(before, after, ("cat", "dog"), True),))])
+    shown = [axes.images[0].get_array() for axes in canvas(picture).axes]
+    np.testing.assert_array_equal(shown[0], before.transpose(1, 2, 0))
+    np.testing.assert_array_equal(shown[1], after.transpose(1, 2, 0))
+    picture = gallery_picture("t", [Strip("", (Example(before[:1], after[:1], ("", ""), False),))])
+    grey = canvas(picture).axes[0].images[0].get_array()
+    np.testing.assert_array_equal(grey, before[0])
 
 
 def test_a_transfer_matrix_has_each_accuracy_in_its_place_and_marks_copies() -> None:
@@ -254,11 +249,13 @@ def test_a_transfer_matrix_has_each_accuracy_in_its_place_and_marks_copies() -> 
         ("a", "b"): Cell(Interval(0.25, 0.2, 0.3)),
         ("b", "b"): Cell(half, same=True),
     }
-    svg = matrix_svg("t", ["a", "b"], ["a-copy", "b"], cells, 100)
-    shown = words(svg)
-    assert [each for each in shown if re.fullmatch(r"\d+\.\d", each)] == ["50.0", "25.0", "50.0"]
-    frames = [each for each in ElementTree.fromstring(svg).iter(f"{SVG}rect") if each.get("stroke") == "#d55e00"]
-    assert [each.get("stroke-dasharray") for each in frames] == [None, "5 3"]
+    axes = canvas(matrix_picture("t", ["a", "b"], ["a-copy", "b"], cells, 100)).axes[0]
+    places = {text.get_position(): text.get_text() for text in axes.texts if "–" not in text.get_text()}
+    assert places == {(0, 0): "50.0", (1, 0): "25.0", (1, 1): "50.0"}
+    assert [(to_hex(patch.get_edgecolor()), patch.get_linestyle()) for patch in axes.patches] == [
+        ("#d55e00", "-"),
+        ("#d55e00", "--"),
+    ]
 
 
 def test_transfers_on_record_become_a_matrix_with_independent_copies_on_the_diagonal(tmp_path: Path) -> None:
@@ -268,22 +265,31 @@ def test_transfers_on_record_become_a_matrix_with_independent_copies_on_the_diag
         deterministic(store, {"clean": "hhhh", "from-k": k, "from-r": r}, model=model, dataset="cifar10", attacks=attacks)
     (figure,) = figures([], summaries(store), boards(summaries(store)))
     store.close()
-    shown = words(figure.svg)
-    assert [each for each in shown if re.fullmatch(r"\d+\.\d", each)] == ["25.0", "50.0", "75.0", "0.0"]
-    frames = [each for each in ElementTree.fromstring(figure.svg).iter(f"{SVG}rect") if each.get("stroke") == "#d55e00"]
-    assert len(frames) == 2
+    axes = canvas(figure.picture).axes[0]
+    shown = {text.get_position(): text.get_text() for text in axes.texts if "–" not in text.get_text()}
+    assert shown == {(0, 0): "25.0", (1, 0): "50.0", (0, 1): "75.0", (1, 1): "0.0"}
+    assert len(axes.patches) == 2
     assert json.dumps([source.model for source in figure.sources]) == '["cifar10/k", "cifar10/r"]'
 
 
-def test_a_picture_is_as_wide_as_its_title() -> None:
-    panels = [Panel("p", "x", "y", (Line("a", np.arange(2.0), np.arange(2.0), 0),))]
-    narrow, wide = (float(ElementTree.fromstring(panels_svg(title, panels)).get("width", "0")) for title in ("t", "t" * 100))
-    assert narrow < 800 < wide
+def test_networks_that_differ_only_in_gamma_become_curves(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "results.db"), create=True)
+    for gamma, letters in ((0.1, "hhhb"), (0.2, "hbbb")):
+        entry = {"activation": {"name": "kwta", "gamma": gamma}, "architecture": {"name": "net"}}
+        told = {"clean": "hhhh", "pgd": letters}
+        deterministic(store, told, model=f"cifar10/net-kwta{gamma:g}", dataset="cifar10", origin={"entry": entry})
+    (figure,) = figures([], summaries(store), boards(summaries(store)))
+    store.close()
+    std, rob = canvas(figure.picture).axes
+    np.testing.assert_allclose(np.asarray(std.lines[0].get_xydata()), [(0.1, 100), (0.2, 100)])
+    np.testing.assert_allclose(np.asarray(rob.lines[0].get_xydata()), [(0.1, 75), (0.2, 25)])
 
 
 def test_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
-        panels_svg("t", [])
+        panels_picture("t", [])
     with pytest.raises(ValueError, match="nothing to draw"):
-        surfaces_svg("t", [])
-    assert "No experiment is on record" in figures_html([])
+        surfaces_picture("t", [])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        gallery_picture("t", [])
+    assert "No experiment is on record" in figures_html([], {})

@@ -15,6 +15,7 @@ from kwbench.cli.options import (
     AttackNames,
     Budget,
     EvaluationOptions,
+    FigureStyle,
     Json,
     Models,
     Settings,
@@ -34,6 +35,7 @@ from kwbench.cli.output import (
 )
 from kwbench.errors import UsageError
 from kwbench.imports import importing
+from kwbench.report.drawing.picture import KINDS, Style
 
 if TYPE_CHECKING:
     from kwbench.evaluation.request import Request
@@ -139,7 +141,7 @@ def _run(
     return summaries(store, [evaluation])[0]
 
 
-@app.command(rich_help_panel=PANEL, epilog="Example: kwbench sweep resnet18-relu-at --over eps=2/255,4/255,8/255 --svg eps.svg")
+@app.command(rich_help_panel=PANEL, epilog="Example: kwbench sweep resnet18-relu-at --over eps=4/255,8/255 --figure eps.pdf")
 @evaluation_options(without=("checkpoint", "checkpoint_key", "strip_prefix", "keep_adversarials"))
 def sweep(
     models: Models,
@@ -155,19 +157,26 @@ def sweep(
     attack: AttackNames = None,
     suite: SuiteName = None,
     settings: Settings = None,
-    svg: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw the curves into an SVG file.", rich_help_panel=OUTPUT)
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            "--figure", "--svg", metavar="FILE", help="Also draw the curves: .svg, .pdf or .png.", rich_help_panel=OUTPUT
+        ),
     ] = None,
+    style: FigureStyle = Style.SCREEN,
     as_json: Json = False,
 ) -> None:
     """Measure robust accuracy against the radius, or against a parameter of an attack such as its steps; default: of pgd."""
     options.prepare()
     with importing():
         from kwbench.cli.progress import progress_display
-        from kwbench.evaluation.studies.sweep import parse_sweep, run_sweep, sweep_svg
+        from kwbench.evaluation.studies.sweep import parse_sweep, run_sweep, sweep_picture
         from kwbench.files import write_whole
 
     plan = parse_sweep(over)
+    kind = figure.suffix.removeprefix(".").lower() if figure is not None else ""
+    if figure is not None and kind not in KINDS:
+        raise UsageError(f"--figure {figure}: the name ends with .svg, .pdf or .png")
     if plan.over_eps and options.eps is not None:
         raise UsageError("--eps: --over changes it")
     chosen = chosen_suite(attack, suite, settings, default="pgd")
@@ -190,15 +199,15 @@ def sweep(
             )[0],
         )
     curves = evaluated.results
-    if svg is not None and curves:
-        write_whole(svg, sweep_svg(plan, curves, chosen.name))
+    if figure is not None and curves:
+        write_whole(figure, sweep_picture(plan, curves, chosen.name).files(style, [kind])[kind])
     if curves:
-        _print_sweep(plan, curves, svg, as_json)
+        _print_sweep(plan, curves, figure, as_json)
     evaluated.require_all()
     require_complete([point for curve in curves for point in curve])
 
 
-def _print_sweep(plan: "Sweep", curves: "Sequence[Sequence[Summary]]", svg: Path | None, as_json: bool) -> None:
+def _print_sweep(plan: "Sweep", curves: "Sequence[Sequence[Summary]]", figure: Path | None, as_json: bool) -> None:
     if not as_json:
         from kwbench.report.terminal import sweep_table
 
@@ -207,7 +216,7 @@ def _print_sweep(plan: "Sweep", curves: "Sequence[Sequence[Summary]]", svg: Path
     print_json(
         {
             "over": plan.quantity,
-            "svg": None if svg is None else str(svg),
+            "figure": None if figure is None else str(figure),
             "curves": [
                 {
                     "model": curve[0].model,

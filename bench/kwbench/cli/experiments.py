@@ -16,6 +16,7 @@ from kwbench.cli.options import (
     AttackNames,
     EvaluationOptions,
     FigureFolder,
+    FigureStyle,
     Json,
     Models,
     Settings,
@@ -35,6 +36,7 @@ from kwbench.cli.output import (
 )
 from kwbench.errors import UsageError
 from kwbench.imports import importing
+from kwbench.report.drawing.picture import Style
 
 if TYPE_CHECKING:
     from kwbench.config.suite import Suite
@@ -83,6 +85,7 @@ def experiment(
         typer.Option(metavar="NUMBERS", help="Positions of images in the split, such as 0,7.", rich_help_panel=DATA),
     ] = None,
     output: FigureFolder = None,
+    style: FigureStyle = Style.SCREEN,
     as_json: Json = False,
 ) -> None:
     """Run an experiment and put it on record; `kwbench report --figures` draws it.
@@ -110,7 +113,7 @@ def experiment(
     else:
         asked = chosen_suite(attack, suite, default="fgsm,pgd,cw") if name == "answers" else chosen_suite("noop", None)
         measured = _on_models(name, parameters, chosen, asked, images, options)
-    print_measurements(measured, output, as_json)
+    print_measurements(measured, output, style, as_json)
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench landscape resnet18-kwta0.1 --images 0,7 --output figures")
@@ -141,6 +144,7 @@ def landscape(
         str, typer.Option(metavar="NUMBERS", help="Positions of images in the split, such as 0,7.", rich_help_panel=DATA)
     ] = "0",
     output: FigureFolder = None,
+    style: FigureStyle = Style.SCREEN,
     as_json: Json = False,
 ) -> None:
     """Measure the loss around an image, along its gradient and a random direction; drawn in 3-D and as a map."""
@@ -149,7 +153,7 @@ def landscape(
 
     parameters = parameters_in([f"points={points}", *([f"radius={radius}"] if radius is not None else [])])
     measured = _on_models("landscape", parameters, models, chosen_suite("noop", None), images, options)
-    print_measurements(measured, output, as_json)
+    print_measurements(measured, output, style, as_json)
 
 
 def _learning_curves(models: Sequence[str], parameters: Mapping[str, Any], options: EvaluationOptions) -> "list[Measurement]":

@@ -13,6 +13,7 @@ import typer
 from kwbench.cli.completion import complete_attacks, complete_datasets, complete_models, complete_suites
 from kwbench.errors import UsageError
 from kwbench.imports import importing
+from kwbench.report.drawing.picture import Style
 
 if TYPE_CHECKING:
     from kwbench.config.suite import Suite
@@ -138,7 +139,17 @@ Budget = Annotated[
 ]
 FigureFolder = Annotated[
     Path | None,
-    typer.Option("--output", metavar="FOLDER", help="Also draw figures into this folder, as SVG.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--output", metavar="FOLDER", help="Also draw figures into this folder: SVG, PDF, PNG.", rich_help_panel=OUTPUT
+    ),
+]
+FigureStyle = Annotated[
+    Style,
+    typer.Option(
+        "--style",
+        help="Of figures: screen, or paper (as wide as a column, 8 points, the title left to the caption).",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 

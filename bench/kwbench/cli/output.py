@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwbench.errors import CannotEvaluate, KwbenchError
 from kwbench.formatting import printable
+from kwbench.report.drawing.picture import Style
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -184,9 +185,9 @@ def require_complete(summaries: Sequence["Summary"]) -> None:
         raise CannotEvaluate("some rows are invalid or errors, so there is no robust accuracy; `kwbench show MODEL` lists them")
 
 
-def print_measurements(measurements: Sequence["Measurement"], folder: Path | None, as_json: bool) -> None:
+def print_measurements(measurements: Sequence["Measurement"], folder: Path | None, style: Style, as_json: bool) -> None:
     """Print what experiments measured, as JSON with every number; draw it into the folder if one is given."""
-    files = draw_measurements(measurements, folder) if folder is not None else []
+    files = draw_measurements(measurements, folder, style) if folder is not None else []
     if as_json:
         results = [
             {
@@ -209,15 +210,15 @@ def print_measurements(measurements: Sequence["Measurement"], folder: Path | Non
         progress_line("`kwbench report --figures` draws it")
 
 
-def draw_measurements(measurements: Sequence["Measurement"], folder: Path) -> list[Path]:
-    """Draw what experiments measured into SVG files in the folder, and return the files."""
+def draw_measurements(measurements: Sequence["Measurement"], folder: Path, style: Style) -> list[Path]:
+    """Draw what experiments measured into files in the folder, and return the files."""
     from kwbench.files import write_whole
     from kwbench.report.figures import figure_files, figures
 
     files = []
-    for name, svg in figure_files(figures(measurements, [], [])).items():
+    for name, content in figure_files(figures(measurements, [], []), style).items():
         files.append(folder / Path(name).name)
-        write_whole(files[-1], svg)
+        write_whole(files[-1], content)
     return files
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kwbench.cli.completion import complete_models
-from kwbench.cli.options import FORMAT, OUTPUT, Database, Json, bundled
+from kwbench.cli.options import FORMAT, OUTPUT, Database, FigureStyle, Json, bundled
 from kwbench.cli.output import (
     console,
     print_json,
@@ -21,6 +21,7 @@ from kwbench.errors import UsageError
 from kwbench.formatting import printable
 from kwbench.imports import importing
 from kwbench.report import DEFAULT, FORMATS, write_report
+from kwbench.report.drawing.picture import Style
 
 if TYPE_CHECKING:
     from kwbench.claims import Claim
@@ -54,6 +55,7 @@ def report(
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.", rich_help_panel=OUTPUT)] = Path(
         "reports"
     ),
+    style: FigureStyle = Style.SCREEN,
     db: Database = "results.db",
     as_json: Json = False,
 ) -> None:
@@ -61,7 +63,7 @@ def report(
     with importing():
         from kwbench.record.store import Store
 
-    files = write_report(Store.open(db), output, formats or {DEFAULT})
+    files = write_report(Store.open(db), output, formats or {DEFAULT}, style)
     if as_json:
         print_json({"files": [str(path) for path in files]})
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kwbench.errors import UsageError, did_you_mean
 from kwbench.files import write_whole
+from kwbench.report.drawing.picture import Style
 from kwbench.report.formats import DEFAULT, FORMATS, Format
 
 if TYPE_CHECKING:
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT", "FORMATS", "Format", "write_report"]
 
 
-def write_report(store: "Store", folder: Path, formats: Collection[str]) -> list[Path]:
+def write_report(store: "Store", folder: Path, formats: Collection[str], style: Style = Style.SCREEN) -> list[Path]:
     """Write the report of everything on record in these formats, names of `FORMATS`, and return the files written.
 
-    Each file is written whole or not at all. The order is that of `FORMATS`, whatever the order of the names.
+    `style` is that of the figures. Each file is written whole or not at all. The order is that of `FORMATS`, whatever the
+    order of the names.
 
     Raises:
         UsageError: A format is unknown.
@@ -35,7 +37,7 @@ def write_report(store: "Store", folder: Path, formats: Collection[str]) -> list
     # Two formats may write the same file.
     written: dict[Path, None] = {}
     with _without_garbage_collection():
-        data = ReportData(store, {file for name in formats for file in FORMATS[name].files})
+        data = ReportData(store, {file for name in formats for file in FORMATS[name].files}, style)
         for name, report_format in FORMATS.items():
             if name in formats:
                 for file, content in report_format.render(data).items():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
+from kwbench.report.drawing.picture import Style
 from kwbench.report.leaderboard import Board, boards
 
 if TYPE_CHECKING:
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 class ReportData:
     """The contents of a record, each form computed on first use and then kept, as several formats share it."""
 
-    def __init__(self, store: Store, files: Collection[str] = ()) -> None:
+    def __init__(self, store: Store, files: Collection[str] = (), style: Style = Style.SCREEN) -> None:
         self.store = store
+        self.style = style
         # The files that the chosen formats write, so that pages can link to one another.
         self.pages = frozenset(files)
 

@@ -14,6 +14,9 @@ from kwbench.threat import ThreatModel
 # The family-wise level of the tests against the best model (Holm 1979).
 LEVEL = 0.05
 
+# Natural perturbations of earlier versions, whose attacks do not declare that they are.
+_NATURAL = {"gaussian-blind", "translation", "rotation", "colour-jitter"}
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -147,3 +150,16 @@ def _tied(tests: Sequence[PairedTest | None]) -> set[int]:
         if p > LEVEL / (len(order) - rejected):
             return {position for _, position in order[rejected:]} | {0}
     return set()
+
+
+def is_natural(board: Board) -> bool:
+    """Return whether every attack of a board is a random natural perturbation."""
+    attacks = [attack.spec.spec for row in board.rows for attack in row.summary.attacks]
+    return bool(attacks) and all(_declares_natural(spec) for spec in attacks)
+
+
+def _declares_natural(spec: object) -> bool:
+    if not isinstance(spec, dict):
+        return False
+    declared = spec.get("declared")
+    return bool(declared.get("natural")) if isinstance(declared, dict) else spec.get("attack") in _NATURAL

@@ -55,7 +55,9 @@ def test_a_landscape_is_measured_recorded_and_drawn(run: Run, tmp_path: Path) ->
     )
     assert code == 0, err
     answer = json.loads(out)
-    assert answer["files"] == ["drawn/landscape-image3-digits.svg", "drawn/landscape-map-image3-digits.svg"]
+    assert answer["files"] == [
+        f"drawn/landscape-{name}-digits.{kind}" for name in ("image3", "map-image3") for kind in ("svg", "pdf", "png")
+    ]
     assert all((tmp_path / file).exists() for file in answer["files"])
     (result,) = answer["results"]
     assert result["spec"]["images"] == [3]

@@ -1,12 +1,15 @@
 """Sweeps: what changes and by how much; and the curves that are drawn of it."""
 
+import html
 import io
 import re
-from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from kwbench.config.suite import suite_of
@@ -14,7 +17,8 @@ from kwbench.errors import UsageError
 from kwbench.evaluation.studies.sweep import Sweep, parse_sweep
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
-from kwbench.report.svg.lines import Curve, curves_svg
+from kwbench.report.drawing.lines import Curve, curves_picture
+from kwbench.report.drawing.picture import Style
 from kwbench.report.terminal import sweep_table
 from kwbench.statistics import Interval
 from support.records import deterministic
@@ -58,55 +62,50 @@ def interval(value: float) -> Interval:
     return Interval(value, max(0.0, value - 0.1), min(1.0, value + 0.1))
 
 
-def dots(svg: str) -> list[tuple[float, float]]:
-    return [
-        (float(each.get("cx", "nan")), float(each.get("cy", "nan")))
-        for each in ElementTree.fromstring(svg).iter(f"{SVG}circle")
-    ]
+def drawn(curves: list[Curve], label: str = "steps") -> Axes:
+    """Return the axes of a picture of curves."""
+    picture = curves_picture(curves, "title", label)
+    figure = Figure()
+    picture.draw(figure, Style.SCREEN)
+    return figure.axes[0]
 
 
-def test_a_picture_has_each_point_at_its_place_and_accuracy() -> None:
-    svg = curves_svg([Curve("net", ((0.0, interval(1.0)), (0.1, interval(0.5)), (0.2, interval(0.0))))], "title", "eps")
-    (x0, y0), (x1, y1), (x2, y2) = dots(svg)
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
-    assert y1 - y0 == pytest.approx(y2 - y1, abs=0.2)
-    assert (x0 < x1 < x2, y0 < y1 < y2) == (True, True)
-    assert "logarithmic" not in svg
+def test_a_picture_has_each_point_at_its_place_and_accuracy_and_a_band_around_it() -> None:
+    axes = drawn([Curve("net", ((0.0, interval(1.0)), (0.1, interval(0.5)), (0.2, interval(0.0))))], "eps")
+    (line,) = axes.lines
+    np.testing.assert_allclose(np.asarray(line.get_xydata()), [(0.0, 100), (0.1, 50), (0.2, 0)])
+    (band,) = axes.collections
+    corners = band.get_paths()[0].get_extents()
+    np.testing.assert_allclose(corners.extents, (0.0, 0.0, 0.2, 100.0))
+    assert (axes.get_xscale(), axes.get_ylim()) == ("linear", (0, 100))
 
 
 def test_places_over_decades_are_drawn_on_a_logarithmic_axis() -> None:
-    svg = curves_svg([Curve("net", tuple((place, interval(0.5)) for place in (1, 10, 100)))], "title", "steps")
-    (x0, _), (x1, _), (x2, _) = dots(svg)
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
-    assert "steps, logarithmic" in svg
+    axes = drawn([Curve("net", tuple((place, interval(0.5)) for place in (1, 10, 100)))])
+    assert axes.get_xscale() == "log"
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert {"1", "2", "5", "10", "100"} <= set(labels)
 
 
 def test_a_point_without_a_number_is_left_out_and_nothing_at_all_is_refused() -> None:
-    assert len(dots(curves_svg([Curve("net", ((1, interval(0.5)), (2, None)))], "title", "steps"))) == 1
+    (line,) = drawn([Curve("net", ((1, interval(0.5)), (2, None)))]).lines
+    assert np.isnan(np.asarray(line.get_ydata())).tolist() == [False, True]
     with pytest.raises(ValueError, match="nothing to draw"):
-        curves_svg([], "title", "steps")
-
-
-def test_numbers_along_the_axis_leave_each_other_room() -> None:
-    svg = curves_svg([Curve("net", tuple((place, interval(0.5)) for place in (0, 0.002, 0.004, 0.016, 0.031)))], "title", "eps")
-    labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle"[^>]*>([\d.]+)</text>', svg)
-    assert [name for _, name in labels] == ["0", "0.002", "0.016", "0.031"]
-    many = curves_svg([Curve("net", tuple((place, interval(0.5)) for place in range(100)))], "title", "steps")
-    across = [float(x) for x, _ in re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle"[^>]*>([\d.]+)</text>', many)]
-    assert len(across) > 10
-    assert min(later - x for x, later in pairwise(across)) > 16
+        curves_picture([], "title", "steps")
 
 
 def test_names_in_a_picture_are_text_and_many_curves_can_be_told_apart() -> None:
-    names = ['<script>alert(1)</script>"', "a\x00b\u202ec", *(f"net {number}" for number in range(12))]
-    svg = curves_svg([Curve(name, ((1, interval(0.5)), (2, interval(0.4)))) for name in names], "a < b", "eps & more")
+    names = ['<script>alert(1)</script>"', "a\x00b\u202ec", "_under", "$x^", *(f"net {number}" for number in range(12))]
+    curves = [Curve(name, ((1, interval(0.5)), (2, interval(0.4)))) for name in names]
+    svg = curves_picture(curves, "a < b", "eps").svg()
     assert "<script" not in svg
-    assert not re.search(r"(?:href|src|url\()", svg)
     root = ElementTree.fromstring(svg)
-    legend = [each.text for each in root.iter(f"{SVG}text")][-len(names) :]
-    assert legend[0] == names[0]
-    lines = [each for each in root.iter(f"{SVG}path") if each.get("stroke-width") == "2"]
-    assert len({(each.get("stroke"), each.get("stroke-dasharray")) for each in lines}) == len(names)
+    assert root.tag == f"{SVG}svg"
+    shown = [html.unescape(text) for text in re.findall(r"<!-- (.*?) -->", svg)]
+    assert [name for name in names[:4] if name not in shown] == ["a\x00b\u202ec"]
+    assert r"a\u0000b\u202ec" in shown
+    lines = drawn(curves).lines
+    assert len({(str(line.get_color()), line.get_linestyle()) for line in lines}) == len(names)
 
 
 def test_the_terminal_shows_a_model_a_row_and_a_value_a_column(tmp_path: Path) -> None:

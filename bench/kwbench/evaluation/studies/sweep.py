@@ -12,7 +12,8 @@ from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.evaluation.studies.series import record_series
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
-from kwbench.report.svg.lines import Curve, curves_svg
+from kwbench.report.drawing.picture import Picture
+from kwbench.report.figures.series import sweep_curves
 from kwbench.threat import exact_fraction
 
 EPS = "eps"
@@ -98,12 +99,6 @@ def run_sweep(
     return curves
 
 
-def sweep_svg(sweep: Sweep, curves: Sequence[Sequence[Summary]], suite: str) -> str:
-    """Draw robust accuracy against the varied quantity, a curve for each model; at radius 0 it is the clean accuracy."""
-    first = curves[0][0]
-    where = f"{first.dataset}, {first.threat.norm if sweep.over_eps else first.threat}, n = {first.n}"
-    drawn = []
-    for curve in curves:
-        points = list(zip(sweep.numbers, (point.a_rob for point in curve), strict=True))
-        drawn.append(Curve(curve[0].model, ((0.0, curve[0].a_std), *points) if sweep.over_eps else tuple(points)))
-    return curves_svg(drawn, f"{suite}: {where}", sweep.quantity)
+def sweep_picture(sweep: Sweep, curves: Sequence[Sequence[Summary]], suite: str) -> Picture:
+    """Return robust accuracy against the varied quantity, a curve for each model; at radius 0 it is the clean accuracy."""
+    return sweep_curves(suite, sweep.quantity, np.array(sweep.numbers), curves)

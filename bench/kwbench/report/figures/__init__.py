@@ -1,5 +1,6 @@
 """Figures of the experiments on record, with the source of their numbers."""
 
+import base64
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,11 @@ from markupsafe import Markup, escape
 from kwbench.formatting import plain
 from kwbench.record.measurement import Measurement
 from kwbench.record.summary import Summary
+from kwbench.report.drawing.picture import Style
 from kwbench.report.figures.attacks import answers, landscapes, logits
 from kwbench.report.figures.figure import Figure
 from kwbench.report.figures.networks import fits, layers, learning, patterns, weights
-from kwbench.report.figures.series import sparsities, sweeps, transfers
+from kwbench.report.figures.series import gammas, sparsities, sweeps, transfers
 from kwbench.report.leaderboard import Board
 from kwbench.report.page import rendered
 
@@ -22,6 +24,7 @@ __all__ = ["Figure", "figure_files", "figures", "figures_html"]
 # The sections of the page in order, with their titles.
 _SECTIONS = {
     "transfer": "Transfer between networks",
+    "gamma": "Accuracy against gamma",
     "sparsity": "Accuracy against gamma and incremental training",
     "sweep": "Accuracy against the radius and an attack's parameters",
     "fit": "Fitting a one-dimensional function",
@@ -58,7 +61,7 @@ def figures(measurements: Sequence[Measurement], summaries: Sequence[Summary], b
     A series is drawn only if `summaries` has all of its evaluations.
     """
     by_identity = {summary.evaluation.spec.identity: summary for summary in summaries}
-    drawn = transfers(boards)
+    drawn = [*transfers(boards), *gammas(boards)]
     for group in _groups(measurements):
         kind = group[0].experiment
         if kind in _DRAW_SERIES:
@@ -71,8 +74,8 @@ def figures(measurements: Sequence[Measurement], summaries: Sequence[Summary], b
     return _with_unique_names(drawn)
 
 
-def figures_html(drawn: Sequence[Figure]) -> str:
-    """Return the figures as one self-contained HTML page."""
+def figures_html(drawn: Sequence[Figure], files: Mapping[str, bytes]) -> str:
+    """Return the figures as one self-contained HTML page. `files` are those of `figure_files`."""
     sections = [
         {
             "id": section,
@@ -81,7 +84,8 @@ def figures_html(drawn: Sequence[Figure]) -> str:
                 {
                     "name": figure.name,
                     "caption": _whole(figure.caption),
-                    "svg": Markup(figure.svg),
+                    "title": figure.picture.title,
+                    "source": _embedded(files[f"figures/{figure.name}.svg"]),
                     "sources": [
                         {
                             "model": source.model or "a network built by the experiment",
@@ -101,9 +105,15 @@ def figures_html(drawn: Sequence[Figure]) -> str:
     return rendered("figures.html.j2", sections=sections)
 
 
-def figure_files(drawn: Sequence[Figure]) -> dict[str, str]:
-    """Return the SVG files by path, relative to the folder of the report."""
-    return {f"figures/{figure.name}.svg": figure.svg for figure in drawn}
+def figure_files(drawn: Sequence[Figure], style: Style = Style.SCREEN) -> dict[str, bytes]:
+    """Return the SVG, PDF and PNG files by path, relative to the folder of the report."""
+    return {
+        f"figures/{figure.name}.{kind}": content for figure in drawn for kind, content in figure.picture.files(style).items()
+    }
+
+
+def _embedded(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def _whole(caption: str) -> Markup:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kwbench.record.measurement import Measurement
+from kwbench.report.drawing.picture import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture for a page and a file. `name` is the file's name without its suffix, `section` an experiment or `transfer`."""
+    """A picture for a page and files. `name` is the files' name without suffix, `section` an experiment, transfer or gamma."""
 
     name: str
     section: str
-    title: str
     caption: str
-    svg: str
+    picture: Picture
     sources: tuple[Source, ...] = field(repr=False)
 
 
@@ -34,15 +34,15 @@ def source_of(measurement: Measurement) -> Source:
 
 
 def described(group: Iterable[Measurement]) -> str:
-    """Return the description of an SVG file: the experiments, models and runs behind it."""
+    """Return the description in a file: the experiments, models and runs behind it."""
     return "kwbench; " + "; ".join(f"{run.experiment} {run.model} run {run.identity}" for run in group)
 
 
-def figure_of(group: Sequence[Measurement], suffix: str, title: str, caption: str, svg: str) -> Figure:
+def figure_of(group: Sequence[Measurement], suffix: str, caption: str, picture: Picture) -> Figure:
     """Return the figure of a group of measurements, named after experiment, suffix and data set."""
     first = group[0]
     name = "-".join(part for part in (first.experiment, suffix, first.dataset) if part).replace("/", "-")
-    return Figure(name, first.experiment, title, caption, svg, tuple(source_of(measurement) for measurement in group))
+    return Figure(name, first.experiment, caption, picture, tuple(source_of(measurement) for measurement in group))
 
 
 def short(model: str) -> str:

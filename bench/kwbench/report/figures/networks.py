@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from kwbench.record.measurement import Array, Measurement
+from kwbench.report.drawing.lines import Line, Panel, panels_picture
 from kwbench.report.figures.figure import Figure, described, figure_of, short
-from kwbench.report.svg.lines import Line, Panel, panels_svg
 
 # The style number of black lines.
 _BLACK = 6
@@ -34,8 +34,8 @@ def fits(group: Sequence[Measurement]) -> list[Figure]:
             f"Networks of {parameters['hidden']} layers of {parameters['width']} units, trained on the points only. The k-WTA "
             f"network is linear on each of at least {pieces} pieces and jumps between them. Compare figure 1 of xiao2020."
         )
-        svg = panels_svg(title, panels, description=described([measurement]))
-        drawn.append(figure_of([measurement], "", title, caption, svg))
+        picture = panels_picture(title, panels, description=described([measurement]))
+        drawn.append(figure_of([measurement], "", caption, picture))
     return drawn
 
 
@@ -46,7 +46,7 @@ def learning(group: Sequence[Measurement]) -> list[Figure]:
         runs = group[start : start + _CURVES]
         panels = [
             Panel(
-                name,
+                "",
                 "epoch",
                 name,
                 tuple(
@@ -62,7 +62,7 @@ def learning(group: Sequence[Measurement]) -> list[Figure]:
             "Mean loss and accuracy of each epoch on its training inputs, which are adversarial examples in adversarial "
             "training. Compare figure 3 (c) of xiao2020, which claims that training is smooth despite the jumps of k-WTA."
         )
-        drawn.append(figure_of(runs, "", title, caption, panels_svg(title, panels, description=described(runs))))
+        drawn.append(figure_of(runs, "", caption, panels_picture(title, panels, description=described(runs))))
     return drawn
 
 
@@ -75,7 +75,7 @@ def weights(group: Sequence[Measurement]) -> list[Figure]:
         for number, (name, legend) in enumerate((("weights", "the weights move"), ("images", "the images move"))):
             mean = arrays[name].mean(axis=0)
             lines.append(Line(f"{legend}: mean of all images", arrays["place"], mean, number))
-            lines.append(Line(f"{legend}: one image", arrays["place"], arrays[name][0], number, kind="dotted", width=1.4))
+            lines.append(Line(f"{legend}: one image", arrays["place"], arrays[name][0], number, kind="dotted", width=0.8))
             roughness.append(f"{model} as {legend} {_roughness(mean):.2f}")
         panels.append(Panel(model, "fraction of the line", "loss", tuple(lines)))
     first = group[0]
@@ -86,7 +86,7 @@ def weights(group: Sequence[Measurement]) -> list[Figure]:
         "by eps. Total variation of the mean over its range (1: monotonic): "
         f"{', '.join(roughness)}. Compare figure 3 (c) and theorem 2 of xiao2020."
     )
-    return [figure_of(group, "", title, caption, panels_svg(title, panels, description=described(group)))]
+    return [figure_of(group, "", caption, panels_picture(title, panels, description=described(group)))]
 
 
 def _roughness(values: Array) -> float:
@@ -133,7 +133,7 @@ def layers(group: Sequence[Measurement]) -> list[Figure]:
         "Theorem 1 of xiao2020 bounds the distance that an input can move before its activation pattern must change, by about "
         "1 / (γ width). By appendix B the jump grows with x*, the value at which two units swap, which grows as γ falls."
     )
-    return [figure_of(group, "", title, caption, panels_svg(title, panels, description=described(group)))]
+    return [figure_of(group, "", caption, panels_picture(title, panels, description=described(group)))]
 
 
 def _quartiles(name: str, x: Array, values: Array, number: int) -> Line:
@@ -171,4 +171,4 @@ def patterns(group: Sequence[Measurement]) -> list[Figure]:
         "distances of 0, where units tie at the image itself, as on a uniform background. "
         f"Medians of both: {medians}. Compare theorem 1 and appendix B of xiao2020."
     )
-    return [figure_of(group, "", title, caption, panels_svg(title, panels, description=described(group)))]
+    return [figure_of(group, "", caption, panels_picture(title, panels, description=described(group)))]

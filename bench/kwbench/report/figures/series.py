@@ -4,32 +4,37 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kwbench.record.measurement import Measurement
+from kwbench.record.measurement import Array, Measurement
 from kwbench.record.summary import Summary
+from kwbench.report.drawing.lines import Curve, Panel, curves_picture, panels_picture
+from kwbench.report.drawing.matrix import Cell, matrix_picture
+from kwbench.report.drawing.picture import Picture
+from kwbench.report.figures.conventions import place_of
 from kwbench.report.figures.figure import Figure, Source, described, figure_of, short
-from kwbench.report.leaderboard import Board
-from kwbench.report.svg.lines import Curve, Panel, curves_svg, panels_svg
-from kwbench.report.svg.matrix import Cell, matrix_svg
+from kwbench.report.leaderboard import Board, is_natural
 from kwbench.statistics import Interval
 
 
 def sweeps(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -> list[Figure]:
     """Return one figure of A_rob against the swept parameter. `summaries`: evaluations by identity, as for `sparsities`."""
-    first = group[0]
-    over_eps = first.spec["over"] == "eps"
-    curves = []
-    for sweep in group:
-        evaluations = [summaries[identity] for identity in sweep.spec["evaluations"]]
-        points = [
-            (float(value), evaluation.a_rob) for value, evaluation in zip(sweep.arrays["place"], evaluations, strict=True)
-        ]
-        curves.append(Curve(sweep.model, tuple([(0.0, evaluations[0].a_std), *points] if over_eps else points)))
-    example = summaries[first.spec["evaluations"][0]]
-    threat = example.threat.norm if over_eps else example.threat
-    title = f"{first.spec['suite']}: {first.dataset}, {threat}, n = {example.n}"
-    caption = f"Robust accuracy (A_rob) of the suite {first.spec['suite']} against {first.spec['over']}, with 95 % intervals."
-    svg = curves_svg(curves, title, first.spec["over"], described(group))
-    return [figure_of(group, str(first.spec["over"]), title, caption, svg)]
+    spec = group[0].spec
+    curves = [[summaries[identity] for identity in sweep.spec["evaluations"]] for sweep in group]
+    over, suite = str(spec["over"]), str(spec["suite"])
+    caption = f"Robust accuracy (A_rob) of the suite {suite} against {over}, with 95 % intervals."
+    return [figure_of(group, over, caption, sweep_curves(suite, over, group[0].arrays["place"], curves, described(group)))]
+
+
+def sweep_curves(suite: str, over: str, values: Array, curves: Sequence[Sequence[Summary]], description: str = "") -> Picture:
+    """Return a curve for each model: A_rob at each of the values of `over`, beginning with A_std where that is eps."""
+    example = curves[0][0]
+    places, label = place_of(over, values, example.dataset, example.threat.norm)
+    drawn = []
+    for curve in curves:
+        points = [(float(place), point.a_rob) for place, point in zip(places, curve, strict=True)]
+        drawn.append(Curve(short(curve[0].model), ((0.0, curve[0].a_std), *points) if over == "eps" else tuple(points)))
+    threat = example.threat.norm if over == "eps" else example.threat
+    title = f"{suite}: {example.dataset}, {threat}, n = {example.n}"
+    return curves_picture(drawn, title, label, description)
 
 
 def sparsities(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -> list[Figure]:
@@ -39,14 +44,14 @@ def sparsities(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -
         evaluations = [summaries[identity] for identity in series.spec["evaluations"]]
         gamma, incremental = series.arrays["gamma"], series.arrays["incremental"].astype(bool)
         panels = []
-        for name, accuracy_of in (("A_std", _a_std), ("A_rob", _a_rob)):
+        for name, accuracy_of in (("std", _a_std), ("rob", _a_rob)):
             lines = []
             for number, (training, chosen) in enumerate((("incremental", incremental), ("direct", ~incremental))):
                 indices = np.flatnonzero(chosen)
                 if len(indices):
                     points = tuple((float(gamma[index]), accuracy_of(evaluations[index])) for index in indices)
                     lines.append(Curve(f"{training} training", points).line(number))
-            panels.append(Panel(name, "γ", "accuracy, %", tuple(lines), y_max=100.0))
+            panels.append(Panel("", r"$\gamma$", rf"$A_\mathrm{{{name}}}$, %", tuple(lines), y_max=100.0))
         example = evaluations[0]
         model, suite = short(series.model), series.spec["suite"]
         title = f"Accuracy against γ under {suite}: {model}, {example.dataset}, {example.threat}, n = {example.n}"
@@ -54,8 +59,8 @@ def sparsities(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -
             f"Networks like {series.model}, one for each γ and kind of training, all trained for the same number of epochs. "
             f"A_rob is under {suite}; bands are 95 % intervals. Compare figures 4 and 6 of xiao2020."
         )
-        svg = panels_svg(title, panels, description=described([series]))
-        drawn.append(figure_of([series], f"{model}-{suite}", title, caption, svg))
+        picture = panels_picture(title, panels, description=described([series]))
+        drawn.append(figure_of([series], f"{model}-{suite}", caption, picture))
     return drawn
 
 
@@ -65,6 +70,55 @@ def _a_std(summary: Summary) -> Interval | None:
 
 def _a_rob(summary: Summary) -> Interval | None:
     return summary.a_rob
+
+
+def gammas(boards: Sequence[Board]) -> list[Figure]:
+    """Return a figure for each board with networks that differ only in γ: A_std and A_rob against γ, a line a network.
+
+    Boards of transfers and of natural perturbations are left out.
+    """
+    drawn = []
+    for board in boards:
+        if is_natural(board):
+            continue
+        families = {family: members for family, members in _families(board).items() if len(members) > 1}
+        if not families:
+            continue
+        panels = []
+        for name, accuracy_of in (("std", _a_std), ("rob", _a_rob)):
+            lines = []
+            for number, (family, members) in enumerate(sorted(families.items())):
+                points = tuple((gamma, accuracy_of(members[gamma])) for gamma in sorted(members))
+                lines.append(Curve(short(family), points).line(number))
+            panels.append(Panel("", r"$\gamma$", rf"$A_\mathrm{{{name}}}$, %", tuple(lines), y_max=100.0))
+        key = board.key
+        title = f"Accuracy against γ under {key.suite}: {key.dataset}, {board.threat}, n = {key.n}"
+        caption = (
+            f"Accuracy of networks that differ only in γ, on {key.dataset} under {key.suite}, {board.threat}; bands are 95 % "
+            "intervals. Compare figure 4 of xiao2020."
+        )
+        used = [members[gamma] for _, members in sorted(families.items()) for gamma in sorted(members)]
+        picture = panels_picture(title, panels, description=_described(used))
+        drawn.append(Figure(f"gamma-{key.suite}-{key.dataset}", "gamma", caption, picture, _sources(used)))
+    return drawn
+
+
+def _families(board: Board) -> dict[str, dict[float, Summary]]:
+    """Group a board's complete evaluations by the model's name without its γ; each group by γ."""
+    families: dict[str, dict[float, Summary]] = {}
+    for row in board.rows:
+        if any(attack.surrogate for attack in row.summary.attacks):
+            continue
+        entry = row.summary.evaluation.origin.get("entry")
+        activation = entry.get("activation") if isinstance(entry, Mapping) else None
+        gamma = activation.get("gamma") if isinstance(activation, Mapping) else None
+        if isinstance(gamma, int | float) and row.summary.complete and f"{gamma:g}" in row.summary.model:
+            families.setdefault(row.summary.model.replace(f"{gamma:g}", "-γ", 1), {}).setdefault(float(gamma), row.summary)
+    return families
+
+
+def _described(used: Sequence[Summary]) -> str:
+    return "kwbench; " + "; ".join(f"{summary.model} run {summary.evaluation.spec.identity}" for summary in used)
 
 
 def transfers(boards: Sequence[Board]) -> list[Figure]:
@@ -103,25 +157,27 @@ def transfers(boards: Sequence[Board]) -> list[Figure]:
         )
         shorts = {name: short(name) for name in (*ordered, *sources)}
         short_cells = {(shorts[target], shorts[source]): cell for (target, source), cell in cells.items()}
-        identities = "; ".join(f"{summary.model} run {summary.evaluation.spec.identity}" for summary in used)
-        svg = matrix_svg(
+        picture = matrix_picture(
             title,
             [shorts[name] for name in ordered],
             [shorts[name] for name in sources],
             short_cells,
             key.n,
-            description=f"kwbench; {identities}",
+            description=_described(used),
         )
-        runs = tuple(
-            Source(
-                summary.model,
-                summary.evaluation.spec.identity,
-                {**summary.evaluation.spec.spec, "provenance": summary.evaluation.spec.provenance},
-            )
-            for summary in used
-        )
-        drawn.append(Figure(f"transfer-{key.suite}-{key.dataset}", "transfer", title, caption, svg, runs))
+        drawn.append(Figure(f"transfer-{key.suite}-{key.dataset}", "transfer", caption, picture, _sources(used)))
     return drawn
+
+
+def _sources(used: Sequence[Summary]) -> tuple[Source, ...]:
+    return tuple(
+        Source(
+            summary.model,
+            summary.evaluation.spec.identity,
+            {**summary.evaluation.spec.spec, "provenance": summary.evaluation.spec.provenance},
+        )
+        for summary in used
+    )
 
 
 def _with_copies_on_diagonal(targets: Sequence[str], sources: Sequence[str]) -> list[str]:

@@ -8,10 +8,12 @@ if TYPE_CHECKING:
     from kwbench.report.data import ReportData
 
 
-def _render(data: "ReportData") -> dict[str, str]:
+def _render(data: "ReportData") -> dict[str, str | bytes]:
     from kwbench.report.figures import figure_files, figures_html
 
-    return {"figures.html": figures_html(data.figures), **figure_files(data.figures)}
+    files = figure_files(data.figures, data.style)
+    return {"figures.html": figures_html(data.figures, files), **files}
 
 
-FORMAT = Format("figures", "Every experiment on record as a figure", ("figures.html", "figures/*.svg"), _render)
+_FILES = ("figures.html", "figures/*.svg", "figures/*.pdf", "figures/*.png")
+FORMAT = Format("figures", "Every experiment on record as a figure", _FILES, _render)

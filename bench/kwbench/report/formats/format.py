@@ -23,7 +23,7 @@ class Format:
     name: str
     description: str
     files: tuple[str, ...]
-    render: Callable[["ReportData"], Mapping[str, str]]
+    render: Callable[["ReportData"], Mapping[str, str | bytes]]
 
     @property
     def option_help(self) -> str:

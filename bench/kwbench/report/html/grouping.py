@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 from kwbench.formatting import plain
 from kwbench.record.summary import Summary
-from kwbench.report.leaderboard import Board
+from kwbench.report.leaderboard import Board, is_natural
 from kwbench.threat import ThreatModel
-
-# Natural perturbations of earlier versions, whose attacks do not declare that they are.
-_NATURAL = {"gaussian-blind", "translation", "rotation", "colour-jitter"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ def tables(boards: Sequence[Board], swept: Collection[str] = ()) -> list[Table]:
     for board in boards:
         identities = {row.summary.evaluation.spec.identity for row in board.rows}
         if not identities <= set(swept):
-            groups.setdefault((board.key.dataset, board.key.norm, board.key.eps, _is_natural(board)), []).append(board)
+            groups.setdefault((board.key.dataset, board.key.norm, board.key.eps, is_natural(board)), []).append(board)
     made = [
         Table(_slug(dataset, norm, eps, "natural" if natural else ""), dataset, group[0].threat, natural, _tabs(group))
         for (dataset, norm, eps, natural), group in groups.items()
@@ -87,18 +84,6 @@ def _label(board: Board, namesakes: Sequence[Board]) -> str:
 def _importance(board: Board) -> tuple[bool, int, int, str]:
     ranked = sum(row.rank is not None for row in board.rows)
     return not any(row.summary.findings for row in board.rows), -ranked, -board.key.n, str(board.key)
-
-
-def _is_natural(board: Board) -> bool:
-    attacks = [attack.spec.spec for row in board.rows for attack in row.summary.attacks]
-    return bool(attacks) and all(_declares_natural(spec) for spec in attacks)
-
-
-def _declares_natural(spec: object) -> bool:
-    if not isinstance(spec, dict):
-        return False
-    declared = spec.get("declared")
-    return bool(declared.get("natural")) if isinstance(declared, dict) else spec.get("attack") in _NATURAL
 
 
 def _digest(text: str) -> str:

@@ -1,0 +1,135 @@
+"""A picture before it is drawn, the two styles, and the files of it: the same picture gives the same bytes."""
+
+import io
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
+
+from kwbench.formatting import plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Formats of files, by their suffix.
+KINDS = ("svg", "pdf", "png")
+
+# Width of one column and of a page's text in two-column papers, in inches.
+COLUMN, PAGE = 3.3, 6.9
+
+Dashes = Literal["-", "--", ":", "-."]
+
+# The colours of Okabe and Ito, which colour-blind readers can distinguish; dashes for prints without colours.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
+SOFT = "#555555"
+
+
+class Style(StrEnum):
+    """`screen` has titles and room; `paper` is as wide as a column or a page, in 8 points, and leaves titles to captions."""
+
+    SCREEN = "screen"
+    PAPER = "paper"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that can be drawn.
+
+    Args:
+        title: Above the picture on a screen, and in the metadata of every file.
+        description: Names the runs that the numbers come from, in the metadata of every file.
+        size: Return width and height in inches.
+        draw: Draw into an empty matplotlib figure. It runs with the settings of the style.
+    """
+
+    title: str
+    description: str
+    size: Callable[[Style], tuple[float, float]]
+    draw: Callable[["Figure", Style], None]
+
+    def files(self, style: Style = Style.SCREEN, kinds: Sequence[str] = KINDS) -> dict[str, bytes]:
+        """Return the content of a file of each kind."""
+        with _settings(style), warnings.catch_warnings():
+            # Names on record may hold characters that the font lacks; they are drawn as boxes.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            from matplotlib.figure import Figure
+
+            width, height = self.size(style)
+            figure = Figure(figsize=(width, height), layout="constrained")
+            if style is Style.SCREEN:
+                figure.suptitle(textwrap.fill(literal(self.title), max(20, int(width * 12))), fontsize=11)
+            self.draw(figure, style)
+            # Once for all kinds.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            return {kind: self._file(figure, kind) for kind in kinds}
+
+    def svg(self, style: Style = Style.SCREEN) -> str:
+        """Return the SVG file."""
+        return self.files(style, ["svg"])["svg"].decode()
+
+    def _file(self, figure: "Figure", kind: str) -> bytes:
+        title, description = plain(self.title, 400), plain(self.description, 4000)
+        # No dates and versions, so that the same record gives the same bytes.
+        metadata: dict[str, Mapping[str, Any]] = {
+            "svg": {"Title": title, "Description": description, "Date": None, "Creator": None},
+            "pdf": {"Title": title, "Subject": description, "CreationDate": None, "Creator": None, "Producer": None},
+            "png": {"Title": title, "Description": description, "Software": None},
+        }
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, metadata=dict(metadata[kind]))
+        return content.getvalue()
+
+
+def literal(text: str) -> str:
+    """Return a name on record as text in which nothing is read as a formula."""
+    return plain(text).replace("$", r"\$")
+
+
+def colour_of(number: int) -> str:
+    """Return the colour of the curve with this number."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def dashes_of(number: int) -> Dashes:
+    """Return the dashes of the curve with this number."""
+    return DASHES[number // len(COLOURS) % len(DASHES)]
+
+
+@contextmanager
+def _settings(style: Style) -> Iterator[None]:
+    """Apply matplotlib's own defaults, whatever the user's are, and the style's settings."""
+    import matplotlib as mpl
+
+    paper = style is Style.PAPER
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(
+            {
+                "font.size": 8 if paper else 10,
+                "axes.titlesize": 8 if paper else 10,
+                "axes.labelsize": 8 if paper else 10,
+                "xtick.labelsize": 7 if paper else 9,
+                "ytick.labelsize": 7 if paper else 9,
+                "legend.fontsize": 7 if paper else 9,
+                "legend.frameon": False,
+                "lines.linewidth": 1.0 if paper else 1.6,
+                "lines.markersize": 3.0 if paper else 4.0,
+                "axes.linewidth": 0.6 if paper else 0.8,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.grid": True,
+                "axes.axisbelow": True,
+                "grid.color": "#e0e0e0",
+                "grid.linewidth": 0.6,
+                "savefig.dpi": 300 if paper else 150,
+                "svg.fonttype": "path",
+                "svg.hashsalt": "kwbench",
+                "pdf.fonttype": 42,
+            }
+        )
+        yield

@@ -1,0 +1,47 @@
+"""How figures name classes and measure distances."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from kwbench.formatting import plain
+from kwbench.record.measurement import Array, Measurement
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+# Data sets whose pixels are in 8 bits, and their variants such as cifar10-jpeg.
+_EIGHT_BITS = ("mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "imagenet")
+
+
+def _is_among(dataset: str, names: Iterable[str]) -> bool:
+    return any(dataset == name or dataset.startswith(f"{name}-") for name in names)
+
+
+def class_name(measurement: Measurement, label: int) -> str:
+    """Return the name of a class: as on record, a word for CIFAR-10, otherwise its number."""
+    names = measurement.provenance.get("classes")
+    if isinstance(names, list) and 0 <= label < len(names):
+        return plain(names[label], 40)
+    dataset = measurement.dataset
+    if _is_among(dataset, ["cifar10"]) and 0 <= label < len(_CIFAR10):
+        return _CIFAR10[label]
+    return str(label)
+
+
+def distance_scale(dataset: str, norm: str) -> tuple[float, str]:
+    """Return by how much distances are multiplied, and their unit: linf distances of 8-bit images are in steps of 1/255."""
+    return (255.0, ", 1/255") if norm == "linf" and _is_among(dataset, _EIGHT_BITS) else (1.0, "")
+
+
+def distance_text(value: float, dataset: str, norm: str) -> str:
+    """Return a distance in its usual unit: `7.9/255`, or `0.2`."""
+    scale, unit = distance_scale(dataset, norm)
+    return f"{value * scale:.3g}{unit.removeprefix(', 1')}"
+
+
+def place_of(over: str, values: Array, dataset: str, norm: str) -> tuple[Array, str]:
+    """Return the values of a swept quantity and the label of their axis; a radius is in the unit of `distance_scale`."""
+    if over != "eps":
+        return values, plain(over).replace("$", r"\$")
+    scale, unit = distance_scale(dataset, norm)
+    return np.asarray(values) * scale, rf"$\epsilon${unit}"

@@ -1,1 +1,0 @@
-"""Charts and images as self-contained SVG files."""
