@@ -64,6 +64,10 @@ def evaluate(
     dataset: str | None = None,
     data: str | Path | None = None,
     classes: str | Path | None = None,
+    resize: int | None = None,
+    center_crop: int | None = None,
+    keys: tuple[str, str] | None = None,
+    severity: int | None = None,
     data_dir: str | Path | None = None,
     download: bool = False,
     split: Literal["test", "validation"] = "test",
@@ -104,6 +108,10 @@ def evaluate(
         data: npz file or folder of images.
         classes: file with the classes of a folder in the order of the model's outputs, one name a line or JSON; default: the
             folders in natural order.
+        resize: length of the shorter side to which images of `data` are resized.
+        center_crop: side of the square that is then cut out of their centre.
+        keys: names of images and labels in `data`.
+        severity: from 1 to 5, for a file of CIFAR-10-C.
         data_dir: folder of torchvision's data sets.
         download: whether to download a missing data set.
         split: "test" or "validation".
@@ -147,6 +155,10 @@ def evaluate(
         dataset=dataset,
         data=data,
         classes=classes,
+        resize=resize,
+        center_crop=center_crop,
+        keys=keys,
+        severity=severity,
         data_dir=data_dir,
         download=download,
         split=split,

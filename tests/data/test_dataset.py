@@ -50,4 +50,4 @@ def test_the_hash_of_a_slice_depends_on_samples_and_their_order() -> None:
 def test_unknown_data_sets_come_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="'cifar' is unknown; did you mean 'cifar10'"):
         load_dataset("cifar")
-    assert set(dataset_names()) == {"digits", "mnist", "cifar10", "cifar10-jpeg", "svhn"}
+    assert set(dataset_names()) == {"digits", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "svhn"}

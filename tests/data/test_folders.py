@@ -106,10 +106,14 @@ def test_folders_of_splits_are_not_mistaken_for_classes(tmp_path: Path) -> None:
     write_images(tmp_path / "own" / "train", {"a": 2, "b": 2})
     with pytest.raises(DamagedData, match=r"own.train: holds folders and no images, so it is no class.*test and train"):
         load_dataset("x", data=tmp_path / "own")
-    write_images(tmp_path / "own" / "val", {"a": 2, "b": 2})
-    with pytest.raises(DamagedData, match=r"own.(train|val): holds folders and no images"):
-        load_dataset("x", data=tmp_path / "own")
-    assert load_dataset("x", data=tmp_path / "own" / "val").classes == 2
+    write_images(tmp_path / "own" / "val", {"a": 2, "b": 2, "c": 2})
+    dataset = load_dataset("x", data=tmp_path / "own")
+    assert (dataset.classes, len(dataset.test), len(dataset.train)) == (3, 6, 0)
+
+
+def test_a_class_may_be_called_val(tmp_path: Path) -> None:
+    write_images(tmp_path / "own", {"val": 2, "mont": 2})
+    assert load_dataset("x", data=tmp_path / "own").class_names == ("mont", "val")
 
 
 def test_a_link_that_leads_to_a_folder_again_is_refused(tmp_path: Path) -> None:

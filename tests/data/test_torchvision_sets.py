@@ -90,6 +90,34 @@ def test_a_damaged_cifar10_file_is_refused_before_it_is_unpickled(small_cifar: P
         load_dataset("cifar10", data_dir=small_cifar)
 
 
+def test_cifar100_is_read_with_its_fine_labels_and_damage_is_found_before_unpickling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    data_set_class = import_torchvision().datasets.CIFAR100
+    md5_sums = {}
+    for index, name in enumerate(("train", "test", "meta")):
+        entry: dict[str, Any] = {
+            "data": images(20, (3072,), seed=index),
+            "fine_labels": [0, 99] * 10,
+            "coarse_labels": [0] * 20,
+        }
+        content = pickle.dumps({"fine_label_names": [str(label) for label in range(100)]} if name == "meta" else entry)
+        (folder / name).write_bytes(content)
+        md5_sums[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(data_set_class, "train_list", [["train", md5_sums["train"]]])
+    monkeypatch.setattr(data_set_class, "test_list", [["test", md5_sums["test"]]])
+    monkeypatch.setattr(data_set_class, "meta", data_set_class.meta | {"md5": md5_sums["meta"]})
+    dataset = load_dataset("cifar100", data_dir=tmp_path)
+    assert (dataset.shape, dataset.classes, len(dataset.train), len(dataset.validation)) == ((3, 32, 32), 100, 18, 2)
+    assert np.array_equal(dataset.test.images, images(20, (3072,), seed=1).reshape(20, 3, 32, 32))
+    assert dataset.test.labels.tolist() == [0, 99] * 10
+    (folder / "test").write_bytes(b"changed")
+    with pytest.raises(CannotEvaluate, match="CIFAR100: cannot be read under"):
+        load_dataset("cifar100", data_dir=tmp_path)
+
+
 @pytest.fixture
 def small_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data_set_class = import_torchvision().datasets.SVHN

@@ -97,7 +97,7 @@ RegistryFile = Annotated[
 ]
 DataFile = Annotated[
     Path | None,
-    typer.Option("--data", metavar="FILE|FOLDER", help="Your own images: an npz file or a folder.", rich_help_panel=DATA),
+    typer.Option("--data", metavar="FILE|FOLDER", help="Your own images: npz or npy, or a folder.", rich_help_panel=DATA),
 ]
 ClassesFile = Annotated[
     Path | None,
@@ -200,6 +200,19 @@ class EvaluationOptions:
     ] = None
     data: DataFile = None
     classes: ClassesFile = None
+    resize: Annotated[
+        int | None, typer.Option(help="Resize the shorter side of your images to this length.", rich_help_panel=DATA)
+    ] = None
+    center_crop: Annotated[
+        int | None, typer.Option(help="Then cut a square of this side out of the centre.", rich_help_panel=DATA)
+    ] = None
+    keys: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGES,LABELS", help="Names of the arrays or columns in your file.", rich_help_panel=DATA),
+    ] = None
+    severity: Annotated[
+        int | None, typer.Option(help="From 1 to 5: the part of a file of CIFAR-10-C.", rich_help_panel=DATA)
+    ] = None
     data_dir: DataDir = None
     download: Download = False
     n: Annotated[int | None, typer.Option("--n", help="Use only the first N images.", rich_help_panel=DATA)] = None
@@ -251,6 +264,7 @@ class EvaluationOptions:
         with importing():
             from kwbench.config.prediction import parse_prediction_rule
             from kwbench.config.registry import read_registry
+            from kwbench.data import DataForm
             from kwbench.evaluation.request import Request
             from kwbench.networks.adapters import is_adapted
             from kwbench.networks.user_names import is_file_model, require_model_name
@@ -268,6 +282,7 @@ class EvaluationOptions:
             raise UsageError(f"--untrusted: {registered[0]} is a model of the registry, which brings no code; leave it out")
         if self.untrusted and (adapted := [model for model in models if is_adapted(model)]):
             raise UsageError(f"--untrusted: {adapted[0]} is built by its library; only files of code run confined")
+        form = DataForm(self.resize, self.center_crop, _two_names(self.keys), self.severity)
         rule = parse_prediction_rule(self.prediction) if self.prediction is not None else None
         requests = [
             Request(
@@ -280,6 +295,7 @@ class EvaluationOptions:
                 dataset=self.dataset,
                 data=self.data,
                 classes=self.classes,
+                form=form,
                 data_dir=self.data_dir,
                 download=self.download,
                 split="validation" if self.split is Split.VALIDATION else "test",
@@ -386,6 +402,13 @@ def with_budget(suite: "Suite", budget: float | None) -> "Suite":
     if suite.complete_search is None:
         raise UsageError(f"--budget: suite {suite.name!r} has no complete-search to spend it on; --suite strong has one")
     return override(suite, [f"{suite.complete_search.label}.effort={budget:g}"])
+
+
+def _two_names(text: str | None) -> tuple[str, str] | None:
+    names = names_in(text or "")
+    if text is not None and len(names) != 2:
+        raise UsageError(f"--keys {text}: write IMAGES,LABELS, such as images,labels")
+    return (names[0], names[1]) if text is not None else None
 
 
 def names_in(text: str) -> list[str]:

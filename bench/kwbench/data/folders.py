@@ -7,25 +7,29 @@ import numpy as np
 
 from kwbench.data.classes import ClassOrder, natural_order
 from kwbench.data.dataset import Array, Split, Splits, as_float, sample_hash
+from kwbench.data.form import AS_IT_IS, DataForm
 from kwbench.data.images import read_image
 from kwbench.errors import CannotEvaluate, DamagedData
 from kwbench.torchvision_schemas import import_torchvision
 
 
-def read_folder(path: Path, order: ClassOrder | None = None) -> tuple[Splits, tuple[str, ...]]:
+def read_folder(path: Path, order: ClassOrder | None = None, form: DataForm = AS_IT_IS) -> tuple[Splits, tuple[str, ...]]:
     """Return the splits, and the names of the classes by label; the validation split is empty.
 
     Labels follow `order`, by default the natural order of the names of the folders, in which 2 precedes 10.
-    A folder that holds test/, and perhaps train/, has these splits; any other folder is the test split itself.
+    A folder that holds test/, and perhaps train/, has these splits. Of one that holds val/, as ImageNet's, this is the test
+    split, and train/ is not read. Any other folder is the test split itself.
 
     Raises CannotEvaluate for a folder without classes, UsageError for one that `order` lacks, DamagedData for unreadable
     images, images of different sizes, and classes that differ between test and train.
     """
     parts = {part: path / part for part in ("test", "train") if (path / part).is_dir()}
     if "test" not in parts:
-        parts = {"test": path}
-    test, classes = _read_classes(parts["test"], order)
-    train, train_classes = _read_classes(parts["train"], order) if "train" in parts else (test.empty(), classes)
+        validation = path / "val"
+        holds_classes = validation.is_dir() and any(entry.is_dir() for entry in validation.iterdir())
+        parts = {"test": validation if holds_classes else path}
+    test, classes = _read_classes(parts["test"], order, form)
+    train, train_classes = _read_classes(parts["train"], order, form) if "train" in parts else (test.empty(), classes)
     if train_classes != classes:
         unmatched = ", ".join(sorted(set(classes) ^ set(train_classes)))
         raise DamagedData(f"{path}: test and train must have the same classes; only one of them has {unmatched}")
@@ -35,7 +39,7 @@ def read_folder(path: Path, order: ClassOrder | None = None) -> tuple[Splits, tu
     return (test, train, test.empty()), names
 
 
-def _read_classes(root: Path, order: ClassOrder | None) -> tuple[Split, list[str]]:
+def _read_classes(root: Path, order: ClassOrder | None, form: DataForm) -> tuple[Split, list[str]]:
     """Return the images and the names of the classes. The images are sorted by hash, so that the first n mix the classes."""
     _require_each_folder_once(root)
     try:
@@ -54,9 +58,12 @@ def _read_classes(root: Path, order: ClassOrder | None) -> tuple[Split, list[str
     labels = [by_name[folder.classes[target]] for target in folder.targets]
     images: list[Array] = []
     for file, _ in folder.samples:
-        image = read_image(Path(file), file)
+        image = form.shaped(read_image(Path(file), file), file)
         if images and image.shape != images[0].shape:
-            raise DamagedData(f"{file}: has shape {image.shape}, the images before it {images[0].shape}; all must be equal")
+            raise DamagedData(
+                f"{file}: has shape {image.shape}, the images before it {images[0].shape}; all must be equal: "
+                "--resize and --center-crop make them so"
+            )
         images.append(image)
     hashes = [sample_hash(as_float(image), label) for image, label in zip(images, labels, strict=True)]
     shuffled = sorted(range(len(images)), key=lambda index: (hashes[index], index))

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from kwbench.data.arrays import checked_split, infer_classes
 from kwbench.data.dataset import Array, Split, Splits
+from kwbench.data.form import AS_IT_IS, DataForm
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.files import open_file
 
@@ -16,25 +18,34 @@ from kwbench.files import open_file
 _SMALL, _MOST_EXPANDED = 1 << 28, 100
 
 
-def read_npz(path: Path) -> tuple[Splits, int]:
-    """Return the splits and the number of classes; the validation split is empty.
+def read_npz(path: Path, form: DataForm = AS_IT_IS) -> tuple[Splits, int]:
+    """Return the splits and the number of classes; the validation split is empty. With `form.keys`, so is the train split.
 
     Raises CannotEvaluate if the file cannot be opened, DamagedData if its arrays are not images and labels.
     """
-    arrays = _read_arrays(path)
+    if form.keys is not None:
+        arrays = _read_arrays(path, form.keys)
+        for key in form.keys:
+            if key not in arrays:
+                raise DamagedData(f"{path}: key {key!r} of --keys is missing; {_listed(path)}")
+        test = _checked(path, arrays, *form.keys, form)
+        return (test, test.empty(), test.empty()), infer_classes(test)
+    arrays = _read_arrays(path, ("x_test", "y_test", "x_train", "y_train"))
     for key in ("x_test", "y_test"):
         if key not in arrays:
-            raise DamagedData(f"{path}: key {key!r} is missing; the file must hold x_test and y_test")
-    test = _checked(path, "test", arrays)
+            raise DamagedData(
+                f"{path}: key {key!r} is missing; the file must hold x_test and y_test, or --keys names others; {_listed(path)}"
+            )
+    test = _checked(path, arrays, "x_test", "y_test", form)
     if ("x_train" in arrays) != ("y_train" in arrays):
         raise DamagedData(f"{path}: x_train and y_train come together, one of them is missing")
-    train = _checked(path, "train", arrays) if "x_train" in arrays else test.empty()
+    train = _checked(path, arrays, "x_train", "y_train", form) if "x_train" in arrays else test.empty()
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DamagedData(f"{path}: images are {train.images.shape[1:]} in x_train and {test.images.shape[1:]} in x_test")
     return (test, train, test.empty()), infer_classes(test, train)
 
 
-def _read_arrays(path: Path) -> dict[str, Array]:
+def _read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:
     try:
         content = open_file(path)
     except OSError as failure:
@@ -48,7 +59,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
             archive = np.load(content, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise TypeError("it holds one array without a name")
-            return {key: archive[key] for key in ("x_test", "y_test", "x_train", "y_train") if key in archive}
+            return {key: archive[key] for key in keys if key in archive}
     except Exception as failure:  # noqa: BLE001 - numpy and zipfile raise nearly anything on damaged files
         raise DamagedData(f"{path}: not a readable npz file of plain arrays ({failure})") from None
 
@@ -65,9 +76,14 @@ def _require_bounded(content: BinaryIO) -> None:
     content.seek(0)
 
 
-def _checked(path: Path, part: str, arrays: dict[str, Array]) -> Split:
-    x, y = f"x_{part}", f"y_{part}"
+def _listed(path: Path) -> str:
+    """Return what a file holds, for messages."""
+    with np.load(path, allow_pickle=False) as archive:
+        return f"it holds {', '.join(archive.files) or 'nothing'}"
+
+
+def _checked(path: Path, arrays: dict[str, Array], x: str, y: str, form: DataForm) -> Split:
     try:
-        return checked_split(arrays[x], arrays[y], x=x, y=y)
+        return checked_split(form.shaped_all(arrays[x], x), arrays[y], x=x, y=y)
     except UsageError as failure:
         raise DamagedData(f"{path}: {failure}") from None

@@ -20,6 +20,14 @@ def read_cifar10(folder: Path, download: bool) -> Splits:
     return _read("CIFAR10", folder, download, test={"train": False}, train={"train": True})
 
 
+def read_cifar100(folder: Path, download: bool) -> Splits:
+    """Return CIFAR-100, images (3, 32, 32) with their fine labels, from `folder`/cifar-100-python.
+
+    Its files are pickles, which are opened only if their MD5 is that of the published ones.
+    """
+    return _read("CIFAR100", folder, download, test={"train": False}, train={"train": True})
+
+
 def read_svhn(folder: Path, download: bool) -> Splits:
     """Return SVHN, images (3, 32, 32), from `folder`/test_32x32.mat and train_32x32.mat."""
     return _read("SVHN", folder, download, test={"split": "test"}, train={"split": "train"})

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kwbench.attacks.external import Proposals
 from kwbench.config.prediction import parse_prediction_rule
 from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_of
-from kwbench.data import load_dataset
+from kwbench.data import DataForm, load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation.arguments import attack_names, attack_parameters, check_names, check_numbers, samples_in_memory
 from kwbench.evaluation.proposals import proposals_from_arrays, read_proposals, suite_with
@@ -126,6 +126,10 @@ class _Call:
         dataset: str | None = None,
         data: str | Path | None = None,
         classes: str | Path | None = None,
+        resize: int | None = None,
+        center_crop: int | None = None,
+        keys: tuple[str, str] | None = None,
+        severity: int | None = None,
         data_dir: str | Path | None = None,
         download: bool = False,
         split: Literal["test", "validation"] = "test",
@@ -186,6 +190,7 @@ class _Call:
             dataset=dataset,
             data=_path(data),
             classes=_path(classes),
+            form=DataForm(resize, center_crop, None if keys is None else (keys[0], keys[1]), severity),
             data_dir=_path(data_dir),
             download=download,
             split=split,
@@ -257,7 +262,7 @@ class _Call:
         if not request.keep_adversarials:
             return None
         dataset = request.images or load_dataset(
-            request.dataset_name, data=request.data, classes=request.classes, data_dir=request.data_dir
+            request.dataset_name, data=request.data, classes=request.classes, form=request.form, data_dir=request.data_dir
         )
         split = dataset.test if request.split == "test" else dataset.validation
         return split.batch(summary.index.tolist()).x

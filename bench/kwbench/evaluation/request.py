@@ -13,7 +13,7 @@ from kwbench.certification.certificate import Prospects
 from kwbench.config.prediction import PredictionRule
 from kwbench.config.registry import DEFAULT_DATASET, dataset_of
 from kwbench.config.suite import Suite
-from kwbench.data import DataSet
+from kwbench.data import AS_IT_IS, DataForm, DataSet
 from kwbench.networks.adapters import is_adapted
 from kwbench.networks.user_names import is_file_model
 from kwbench.threat import ThreatModel
@@ -38,6 +38,8 @@ class Request:
     strip_prefix: str = ""
     dataset: str | None = None
     data: Path | None = None
+    # How `data` is read.
+    form: DataForm = AS_IT_IS
     # Lists the classes of a folder of images in the order of their labels.
     classes: Path | None = None
     data_dir: Path | None = None

@@ -89,6 +89,7 @@ def prepare(request: Request, threads: int | None = None, time_limit: float | No
         request.dataset_name,
         data=request.data,
         classes=request.classes,
+        form=request.form,
         data_dir=request.data_dir,
         download=request.download,
     )
@@ -122,7 +123,8 @@ def prepare(request: Request, threads: int | None = None, time_limit: float | No
         if pristine is not None and not stochastic:
             if answers_change_with_use(model, probe, pristine):
                 loaded = replace(loaded, module=AskedFirst(loaded.module, pristine), notes=(*loaded.notes, _ASKED_FIRST))
-                model = _wrap(request, name, loaded, prediction, dataset, batch, device)
+                answering = loaded
+                model = _wrap(request, name, answering, prediction, dataset, batch, device)
             model.pristine = pristine
         alone = bool(depends_on_the_batch(model, probe).any())
         if alone:
