@@ -13,9 +13,12 @@ from defences import exact_truth
 from kwbench.config.suite import read_suite
 from kwbench.evaluation.result import EvaluationResult
 from kwbench.experiments.certificates import Certificates
+from kwbench.networks.architectures.noise import Smoothed
 from kwbench.record.certificates import CERTIFICATE
 from kwbench.record.store import Store
+from kwbench.training import save_checkpoint
 from support.small_models import first_images, trained_cnn
+from support.small_registry import ENTRY, trained
 
 SUITE = """
 cascade: true
@@ -113,3 +116,21 @@ def test_the_strong_suite_searches_last_and_completely() -> None:
     suite = read_suite("strong")
     assert suite.complete_search is suite.attacks[-1]
     assert suite.complete_search.parameters["effort"] == "auto"
+
+
+def test_a_model_that_declares_gaussian_noise_is_certified_in_l2(tmp_path: Path) -> None:
+    (tmp_path / "both.yaml").write_text(SUITE)
+    sha256 = save_checkpoint(Smoothed(trained("relu", 6), 0.1), tmp_path / "small.safetensors")
+    entry = ENTRY.format(name="small", activation="{name: relu}", sha256=sha256)
+    registry = tmp_path / "registry.yaml"
+    registry.write_text(f"models:\n{entry}    smoothing: 0.1\n")
+    result = kwbench.evaluate(
+        "small", registry=registry, suite=tmp_path / "both.yaml", norm="l2", eps=0.05, n=16, threads=1, keep_adversarials=False
+    )
+    assert result.summary.stochastic
+    assert result.bounds == "bracketed"
+    assert result.a_certified is not None
+    assert result.a_rob is not None
+    assert 0.1 < result.a_certified.value <= result.a_rob.value
+    assert result.summary.certified is None
+    assert result.to_json()["a_certified"]["value"] == result.a_certified.value

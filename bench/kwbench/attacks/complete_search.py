@@ -26,7 +26,7 @@ from kwbench.threat import ThreatModel
 # A margin in exact arithmetic, in units of the logits, that float32 confirms.
 _CLEAR = 1e-4
 # The passes through a network that a search of it is worth.
-_WORTH = 2000
+_WORTH = 1000
 # The share of the effort for branches before the climbs.
 _FIRST = 0.25
 # A program that ends at its nodes, not at a time, proposes the same image on every machine.
@@ -43,7 +43,7 @@ class CompleteSearch(Attack):
     relaxations propose images (Zhang et al. 2022, BaB-Attack, ICML), over at most `branches` branches; then large neighbourhood
     search: mixed-integer programs on `neighbourhoods` growing boxes around the best image, in which few units are undecided.
     The search for a sample ends at its first adversarial image, or once it has spent its `effort`, in nominal seconds (see
-    `kwbench.certification.effort`); `auto` is what 2000 passes through the network cost. It proposes the image itself for a
+    `kwbench.certification.effort`); `auto` is what 1000 passes through the network cost. It proposes the image itself for a
     network that it does not know.
     """
 

@@ -84,10 +84,14 @@ def reduce(graph: Graph, x: Tensor, label: int, threat: ThreatModel, *, steps: i
 
 @dataclass(frozen=True)
 class Prospects:
-    """Why a complete search of a network's balls is `hopeless`, None if it may pay, and the nominal seconds of a pass."""
+    """Why a complete search of a network's balls is `hopeless`, None if it may pay, and the nominal seconds of a pass.
+
+    `sigma` is the standard deviation of Gaussian noise on the network's input that it declares, if it does.
+    """
 
     hopeless: str | None
     pass_seconds: float = 0.0
+    sigma: float | None = None
 
 
 def prospects(module: nn.Module, x: Tensor, threat: ThreatModel) -> Prospects:

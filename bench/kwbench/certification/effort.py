@@ -19,9 +19,9 @@ def pass_seconds(graph: Graph) -> float:
     return sum(node.multiply_adds for node in graph) / SECOND
 
 
-def affordable(seconds: float) -> float:
+def affordable(seconds: float, least: float = _LEAST) -> float:
     """Return the nominal seconds that a search may take which is worth so many; with two digits, to be read in a record."""
-    return float(f"{min(max(seconds, _LEAST), _MOST):.2g}")
+    return float(f"{min(max(seconds, least), _MOST):.2g}")
 
 
 class OutOfEffort(CannotEvaluate):

@@ -10,13 +10,18 @@ from kwbench.evaluation.execution.tasks import Observe
 from kwbench.evaluation.request import Facts, Request
 from kwbench.evaluation.studies.experiment import recorded_on_model
 from kwbench.experiments.certificates import Certificates
+from kwbench.experiments.gaussian import GaussianDraws
 from kwbench.outcome import CLEAN, Status
-from kwbench.record.certificates import CERTIFICATE, Bounds, bounds_by_question, question
+from kwbench.record.certificates import CERTIFICATE, GAUSSIAN, Bounds, bounds_by_question, question
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
 
 # Images that show whether bounds are vacuous, and images of one measurement on record.
 _SCREEN, _TOGETHER = 8, 16
+# Nominal seconds an image below which networks of convolutions are hardly ever certified.
+_LEAST = 1.0
+# Draws of a sample.
+_FEWEST_DRAWS, _MOST_DRAWS = 200, 10_000
 
 
 def certify_beside(
@@ -36,13 +41,17 @@ def certify_beside(
     attacks took, in nominal seconds of their passes. So the record depends neither on the machine nor on interruptions.
     """
     search = request.suite.complete_search
-    if search is None or facts.prospects is None or facts.prospects.hopeless is not None:
+    if search is None or facts.prospects is None:
         return
     asked = search.parameters.get("effort")
+    if facts.prospects.sigma is not None and facts.threat.norm == "l2" and asked != 0:
+        _count_draws(executor, facts, evaluation, store, report, command)
+    if facts.prospects.hopeless is not None:
+        return
     standing, passes = _standing(evaluation, facts, store) if asked != 0 else ([], 0)
     if not standing:
         return
-    automatic = affordable(passes * facts.prospects.pass_seconds / len(standing))
+    automatic = affordable(passes * facts.prospects.pass_seconds / len(standing), _LEAST)
     effort = float(asked) if isinstance(asked, int | float) else automatic
     experiment = Certificates(budget=None, effort=effort)
     spread = np.unique(np.linspace(0, len(standing) - 1, _SCREEN).round().astype(int)).tolist()
@@ -61,6 +70,24 @@ def certify_beside(
         known = _known(facts, store)
         if not any(known[facts.samples[row]].certified for row in phase if facts.samples[row] in known):
             return
+
+
+def _count_draws(
+    executor: Executor,
+    facts: Facts,
+    evaluation: Evaluation,
+    store: Store,
+    report: Callable[[int, int], None],
+    command: str,
+) -> None:
+    """Count right draws of each sample, about as many as the attacks took passes."""
+    n = len(facts.samples)
+    passes = _standing(evaluation, facts, store)[1]
+    experiment = GaussianDraws(draws=int(min(max(passes // n, _FEWEST_DRAWS), _MOST_DRAWS)))
+    task = Observe(list(range(n)), experiment)
+    ((_, arrays),) = executor.map([task])
+    recorded_on_model(facts, GAUSSIAN, experiment, store, task.rows, lambda: arrays, command=command)
+    report(n, n)
 
 
 def _standing(evaluation: Evaluation, facts: Facts, store: Store) -> tuple[list[int], int]:

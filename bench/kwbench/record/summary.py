@@ -21,7 +21,7 @@ from kwbench.finding import Finding
 from kwbench.outcome import CLEAN, Status
 from kwbench.record.abstention import with_excused
 from kwbench.record.cascade import Stage, align, cascaded_attacks, stages
-from kwbench.record.certificates import CERTIFICATE, are_certified, bounds_by_question, question
+from kwbench.record.certificates import with_certificates
 from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
 from kwbench.record.label_order import with_label_hints
 from kwbench.record.store import Store
@@ -107,6 +107,8 @@ class Summary:
         a_rob_excused: A_rob of a model that may abstain, if abstaining on an attacked image counts as right; None for others.
         label_hint: the order of the classes under which A_std would be far higher; None if there is none.
         certified: whether each sample is certified, in the order of `index`; None without certificates on record.
+        certified_values: of a model with Gaussian noise on its input, lower bounds of the probabilities of right predictions in
+            the whole ball, jointly at 0.999; None without them.
     """
 
     evaluation: Evaluation
@@ -129,6 +131,7 @@ class Summary:
     label_hint: str | None = field(default=None, repr=False, compare=False)
     certified: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
     a_rob_excused: Interval | None = None
+    certified_values: Values | None = field(default=None, repr=False, compare=False)
 
     @property
     def model(self) -> str:
@@ -171,14 +174,18 @@ class Summary:
 
     @property
     def a_certified(self) -> Interval | None:
-        """Share of samples that are certified, a lower bound of the robust accuracy; None without certificates."""
+        """Lower bound of the robust accuracy: the share of samples that are certified; None without certificates."""
+        if self.certified_values is not None:
+            return accuracy_of_values(self.certified_values)
         return None if self.certified is None else accuracy_of_hits(int(self.certified.sum()), len(self.certified))
 
     @property
     def bounds(self) -> Literal["exact", "bracketed"] | None:
         """`exact` if each sample is either broken or certified, `bracketed` if only some are; None without certificates."""
-        if self.certified is None or self.robust_values is None:
+        if self.robust_values is None or (self.certified is None and self.certified_values is None):
             return None
+        if self.certified is None:
+            return "bracketed"
         return "exact" if np.array_equal(self.certified, self.robust_values > 0) else "bracketed"
 
     @property
@@ -236,22 +243,7 @@ def summaries(store: Store, evaluations: Sequence[Evaluation] | None = None) -> 
     reasons = store.reasons({run for run, tally in tallies.items() if tally.failed})
     summarized = [replace(_summarize(one, tallies, reasons), findings=tuple(findings.get(one.id, ()))) for one in chosen]
     summarized = [with_excused(store, summary) for summary in summarized]
-    return _with_certificates(store, with_label_hints(store, summarized))
-
-
-def _with_certificates(store: Store, summarized: list[Summary]) -> list[Summary]:
-    """Return the summaries, those of models with certificates on record with what is certified."""
-    certificates = bounds_by_question(store.experiments(of=CERTIFICATE))
-
-    def certified(one: Summary) -> NDArray[np.bool_] | None:
-        bounds = certificates.get(question(one.evaluation.origin))
-        if not bounds or one.clean is None or one.stochastic:
-            return None
-        samples = {outcome.index: outcome.sample for outcome in store.outcomes(one.evaluation.attack_runs[CLEAN])}
-        flags = are_certified([samples[index] for index in one.index.tolist()], bounds)
-        return flags if flags.any() else None
-
-    return [replace(one, certified=certified(one)) for one in summarized] if certificates else summarized
+    return with_certificates(store, with_label_hints(store, summarized))
 
 
 def _summarize(

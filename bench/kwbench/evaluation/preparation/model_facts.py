@@ -12,6 +12,7 @@ from kwbench.attacks.search.submodules import classifiers_within
 from kwbench.certification.certificate import Prospects, prospects
 from kwbench.checks.operations import autograd_is_exact, surveyed
 from kwbench.model import Model, Precision
+from kwbench.networks.architectures.noise import Smoothed
 from kwbench.threat import ThreatModel
 
 # Images whose undecided units are counted.
@@ -46,7 +47,8 @@ class MeasuredFacts:
     def prospects(self) -> Prospects:
         """Whether a complete search of the balls may pay, and how long it may take."""
         if self.model.stochastic or self.model.rule.kind == "frozen":
-            return Prospects("its predictions are random")
+            sigma = self.model.module.sigma if isinstance(self.model.module, Smoothed) else None
+            return Prospects("its predictions are random", sigma=sigma)
         return prospects(self.model.module, self.probes[0][:_SEARCHED], self.threat)
 
     @cached_property
