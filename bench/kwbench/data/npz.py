@@ -83,7 +83,8 @@ def _listed(path: Path) -> str:
 
 
 def _checked(path: Path, arrays: dict[str, Array], x: str, y: str, form: DataForm) -> Split:
+    images = form.shaped_all(arrays[x], x)
     try:
-        return checked_split(form.shaped_all(arrays[x], x), arrays[y], x=x, y=y)
+        return checked_split(images, arrays[y], x=x, y=y)
     except UsageError as failure:
         raise DamagedData(f"{path}: {failure}") from None
