@@ -6,7 +6,7 @@ import pytest
 
 from kwbench.evaluation.execution.evaluator import LocalEvaluator
 from kwbench.outcome import Outcome, Status
-from support.command_line import Kwbench
+from support.command_line import Kwbench, refused
 
 FAST = ("--attack", "fgsm", "--n", "8", "--eps", "6/255", "--tile", "8", "--threads", "1")
 
@@ -81,3 +81,12 @@ def test_an_error_on_images_that_nobody_named_says_which_they_were(kwb: Kwbench)
     assert answer.code == 3
     assert "it got images of digits (1x8x8), since no others were named: --data FILE" in answer.err
     assert "since no others" not in kwb("evaluate", "wide.py:net", "--dataset", "digits", *FAST).err
+
+
+def test_a_pattern_stands_for_the_models_of_the_registry_that_it_matches(kwb: Kwbench) -> None:
+    answer = kwb("evaluate", "digits/small*", "--registry", "registry.yaml", "--attack", "noop", *FAST[2:], "--json")
+    assert answer.code == 0
+    assert [summary["model"] for summary in answer.json] == ["small", "small-random"]
+    answer = kwb("evaluate", "small?random", "small-random", "--attack", "noop", *FAST[2:], "--json")
+    assert answer.json["model"] == "small-random"
+    refused(kwb("evaluate", "cifar11/*", *FAST), 2, "cifar11/*: matches no model of the registry that has a checkpoint")

@@ -2,9 +2,10 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -16,6 +17,7 @@ from kwbench.imports import importing
 from kwbench.report.drawing.picture import Style
 
 if TYPE_CHECKING:
+    from kwbench.config.registry import ModelEntry
     from kwbench.config.suite import Suite
     from kwbench.evaluation.request import Request
     from kwbench.record.store import Store
@@ -259,7 +261,8 @@ class EvaluationOptions:
     def requests(self, models: Sequence[str], suite: "Suite") -> "list[Request]":
         """Return one request for each model, with the suite as it is on the model's data set.
 
-        Raises UsageError for an unknown model or rule, and for one checkpoint with several models.
+        A pattern such as cifar10/* stands for the models of the registry that have a checkpoint and a name like it. Raises
+        UsageError for an unknown model or rule, and for one checkpoint with several models.
         """
         with importing():
             from kwbench.config.prediction import parse_prediction_rule
@@ -269,6 +272,8 @@ class EvaluationOptions:
             from kwbench.networks.adapters import is_adapted
             from kwbench.networks.user_names import is_file_model, require_model_name
 
+        if any(_is_pattern(model) for model in models):
+            models = _matching(models, read_registry(self.registry).entries)
         if self.checkpoint is not None and len(models) > 1:
             raise UsageError("--checkpoint: one file cannot serve several models")
         if self.checkpoint is None and (self.checkpoint_key is not None or self.strip_prefix):
@@ -331,6 +336,25 @@ class EvaluationOptions:
         file = record_file(self.db)
         if self.threads != 1 and file is not None and not file.exists():
             prepare("kwbench.evaluation.execution.evaluator")
+
+
+def _is_pattern(model: str) -> bool:
+    return ("*" in model or "?" in model) and ":" not in model
+
+
+def _matching(models: Sequence[str], entries: "Mapping[str, ModelEntry]") -> list[str]:
+    """Return the models with each pattern replaced by the names that match it, each once. Raises UsageError if none does."""
+    from kwbench.config.registry import dataset_of
+
+    # A model of the default data set may be named with it or without.
+    full = {name: f"{dataset_of(name)}/{name.rpartition('/')[2]}" for name, entry in entries.items() if entry.checkpoint}
+    chosen: list[str] = []
+    for model in models:
+        matches = [name for name in full if fnmatchcase(name, model) or fnmatchcase(full[name], model)]
+        if _is_pattern(model) and not matches:
+            raise UsageError(f"{model}: matches no model of the registry that has a checkpoint; `kwbench models` lists them")
+        chosen += matches if _is_pattern(model) else [model]
+    return list(dict.fromkeys(chosen))
 
 
 def evaluation_options(*, without: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

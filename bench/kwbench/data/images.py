@@ -18,7 +18,7 @@ def read_image(file: Path | io.BytesIO, name: str) -> Array:
 
     Raises DamagedData that calls the image `name` if it cannot be decoded or has more than 8 bits a channel.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with open_file(file) if isinstance(file, Path) else file as content, Image.open(content, formats=_FORMATS) as image:
@@ -27,6 +27,8 @@ def read_image(file: Path | io.BytesIO, name: str) -> Array:
             if image.mode in ("P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"):
                 return np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1)
             mode = image.mode
+    except UnidentifiedImageError:
+        raise DamagedData(f"{name}: not a readable image of the formats {', '.join(_FORMATS)}") from None
     except Exception as failure:  # noqa: BLE001 - image readers raise nearly anything on damaged files
         raise DamagedData(f"{name}: not a readable image ({failure})") from None
     raise DamagedData(f"{name}: has pixels of mode {mode}; they must have 8 bits")
