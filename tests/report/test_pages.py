@@ -18,7 +18,7 @@ def written(folder: Path, *filled: Any) -> Path:
     store = Store.open(str(folder / "results.db"), create=True)
     for fill_record in filled:
         fill_record(store)
-    write_report(store, folder / "reports", {"html", "single-file"})
+    write_report(store, folder / "reports", {"html", "single-file", "claims"})
     store.close()
     return folder / "reports"
 
@@ -220,4 +220,43 @@ def test_the_policy_stops_what_should_ever_slip_in(browser: Any, reports: Path, 
     page, complaints, _ = visit(browser, copy)
     assert page.title() == "Robust accuracy · kwbench"
     assert complaints
+    page.close()
+
+
+RUN_AXE = "(options => axe.run(options).then(result => result.violations.map(one => [one.id, one.nodes[0].html])))"
+AXE = Path(__file__).resolve().parents[1] / "support" / "axe.min.js"
+
+
+def test_axe_finds_nothing_on_any_page_in_either_theme(browser: Any, reports: Path) -> None:
+    names = ("index.html", "compare.html", "claims.html")
+    for path in (*(reports / name for name in names), run_of(reports, "first"), run_of(reports, "masked")):
+        page, _, _ = visit(browser, path, color_scheme="light", bypass_csp=True, viewport={"width": 390, "height": 800})
+        page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        for only in ("{}", "{runOnly: ['color-contrast']}"):
+            found = page.evaluate(f"{RUN_AXE}({only})")
+            assert (path.name, only, found) == (path.name, only, [])
+            page.emulate_media(color_scheme="dark")
+        page.close()
+
+
+def test_nothing_is_cut_in_print(browser: Any, reports: Path) -> None:
+    # A4 across, less the margins, at 96 pixels an inch.
+    page, _, _ = visit(browser, reports / "index.html", TABLE, viewport={"width": 1032, "height": 700})
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1032
+    assert page.evaluate("getComputedStyle(document.querySelector('.filters')).display") == "none"
+    page.close()
+
+
+def test_the_best_model_stands_above_its_table_with_what_breaks_it(browser: Any, reports: Path) -> None:
+    page, complaints, _ = visit(browser, reports / "index.html", "#digits-linf-8-255/seen-1")
+    page.click("[role=tab]:has-text('seen')")
+    board = page.locator(".table:not([hidden]) > .board:not([hidden])")
+    assert "Most robust: second" in board.locator(".answer").inner_text()
+    words = board.locator(".worst li").first.inner_text()
+    assert "cat 90 %" in words
+    assert "dog 80 %" in words
+    assert page.evaluate("[...document.querySelectorAll('.worst img')].every(image => image.naturalWidth === 2)")
+    assert complaints == []
     page.close()

@@ -63,7 +63,10 @@ const show = (first, second) => {
       return element("tr", {}, element("th", { scope: "row", textContent: name }), ...cells.map((text) => element("td", { className: "num", textContent: text })));
     });
   const table = element("table", { className: "plain" }, element("thead", {}, head), element("tbody", {}, ...rows));
-  place.replaceChildren(element("div", { className: "scroll" }, table));
+  const scroll = element("div", { className: "scroll", tabIndex: 0 }, table);
+  scroll.setAttribute("role", "region");
+  scroll.setAttribute("aria-label", "Accuracy of both models");
+  place.replaceChildren(scroll);
   place.append(
     element("p", { className: "hint", textContent: "Attacks of a cascade did not see every sample and are left out. Intervals: Agresti and Min (2005). kwbench compare tests the differences." }),
   );

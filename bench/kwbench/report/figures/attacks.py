@@ -64,7 +64,7 @@ def logits(group: Sequence[Measurement]) -> list[Figure]:
             # The true class is drawn last, on top of the others.
             order = [*(number for number in range(logits.shape[1]) if number != true), true]
             lines = [
-                Line(f"true class: {class_name(first, c)}", sizes, logits[:, c], _BLACK, width=1.8)
+                Line(f"true class: {_name(first, c)}", sizes, logits[:, c], _BLACK, width=1.8)
                 if c == true
                 else Line(_legend(first, c, logits.shape[1]), sizes, logits[:, c], c % 6 + 7 * (c // 6))
                 for c in order
@@ -84,7 +84,7 @@ def logits(group: Sequence[Measurement]) -> list[Figure]:
 
 
 def _legend(measurement: Measurement, label: int, classes: int) -> str:
-    return "other classes" if classes > 10 else class_name(measurement, label)
+    return "other classes" if classes > 10 else _name(measurement, label)
 
 
 def answers(group: Sequence[Measurement]) -> list[Figure]:
@@ -136,17 +136,21 @@ def _strips(measurement: Measurement, number: int, label: str) -> list[Strip]:
                 confident, left = (float(arrays["probability"][column, row]) for column in (0, number + 1))
                 distance = distance_text(float(arrays["moved"][number + 1, row]), dataset, norm)
                 captions = (
-                    f"{class_name(measurement, true)}\np = {confident:.2f}",
-                    f"predicted {class_name(measurement, predicted)}\np = {left:.2f}, {distance}",
+                    f"{_name(measurement, true)}\np = {confident:.2f}",
+                    f"predicted {_name(measurement, predicted)}\np = {left:.2f}, {distance}",
                 )
                 examples.append(Example(before, after, captions, predicted != true))
         strips.append(Strip(f"{label}: {kind_name}", tuple(examples)))
     return strips
 
 
+def _name(measurement: Measurement, label: int) -> str:
+    return class_name(measurement.dataset, label, measurement.provenance)
+
+
 def _class_of(measurement: Measurement, row: int) -> str:
     label = int(measurement.arrays["label"][row])
-    name = class_name(measurement, label)
+    name = _name(measurement, label)
     return name if name != str(label) else f"class {name}"
 
 

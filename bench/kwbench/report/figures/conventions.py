@@ -1,11 +1,12 @@
 """How figures name classes and measure distances."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from kwbench.formatting import plain
-from kwbench.record.measurement import Array, Measurement
+from kwbench.record.measurement import Array
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -17,12 +18,11 @@ def _is_among(dataset: str, names: Iterable[str]) -> bool:
     return any(dataset == name or dataset.startswith(f"{name}-") for name in names)
 
 
-def class_name(measurement: Measurement, label: int) -> str:
+def class_name(dataset: str, label: int, provenance: Mapping[str, Any]) -> str:
     """Return the name of a class: as on record, a word for CIFAR-10, otherwise its number."""
-    names = measurement.provenance.get("classes")
+    names = provenance.get("classes")
     if isinstance(names, list) and 0 <= label < len(names):
         return plain(names[label], 40)
-    dataset = measurement.dataset
     if _is_among(dataset, ["cifar10"]) and 0 <= label < len(_CIFAR10):
         return _CIFAR10[label]
     return str(label)

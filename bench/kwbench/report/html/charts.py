@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from kwbench.formatting import plain
+from kwbench.formatting import count_text, plain
 
 _WIDTH, _HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
@@ -37,14 +37,24 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A linear axis from `low` to `high`, with its title."""
+    """An axis from `low` to `high`, with its title."""
 
     title: str
     low: float
     high: float
+    logarithmic: bool = False
+
+    def share(self, value: float) -> float:
+        """Return where a value stands between the ends, from 0 to 1."""
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / ((self.high - self.low) or 1.0)
 
     def ticks(self) -> list[float]:
-        """Return about five round values."""
+        """Return about five round values; powers of ten on a logarithmic axis."""
+        if self.logarithmic:
+            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            return [10.0**power for power in range(first, last + 1, max(1, (last - first) // 5))]
         rough = (self.high - self.low) / 5 or 1.0
         magnitude = 10.0 ** math.floor(math.log10(rough))
         step = next(magnitude * factor for factor in (1, 2, 5, 10) if magnitude * factor >= 0.999 * rough)
@@ -89,12 +99,10 @@ class _Frame:
         self._x, self._y = x, y
 
     def x(self, value: float) -> float:
-        share = (value - self._x.low) / ((self._x.high - self._x.low) or 1.0)
-        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
+        return round(_LEFT + self._x.share(value) * (_WIDTH - _LEFT - _RIGHT), 1)
 
     def y(self, value: float) -> float:
-        share = (value - self._y.low) / ((self._y.high - self._y.low) or 1.0)
-        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
+        return round(_HEIGHT - _BOTTOM - self._y.share(value) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
     def interval(self, point: Point) -> str:
         if point.low is None or point.high is None:
@@ -107,7 +115,7 @@ class _Frame:
         parts = [f'<path class="grid" d="{grid}"/><path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>']
         parts += [f'<text x="{_LEFT - 6}" y="{self.y(tick) + 4}" text-anchor="end">{tick:g}</text>' for tick in self._y.ticks()]
         parts += [
-            f'<text x="{self.x(tick)}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>' for tick in self._x.ticks()
+            f'<text x="{self.x(tick)}" y="{bottom + 16}" text-anchor="middle">{_tick(tick)}</text>' for tick in self._x.ticks()
         ]
         middle = (_LEFT + right) / 2
         parts.append(f'<text class="title" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{_text(self._x.title)}</text>')
@@ -117,6 +125,10 @@ class _Frame:
         )
         head = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{_text(description)}">'
         return Markup("".join([head, *parts, *marks, "</svg>"]))
+
+
+def _tick(value: float) -> str:
+    return count_text(value) if value >= 10_000 else f"{value:g}"
 
 
 def _dot(frame: _Frame, point: Point) -> str:

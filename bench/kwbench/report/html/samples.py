@@ -4,7 +4,7 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,8 @@ from kwbench.report.html.grouping import run_file
 _MOST_BYTES = 8_000_000
 
 
-def samples_script(store: Store, summary: Summary) -> str:
+def samples_script(store: Store, summary: Summary, columns: Mapping[str, SampleColumns]) -> str:
     """Return the script: what each attack achieved on each sample, and the adversarial examples on record."""
-    columns = store.samples(summary.evaluation)
     labels = [CLEAN, *(attack.name for attack in summary.attacks)]
     spec = summary.evaluation.spec
     names = spec.provenance.get("classes")
@@ -72,9 +71,18 @@ def _values(values: NDArray[np.float64] | None) -> list[float] | None:
 
 def _images(store: Store, summary: Summary) -> dict[int, Mapping[str, Any]]:
     """Return the example of each sample's worst case, by its position in the split."""
-    runs = summary.evaluation.attack_runs
     images: dict[int, Mapping[str, Any]] = {}
     size = 0
+    for position, _, example in worst_examples(store, summary):
+        if size < _MOST_BYTES:
+            images[position] = _image(example)
+            size += len(images[position]["clean"]) + len(images[position]["residual"])
+    return dict(sorted(images.items()))
+
+
+def worst_examples(store: Store, summary: Summary) -> Iterator[tuple[int, str, Example]]:
+    """Yield the example of each sample's worst case that is on record, after its position in the split and the attack."""
+    runs = summary.evaluation.attack_runs
     for label in sorted(set(summary.worst) - {CLEAN}):
         examples = store.examples(runs[label])
         if not examples:
@@ -82,10 +90,8 @@ def _images(store: Store, summary: Summary) -> dict[int, Mapping[str, Any]]:
         positions = {outcome.index: outcome.sample for outcome in store.outcomes(runs[label])}
         for position, worst in zip(summary.index.tolist(), summary.worst, strict=True):
             example = examples.get(positions.get(position, ""))
-            if worst == label and example is not None and size < _MOST_BYTES:
-                images[position] = _image(example)
-                size += len(images[position]["clean"]) + len(images[position]["residual"])
-    return dict(sorted(images.items()))
+            if worst == label and example is not None:
+                yield position, label, example
 
 
 def _image(example: Example) -> Mapping[str, Any]:

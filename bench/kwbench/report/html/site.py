@@ -15,13 +15,16 @@ from kwbench.report.html.grouping import Table, run_file, tables
 from kwbench.report.html.leaderboard import Entry, PaperClaim, Remark, board_view, table_view
 from kwbench.report.html.model_facts import model_facts
 from kwbench.report.html.samples import samples_script
+from kwbench.report.html.survival import survival_chart
 from kwbench.report.html.sweeps import sweep_charts
+from kwbench.report.html.worst import worst_pictures
 from kwbench.report.page import asset_files, rendered, rendered_in_folder
 from kwbench.report.tables import csv_table
 from kwbench.threat import exact_fraction
 from kwbench.verdict import CAVEAT, verdict_json, verdict_on_record
 
 if TYPE_CHECKING:
+    from kwbench.record.store import Store
     from kwbench.record.summary import Summary
     from kwbench.report.data import ReportData
 
@@ -43,7 +46,8 @@ def site(data: "ReportData") -> dict[str, str]:
     for summary in data.summaries:
         entry = entries[summary.evaluation.id]
         name = run_file(summary)
-        view, run = evaluation_view(entry), name if name in compared else None
+        columns = data.store.samples(summary.evaluation)
+        view, run = evaluation_view(entry, survival_chart(columns, summary)), name if name in compared else None
         files[f"runs/{name}.html"] = rendered_in_folder(
             "evaluation.html.j2",
             pages=pages,
@@ -54,7 +58,7 @@ def site(data: "ReportData") -> dict[str, str]:
             caveat=CAVEAT,
             run=run,
         )
-        files[f"runs/{name}.js"] = samples_script(data.store, summary)
+        files[f"runs/{name}.js"] = samples_script(data.store, summary, columns)
     verdicts = {summary.evaluation.id: verdict_json(verdict_on_record(summary)) for summary in data.summaries}
     values = [{**to_json(summary), "verdict": verdicts[summary.evaluation.id]} for summary in data.summaries]
     return files | {"results.csv": csv_table(data.summaries), "results.json": json.dumps(values, indent=1) + "\n"}
@@ -79,15 +83,17 @@ def leaderboard_page(data: "ReportData") -> str:
 
 def _views(data: "ReportData", entries: Mapping[int, Entry]) -> dict[str, Any]:
     swept = {identity for sweep in data.sweeps for identity in sweep.spec["evaluations"]}
-    made = [_table(table, entries) for table in tables(data.suite_boards, swept)]
+    made = [_table(data.store, table, entries) for table in tables(data.suite_boards, swept)]
     return {"tables": made, "sweeps": sweep_charts(data.sweeps, data.summaries), "caveat": CAVEAT}
 
 
-def _table(table: Table, entries: Mapping[int, Entry]) -> SimpleNamespace:
+def _table(store: "Store", table: Table, entries: Mapping[int, Entry]) -> SimpleNamespace:
     boards = []
     for tab in table.tabs:
         rows = [entries[row.summary.evaluation.id] for row in tab.board.rows]
-        boards.append(board_view(table, tab, _with_remarks(rows)))
+        view = board_view(table, tab, _with_remarks(rows))
+        view.pictures = worst_pictures(store, rows[0].summary) if view.best else []
+        boards.append(view)
     return table_view(table, boards)
 
 
