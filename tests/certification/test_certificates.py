@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from certification.small_networks import NETWORKS, images, network
 from defences import exact_truth
@@ -48,6 +49,18 @@ def test_the_reduced_system_computes_the_network(name: str) -> None:
     expected = logits[:, [label]] - logits
     others = [j for j in range(3) if j != label]
     torch.testing.assert_close(margins.float(), expected[:, others], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_multiply_adds_of_an_operation_are_those_that_torch_counts(name: str) -> None:
+    graph = trace(network(name), SHAPE)
+    assert any(node.affine for node in graph)
+    for node in graph:
+        if node.affine is not None:
+            argument = torch.zeros((1, *graph[node.parents[0]].shape), dtype=torch.double)
+            with FlopCounterMode(display=False) as counter:
+                result = node.affine.forward(argument)
+            assert node.multiply_adds == max(counter.get_total_flops() // 2, result.numel())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from kwbench.certification import competitions, operations
 from kwbench.certification.competitions import Groups
@@ -68,6 +69,24 @@ def trace(module: nn.Module, shape: tuple[int, ...]) -> Graph:
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Kwta | Lwta) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what torch's FlopCounterMode counts, without the import of the compiler that it causes, which takes seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 @dataclass(frozen=True)
@@ -135,9 +154,9 @@ class _Builder(fx.Interpreter):
         return _Value(len(self.nodes) - 1)
 
     def _affine(self, value: _Value, affine: Affine) -> _Value:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), _FlopCounter() as counter:
             result = affine.forward(torch.zeros((1, *self._shape(value)), dtype=torch.double))
-        multiply_adds = max(counter.get_total_flops() // 2, result.numel())
+        multiply_adds = max(counter.total // 2, result.numel())
         return self._add(Node(result.shape[1:], (value.node,), affine=affine, multiply_adds=multiply_adds))
 
     def _units(self, value: _Value, groups: Groups | None) -> _Value:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,7 @@ from kwbench.imports import importing
 from kwbench.report.drawing.picture import KINDS, Style
 
 if TYPE_CHECKING:
+    from kwbench.evaluation.execution.timings import Timings
     from kwbench.evaluation.request import Request
     from kwbench.evaluation.runner import Progress
     from kwbench.evaluation.studies.sweep import Sweep
@@ -58,18 +60,34 @@ def evaluate(
     suite: SuiteName = None,
     settings: Settings = None,
     budget: Budget = None,
+    timings: Annotated[
+        bool,
+        typer.Option(
+            "--timings",
+            help="Also print the wall seconds of each phase; in JSON as `timings`, the last element of a list of models.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Attack models and report their robust accuracy."""
-    options.prepare()
-    with importing():
-        from kwbench.cli.progress import progress_display
+    from kwbench.evaluation.execution.timings import IMPORTS, RECORD, REPORT, Timings, process_started
 
-    requests = options.requests(models, with_budget(chosen_suite(attack, suite, settings), budget))
-    store = options.store()
-    with progress_display() as show:
-        evaluated = evaluate_each(requests, lambda index: _run(requests[index], store, show, options.time_limit))
-    print_summaries(evaluated.results, as_json, evaluated.failures)
+    clock = Timings(process_started())
+    with clock.phase(*IMPORTS):
+        options.prepare()
+        with importing():
+            from kwbench.cli.progress import progress_display
+
+            import_module("kwbench.evaluation.runner")
+
+        requests = options.requests(models, with_budget(chosen_suite(attack, suite, settings), budget))
+    with clock.phase(*RECORD):
+        store = options.store()
+    with progress_display() as show, clock.phase(*RECORD):
+        evaluated = evaluate_each(requests, lambda index: _run(requests[index], store, show, options.time_limit, timings=clock))
+    with clock.phase(*REPORT):
+        print_summaries(evaluated.results, as_json, evaluated.failures, clock if timings else None)
     evaluated.require_all()
     require_complete(evaluated.results)
 
@@ -132,12 +150,15 @@ def _run(
     time_limit: float | None,
     *,
     thoroughly: bool = False,
+    timings: "Timings | None" = None,
 ) -> "Summary":
     with importing():
         from kwbench.evaluation.runner import evaluate as run
         from kwbench.record.summary import summaries
 
-    evaluation = run(request, store, show, command=command_line(), time_limit=time_limit, thoroughly=thoroughly)
+    evaluation = run(
+        request, store, show, command=command_line(), time_limit=time_limit, thoroughly=thoroughly, timings=timings
+    )
     return summaries(store, [evaluation])[0]
 
 

@@ -15,6 +15,7 @@ from kwbench.report.drawing.picture import Style
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kwbench.evaluation.execution.timings import Timings
     from kwbench.evaluation.studies.certifying import Certified
     from kwbench.record.measurement import Measurement
     from kwbench.record.summary import Summary
@@ -125,12 +126,34 @@ def summary_json(summary: "Summary") -> dict[str, Any]:
     return {**to_json(summary), "verdict": verdict_json(verdict_on_record(summary))}
 
 
-def print_summaries(summaries: Sequence["Summary"], as_json: bool, failures: Mapping[str, KwbenchError] | None = None) -> None:
-    """Print evaluations: as JSON, one object for a single model and else a list, or as tables. `failures` by model."""
+def print_summaries(
+    summaries: Sequence["Summary"],
+    as_json: bool,
+    failures: Mapping[str, KwbenchError] | None = None,
+    timings: "Timings | None" = None,
+) -> None:
+    """Print evaluations: as JSON, one object for a single model and else a list, or as tables. `failures` by model.
+
+    The `timings` of the command follow: a key of the single object, the last element of a list, or a table.
+    """
     if as_json:
-        print_one_or_all([summary_json(summary) for summary in summaries], failures)
-    elif summaries:
+        answers = [summary_json(summary) for summary in summaries]
+        if timings is not None:
+            spent = {"timings": timings.to_json()}
+            answers = [*answers, spent] if len(answers) != 1 or failures else [answers[0] | spent]
+        print_one_or_all(answers, failures)
+        return
+    if summaries:
         print_summary_tables(summaries)
+    if timings is not None:
+        seconds = timings.seconds()
+        wall = sum(seconds.values())
+        print_table(
+            [
+                {"phase": ": ".join(phase), "seconds": f"{spent:.2f}", "share": f"{100 * spent / wall:.0f} %"}
+                for phase, spent in [*seconds.items(), (("wall",), wall)]
+            ]
+        )
 
 
 def print_one_or_all(answers: Sequence[dict[str, Any]], failures: Mapping[str, KwbenchError] | None = None) -> None:

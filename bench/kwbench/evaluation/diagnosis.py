@@ -10,6 +10,7 @@ from kwbench.checks.budget import TWICE_THE_BUDGET
 from kwbench.checks.operations import RELAXED_OPERATIONS
 from kwbench.evaluation.execution.executors import Executor
 from kwbench.evaluation.execution.tasks import RetrySurvivors, RunCheck, Task
+from kwbench.evaluation.execution.timings import DIAGNOSIS, Timings
 from kwbench.finding import Check, Criterion, Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.record.evaluation import Evaluation
@@ -39,12 +40,14 @@ def diagnose(
     report: Callable[[int, int], None] = lambda done, checks: None,
     *,
     thoroughly: bool = False,
+    timings: Timings | None = None,
 ) -> list[Finding]:
     """Check a finished evaluation, and return the findings as they are on record. The model is checked only once.
 
     Where the protocol leaves no robustness that could be false, only the cheap checks run, unless `thoroughly`. `report` is
-    called with the number of tasks done, and of all tasks.
+    called with the number of tasks done, and of all tasks. `timings` count each check as a part of the diagnosis.
     """
+    timings = timings or Timings()
     (summary,) = summaries(store, [evaluation])
     twin = twin_of(summary.model)
     twins = [evaluation for evaluation in store.evaluations() if evaluation.spec.model == twin] if twin is not None else []
@@ -67,13 +70,21 @@ def diagnose(
         ]
         by_check: dict[str, list[Finding]] = {}
         again: dict[Survivors, Retried] = {}
+        seconds: dict[tuple[str, ...], float] = {}
         report(0, len(tasks))
-        for done, (task, result) in enumerate(executor.map(tasks), start=1):
-            if isinstance(task, RunCheck):
-                by_check[task.check] = result
-            elif isinstance(task, RetrySurvivors):
-                again[task.survivors] = result
-            report(done, len(tasks))
+        with timings.phase(*DIAGNOSIS):
+            busy = executor.busy
+            for done, (task, result) in enumerate(executor.map(tasks), start=1):
+                name = TWICE_THE_BUDGET.name
+                if isinstance(task, RunCheck):
+                    name = task.check
+                    by_check[name] = result
+                elif isinstance(task, RetrySurvivors):
+                    again[task.survivors] = result
+                busy, before = executor.busy, busy
+                seconds[(*DIAGNOSIS, name)] = seconds.get((*DIAGNOSIS, name), 0.0) + busy - before
+                report(done, len(tasks))
+        timings.share(DIAGNOSIS, seconds, rest=(*DIAGNOSIS, "record"))
         fresh = [finding for check in CHECKS for finding in by_check.get(check, [])]
         if brief:
             fresh += [_LEFT_OUT]

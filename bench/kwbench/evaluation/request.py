@@ -105,7 +105,7 @@ class Facts:
     `class_names` are the names of the classes by label, empty where they have none. `parameters` is the number of the model's
     parameters. `notes` are what a reader of the numbers must know about the model, one clause each; `claimed` are the
     accuracies that its library states; `answers` are its fingerprint. `prospects` are those of a complete search, None for a
-    suite without one.
+    suite without one. `seconds` are those that loading took, by phase; see `execution.timings`.
     """
 
     model: str
@@ -131,3 +131,4 @@ class Facts:
     claimed: dict[str, Any] | None
     answers: list[list[float | None]] | None
     prospects: Prospects | None = None
+    seconds: Mapping[tuple[str, ...], float] = field(default_factory=dict)

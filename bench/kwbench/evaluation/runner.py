@@ -17,6 +17,7 @@ from kwbench.evaluation.diagnosis import diagnose
 from kwbench.evaluation.examples import ExampleChoice
 from kwbench.evaluation.execution.executors import Executor, LocalExecutor
 from kwbench.evaluation.execution.tasks import Task
+from kwbench.evaluation.execution.timings import ATTACKS, CERTIFICATES, DIAGNOSIS, PROCESSES, RECORD, Timings
 from kwbench.evaluation.fingerprint import told_apart
 from kwbench.evaluation.request import Facts, Request
 from kwbench.outcome import CLEAN, Outcome, Status
@@ -55,12 +56,14 @@ def evaluate(
     command: str = "",
     time_limit: float | None = None,
     thoroughly: bool = False,
+    timings: Timings | None = None,
 ) -> Evaluation:
     """Evaluate one model and return its record, complete unless rows are invalid or errors.
 
     Rows that are errors may have had a cause that has passed, and are tried again.
 
-    `thoroughly`: a diagnosis runs every check, also where no robustness is left that could be false.
+    `thoroughly`: a diagnosis runs every check, also where no robustness is left that could be false. `timings` count where
+    the time goes.
 
     Raises UsageError, CannotEvaluate or DamagedData; finished batches are on record.
     """
@@ -70,32 +73,45 @@ def evaluate(
         raise UsageError(f"--tile {request.tile}: must be at least 1")
     if time_limit is not None and not 0 < time_limit <= _LONGEST:
         raise UsageError(f"--time-limit {time_limit:g}: must be above 0 and at most {_LONGEST} seconds")
-    executor = LocalExecutor(request, time_limit)
+    timings = timings or Timings()
+    with timings.phase(*PROCESSES):
+        executor = LocalExecutor(request, time_limit)
+    timings.divide(PROCESSES, executor.facts.seconds, rest=PROCESSES)
     try:
-        facts = told_apart(executor.facts, store)
-        evaluation = store.register(describe(request, facts, command))
-        _run_attacks(request, executor, evaluation, store, report)
+        with timings.phase(*RECORD):
+            facts = told_apart(executor.facts, store)
+            evaluation = store.register(describe(request, facts, command))
+            _run_attacks(request, executor, evaluation, store, report, timings)
         if request.suite.diagnose:
             rows = sum(len(store.outcomes(attack_run)) for attack_run in evaluation.attack_runs.values())
 
             def report_certified(done: int, images: int) -> None:
                 report(Progress(facts.model, "certificates", done, images, rows, rows))
 
-            certify_beside(request, executor, facts, evaluation, store, report_certified, command=command)
-            diagnose(
-                executor,
-                evaluation,
-                store,
-                lambda done, checks: report(Progress(executor.facts.model, "diagnosis", done, checks, rows, rows)),
-                thoroughly=thoroughly,
-            )
+            with timings.phase(*CERTIFICATES):
+                certify_beside(request, executor, facts, evaluation, store, report_certified, command=command)
+            with timings.phase(*DIAGNOSIS, "record"):
+                diagnose(
+                    executor,
+                    evaluation,
+                    store,
+                    lambda done, checks: report(Progress(executor.facts.model, "diagnosis", done, checks, rows, rows)),
+                    thoroughly=thoroughly,
+                    timings=timings,
+                )
     finally:
-        executor.close()
+        with timings.phase(*PROCESSES):
+            executor.close()
     return evaluation
 
 
 def _run_attacks(
-    request: Request, executor: Executor, evaluation: Evaluation, store: Store, report: Callable[[Progress], None]
+    request: Request,
+    executor: Executor,
+    evaluation: Evaluation,
+    store: Store,
+    report: Callable[[Progress], None],
+    timings: Timings,
 ) -> None:
     """Run the attacks of an evaluation in order, each on the samples that its stage of the cascade leaves it."""
     facts = executor.facts
@@ -138,7 +154,8 @@ def _run_attacks(
             choice = (
                 ExampleChoice(facts, stage, [clean[sample] for sample in facts.samples], request.examples) if position else None
             )
-            for outcomes in _missing_outcomes(request, executor, assignment, clean, choice, store, attack_run):
+            batches = _missing_outcomes(request, executor, assignment, clean, choice, store, attack_run)
+            for outcomes in _timed(batches, label, executor, timings):
                 assignment.require_equal(outcomes, recorded, facts.model)
                 store.append(attack_run, outcomes)
                 # Outcomes on record stay as they are.
@@ -219,6 +236,22 @@ def _outcomes(
     for _, outcomes in executor.map(tasks):
         kept = [outcome if assignment.keeps_image(outcome) else replace(outcome, image=None) for outcome in outcomes]
         yield kept if choice is None else choice.of(kept, assignment)
+
+
+def _timed(batches: Iterator[list[Outcome]], label: str, executor: Executor, timings: Timings) -> Iterator[list[Outcome]]:
+    """Count the time until each batch of outcomes for its attack, apart for the search and for what judging adds."""
+    phase, before = (*ATTACKS, label), executor.busy
+    searching = 0.0
+    while True:
+        with timings.phase(*phase):
+            outcomes = next(batches, None)
+        if outcomes is None:
+            break
+        # The seconds of clean images are those of their judging.
+        searching += sum(outcome.seconds for outcome in outcomes) if label != CLEAN else 0.0
+        yield outcomes
+    judging = max(executor.busy - before - searching, 0.0)
+    timings.share(phase, {(*phase, "search"): searching, (*phase, "judging"): judging}, rest=(*phase, "judging"))
 
 
 def _by_sample(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:

@@ -5,7 +5,7 @@ A user's own file runs in a freshly spawned process: its imports cannot clash wi
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -20,6 +20,7 @@ from kwbench.evaluation.execution.outside import OutsideModel
 from kwbench.evaluation.execution.processes import server_process
 from kwbench.evaluation.execution.tampering import Integrity
 from kwbench.evaluation.execution.tasks import Task
+from kwbench.evaluation.execution.timings import PROBES, Timings
 from kwbench.evaluation.identity import attack_identity, engine_revisions, library_versions, network_revisions
 from kwbench.evaluation.preparation.prepare import Prepared, prepare
 from kwbench.evaluation.preparation.suite_attacks import SuiteAttacks
@@ -60,11 +61,14 @@ class LocalEvaluator:
         require_exact_float32()
         keep_freed_memory()
         self._request = request
-        self._prepared = prepare(request, threads, time_limit)
+        timings = Timings()
+        self._prepared = prepare(request, threads, time_limit, timings)
         self._model, self._batch, self._threat = self._prepared.model, self._prepared.batch, self._prepared.threat
-        self._suite = SuiteAttacks(request, self._prepared)
-        self._attacks = {label: attack for label, (_, attack) in self._suite.by_label.items()}
-        self.facts = _facts(request, self._prepared, self._suite)
+        with timings.phase(*PROBES):
+            self._suite = SuiteAttacks(request, self._prepared)
+            self._attacks = {label: attack for label, (_, attack) in self._suite.by_label.items()}
+            facts = _facts(request, self._prepared, self._suite)
+        self.facts = replace(facts, seconds=timings.seconds())
 
     @property
     def tile(self) -> int:

@@ -5,6 +5,7 @@ On two cores, two processes of one thread do up to twice the work of one process
 
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, Protocol, TypeVar
@@ -28,6 +29,11 @@ class Executor(Protocol):
         """What is known about the evaluation."""
         ...
 
+    @property
+    def busy(self) -> float:
+        """Seconds that all tasks took whose results were yielded, summed over processes."""
+        ...
+
     def map(self, tasks: Sequence[Task[_Result]]) -> Iterator[tuple[Task[_Result], _Result]]:
         """Yield each task with its result, in order of completion. Raises whatever a task raises."""
         ...
@@ -46,6 +52,7 @@ class LocalExecutor:
         self._others: list[SpawnedEvaluator] = []
         self._tasks: queue.SimpleQueue[Task[Any] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._busy = 0.0
         # A process that was started ahead loads the model at the same time as this one; but only one process downloads.
         early = None
         ahead = is_ready(evaluator_module.__name__) and request.in_registry and not request.download
@@ -69,6 +76,11 @@ class LocalExecutor:
         """See Executor."""
         return self._first.facts
 
+    @property
+    def busy(self) -> float:
+        """See Executor."""
+        return self._busy
+
     def map(self, tasks: Sequence[Task[_Result]]) -> Iterator[tuple[Task[_Result], _Result]]:
         """See Executor."""
         for task in tasks:
@@ -82,13 +94,17 @@ class LocalExecutor:
                 pass
             else:
                 assert task_here is not None
-                yield task_here, self._first.execute(task_here)
+                result_here, seconds = _timed(self._first, task_here)
+                self._busy += seconds
+                yield task_here, result_here
                 remaining -= 1
             while remaining and not (self._results.empty() and not self._tasks.empty()):
                 result = self._results.get()
                 if isinstance(result, BaseException):
                     raise result
-                yield result
+                task, (answer, seconds) = result
+                self._busy += seconds
+                yield task, answer
                 remaining -= 1
 
     def close(self) -> None:
@@ -116,16 +132,22 @@ class LocalExecutor:
             return
         while (task := self._tasks.get()) is not None:
             try:
-                self._results.put((task, evaluator.execute(task)))
+                self._results.put((task, _timed(evaluator, task)))
             except BaseException as failure:  # noqa: BLE001 - as above
                 self._results.put(failure)
                 return
 
 
+def _timed(evaluator: Evaluator, task: Task[_Result]) -> tuple[_Result, float]:
+    """Return the result of a task and the seconds that it took."""
+    started = time.perf_counter()
+    return evaluator.execute(task), time.perf_counter() - started
+
+
 def _require_equal(first: Facts, other: Facts) -> None:
     """A model that gets other weights or other randomness at each start has no single robustness."""
     for field in fields(Facts):
-        if field.name not in ("workers", "answers") and getattr(first, field.name) != getattr(other, field.name):
+        if field.name not in ("workers", "answers", "seconds") and getattr(first, field.name) != getattr(other, field.name):
             raise CannotEvaluate(
                 f"{first.model}: two processes that loaded it do not agree on its {field.name}; it must be the same at "
                 "every start (--threads 1 evaluates it in one process)"

@@ -16,6 +16,7 @@ from kwbench.config.registry import Registry, read_registry
 from kwbench.data import Batch, DataSet, load_dataset
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation.execution.outside import load_outside
+from kwbench.evaluation.execution.timings import DATA, LOADING, PROBES, Timings
 from kwbench.evaluation.fingerprint import Answers, fingerprint
 from kwbench.evaluation.request import Request
 from kwbench.geometry import project, steepest
@@ -73,34 +74,39 @@ class Prepared:
         return self.model.device
 
 
-def prepare(request: Request, threads: int | None = None, time_limit: float | None = None) -> Prepared:
+def prepare(
+    request: Request, threads: int | None = None, time_limit: float | None = None, timings: Timings | None = None
+) -> Prepared:
     """Load data and model, and measure the model's randomness; with `threads`, as one of several evaluators.
 
     Sets the number of torch's threads. Raises UsageError, CannotEvaluate or DamagedData, as loading does.
     """
-    registry = read_registry(request.registry) if request.in_registry or request.registry is not None else None
-    if request.in_registry:
-        assert registry is not None
-        require_model_name(request.model)
-        registry.find(request.model)  # an unknown model is reported before its data set is loaded
-    device = device_of(request.module) if request.module is not None and request.device == "auto" else None
-    device = device or find_device(request.device)
-    dataset = request.images or load_dataset(
-        request.dataset_name,
-        data=request.data,
-        classes=request.classes,
-        form=request.form,
-        data_dir=request.data_dir,
-        download=request.download,
-    )
-    split = dataset.test if request.split == "test" else dataset.validation
-    n = _number_of_samples(request, dataset, len(split))
-    workers = 1 if threads or request.module is not None else _workers(request, device, n)
-    torch.set_num_threads(threads or _threads(request, dataset, workers))
-    batch = split.batch(range(n)).to(device)
-    threat = _threat_model(request, dataset)
-    name, loaded, entry, prediction = _load(request, registry, dataset, threat.norm, time_limit)
-    with _naming_default_data(request, dataset):
+    timings = timings or Timings()
+    with timings.phase(*DATA):
+        registry = read_registry(request.registry) if request.in_registry or request.registry is not None else None
+        if request.in_registry:
+            assert registry is not None
+            require_model_name(request.model)
+            registry.find(request.model)  # an unknown model is reported before its data set is loaded
+        device = device_of(request.module) if request.module is not None and request.device == "auto" else None
+        device = device or find_device(request.device)
+        dataset = request.images or load_dataset(
+            request.dataset_name,
+            data=request.data,
+            classes=request.classes,
+            form=request.form,
+            data_dir=request.data_dir,
+            download=request.download,
+        )
+        split = dataset.test if request.split == "test" else dataset.validation
+        n = _number_of_samples(request, dataset, len(split))
+        workers = 1 if threads or request.module is not None else _workers(request, device, n)
+        torch.set_num_threads(threads or _threads(request, dataset, workers))
+        batch = split.batch(range(n)).to(device)
+        threat = _threat_model(request, dataset)
+    with timings.phase(*LOADING):
+        name, loaded, entry, prediction = _load(request, registry, dataset, threat.norm, time_limit)
+    with timings.phase(*PROBES), _naming_default_data(request, dataset):
         for part in (loaded.module, *loaded.hidden):
             part.to(device)
         # Only a user's own code can keep state where a copy of the module would share it.
