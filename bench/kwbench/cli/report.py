@@ -1,6 +1,7 @@
 """Commands that read the record: report, show, compare, check and claims."""
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from kwbench.cli.output import (
     print_lines,
     print_summary_tables,
     print_table,
+    progress_line,
     summary_json,
 )
 from kwbench.errors import UsageError
@@ -189,6 +191,10 @@ def check(
         bool, typer.Option("--update", help="Write the newest results into the baseline.", rich_help_panel=COMPARISON)
     ] = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.", rich_help_panel=OUTPUT)] = None,
+    badge: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a badge: .svg, or .json for shields.", rich_help_panel=OUTPUT),
+    ] = None,
     summary: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also append Markdown, as for GITHUB_STEP_SUMMARY.", rich_help_panel=OUTPUT),
@@ -196,14 +202,20 @@ def check(
     db: Database = "results.db",
     as_json: Json = False,
 ) -> None:
-    """Compare the newest results with a baseline. Exit code 0: as robust; 1: less robust; 3: cannot tell."""
+    """Compare the newest results with a baseline. Exit code 0: as robust; 1: less robust; 3: cannot tell.
+
+    On GitHub, models that are not fine are annotated, and the summary of the step is written.
+    """
     with importing():
         from kwbench.record.store import Store
+        from kwbench.regression.annotations import annotations
+        from kwbench.regression.badge import write_badge
         from kwbench.regression.baseline import update_baseline
         from kwbench.regression.gate import check as run
         from kwbench.regression.gate import check_json
         from kwbench.regression.job_summary import append_summary, markdown_summary
         from kwbench.regression.junit import write_junit
+        from kwbench.regression.terminal import check_table
 
     store = Store.open(db)
     if update:
@@ -216,10 +228,21 @@ def check(
     result = run(store, baseline, max_drop=max_drop, alpha=alpha, models=models)
     if junit is not None:
         write_junit(result, junit)
+    if badge is not None:
+        write_badge(result, badge)
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    if summary is None and on_github and os.environ.get("GITHUB_STEP_SUMMARY"):
+        summary = Path(os.environ["GITHUB_STEP_SUMMARY"])
     if summary is not None:
         append_summary(result, summary)
+    if on_github:
+        # GitHub reads commands on stderr, too, and JSON on stdout stays whole.
+        for line in annotations(result):
+            progress_line(line)
     if as_json:
         print_json(check_json(result))
+    elif console().is_terminal:
+        console().print(check_table(result))
     else:
         print(printable(markdown_summary(result), keep="\n"))
     if result.exit_code:

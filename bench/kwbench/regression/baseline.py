@@ -123,6 +123,12 @@ def values_by_sample(store: Store, summary: Summary) -> dict[str, float]:
     return {hashes[int(index)]: float(value) for index, value in zip(summary.index, summary.robust_values, strict=True)}
 
 
+def worst_by_sample(store: Store, summary: Summary) -> dict[str, str]:
+    """Return the label of the attack behind each robust value of a complete evaluation, by the samples' hashes."""
+    hashes = {outcome.index: outcome.sample for outcome in store.outcomes(summary.evaluation.attack_runs[CLEAN])}
+    return {hashes[int(index)]: label for index, label in zip(summary.index, summary.worst, strict=True)}
+
+
 def _entry_of(store: Store, summary: Summary) -> BaselineEntry:
     if summary.a_rob is None:
         name = f"{summary.model} ({summary.dataset}, {summary.threat}, {summary.evaluation.spec.suite})"

@@ -4,6 +4,7 @@ A drop counts as a regression only if it exceeds `max_drop` and is significant. 
 is undecided, and so is everything that is missing or not comparable; neither ever passes.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -18,10 +19,13 @@ from kwbench.errors import UsageError
 from kwbench.record.comparability import comparison_key
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
-from kwbench.regression.baseline import BaselineEntry, read_baseline, values_by_sample
+from kwbench.regression.baseline import BaselineEntry, read_baseline, values_by_sample, worst_by_sample
 from kwbench.regression.differences import agreement, describe_differences
 from kwbench.statistics import Interval, PairedTest, difference_interval, paired_test
 from kwbench.threat import ThreatModel
+
+# A robust value from which on a sample counts as right.
+_RIGHT = 0.5
 
 
 class Decision(StrEnum):
@@ -54,6 +58,8 @@ class ModelCheck:
         drop: baseline minus now, paired, with its 95 % interval.
         test: one-sided paired test; None if the two are not comparable.
         run: identity of the newest evaluation.
+        broken_by: for the samples that were lost, the attacks behind their worst case with their numbers of samples, most
+            first; `clean` where the clean image is misclassified.
     """
 
     model: str
@@ -68,6 +74,7 @@ class ModelCheck:
     drop: Interval | None = None
     test: PairedTest | None = None
     run: str | None = None
+    broken_by: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +200,10 @@ def _check_model(store: Store, entry: BaselineEntry, on_record: Sequence[Summary
     before = np.array([entry.values[sample] for sample in samples])
     after = np.array([values[sample] for sample in samples])
     decision, test = decide(before, after, max_drop=max_drop, alpha=alpha)
+    worst = worst_by_sample(store, newest)
+    # A sample is lost if it was right in most draws and is wrong in most draws now.
+    lost = [sample for sample, was, now in zip(samples, before, after, strict=True) if was >= _RIGHT > now]
+    broken_by = tuple(Counter(worst[sample] for sample in lost).most_common())
     return ModelCheck(
         entry.model,
         key.dataset,
@@ -200,19 +211,21 @@ def _check_model(store: Store, entry: BaselineEntry, on_record: Sequence[Summary
         key.suite,
         key.n,
         decision,
-        _reason(decision, test, max_drop),
+        _reason(decision, test, max_drop, broken_by),
         entry.a_rob,
         newest.a_rob,
         difference_interval(before - after),
         test,
         run,
+        broken_by,
     )
 
 
-def _reason(decision: Decision, test: PairedTest, max_drop: float) -> str:
+def _reason(decision: Decision, test: PairedTest, max_drop: float, broken_by: Sequence[tuple[str, int]]) -> str:
+    lost = f"; lost to {', '.join(f'{label} {count}' for label, count in broken_by)}" if broken_by else ""
     points = f"{100 * test.difference:.1f} points"
     if decision is Decision.FINE:
         return f"drop {points}, at most {max_drop:g} allowed"
     if decision is Decision.REGRESSION:
-        return f"A_rob: {points} less (worse on {test.lost}, better on {test.gained}, p {test.p:.2g})"
-    return f"A_rob: {points} less, which may be chance (p {test.p:.2g}); more samples can tell"
+        return f"A_rob: {points} less (worse on {test.lost}, better on {test.gained}, p {test.p:.2g}){lost}"
+    return f"A_rob: {points} less, which may be chance (p {test.p:.2g}); more samples can tell{lost}"
