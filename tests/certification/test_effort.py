@@ -1,5 +1,8 @@
 """Effort is counted, so that a search ends at the same place everywhere."""
 
+import subprocess
+import sys
+
 import pytest
 
 from defences import exact_truth
@@ -44,3 +47,11 @@ def test_searches_of_tiny_networks_get_a_least_effort_and_of_large_ones_a_minute
     assert affordable(0.0) == 0.5
     assert affordable(1.2345) == 1.2
     assert affordable(1e6) == 60
+
+
+def test_following_a_network_imports_no_compiler() -> None:
+    code = (
+        "import sys; from defences import exact_truth; from kwbench.certification import trace;"
+        "trace(exact_truth.relu(), (1, 8, 8)); print('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

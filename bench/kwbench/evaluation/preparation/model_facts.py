@@ -15,8 +15,8 @@ from kwbench.model import Model, Precision
 from kwbench.networks.architectures.noise import Smoothed
 from kwbench.threat import ThreatModel
 
-# Images whose undecided units are counted.
-_SEARCHED = 2
+# Images whose undecided units are counted, and images that are asked on grids and beside them.
+_SEARCHED, _ON_GRIDS = 2, 16
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MeasuredFacts:
     @cached_property
     def grids(self) -> tuple[int, ...]:
         """The grids of pixel values on which the model answers otherwise than beside them; none if it is random."""
-        return () if self.model.stochastic else grids_that_matter(self.model, self.probes[0], self.threat)
+        return () if self.model.stochastic else grids_that_matter(self.model, self.probes[0][:_ON_GRIDS], self.threat)
 
     @cached_property
     def submodules(self) -> tuple[str, ...]:
