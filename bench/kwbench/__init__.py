@@ -289,9 +289,9 @@ def attack(
 def results(db: str | Path = "results.db") -> "pd.DataFrame":
     """Return the record as a DataFrame: one row for each evaluation and attack.
 
-    Columns hold accuracies with their intervals, costs, threat model and hashes. `db` is a SQLite file or a SQLAlchemy URL.
-    Raises CannotEvaluate if it is missing, DamagedData if it is not a kwbench database.
+    Columns hold accuracies with their intervals, verdicts, costs, threat model and hashes. `db` is a SQLite file or an
+    SQLAlchemy URL. Raises CannotEvaluate if it is missing, DamagedData if it is not a kwbench database.
     """
-    from kwbench.record.results import results as read  # pandas is slow to import, and `import kwbench` must not be
+    from kwbench.verdict.frame import results as read  # pandas is slow to import, and `import kwbench` must not be
 
     return read(str(db))

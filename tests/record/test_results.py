@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from kwbench.errors import CannotEvaluate
-from kwbench.record.results import results
 from kwbench.record.store import Store
+from kwbench.verdict.frame import results
 from support.records import deterministic, drawn, record, specification
+from support.report_records import verdicts
 
 
 def test_results_have_one_row_per_evaluation_and_attack(tmp_path: Path) -> None:
@@ -60,3 +61,15 @@ def test_an_empty_record_gives_an_empty_frame(tmp_path: Path) -> None:
 def test_a_missing_database_is_named(tmp_path: Path) -> None:
     with pytest.raises(CannotEvaluate, match="no such database"):
         results(str(tmp_path / "results.db"))
+
+
+def test_results_have_verdicts_and_overestimates(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "results.db"), create=True)
+    verdicts(store)
+    store.close()
+    frame = results(str(tmp_path / "results.db")).drop_duplicates("model").set_index("model")
+    assert frame["verdict"].to_dict() == {"sound": "confirmed", "masked": "overestimated", "odd": "inconclusive", "plain": ""}
+    low, gap, high = (frame[name].to_dict() for name in ("overestimate_low", "overestimate", "overestimate_high"))
+    assert gap["masked"] == pytest.approx(0.7)
+    assert 0.6 < low["masked"] < gap["masked"] < high["masked"] < 0.8
+    assert np.isnan(gap["plain"])

@@ -376,7 +376,7 @@ def test_latex_sets_hostile_names_as_text(store: Store, tmp_path: Path) -> None:
     hostile(store)
     text = report(store, tmp_path)["tables.tex"]
     assert r"\input" not in text
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == text.count(r"\begin{table}")
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == text.count(r"\begin{tabular}{@{}p")
     assert r"\textbackslash{}input\{/etc/passwd\} \$x\_1\textasciicircum{}2\$ \textasciitilde{} \# \& \%" in text
 
 

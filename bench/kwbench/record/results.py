@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kwbench.record.cascade import cascaded_attacks
-from kwbench.record.store import Store
-from kwbench.record.summary import AttackSummary, Summary, summaries
+from kwbench.record.summary import AttackSummary, Summary
 from kwbench.statistics import Interval
 
 if TYPE_CHECKING:
@@ -15,28 +14,12 @@ if TYPE_CHECKING:
 _FRACTIONS = ("a_std", "a_rob", "a_certified", "accuracy", "standing", "other_accuracy", "surrogate_accuracy")
 
 
-def results(db: str = "results.db") -> "pd.DataFrame":
-    """Return what is on record, one row per evaluation and attack, oldest first; the clean images are the attack `clean`.
+def to_frame(records: Sequence[Summary]) -> "pd.DataFrame":
+    """Return one row per evaluation and attack, the clean images included.
 
     Accuracies are fractions of 1 with the ends of their 95 % intervals (`_low`, `_high`), NaN where there is no valid number.
     Costs are totals over the samples. `earlier_version` marks evaluations by a version of kwbench whose runs are not reused.
-
-    Args:
-        db: a path to a SQLite file, or a database URL.
-
-    Raises:
-        CannotEvaluate: there is no such database, or it cannot be read.
-        DamagedData: it is not a kwbench database.
     """
-    store = Store.open(db)
-    try:
-        return to_frame(summaries(store))
-    finally:
-        store.close()
-
-
-def to_frame(records: Sequence[Summary]) -> "pd.DataFrame":
-    """Return one row per evaluation and attack, the clean images included; see `results`."""
     import pandas as pd  # slow to import, and few callers need a frame
 
     rows: list[dict[str, Any]] = []

@@ -1,16 +1,15 @@
-"""Tables as text: Markdown for a repository, CSV for spreadsheets, LaTeX for papers."""
+"""Tables as text: Markdown for a repository, CSV for spreadsheets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
-from kwbench.formatting import count_text, duration_text, interval_text, latex, markdown, percent, spreadsheet
-from kwbench.record.results import to_frame
+from kwbench.formatting import count_text, duration_text, interval_text, markdown, spreadsheet
 from kwbench.record.summary import Summary
 from kwbench.report.leaderboard import Board, Row, shown
 from kwbench.report.terminal import certified_heading, notes, verdicts
-from kwbench.statistics import Interval
-from kwbench.verdict import Verdict, verdict_on_record
+from kwbench.verdict import Verdict
+from kwbench.verdict.frame import VERDICTS, with_verdicts
 
 BOUND = (
     "A_rob is an upper bound found by these attacks; stronger attacks can only lower it. "
@@ -27,7 +26,7 @@ def markdown_page(tables: Sequence[Board]) -> str:
         key = board.key
         parts.append(f"## {markdown(key.dataset)}, {markdown(board.threat)}, suite {markdown(key.suite)}\n")
         parts.append(f"Percent of n = {key.n} samples, with 95 % intervals. Digest of the data: {markdown(key.data[:12])}.\n")
-        frame = _frame(board, markdown, interval_text)
+        frame = _frame(board)
         lines = [
             list(frame.columns),
             [":--" if name == "Model" else "--:" for name in frame.columns],
@@ -53,77 +52,38 @@ def markdown_page(tables: Sequence[Board]) -> str:
 
 def csv_table(summaries: Sequence[Summary]) -> str:
     """Return a row for each evaluation and attack. Text that a spreadsheet would run as a formula is quoted."""
-    frame = to_frame(summaries)
-    conclusions = {
-        summary.evaluation.spec.identity: verdict.conclusion for summary in summaries if (verdict := verdict_on_record(summary))
-    }
-    if conclusions:
-        frame["verdict"] = frame["run"].map(conclusions).fillna("")
+    frame = with_verdicts(summaries)
+    if not frame["verdict"].any():
+        frame = frame.drop(columns=VERDICTS)
     for name in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].map(lambda value: spreadsheet(value) if isinstance(value, str) else value)
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
-def latex_tables(tables: Sequence[Board]) -> str:
-    """Return the boards as LaTeX tables for the package booktabs."""
-    parts = ["% Needs \\usepackage{booktabs}.\n"]
-    for board in tables:
-        key = board.key
-        frame = _frame(board, latex, _latex_interval, names=("$A_\\mathrm{std}$", "$A_\\mathrm{rob}$"), costs=False)
-        caption = (
-            f"Accuracy in percent on {latex(key.dataset)}, {latex(board.threat)}, suite {latex(key.suite)}, $n = {key.n}$, "
-            f"with 95\\,\\% intervals. {latex(BOUND.partition('. ')[0])}."
-            f"{' Cascade: the column of an attack is the accuracy after it and all before it.' if key.cascade else ''}"
-        )
-        parts.append(
-            str(
-                frame.to_latex(
-                    index=False, escape=False, caption=caption, column_format="l" + "r" * (len(frame.columns) - 1), position="t"
-                )
-            )
-        )
-    return "\n".join(parts)
-
-
-def _frame(
-    board: Board,
-    escape: Callable[[object], str],
-    figure: Callable[[Interval | None, int], str],
-    *,
-    names: tuple[str, str] = ("A\\_std", "A\\_rob"),
-    costs: bool = True,
-) -> pd.DataFrame:
-    """A board in the form of the papers' tables: model, A_std, one column for each attack, A_rob."""
+def _frame(board: Board) -> pd.DataFrame:
+    """A board in the form of the papers' tables, in Markdown: model, A_std, one column for each attack, A_rob."""
     n = board.key.n
     row_verdicts = verdicts(board)
     certified = [heading.capitalize() for heading in certified_heading(board)]
 
     def cells(position: int, row: Row) -> list[str]:
         summary = row.summary
-        model = escape(summary.model) + (" (stochastic)" if summary.stochastic else "")
-        texts = [model if summary.complete else f"{model} (incomplete)", figure(summary.a_std, n)]
-        texts += [figure(shown(row, label, board.key.cascade), n) for label in board.labels]
-        texts += ["not certified" if summary.a_certified is None else figure(summary.a_certified, n) for _ in certified]
-        texts.append(figure(summary.a_rob, n))
+        model = markdown(summary.model) + (" (stochastic)" if summary.stochastic else "")
+        texts = [model if summary.complete else f"{model} (incomplete)", interval_text(summary.a_std, n)]
+        texts += [interval_text(shown(row, label, board.key.cascade), n) for label in board.labels]
+        texts += ["not certified" if summary.a_certified is None else interval_text(summary.a_certified, n) for _ in certified]
+        texts.append(interval_text(summary.a_rob, n))
         texts += ["–" if verdict is None else _words(verdict) for verdict in row_verdicts[position : position + 1]]
-        if costs:
-            texts.append(count_text(sum(attack.forwards for attack in summary.attacks)))
-            texts.append(count_text(sum(attack.backwards for attack in summary.attacks)))
-            texts.append(duration_text(sum(attack.seconds for attack in summary.attacks)))
+        texts.append(count_text(sum(attack.forwards for attack in summary.attacks)))
+        texts.append(count_text(sum(attack.backwards for attack in summary.attacks)))
+        texts.append(duration_text(sum(attack.seconds for attack in summary.attacks)))
         return texts
 
-    columns = ["Model", names[0], *map(escape, board.labels), *certified, names[1], *(["Verdict"] if row_verdicts else [])]
-    columns += ["forwards", "backwards", "time"] if costs else []
+    columns = ["Model", "A\\_std", *map(markdown, board.labels), *certified, "A\\_rob", *(["Verdict"] if row_verdicts else [])]
+    columns += ["forwards", "backwards", "time"]
     return pd.DataFrame([cells(position, row) for position, row in enumerate(board.rows)], columns=columns)
 
 
 def _words(verdict: Verdict) -> str:
     return verdict.conclusion if verdict.bounds is None else f"{verdict.conclusion}, {verdict.bounds}"
-
-
-def _latex_interval(interval: Interval | None, n: int) -> str:
-    if interval is None:
-        return "--"
-    low, high = percent(interval.low, n), percent(interval.high, n)
-    return f"{percent(interval.value, n)} {{\\scriptsize [{low}, {high}]}}"

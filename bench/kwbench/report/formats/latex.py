@@ -9,9 +9,10 @@ if TYPE_CHECKING:
 
 
 def _render(data: "ReportData") -> dict[str, str]:
-    from kwbench.report.tables import latex_tables
+    from kwbench.report.latex import latex_tables
+    from kwbench.report.tables import BOUND
 
-    return {"tables.tex": latex_tables(data.boards)}
+    return {"tables.tex": latex_tables(data.boards, BOUND.partition(". ")[0] + ".")}
 
 
 FORMAT = Format("latex", "Tables for the LaTeX package booktabs", ("tables.tex",), _render)
