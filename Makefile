@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test trials verdicts papers speed docs check format clean
+.PHONY: setup demo test trials verdicts faults papers speed docs check format clean
 
 setup: .venv/.installed
 
@@ -26,6 +26,10 @@ trials: setup
 
 verdicts: setup
 	PYTHONPATH=tests $(BIN)/python tests/defences/expected_verdicts.py
+
+# The tests of every fault, and the same tests with the guard removed; writes reports/faults.md.
+faults: setup
+	PYTHONPATH=tests $(BIN)/python tests/faults/kit.py
 
 papers: setup
 	sh bench/papers/papers.sh
