@@ -98,7 +98,8 @@ def _run_notes(summary: Summary) -> list[str]:
     if summary.cascade and summary.budget is not None:
         used, budget = count_text(summary.used), count_text(summary.budget)
         sentences.append(f"{model}: {used} passes per sample, out of at most {budget} if no sample had been broken.")
-    if summary.bounds is not None:
+    # A verdict says so itself.
+    if summary.bounds is not None and not summary.findings:
         sentences.append(f"{model}: {bounds_text(summary)} ({summary.bounds}).")
     if summary.a_protocol is not None:
         attacks = ", ".join(map(plain, summary.protocol))
