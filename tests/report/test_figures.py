@@ -1,5 +1,6 @@
 """Figures: every experiment on record as a picture whose marks stand where its numbers say."""
 
+import base64
 import html
 import json
 import re
@@ -90,7 +91,8 @@ def test_the_report_draws_all_that_is_on_record_into_files_and_a_page_that_loads
             assert not re.search(rb'(?:href|src)="(?!data:image/png|#)|<script', content)
         else:
             assert content.startswith(b"%PDF" if path.suffix == ".pdf" else b"\x89PNG")
-    assert page.count("data:image/svg+xml;base64,") == len(NAMES)
+    embedded = [base64.b64decode(text) for text in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)]
+    assert embedded == [path.read_bytes() for path in files if path.suffix == ".svg"]
     assert not re.search(r'(?:href|src)="(?!data:|#)', page)
 
 

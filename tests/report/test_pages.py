@@ -142,7 +142,7 @@ def test_the_viewer_shows_what_broke_a_sample_and_filters_the_grid(browser: Any,
     page, complaints, _ = visit(browser, run_of(reports, "first"))
     assert page.inner_text(".shown h3") == "Sample 0"
     assert page.locator(".gallery button").count() == 3
-    page.wait_for_function("document.querySelectorAll('.shown canvas')[1].width === 2")
+    page.wait_for_function("document.querySelectorAll('.shown canvas')[1].width === 12")
     pixel = "document.querySelectorAll('.shown canvas')[{}].getContext('2d').getImageData(0, 0, 1, 1).data[0]"
     clean, moved, difference = (page.evaluate(pixel.format(number)) for number in range(3))
     assert abs((moved - clean) * 10 + 127.5 - difference) <= 11
@@ -257,6 +257,6 @@ def test_the_best_model_stands_above_its_table_with_what_breaks_it(browser: Any,
     words = board.locator(".worst li").first.inner_text()
     assert "cat 90 %" in words
     assert "dog 80 %" in words
-    assert page.evaluate("[...document.querySelectorAll('.worst img')].every(image => image.naturalWidth === 2)")
+    assert page.evaluate("[...document.querySelectorAll('.worst img')].every(image => image.naturalWidth === 12)")
     assert complaints == []
     page.close()

@@ -112,8 +112,8 @@ def pictured(store: Store) -> None:
 
 
 def example(rng: np.random.Generator, *, whole: bool) -> Example:
-    """Return an adversarial example of 2 by 2 pixels; `whole`: without a residual."""
-    clean = (rng.integers(0, 256, (3, 2, 2)) / np.float32(255)).astype(np.float32)
+    """Return an adversarial example of 12 by 12 pixels; `whole`: without a residual."""
+    clean = (rng.integers(0, 256, (3, 12, 12)) / np.float32(255)).astype(np.float32)
     image = np.clip(clean + np.float32(0.02), 0, 1) if whole else None
-    residual = None if whole else rng.integers(-127, 128, (3, 2, 2)).astype(np.int8)
+    residual = None if whole else rng.integers(-127, 128, (3, 12, 12)).astype(np.int8)
     return Example(clean, residual, 0.0002, image, ((0, 0.9), (1, 0.1)), ((1, 0.8), (0, 0.2)))

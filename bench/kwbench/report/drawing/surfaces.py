@@ -120,7 +120,8 @@ def _side_by_side(
         used = []
         for position, surface in enumerate(drawn):
             axes = figure.add_subplot(rows, columns, position + 1, projection=projection)
-            axes.set_title(literal(surface.name), pad=14 if surface.note and style is Style.SCREEN else None)
+            # An empty line leaves room for the note.
+            axes.set_title(literal(surface.name) + ("\n" if surface.note and style is Style.SCREEN else ""))
             if surface.note and style is Style.SCREEN:
                 place: dict[str, Any] = {"x": 0.5, "y": 1.02, "ha": "center", "va": "bottom", "fontsize": 7.5, "color": SOFT}
                 write = getattr(axes, "text2D", axes.text)

@@ -112,8 +112,8 @@ def figure_files(drawn: Sequence[Figure], style: Style = Style.SCREEN) -> dict[s
     }
 
 
-def _embedded(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+def _embedded(svg: bytes) -> Markup:
+    return Markup("data:image/svg+xml;base64," + base64.b64encode(svg).decode())
 
 
 def _whole(caption: str) -> Markup:

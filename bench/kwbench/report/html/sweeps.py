@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from kwbench.formatting import percent
 from kwbench.record.measurement import Measurement
 from kwbench.record.summary import Summary
+from kwbench.report.figures.conventions import distance_scale
 from kwbench.report.html.charts import Axis, Line, Point, lines_svg
 
 
@@ -25,12 +26,14 @@ def sweep_charts(sweeps: Sequence[Measurement], summaries: Sequence[Summary]) ->
 def _chart(group: Sequence[Measurement], summaries: dict[str, Summary]) -> SimpleNamespace:
     first = group[0]
     over = str(first.spec["over"])
+    example = summaries[first.spec["evaluations"][0]]
+    scale, unit = distance_scale(first.dataset, example.threat.norm) if over == "eps" else (1.0, "")
     lines = []
     for sweep in group:
         evaluations = [summaries[identity] for identity in sweep.spec["evaluations"]]
         points = [
             Point(
-                value,
+                scale * value,
                 100 * summary.a_rob.value,
                 f"{sweep.model} at {over} = {value:g}: {percent(summary.a_rob.value, summary.n)} %",
                 100 * summary.a_rob.low,
@@ -43,9 +46,8 @@ def _chart(group: Sequence[Measurement], summaries: dict[str, Summary]) -> Simpl
         if over == "eps" and start is not None:
             points.insert(0, Point(0.0, 100 * start.value, f"{sweep.model}, clean: {percent(start.value, evaluations[0].n)} %"))
         lines.append(Line(sweep.model, tuple(points)))
-    example = summaries[first.spec["evaluations"][0]]
     threat = example.threat.norm if over == "eps" else str(example.threat)
     highest = max((point.x for line in lines for point in line.points), default=1.0)
     title = f"{first.dataset}, {threat}: {first.spec['suite']} against {over}"
-    svg = lines_svg(lines, Axis(over, 0.0, highest), Axis("robust accuracy, %", 0.0, 100.0), title)
+    svg = lines_svg(lines, Axis(f"{over}{unit}", 0.0, highest), Axis("robust accuracy, %", 0.0, 100.0), title)
     return SimpleNamespace(title=title, n=example.n, chart=svg)

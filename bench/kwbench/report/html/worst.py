@@ -5,6 +5,7 @@ import io
 from types import SimpleNamespace
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -45,9 +46,9 @@ def _picture(summary: Summary, position: int, attack: str, example: Example) -> 
     )
 
 
-def _embedded(pixels: NDArray[np.float32]) -> str:
+def _embedded(pixels: NDArray[np.float32]) -> Markup:
     """Return an image (c, h, w) with pixels in [0, 1] as the address of a PNG; other than three channels as grey."""
     rounded = np.rint(255 * np.clip(np.nan_to_num(pixels), 0, 1)).astype(np.uint8)
     content = io.BytesIO()
     Image.fromarray(rounded.transpose(1, 2, 0) if len(rounded) == 3 else rounded[0]).save(content, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return Markup("data:image/png;base64," + base64.b64encode(content.getvalue()).decode())
