@@ -20,13 +20,24 @@ _BATCHED = tuple(torch._C._dispatch_key_parse(key) for key in ("Batched", "FuncT
 def can_fuse(x: Tensor) -> bool:
     """Whether an activation of x may run as one operation: floats on a CPU, and nothing traces single operations."""
     return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-        and type(x) in (Tensor, nn.Parameter)
+        x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16) and is_unobserved(x)
+    )
+
+
+def is_unobserved(x: Tensor) -> bool:
+    """Whether x is an ordinary tensor, and nothing traces single operations."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
         and _get_current_dispatch_mode() is None
         and not torch.compiler.is_compiling()
         and not torch._C._is_tracing()
     )
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether x stands for a batch of tensors, under vmap or as one of several gradients."""
+    keys = torch._C._dispatch_keys(x)
+    return any(keys.has(key) for key in _BATCHED)
 
 
 def dense(x: Tensor) -> bool:
@@ -91,8 +102,7 @@ def zero_winner_indices(x: Tensor, winner: Tensor, before: int = 0) -> Tensor:
 def _gradient(out: Tensor, zeros: Tensor, gradient: Tensor) -> Tensor:
     """Return the gradient of the winners, zero elsewhere. Winners are the non-zero values of `out`, and those at `zeros`."""
     at = tuple(zeros.unbind(1))
-    keys = torch._C._dispatch_keys(gradient)
-    if torch.is_grad_enabled() or any(keys.has(key) for key in _BATCHED):
+    if torch.is_grad_enabled() or is_batched(gradient):
         # Second derivatives and batched gradients need operations that autograd can differentiate.
         passed: Tensor = torch.ops.aten.hardshrink_backward(gradient, out, 0.0)
         return passed.index_put(at, gradient[at]) if len(zeros) else passed

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kwbench.networks.activations import on_gpu
 from kwbench.networks.activations.fused_operation import (
     allocate_scratch,
     cache_sized_slices,
@@ -31,13 +32,15 @@ def kwta(x: Tensor, k: int) -> Tensor:
     `x` is (b, ...) of any dtype and memory format; all but the first dimension count as one vector, in logical order.
     Exactly k survive: among equal values the smaller index wins. The gradient of a survivor is 1, of the others 0.
     The result must not be overwritten before the backward pass, as with ReLU.
-    Raises ValueError if k is out of range or a value is NaN, which has no rank.
+    Raises ValueError if k is out of range or a value is NaN, which has no rank; on a GPU with Triton such a sample becomes NaN.
     """
     n = math.prod(x.shape[1:])
     if not 1 <= k <= n:
         raise ValueError(f"k: {k} is not between 1 and {n}, the values of a sample")
     if can_fuse(x):
         return run_fused(x, partial(_compete, k))
+    if on_gpu.can_run(x):
+        return on_gpu.kwta(x, k)
     flat = x.detach().flatten(1)
     return torch.where(_survivors(flat, torch.ops.kwbench.kth_largest(flat, k), k).view(x.shape), x, 0)
 

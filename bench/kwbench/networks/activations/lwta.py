@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kwbench.networks.activations import on_gpu
 from kwbench.networks.activations.fused_operation import (
     allocate_scratch,
     cache_sized_slices,
@@ -25,12 +26,14 @@ def lwta(x: Tensor, units: int) -> Tensor:
 
     `x` is (b, c) or (b, c, ...). If `units` does not divide c, the last channels form a smaller group. The first tie wins.
     The result must not be overwritten before the backward pass, as with ReLU.
-    Raises ValueError if `units` is not positive or a value is NaN.
+    Raises ValueError if `units` is not positive or a value is NaN; on a GPU with Triton such a group becomes NaN.
     """
     if units < 1:
         raise ValueError(f"units: {units} is not positive")
     if can_fuse(x):
         return run_fused(x, partial(_compete, units))
+    if on_gpu.can_run(x):
+        return on_gpu.lwta(x, units)
     return _joined([torch.where(_winner(blocks), blocks, 0) for blocks in _blocks(x, units)])
 
 

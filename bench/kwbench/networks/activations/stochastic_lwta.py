@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kwbench.networks.activations import on_gpu
 from kwbench.networks.activations.fused_operation import (
     allocate_scratch,
     cache_sized_slices,
@@ -55,6 +56,8 @@ class StochasticLwta(nn.Module):
         if x.shape[1] % self.units:
             raise ValueError(f"units: {x.shape[1]} channels do not divide into blocks of {self.units}")
         blocks: Tensor = x.unflatten(1, (-1, self.units))  # type: ignore[no-untyped-call]
+        if not self.training and self.sampling == "hard" and on_gpu.can_run(x):
+            return on_gpu.drawn(x, self.units, *(_duel_limits(blocks) if self.units == 2 else _limits(blocks)))
         if not self.training and self.units == 2:
             # Contiguous only: with another memory order the values would get other draws.
             if self.sampling == "hard" and can_fuse(x) and x.is_contiguous():
@@ -111,13 +114,28 @@ def _draw(x: Tensor, out: Tensor) -> Tensor:
 
 def _one_hot_sample(blocks: Tensor) -> Tensor:
     """Draw one winner in dimension 2 from the softmax; return it as 0 and 1 in the dtype of the blocks."""
-    # Half precision would round probabilities and draws to a few hundred steps.
-    cumulative = F.softmax(blocks, dim=2, dtype=_at_least_float32(blocks)).cumsum(dim=2)
-    # One uniform number per block falls into the interval of its winner. The last interval extends to 1 despite rounding.
-    passed = torch.rand_like(cumulative[:, :, :1]) < cumulative[:, :, :-1]
+    limits, draws = _limits(blocks)
+    passed = draws < limits
     reached = torch.cat([passed, torch.ones_like(passed[:, :, :1])], dim=2)
     before = torch.cat([torch.zeros_like(passed[:, :, :1]), passed], dim=2)
     return (reached & ~before).to(blocks.dtype)
+
+
+def _limits(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ends of the intervals of all units but the last, and a uniform number per block, which falls into one of them.
+
+    The last interval extends to 1 despite rounding.
+    """
+    # Half precision would round probabilities and draws to a few hundred steps.
+    cumulative = F.softmax(blocks.detach(), dim=2, dtype=_at_least_float32(blocks)).cumsum(dim=2)
+    return cumulative[:, :, :-1], torch.rand_like(cumulative[:, :, :1])
+
+
+def _duel_limits(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the chance of the first of two units, and a uniform number per block, as `_duel` draws it."""
+    lead = blocks.detach()[:, :, 0] - blocks.detach()[:, :, 1]
+    draws = torch.rand_like(lead, dtype=_at_least_float32(lead))
+    return lead.to(_at_least_float32(lead)).sigmoid().unsqueeze(2), draws.unsqueeze(2)
 
 
 def _gumbel_noise(blocks: Tensor) -> Tensor:
