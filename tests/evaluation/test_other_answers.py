@@ -1,6 +1,7 @@
 """Models of one logit, models that may abstain, and models that return predicted classes alone."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import kwbench
 from support.small_models import first_images, trained_cnn
 
 EPS, N = "0.1", 24
+SUITE = "cascade: true\nprotocol: [fgsm]\nattacks: {fgsm: {}, noop: {}}\n"
 
 
 class Answering(nn.Module):
@@ -87,3 +89,11 @@ class TestPredictedClasses:
     def test_attacks_on_gradients_or_scores_do_not_apply(self, attack: str) -> None:
         with pytest.raises(kwbench.UsageError, match="the model returns predicted classes alone"):
             evaluate(lambda z: z.argmax(dim=1), [attack])
+
+    def test_a_protocol_of_gradients_says_nothing_about_them(self, tmp_path: Path) -> None:
+        (tmp_path / "suite.yaml").write_text(SUITE)
+        batch = first_images(8)
+        model = Answering(lambda z: z.argmax(dim=1))
+        result = kwbench.evaluate(model, batch.x, batch.y, suite=tmp_path / "suite.yaml", eps=EPS, tile=16)
+        assert result.a_protocol is None
+        assert set(result.summary.skipped) == {"fgsm"}

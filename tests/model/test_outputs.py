@@ -75,6 +75,8 @@ def test_predicted_classes_become_logits_without_gradient() -> None:
     beyond, _ = with_logits(Returning(lambda z: z.argmax(dim=1) + 100).eval(), x, 10)
     with pytest.raises(ValueError, match="predicted classes 10"):
         beyond(x)
+    more, _ = with_logits(Returning(lambda z: z.argmax(dim=1) + 100).eval(), x, 10, others=True)
+    assert more(x).argmax(dim=1).tolist() == [10] * 4
 
 
 @pytest.mark.parametrize(

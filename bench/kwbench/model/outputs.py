@@ -45,17 +45,22 @@ class TwoClasses(nn.Module):
 
 
 class OneHot(nn.Module):
-    """A module that returns predicted classes (b,), as logits that are 1 for the class and 0 for others, without gradient."""
+    """A module that returns predicted classes (b,), as logits that are 1 for the class and 0 for others, without gradient.
+
+    With `others`, all classes from `classes` on are one more class: the labels of a data set may not show all that there are.
+    """
 
     revision = 1
 
-    def __init__(self, module: nn.Module, classes: int) -> None:
+    def __init__(self, module: nn.Module, classes: int, *, others: bool = False) -> None:
         super().__init__()
-        self.module, self.classes = module, classes
+        self.module, self.classes, self.others = module, classes, others
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (b, classes) of x (b, c, h, w). Raises ValueError for a class that the data set does not have."""
+        """Return logits (b, k) of x (b, c, h, w). Raises ValueError for a class that the data set does not have."""
         labels = self.module(x).long()
+        if self.others:
+            return one_hot(labels.clamp(0, self.classes), self.classes + 1).to(x)
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ValueError(f"the model predicted classes {int(labels.min())} to {int(labels.max())} of {self.classes}")
         return one_hot(labels, self.classes).to(x)
@@ -83,11 +88,14 @@ def find_logits(output: Any) -> tuple[Tensor | None, str]:
     return None, ""
 
 
-def with_logits(module: nn.Module, images: Tensor, classes: int, *, binary: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
+def with_logits(
+    module: nn.Module, images: Tensor, classes: int, *, binary: bool = False, others: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a module that returns logits (b, k) for images (b, c, h, w), and a note on where it takes them from.
 
-    With `binary`, one logit an image becomes two classes. Integers (b,) are predicted classes, of `classes`. The module
-    itself, and no note, if it returns another tensor, holds no logits, or raises: a real pass then says why.
+    With `binary`, one logit an image becomes two classes. Integers (b,) are predicted classes, of `classes` and, if `others`,
+    of more. The module itself, and no note, if it returns another tensor, holds no logits, or raises: a real pass then says
+    why.
     """
     try:
         with torch.no_grad(), globals_restored():
@@ -100,7 +108,7 @@ def with_logits(module: nn.Module, images: Tensor, classes: int, *, binary: bool
         if output.is_floating_point() or tuple(output.shape) != (len(images),):
             return module, ()
         note = "returns predicted classes alone, so that only attacks on labels apply"
-        return OneHot(module, classes).train(module.training), (note,)
+        return OneHot(module, classes, others=others).train(module.training), (note,)
     logits, where = find_logits(output)
     return (module, ()) if logits is None else (LogitsOf(module).train(module.training), (f"took {where}",))
 

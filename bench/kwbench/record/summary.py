@@ -322,7 +322,8 @@ def _protocol_values(
     spec: EvaluationSpec, rows: Sequence[Tally | None], index: NDArray[np.int64], incomplete: Collection[str]
 ) -> Values | None:
     """Return the worst case over the attacks of the suite's protocol alone; None without a protocol, or if it lacks rows."""
-    protocol = {CLEAN, *(spec.spec.get("protocol_attacks") or ())}
+    # Attacks that cannot be made for the model, such as those on gradients where there are only labels, say nothing.
+    protocol = {CLEAN, *(spec.spec.get("protocol_attacks") or ())} - set(spec.spec.get("not_applicable", {}))
     members = [(attack, tally) for attack, tally in zip(spec.attacks, rows, strict=True) if attack.label in protocol]
     if len(members) < 2 or any(attack.label in incomplete for attack, _ in members):
         return None

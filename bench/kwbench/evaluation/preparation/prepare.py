@@ -112,7 +112,8 @@ def prepare(
         # Only a user's own code can keep state where a copy of the module would share it.
         pristine = Pristine.of(loaded.module, device) if request.in_own_process else None
         images = fill_tile(batch.x, request.tile)
-        module, notes = with_logits(loaded.module, images, dataset.classes, binary=request.binary)
+        others = not dataset.fixed_classes
+        module, notes = with_logits(loaded.module, images, dataset.classes, binary=request.binary, others=others)
         if module is not loaded.module:
             pristine = None
         loaded = replace(loaded, notes=(*loaded.notes, *notes))
