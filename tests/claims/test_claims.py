@@ -38,6 +38,7 @@ from kwbench.record.store import Store
 from kwbench.report import write_report
 from kwbench.report.claims import claims_markdown, claims_table
 from kwbench.report.data import ReportData
+from kwbench.report.html.worst import worst_pictures
 from kwbench.threat import ThreatModel
 from papers.packed import unpack
 from support.records import deterministic, drawn, record, rows, specification
@@ -577,6 +578,21 @@ class TestThePage:
         names = [figure.name for figure in ReportData(measured).figures]
         measured.close()
         assert [kind for kind in FIGURES if not any(name.startswith(kind) for name in names)] == []
+
+    def test_the_record_that_is_kept_shows_what_breaks_its_most_robust_network_of_cifar10(self, kept: Path) -> None:
+        measured = Store.open(str(kept / "papers.db"))
+        (board,) = (
+            board
+            for board in ReportData(measured).suite_boards
+            if (board.key.dataset, board.key.suite, board.key.n) == ("cifar10-exact-subset", "strong", 512)
+            and board.threat == ThreatModel.of("linf", "0.031")
+        )
+        best = board.rows[0].summary
+        pictures = worst_pictures(measured, best)
+        measured.close()
+        assert best.model == "cifar10/resnet18-w16-relu-fast"
+        assert [picture.before.split()[0] for picture in pictures] == ["automobile", "airplane", "automobile"]
+        assert all(picture.after.split()[0] != picture.before.split()[0] for picture in pictures)
 
     def test_the_terminal_has_a_line_for_each_cell_and_counts_them(self) -> None:
         out = io.StringIO()

@@ -16,7 +16,7 @@ from kwbench.report.figures.conventions import class_name
 from kwbench.report.html.samples import worst_examples
 
 # Pictures of a board, the longest side on the page in pixels, and the longest side of an image that is put on the page.
-_PICTURES, _SIDE, _LARGEST = 4, 96, 256
+_PICTURES, _SIDE, _LARGEST = 3, 96, 256
 
 
 def worst_pictures(store: Store, summary: Summary) -> list[SimpleNamespace]:
