@@ -12,7 +12,18 @@ from support.command_line import ENVIRONMENT, Kwbench
 from support.small_registry import write_registry
 
 # What `evaluate --suite strong` must not import. SciPy's optimisers are for complete search of networks that allow one.
-HEAVY = ("foolbox", "pyautoattack", "sklearn", "matplotlib", "pandas", "sympy", "torch._dynamo", "scipy.optimize", "triton")
+HEAVY = (
+    "sqlalchemy.dialects.postgresql",
+    "foolbox",
+    "pyautoattack",
+    "sklearn",
+    "matplotlib",
+    "pandas",
+    "sympy",
+    "torch._dynamo",
+    "scipy.optimize",
+    "triton",
+)
 
 COMMAND = f"""
 import sys, time

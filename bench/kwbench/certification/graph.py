@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from kwbench.certification import competitions, operations
 from kwbench.certification.competitions import Groups
@@ -71,8 +70,8 @@ class _Tracer(fx.Tracer):
         return isinstance(m, Kwta | Lwta) or super().is_leaf_module(m, module_qualified_name)
 
 
-class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what torch's FlopCounterMode counts, without the import of the compiler that it causes, which takes seconds."""
+class _MultiplyAdds(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts those of products and convolutions, as torch's FlopCounterMode does, which imports Triton and the compiler."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -84,8 +83,13 @@ class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func.overloadpacket)) is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=result)
+        operation, aten = func.overloadpacket, torch.ops.aten
+        if operation in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm):
+            self.total += result.numel() * args[-2].shape[-1]
+        elif operation in (aten.convolution, aten._convolution):
+            x, weights, transposed = args[0], args[1], args[6]
+            positions = x.shape[2:] if transposed else result.shape[2:]
+            self.total += len(x) * math.prod(positions) * weights.numel()
         return result
 
 
@@ -154,9 +158,9 @@ class _Builder(fx.Interpreter):
         return _Value(len(self.nodes) - 1)
 
     def _affine(self, value: _Value, affine: Affine) -> _Value:
-        with torch.no_grad(), _FlopCounter() as counter:
+        with torch.no_grad(), _MultiplyAdds() as counter:
             result = affine.forward(torch.zeros((1, *self._shape(value)), dtype=torch.double))
-        multiply_adds = max(counter.total // 2, result.numel())
+        multiply_adds = max(counter.total, result.numel())
         return self._add(Node(result.shape[1:], (value.node,), affine=affine, multiply_adds=multiply_adds))
 
     def _units(self, value: _Value, groups: Groups | None) -> _Value:

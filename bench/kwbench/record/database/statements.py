@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 # Ids in one query: SQLite limits the parameters.
 IDS_PER_QUERY = 500
@@ -23,16 +23,22 @@ def insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]
     """Insert rows, except those whose key is there already."""
     if not rows:
         return
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+    connection.execute(_insert_into(connection, table).on_conflict_do_nothing(), rows)
 
 
 def upsert(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
     """Insert a row, or change the one that has its primary key."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     key = [column.name for column in table.primary_key]
     changes = {name: value for name, value in row.items() if name not in key}
-    connection.execute(dialect.insert(table).values(row).on_conflict_do_update(index_elements=key, set_=changes))
+    connection.execute(_insert_into(connection, table).values(row).on_conflict_do_update(index_elements=key, set_=changes))
+
+
+def _insert_into(connection: sa.Connection, table: sa.Table) -> Any:
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql  # half a second that most commands need not wait
+
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 def lock(connection: sa.Connection, table: sa.Table, chosen: sa.ColumnElement[bool] | None = None) -> None:
