@@ -63,7 +63,8 @@ class Picture:
             if style is Style.SCREEN:
                 figure.suptitle(textwrap.fill(literal(self.title), max(20, int(width * 12))), fontsize=11)
             self.draw(figure, style)
-            # Once for all kinds.
+            # Once for all kinds; axes of a fixed shape settle in the second pass.
+            figure.draw_without_rendering()
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
             return {kind: self._file(figure, kind) for kind in kinds}

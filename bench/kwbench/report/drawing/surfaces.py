@@ -108,8 +108,8 @@ def _side_by_side(
     def size(style: Style) -> tuple[float, float]:
         if style is Style.PAPER:
             width = COLUMN if columns < 3 else PAGE
-            return width, rows * (width / columns + 0.2)
-        return 3.0 * columns + 0.6, 3.2 * rows
+            return width, rows * (width / columns + 0.35)
+        return 3.0 * columns + 0.6, 3.6 * rows + 0.3
 
     def draw(figure: "Figure", style: Style) -> None:
         from matplotlib.cm import ScalarMappable
