@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -489,7 +490,11 @@ def test_nothing_outlives_the_command(tmp_path: Path, how: signal.Signals) -> No
     # A terminal signals the whole group, the kernel and `kill` one process.
     os.killpg(process.pid, how) if how in (signal.SIGINT, signal.SIGHUP) else process.send_signal(how)
     # The pipes are closed too, or this would wait.
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        _kill(children)
+        raise
     assert process.returncode == (-signal.SIGKILL if how is signal.SIGKILL else 130)
     assert out == ""
     assert err == ("" if how is signal.SIGKILL else "kwbench: interrupted; the same command continues\n")
@@ -519,10 +524,19 @@ def _started(folder: Path) -> list[int]:
 
 
 def _require_gone(processes: list[int]) -> None:
+    """Wait until these processes have ended. Kill them if they do not, for they would keep a core busy for ever."""
     deadline = time.monotonic() + 60
-    while any(map(_alive, processes)):
-        assert time.monotonic() < deadline
+    while left := [process for process in processes if _alive(process)]:
+        if time.monotonic() > deadline:
+            _kill(left)
+            pytest.fail(f"{len(left)} of {len(processes)} processes outlive the command")
         time.sleep(0.05)
+
+
+def _kill(processes: list[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _alive(process: int) -> bool:
