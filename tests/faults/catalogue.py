@@ -120,8 +120,8 @@ FAULTS = (
         ),
         Mutant(
             f"{_DATABASE}/statements.py",
-            "connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)",
-            "connection.execute(dialect.insert(table), rows)",
+            "connection.execute(_insert_into(connection, table).on_conflict_do_nothing(), rows)",
+            "connection.execute(_insert_into(connection, table), rows)",
         ),
     ),
     Fault(

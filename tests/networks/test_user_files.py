@@ -1,5 +1,6 @@
 """A user's own file: its factory, its hash, and the reasons for which it is refused."""
 
+import linecache
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,18 @@ class TestFileModels:
             sys.modules.pop("defence", None)
         assert digests[0] == digests[1]
         assert len(set(digests)) == 3
+
+    def test_the_hash_does_not_change_with_source_that_is_read_for_a_traceback(self, tmp_path: Path) -> None:
+        file = tmp_path / "defence.py"
+        file.write_text(
+            "import traceback\n" + FACTORY.format(seed=0).replace("def net():", "def net():\n    traceback.format_stack()")
+        )
+        digests = []
+        linecache.clearcache()
+        for _ in range(2):  # the second time, the lines of this test are at hand
+            digests.append(load_file_model(f"{file}:net").sha256)
+            sys.modules.pop("defence", None)
+        assert digests[0] == digests[1]
 
     def test_the_hash_changes_with_modules_imported_from_the_files_folder(self, tmp_path: Path) -> None:
         (tmp_path / "defence.py").write_text("import scaling\n" + FACTORY.format(seed=0))

@@ -131,4 +131,4 @@ class Facts:
     claimed: dict[str, Any] | None
     answers: list[list[float | None]] | None
     prospects: Prospects | None = None
-    seconds: Mapping[tuple[str, ...], float] = field(default_factory=dict)
+    seconds: Mapping[tuple[str, ...], float] = field(default_factory=dict, compare=False)

@@ -4,6 +4,7 @@ Seen are files that Python opens. Those that a library reads by itself, as safet
 """
 
 import hashlib
+import linecache
 import os
 import sys
 from collections.abc import Collection, Iterator
@@ -32,10 +33,11 @@ class ReadFiles:
         """Return the SHA-256 of each file of the user's but those in `without`, in order; names do not matter.
 
         Files in `folder`, or outside of system folders, of installed libraries and of the user's hidden folders are the
-        user's. Files that were written in the same block are left out, since another process makes others.
+        user's. Files that were written in the same block are left out, since another process makes others, and so is source
+        code that was read for a traceback or a warning, which happens once in a process.
         """
         remaining, digests = _WHOLE, []
-        for name in sorted(self.names - self.written):
+        for name in sorted(self.names - self.written - {os.path.abspath(name) for name in linecache.cache}):
             path = Path(name)
             try:
                 state = path.stat()

@@ -330,7 +330,7 @@ class TestOwnFilesThatFail:
                 r"must return logits \(16, classes\), it returned dict with 'scores'; wrap it",
             ),
             ("return self.layers(x)[0]", "", r"must return logits \(16, classes\), it returned \(10,\)"),
-            ("return self.layers(x).argmax(dim=1)", "", r"it returned \(16,\)"),
+            ("return self.layers(x).amax(dim=1)", "", r"one logit z an image, \(16,\); --binary makes two classes"),
             ("return self.layers(x).long()", "", "logits must be floating point"),
             ("return self.layers(x.repeat(1, 3, 1, 1))", "", "the model raised RuntimeError: .*channels"),
             ("raise RuntimeError('what of it')", "", "the model raised RuntimeError: what of it"),
