@@ -66,7 +66,8 @@ def sound():
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "defence.py").write_text(DEFENCE)
-    save_file(dict(trained_cnn().state_dict()), tmp_path / "weights.safetensors")
+    weights = {name: weight.contiguous() for name, weight in trained_cnn().state_dict().items()}
+    save_file(weights, tmp_path / "weights.safetensors")
     batch = first_images(64)
     save_file({"x": batch.x, "y": batch.y}, tmp_path / "images.safetensors")
     (tmp_path / "short.yaml").write_text("attacks: {apgd: {steps: 5}}\n")

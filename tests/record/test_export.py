@@ -26,13 +26,13 @@ def test_the_worst_case_of_each_sample_is_exported_with_its_label_and_attack(sto
     arrays = adversarial_arrays(store, find_evaluation(store, "second"))
     assert arrays["index"].tolist() == [1, 10]
     assert arrays["attack"].tolist() == ["fgsm", "fgsm"]
-    assert arrays["x"].shape == (2, 3, 2, 2)
+    assert arrays["x"].shape == (2, 3, 12, 12)
     assert arrays["x"].dtype == np.float32
     assert 0 <= arrays["x"].min() <= arrays["x"].max() <= 1
 
 
 def test_an_image_kept_in_full_precedes_the_example(store: Store) -> None:
-    image = np.full((3, 2, 2), 0.25, dtype=np.float32)
+    image = np.full((3, 12, 12), 0.25, dtype=np.float32)
     summary = find_evaluation(store, "first")
     run = summary.evaluation.attack_runs["fgsm"]
     store.append(run, [replace(store.outcomes(run)[0], image=image)])
