@@ -1,5 +1,6 @@
 """The web pages in a real browser: one is started for all tests."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def visit(browser: Any, path: Path, address: str = "", **options: Any) -> tuple[
     page.on("request", lambda request: requests.append(request.url))
     page.goto(path.as_uri() + address)
     return page, complaints, requests
+
+
+def await_value(page: Any, expression: str, expected: object) -> None:
+    """Wait until an expression has a value. The policy of the pages forbids playwright to evaluate one again and again."""
+    deadline = time.monotonic() + 30
+    while (found := page.evaluate(expression)) != expected:
+        assert time.monotonic() < deadline, found
+        page.wait_for_timeout(20)
 
 
 MODELS = (
@@ -112,9 +121,9 @@ def test_an_address_shows_the_same_view_again(browser: Any, reports: Path) -> No
     assert page.is_visible(".table:not([hidden]) > .board:not([hidden]) th[data-key=attack-0]")
     assert page.url.endswith(address)
     page.evaluate("location.hash = '#digits-linf-1-10'")
-    page.wait_for_function(f"({MODELS}).join() === 'resnet18-relu'")
+    await_value(page, MODELS, ["resnet18-relu"])
     page.click(f"nav.tables a[href='#t-{TABLE[1:]}']")
-    page.wait_for_function(f"({MODELS}).length === 6")
+    await_value(page, f"({MODELS}).length", 6)
     assert complaints == []
     page.close()
 
@@ -143,7 +152,7 @@ def test_the_viewer_shows_what_broke_a_sample_and_filters_the_grid(browser: Any,
     page, complaints, _ = visit(browser, run_of(reports, "first"))
     assert page.inner_text(".shown h3") == "Sample 0"
     assert page.locator(".gallery button").count() == 3
-    page.wait_for_function("document.querySelectorAll('.shown canvas')[1].width === 12")
+    await_value(page, "document.querySelectorAll('.shown canvas')[1].width", 12)
     pixel = "document.querySelectorAll('.shown canvas')[{}].getContext('2d').getImageData(0, 0, 1, 1).data[0]"
     clean, moved, difference = (page.evaluate(pixel.format(number)) for number in range(3))
     assert abs((moved - clean) * 10 + 127.5 - difference) <= 11
