@@ -102,14 +102,15 @@ def answers_change_with_use(model: Model, x: Tensor, pristine: Callable[[Tensor]
 
     A fast model is used more before: state may change only after so many calls.
     """
-    first = changed_by_use(model, x, pristine)
+    unused = _unused_answers(model, x, pristine)
+    first = _differ(model, x, unused)
     started = time.process_time()
     with suppress(Exception), torch.no_grad(), model.aside("use"):
         for call in range(_USES):
             model.module(x[call % len(x)][None].clone())
             if time.process_time() - started > _PATIENCE:
                 break
-    return bool((first | changed_by_use(model, x, pristine)).any())
+    return bool((first | _differ(model, x, unused)).any())
 
 
 def changed_by_use(model: Model, x: Tensor, pristine: Callable[[Tensor], Tensor]) -> Tensor:
@@ -117,15 +118,24 @@ def changed_by_use(model: Model, x: Tensor, pristine: Callable[[Tensor], Tensor]
 
     A module that refuses single images is not compared.
     """
+    return _differ(model, x, _unused_answers(model, x, pristine))
+
+
+def _unused_answers(model: Model, x: Tensor, pristine: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Return the logits of an unused model for the first few images, asked alone; None if it refuses them."""
+    with suppress(Exception), model.aside("use"), torch.no_grad():
+        return torch.cat([pristine(image) for image in torch.split(x[:_ALONE], 1)])
+    return None
+
+
+def _differ(model: Model, x: Tensor, unused: Tensor | None) -> Tensor:
     few = x[:_ALONE]
     used = model.module.warm if isinstance(model.module, AskedFirst) else model.module
-    try:
-        with model.aside("use"), torch.no_grad():
-            answers = torch.cat([used(image.clone()) for image in torch.split(few, 1)])
-            unused = torch.cat([pristine(image) for image in torch.split(few, 1)])
-        return rows_that_differ(answers, unused, _BATCH_ROUNDING)
-    except Exception:  # noqa: BLE001 - foreign modules may refuse other batches
-        return torch.zeros(len(few), dtype=torch.bool, device=x.device)
+    with suppress(Exception), model.aside("use"), torch.no_grad():
+        answers = torch.cat([used(image.clone()) for image in torch.split(few, 1)])
+        if unused is not None:
+            return rows_that_differ(answers, unused, _BATCH_ROUNDING)
+    return torch.zeros(len(few), dtype=torch.bool, device=x.device)
 
 
 def rows_that_differ(first: Tensor, second: Tensor, rounding: float = ROUNDING) -> Tensor:
