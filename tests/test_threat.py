@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kwbench.errors import UsageError
-from kwbench.threat import ThreatModel, exact_fraction, parse_eps
+from kwbench.threat import ThreatModel, exact_fraction, parse_eps, parse_threats
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,24 @@ def test_exact_fractions_refuse_division_by_zero_by_name() -> None:
     with pytest.raises(ValueError, match="divides by zero"):
         exact_fraction("1/0")
     assert exact_fraction("1e-999999999") == 0
+
+
+def test_several_threat_models_are_read_in_their_order() -> None:
+    assert parse_threats("linf:8/255, l2:0.5") == (ThreatModel.of("linf", "8/255"), ThreatModel.of("l2", "0.5"))
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("linf:8/255", "at least two different"),
+        ("linf:0.1,linf:1/10", "at least two different"),
+        ("linf:8/255,0.5", "write NORM:RADIUS"),
+        ("linf:8/255,l2:", "write NORM:RADIUS"),
+        ("linf:8/255,", "write NORM:RADIUS"),
+        ("linf:8/255,l3:1", "norm: 'l3' is unknown"),
+        ("linf:8/255,l2:0", "is not positive"),
+    ],
+)
+def test_what_is_not_a_list_of_threat_models_is_refused(written: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_threats(written)

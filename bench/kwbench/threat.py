@@ -99,3 +99,17 @@ class ThreatModel:
 
     def __str__(self) -> str:
         return f"{self.norm} {self.eps_text}"
+
+
+def parse_threats(text: str) -> tuple[ThreatModel, ...]:
+    """Return the threat models of a list such as linf:8/255,l2:0.5.
+
+    Raises UsageError unless there are at least two, all different.
+    """
+    pairs = [part.strip().partition(":") for part in text.split(",")]
+    if not all(norm and separator and eps for norm, separator, eps in pairs):
+        raise UsageError(f"threat: {text!r}; write NORM:RADIUS,NORM:RADIUS, such as linf:8/255,l2:0.5")
+    threats = tuple(ThreatModel.of(norm.strip(), eps.strip()) for norm, _, eps in pairs)
+    if len(set(threats)) < max(2, len(threats)):
+        raise UsageError(f"threat: {text!r}; give at least two different threat models")
+    return threats

@@ -217,3 +217,19 @@ def test_a_sweep_evaluates_each_value_once_and_draws_a_curve(kwb: Kwbench, tmp_p
     assert "A_rob, percent, by pgd.steps" in kwb("sweep", "small", "--over", "pgd.steps=1,2", "--n", "16").out
     refused(kwb("sweep", "small", "--over", "eps=0.1,0.2", "--eps", "0.1"), 2, "--over changes it")
     refused(kwb("sweep", "small", "--over", "fgsm.steps=1,2"), 2, "no attack 'fgsm'")
+
+
+def test_several_threat_models_are_evaluated_each_and_then_together(kwb: Kwbench) -> None:
+    words = ("evaluate", "small", "--attack", "pgd", "--set", "pgd.steps=3", "--n", "32", "--tile", "16")
+    both = (*words, "--threat", "linf:0.05,l2:0.3")
+    first, second, together = kwb(*both, "--json").json
+    assert [row["threat"]["norm"] for row in (first, second)] == ["linf", "l2"]
+    assert first["run"] == kwb(*words, "--norm", "linf", "--eps", "0.05", "--json").json["run"]
+    reached = together["joint"]["a_rob"]["value"]
+    standing = [row["a_rob"]["value"] for row in (first, second)]
+    assert max(0, sum(standing) - first["a_std"]["value"]) <= reached <= min(standing)
+    assert [row["threat"] for row in together["joint"]["threats"]] == ["linf 0.05", "l2 0.3"]
+    text = kwb(*both).out
+    assert f"A_rob = {100 * reached:.1f}" in text.splitlines()[-1]
+    refused(kwb(*both, "--eps", "0.1"), 2, "leave --norm and --eps out")
+    refused(kwb(*words, "--threat", "linf:0.1"), 2, "at least two different threat models")

@@ -99,3 +99,16 @@ def test_a_models_name_can_neither_colour_nor_control_the_terminal() -> None:
     with progress_display(plain) as show:
         show(step(3, model=name))
     assert "\x1b" not in plain.getvalue()
+
+
+def test_a_second_evaluation_of_a_model_has_a_time_left_of_its_own(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with progress_display(stream) as show:
+        for label, before in (("pgd", 0), ("fgsm", 10), ("pgd", 0)):
+            show(step(0, label=label, before=before))
+            clock[0] += 30
+            show(step(10, label=label, before=before))
+    assert stream.getvalue().splitlines()[-2:] == [
+        "net: pgd 0/10 (0/20 in all)",
+        "net: pgd 10/10 (10/20 in all, about 30 s left)",
+    ]

@@ -1,10 +1,12 @@
-"""The fixture of an empty record on every backend."""
+"""Fixtures of empty records."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kwbench.record.store import Store
 from support.postgres import Server
 
 _numbers = itertools.count()
@@ -17,3 +19,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "record.db")
     server: Server = request.getfixturevalue("postgres")
     return server.database(f"record{next(_numbers)}")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty record on SQLite."""
+    opened = Store.open(str(tmp_path / "results.db"), create=True)
+    yield opened
+    opened.close()

@@ -1,8 +1,6 @@
 """A cascade derived from the record alone: what each attack sees, which attacks are skipped, and the numbers that follow."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +10,6 @@ from kwbench.record.results import to_json
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries
 from support.records import deterministic, drawn, record, rows, specification
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(str(tmp_path / "results.db"), create=True)
-    yield opened
-    opened.close()
 
 
 def only(store: Store) -> Summary:

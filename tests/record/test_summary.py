@@ -1,8 +1,6 @@
 """The numbers of an evaluation follow their definitions."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +11,6 @@ from kwbench.record.results import to_json
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary, summaries, summarize
 from support.records import deterministic, drawn, record, rows, specification
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(str(tmp_path / "results.db"), create=True)
-    yield opened
-    opened.close()
 
 
 def only(store: Store) -> Summary:

@@ -13,12 +13,14 @@ from kwbench.cli.each_model import evaluate_each
 from kwbench.cli.options import (
     ATTACK,
     OUTPUT,
+    THREAT,
     AttackNames,
     Budget,
     EvaluationOptions,
     FigureStyle,
     Json,
     Models,
+    NormName,
     Settings,
     SuiteName,
     chosen_suite,
@@ -37,6 +39,7 @@ from kwbench.cli.output import (
 from kwbench.errors import UsageError
 from kwbench.imports import importing
 from kwbench.report.drawing.picture import KINDS, Style
+from kwbench.threat import parse_threats
 
 if TYPE_CHECKING:
     from kwbench.evaluation.execution.timings import Timings
@@ -60,6 +63,14 @@ def evaluate(
     suite: SuiteName = None,
     settings: Settings = None,
     budget: Budget = None,
+    threat: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NORM:RADIUS,...",
+            help="Several threat models, such as linf:8/255,l2:0.5; A_rob is then also that of the worst case over all.",
+            rich_help_panel=THREAT,
+        ),
+    ] = None,
     timings: Annotated[
         bool,
         typer.Option(
@@ -80,16 +91,38 @@ def evaluate(
             from kwbench.cli.progress import progress_display
 
             import_module("kwbench.evaluation.runner")
+            from kwbench.record.joint import joint
 
-        requests = options.requests(models, with_budget(chosen_suite(attack, suite, settings), budget))
+        chosen = with_budget(chosen_suite(attack, suite, settings), budget)
+        # One list of requests for each threat model.
+        requests = [one.requests(models, chosen) for one in _under(options, threat)]
     with clock.phase(*RECORD):
         store = options.store()
     with progress_display() as show, clock.phase(*RECORD):
-        evaluated = evaluate_each(requests, lambda index: _run(requests[index], store, show, options.time_limit, timings=clock))
+        evaluated = evaluate_each(
+            requests[0],
+            lambda index: [_run(under[index], store, show, options.time_limit, timings=clock) for under in requests],
+        )
     with clock.phase(*REPORT):
-        print_summaries(evaluated.results, as_json, evaluated.failures, clock if timings else None)
+        joints = [joint(store, results) for results in evaluated.results] if threat is not None else []
+        print_summaries(
+            [summary for results in evaluated.results for summary in results],
+            as_json,
+            evaluated.failures,
+            clock if timings else None,
+            [whole for whole in joints if whole is not None],
+        )
     evaluated.require_all()
-    require_complete(evaluated.results)
+    require_complete([summary for results in evaluated.results for summary in results])
+
+
+def _under(options: EvaluationOptions, threat: str | None) -> list[EvaluationOptions]:
+    """Return the options under each threat model of --threat; without it, as they are."""
+    if threat is None:
+        return [options]
+    if options.norm is not None or options.eps is not None:
+        raise UsageError("--threat: states norms and radii; leave --norm and --eps out")
+    return [replace(options, norm=NormName(one.norm), eps=one.eps_text) for one in parse_threats(threat)]
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench diagnose resnet18-kwta0.1 --protocol pgd")

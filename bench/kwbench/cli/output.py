@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from kwbench.evaluation.execution.timings import Timings
     from kwbench.evaluation.studies.certifying import Certified
+    from kwbench.record.joint import Joint
     from kwbench.record.measurement import Measurement
     from kwbench.record.summary import Summary
     from kwbench.verdict import Verdict
@@ -131,13 +132,19 @@ def print_summaries(
     as_json: bool,
     failures: Mapping[str, KwbenchError] | None = None,
     timings: "Timings | None" = None,
+    joints: "Sequence[Joint]" = (),
 ) -> None:
-    """Print evaluations: as JSON, one object for a single model and else a list, or as tables. `failures` by model.
+    """Print evaluations: as JSON, one object for a single one and else a list, or as tables. `failures` by model.
 
-    The `timings` of the command follow: a key of the single object, the last element of a list, or a table.
+    The worst cases over several threat models follow, and the `timings` of the command: a key of the single object, the last
+    element of a list, or a table.
     """
+    from kwbench.record.joint import joint_json
+    from kwbench.report.terminal import joint_text
+
     if as_json:
         answers = [summary_json(summary) for summary in summaries]
+        answers += [{"model": whole.evaluations[0].model, "joint": joint_json(whole)} for whole in joints]
         if timings is not None:
             spent = {"timings": timings.to_json()}
             answers = [*answers, spent] if len(answers) != 1 or failures else [answers[0] | spent]
@@ -145,6 +152,7 @@ def print_summaries(
         return
     if summaries:
         print_summary_tables(summaries)
+    print_lines([joint_text(whole) for whole in joints])
     if timings is not None:
         seconds = timings.seconds()
         wall = sum(seconds.values())

@@ -59,11 +59,16 @@ def _plain_lines(stream: TextIO) -> "Callable[[Progress], None]":
     started: dict[str, float] = {}
     # Per model and attack, the rows that were on record when it started: they say nothing about the speed.
     recorded: dict[str, dict[str, int]] = {}
+    reached: dict[str, int] = {}
     last_line = 0.0
 
     def show(progress: "Progress") -> None:
         nonlocal last_line
         now = time.monotonic()
+        if progress.done_in_all < reached.get(progress.model, 0):
+            # Another evaluation of the same model has begun, under another threat model for instance.
+            del started[progress.model], recorded[progress.model]
+        reached[progress.model] = progress.done_in_all
         start = started.setdefault(progress.model, now)
         earlier = recorded.setdefault(progress.model, {})
         earlier.setdefault(progress.label, progress.done)

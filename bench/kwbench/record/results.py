@@ -49,17 +49,17 @@ def to_json(summary: Summary) -> dict[str, Any]:
         "missing": list(summary.missing),
         "run": spec.identity,
         "earlier_version": summary.earlier_version,
-        "a_std": _interval_json(summary.a_std),
-        "a_rob": _interval_json(summary.a_rob),
-        "a_certified": _interval_json(summary.a_certified),
+        "a_std": interval_json(summary.a_std),
+        "a_rob": interval_json(summary.a_rob),
+        "a_certified": interval_json(summary.a_certified),
         "bounds": summary.bounds,
         "certified_images": [] if summary.certified is None else summary.index[summary.certified].tolist(),
         "cascade": summary.cascade,
-        "a_rob_as_in_paper": _interval_json(summary.a_rob_as_in_paper),
+        "a_rob_as_in_paper": interval_json(summary.a_rob_as_in_paper),
         **({"claimed": claimed} if (claimed := summary.evaluation.spec.provenance.get("claimed")) else {}),
         "protocol": list(summary.protocol),
-        "a_protocol": _interval_json(summary.a_protocol),
-        **({"a_rob_excused": _interval_json(summary.a_rob_excused)} if summary.a_rob_excused is not None else {}),
+        "a_protocol": interval_json(summary.a_protocol),
+        **({"a_rob_excused": interval_json(summary.a_rob_excused)} if summary.a_rob_excused is not None else {}),
         "passes": {"budget": summary.budget, "used": round(summary.used, 3)},
         "attacks": [_attack_json(attack, cascaded=attack.name in cascaded) for attack in summary.attacks],
         "notes": list(summary.notes),
@@ -128,7 +128,7 @@ def _attack_json(attack: AttackSummary, *, cascaded: bool) -> dict[str, Any]:
     values: dict[str, Any] = {
         "name": attack.name,
         "n": attack.n,
-        "accuracy": _interval_json(attack.accuracy),
+        "accuracy": interval_json(attack.accuracy),
         "broke": attack.broke,
         "statuses": dict(attack.statuses),
         "passes": {"budget": attack.budget, "used": round(attack.used, 3)},
@@ -137,14 +137,14 @@ def _attack_json(attack: AttackSummary, *, cascaded: bool) -> dict[str, Any]:
         "seconds": attack.seconds,
     }
     if cascaded:
-        values["standing"] = _interval_json(attack.remaining)
+        values["standing"] = interval_json(attack.remaining)
     if attack.other_accuracy is not None:
         judged = attack.spec.spec.get("parameters", {}).get("judged", "distance")
-        values |= {"judged": judged, "other_accuracy": _interval_json(attack.other_accuracy)}
+        values |= {"judged": judged, "other_accuracy": interval_json(attack.other_accuracy)}
     if attack.surrogate is not None:
-        values["surrogate"] = {"name": attack.surrogate, "accuracy": _interval_json(attack.surrogate_accuracy)}
+        values["surrogate"] = {"name": attack.surrogate, "accuracy": interval_json(attack.surrogate_accuracy)}
     return values
 
 
-def _interval_json(interval: Interval | None) -> dict[str, float] | None:
+def interval_json(interval: Interval | None) -> dict[str, float] | None:
     return None if interval is None else {"value": interval.value, "low": interval.low, "high": interval.high}

@@ -11,6 +11,7 @@ from rich.text import Text
 from kwbench.finding import Finding
 from kwbench.formatting import count_text, interval_text, percent, plain
 from kwbench.record.certificates import bounds_text
+from kwbench.record.joint import Joint
 from kwbench.record.summary import Summary
 from kwbench.report.leaderboard import Board, boards, judging_rule, shown
 from kwbench.statistics import Interval
@@ -218,6 +219,20 @@ def findings_table(findings: Sequence[Finding]) -> Table:
             Text(plain(finding.statement, _SENTENCE)),
         )
     return table
+
+
+def joint_text(whole: Joint) -> str:
+    """Return the robust accuracy over several threat models in one sentence, percent with its 95 % interval."""
+    first = whole.evaluations[0]
+    alone = ", ".join(
+        f"{one.threat} {'-' if one.a_rob is None else percent(one.a_rob.value, one.n)}" for one in whole.evaluations
+    )
+    reached = f"A_rob = {interval_text(whole.a_rob, first.n)}"
+    if whole.a_certified is not None:
+        reached = f"certified {percent(whole.a_certified.value, first.n)} <= {reached}"
+    return (
+        f"{plain(first.model)} ({plain(first.dataset)}, n = {first.n}), worst case over all threat models ({alone}): {reached}"
+    )
 
 
 def sweep_table(parameter: str, values: Sequence[str], sweeps: Sequence[Sequence[Summary]]) -> Table:
