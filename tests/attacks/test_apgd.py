@@ -1,5 +1,6 @@
 """Auto-PGD: as strong as the authors' code, exact in its cost, and sound under noise and NaN."""
 
+from dataclasses import replace
 from typing import Any
 
 import pyautoattack
@@ -138,6 +139,34 @@ def test_finalists_cost_less_and_break_the_samples_that_all_targets_break() -> N
     assert {few[row].forwards for row in stand} == {9 * 3 + 6 * 2 + 2 * 7 + 2}
     assert all(few[row].forwards < everything[row].forwards for row in stand)
     assert 0 < len(stand) <= sum(outcome.status is Status.HELD for outcome in everything) + 1
+
+
+class OneOpenClass(nn.Module):
+    """Digits, all of class 0. Class 1 ties with it everywhere and never wins; class 9 wins near one point inside the ball."""
+
+    point: Tensor
+
+    def __init__(self, point: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("point", point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (b, 10) of x (b, 1, 8, 8)."""
+        far = (x - self.point).square().flatten(1).sum(dim=1)
+        logits = x.new_full((len(x), 10), -4.0)
+        logits[:, :2] = 0.0
+        return logits.index_copy(1, torch.tensor([9]), (0.02 - far)[:, None])
+
+
+def test_finalists_are_the_targets_that_came_nearest_to_their_own_class() -> None:
+    batch = first_images(1)
+    batch = replace(batch, x=batch.x / 2 + 0.25, y=torch.zeros_like(batch.y))
+    model = wrapped(OneOpenClass(batch.x[0] + 0.1 * torch.rand((1, 8, 8), generator=torch.Generator().manual_seed(0)) - 0.05))
+    parameters = {"steps": 60, "loss": "margin", "targets": 9, "finalists": 2}
+    (outcome,) = run("apgd", parameters, batch, ThreatModel.of("linf", "0.1"), model=model)
+    assert outcome.status is Status.BROKEN
+    assert outcome.prediction == 9
+    assert outcome.forwards > 9 * 60 // 6, "it must not be broken before targets are given up"
 
 
 @pytest.mark.parametrize("restarts", [1, 2])

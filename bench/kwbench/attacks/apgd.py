@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -35,8 +35,8 @@ class Apgd(RestartedAttack):
     iterate is misclassified, the one of highest loss is proposed. The targets of a sample climb in parallel, and after the
     first climb so do all further restarts. Some climbs are given up:
 
-    - `finalists`: only so many targets of a sample go on after a third of the steps, three times as many after a sixth. Only
-      they are restarted.
+    - `finalists`: only so many targets of a sample go on after a third of the steps, three times as many after a sixth: those
+      that have come nearest to their own class. Only they are restarted.
     - `focus`, in (0, 1]: after a third of the steps, a climb goes on only if another class came within so much of the true
       class's probability, or would come at the climb's pace. A target that ends further off is not restarted. `auto` is 0.1 if
       nothing in the model hides its gradient. Otherwise all climbs go on, because a distant target may be one step away.
@@ -51,6 +51,8 @@ class Apgd(RestartedAttack):
     The start, the last iterate and that of the highest mean loss, of every restart and target, are compared by how often each
     fails in `selection_draws` fresh draws.
     """
+
+    revision: ClassVar[int] = 2
 
     norms = frozenset({"linf", "l2"})
     needs = "gradients"
@@ -151,11 +153,11 @@ class Apgd(RestartedAttack):
         """Return the proposals (b, c, h, w) for a deterministic model; `targets` (b, m)."""
         best, best_score = x.clone(), torch.full((len(x),), -torch.inf, device=x.device)
 
-        def climb(rows: Tensor, wanted: Tensor, numbers: SampleRandom, *, first: bool) -> Tensor:
+        def climb(rows: Tensor, wanted: Tensor, numbers: SampleRandom, *, first: bool) -> tuple[Tensor, Tensor]:
             """Climb for the samples `rows` (r,) and improve their proposals.
 
             `wanted` (s, r, m): whether to climb from each of s starts to each of m targets. Returns the largest probability
-            margins (r, m) that the climbs reached for each target.
+            margins (r, m) that the climbs to each target reached, of any class and of the target.
             """
             at = (start, position, target_index) = wanted.nonzero(as_tuple=True)
             row = rows[position]
@@ -164,8 +166,8 @@ class Apgd(RestartedAttack):
             state = ClimbState.at(z, x[row], y[row], targets[row, target_index], row, 2 * threat.radius)
             climbs = ParallelClimb(self._settings(model, rounded=first), model, threat, stream, state)
             result = climbs.until_success(target_index, self.narrowing if first else None)
-            scores, closest = (torch.full(wanted.shape, -torch.inf, device=x.device) for _ in range(2))
-            scores[at], closest[at] = result.score, result.closest
+            scores, closest, approach = (torch.full(wanted.shape, -torch.inf, device=x.device) for _ in range(3))
+            scores[at], closest[at], approach[at] = result.score, result.closest, result.approach
             climb_number = torch.zeros(wanted.shape, dtype=torch.long, device=x.device)
             climb_number[at] = torch.arange(len(row), device=x.device)
             highest, which = scores.transpose(0, 1).flatten(1).max(dim=1)
@@ -173,11 +175,11 @@ class Apgd(RestartedAttack):
             best_score[rows[better]] = highest[better]
             winner = climb_number.transpose(0, 1).flatten(1).gather(1, which[:, None]).squeeze(1)
             best[rows[better]] = result.images[winner[better]]
-            return closest.amax(dim=0)
+            return closest.amax(dim=0), approach.amax(dim=0)
 
         every = torch.ones((1, *targets.shape), dtype=torch.bool, device=x.device)
-        closest = climb(torch.arange(len(x), device=x.device), every, rng.child("restart 0"), first=True)
-        again = self.narrowing.restarts(closest) & (best_score < SUCCESS)[:, None]
+        reached = climb(torch.arange(len(x), device=x.device), every, rng.child("restart 0"), first=True)
+        again = self.narrowing.restarts(*reached) & (best_score < SUCCESS)[:, None]
         rows, starts = again.any(dim=1).nonzero().squeeze(1), self.restarts - 1
         # All further restarts of a sample climb in parallel, so that few samples still fill a pass; if there are many samples,
         # no more climbs at once than in the first round.

@@ -42,11 +42,12 @@ class Narrowing:
         stretches = (self.steps - self.third) / max(self.third - self.sixth, 1)
         return (closest >= -self.reach) | (closest + stretches * (closest - closest_at_sixth) >= 0)
 
-    def restarts(self, closest: Tensor) -> Tensor:
-        """Return which targets (b, m) are worth a further restart, given the largest probability margins (b, m) so far."""
+    def restarts(self, closest: Tensor, approach: Tensor) -> Tensor:
+        """Return which targets (b, m) are worth a further restart, given the largest probability margins (b, m) so far, of any
+        class and of the targets themselves."""
         worth = closest >= -self.reach
         if self.finalists is not None:
-            worth &= ranks(closest) < self.finalists
+            worth &= ranks(approach) < self.finalists
         return worth
 
 

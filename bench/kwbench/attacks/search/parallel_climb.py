@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from kwbench.attacks.search.lookahead import current_margin, expected_margin, should_look_ahead
-from kwbench.attacks.search.losses import LOSSES, TARGETED, LossName, no_answer, probability_margin
+from kwbench.attacks.search.losses import (
+    LOSSES,
+    TARGETED,
+    LossName,
+    no_answer,
+    probability_margin,
+    targeted_probability_margin,
+)
 from kwbench.attacks.search.narrowing import Narrowing, ranks
 from kwbench.attacks.search.trials import misclassified
 from kwbench.geometry import project, steepest, total
@@ -120,12 +127,13 @@ class ClimbResult:
     """Results of climbs, one entry per climb.
 
     `images`: the proposed images. `broken`: whether they are misclassified. `closest`: the largest probability margin of any
-    iterate.
+    iterate. `approach`: the same for the climb's own target alone.
     """
 
     images: Tensor
     broken: Tensor
     closest: Tensor
+    approach: Tensor
 
     @property
     def score(self) -> Tensor:
@@ -153,7 +161,7 @@ class ParallelClimb:
         settings, start, row = self._settings, self._state.z, self._state.row
         images, broken = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
         highest = torch.full((len(start),), -torch.inf, device=start.device)
-        closest = highest.clone()
+        closest, approach = highest.clone(), highest.clone()
         size = (int(row.max()) + 1, int(target_index.max()) + 1)
         sample_broken = torch.zeros(size[0], dtype=torch.bool, device=start.device)
         allowed = size[1]
@@ -163,6 +171,7 @@ class ParallelClimb:
             index = state.index
             margins = probability_margin(logits.detach(), state.y).nan_to_num(nan=1.0)
             closest[index] = torch.maximum(closest[index], margins)
+            approach[index] = torch.maximum(approach[index], self._target_margins(logits.detach(), margins))
             better = (successful & ~broken[index]) | ((successful == broken[index]) & (state.value > highest[index]))
             images[index[better]], highest[index[better]] = state.z[better], state.value[better]
             broken[index] |= successful
@@ -170,7 +179,7 @@ class ParallelClimb:
             self._state = state.take(~(sample_broken[state.row] & settings.early_exit))
             if narrowing is not None and narrowing.climbs_after(step) < allowed:
                 allowed = narrowing.climbs_after(step)
-                self._keep_closest(allowed, closest, target_index, size)
+                self._keep_nearest(allowed, approach, target_index, size)
             if narrowing is not None and step == narrowing.sixth:
                 closest_at_sixth = closest.clone()
             if narrowing is not None and step == narrowing.third:
@@ -178,7 +187,7 @@ class ParallelClimb:
             if step == settings.steps or not len(self._state.z):
                 break
             self._move(step)
-        return ClimbResult(images, broken, closest)
+        return ClimbResult(images, broken, closest, approach)
 
     def to_the_end(self) -> tuple[Tensor, Tensor, Tensor]:
         """Take all steps on a stochastic model; return the start, the iterate of highest mean loss, and the last iterate."""
@@ -191,11 +200,20 @@ class ParallelClimb:
     def _precision(self, step: int) -> Precision:
         return "bfloat16" if step < self._settings.rounded_steps else self._settings.precision
 
-    def _keep_closest(self, allowed: int, closest: Tensor, target_index: Tensor, size: tuple[int, int]) -> None:
-        """Keep only the `allowed` climbs of each sample with the largest probability margins so far."""
+    def _target_margins(self, logits: Tensor, margins: Tensor) -> Tensor:
+        """Return the probability margins (l,) of the climbs' own targets; untargeted climbs have `margins`.
+
+        Climbs to several targets may raise the same third class alike, which says nothing about their targets.
+        """
+        if not self._settings.targeted:
+            return margins
+        return targeted_probability_margin(logits, self._state.y, self._state.target).nan_to_num(nan=1.0)
+
+    def _keep_nearest(self, allowed: int, approach: Tensor, target_index: Tensor, size: tuple[int, int]) -> None:
+        """Keep only the `allowed` climbs of each sample that have come nearest to their targets so far."""
         index, row = self._state.index, self._state.row
-        margins = torch.full(size, -torch.inf, device=closest.device)
-        margins[row, target_index[index]] = closest[index]
+        margins = torch.full(size, -torch.inf, device=approach.device)
+        margins[row, target_index[index]] = approach[index]
         self._state = self._state.take(ranks(margins)[row, target_index[index]] < allowed)
 
     def _evaluate(self, step: int) -> tuple[Tensor, Tensor]:
