@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from kwbench.geometry import TOLERANCE, distance, norms, project, random_start, settle, steepest, total
+from kwbench.geometry import distance, norms, project, random_start, settle, steepest, total
 from kwbench.randomness import SampleRandom
-from kwbench.threat import Norm, ThreatModel
+from kwbench.threat import TOLERANCE, Norm, ThreatModel
 
 NORMS = ["linf", "l2", "l1"]
 RADII = {"linf": 1.0, "l2": 4.0, "l1": 20.0}

@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 
 from kwbench.randomness import SampleRandom
-from kwbench.threat import Norm, ThreatModel
+from kwbench.threat import TOLERANCE, Norm, ThreatModel
 
 # Raise it with every change that can change an outcome; see tests/golden.
 REVISION = 1
-
-# The distance beyond eps that the judge allows for the float32 rounding of x + delta, in the norm's unit.
-TOLERANCE = 1e-6
 
 
 def norms(delta: Tensor, norm: Norm) -> Tensor:

@@ -26,11 +26,11 @@ from torch import Tensor
 from kwbench.attacks.attack import Attack
 from kwbench.data import Batch
 from kwbench.errors import CannotEvaluate, KwbenchError, UsageError
-from kwbench.geometry import TOLERANCE, distance, project
+from kwbench.geometry import distance, project
 from kwbench.model import Model, are_answers, raise_if_memory_is_out
 from kwbench.outcome import ASKED_AGAIN, CLEAN, Example, Outcome, Probabilities, Status
 from kwbench.randomness import SampleRandom, derived_seed, seeded_globally
-from kwbench.threat import ThreatModel
+from kwbench.threat import TOLERANCE, ThreatModel
 
 # Raise it with any change that can change an outcome; see tests/golden.
 REVISION = 3

@@ -10,6 +10,8 @@ from kwbench.errors import UsageError
 Norm = Literal["linf", "l2", "l1"]
 NORMS: tuple[str, ...] = get_args(Norm)
 
+# The distance beyond eps that the judge allows for the float32 rounding of x + delta, in the norm's unit.
+TOLERANCE = 1e-6
 
 # Larger than the distance of any two images, in any norm.
 _LARGEST = 10**9

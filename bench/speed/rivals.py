@@ -29,10 +29,10 @@ from kwbench.evaluation.execution.evaluator import LocalEvaluator
 from kwbench.evaluation.execution.executors import LocalExecutor
 from kwbench.evaluation.execution.tasks import JudgeAttack, JudgeClean
 from kwbench.evaluation.request import Request
-from kwbench.geometry import TOLERANCE, distance
+from kwbench.geometry import distance
 from kwbench.model import find_device, has_bfloat16
 from kwbench.outcome import Outcome, Status
-from kwbench.threat import ThreatModel
+from kwbench.threat import TOLERANCE, ThreatModel
 from kwbench.torchvision_schemas import import_torchvision
 
 # Images in a batch of a library.

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 import kwbench
+from kwbench.threat import TOLERANCE
 from support.command_line import FAST, OWN_MODEL, Kwbench, refused
 from support.small_models import digits
 from support.small_registry import count
@@ -233,3 +234,17 @@ def test_several_threat_models_are_evaluated_each_and_then_together(kwb: Kwbench
     assert f"A_rob = {100 * reached:.1f}" in text.splitlines()[-1]
     refused(kwb(*both, "--eps", "0.1"), 2, "leave --norm and --eps out")
     refused(kwb(*words, "--threat", "linf:0.1"), 2, "at least two different threat models")
+
+
+def test_one_run_of_minimum_norm_attacks_gives_the_accuracy_at_every_radius(kwb: Kwbench, tmp_path: Path) -> None:
+    words = ("sweep", "small", "--attack", "deepfool", "--n", "32", "--tile", "16")
+    (whole,) = kwb(*words, "--over", "eps", "--eps", "0.05", "--figure", "curve.svg", "--json").json["curves"]
+    assert "<!-- $A_\\mathrm{rob}$, % -->" in (tmp_path / "curve.svg").read_text()
+    (singly,) = kwb(*words, "--over", "eps=0.01,0.02,0.03,0.05,0.1,0.2", "--json").json["curves"]
+    distances = np.array([np.inf if distance is None else distance for distance in whole["distances"]])
+    for point in singly["points"]:
+        eps = point["threat"]["eps"]
+        assert point["a_rob"]["value"] == np.mean(distances > eps + TOLERANCE), eps
+    assert 2 < len(whole["radii"]) <= 32
+    assert "to 50.0" in kwb(*words, "--over", "eps", "--eps", "0.05").out
+    refused(kwb("sweep", "small", "--over", "eps", "--attack", "pgd", "--n", "4"), 2, "pgd is no minimum-norm attack")

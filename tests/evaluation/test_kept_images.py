@@ -13,13 +13,13 @@ from kwbench.attacks import ATTACKS
 from kwbench.config.registry import read_registry
 from kwbench.errors import CannotEvaluate
 from kwbench.evaluation.request import Request
-from kwbench.geometry import TOLERANCE
 from kwbench.judge import SELECTION_DRAWS
 from kwbench.model import Model
 from kwbench.networks.entries import load_entry
 from kwbench.outcome import Outcome
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
+from kwbench.threat import TOLERANCE
 from support.cascades import Corners, changed_copy, falling_request, run, staged, suite, summary_of
 from support.small_models import digits
 from support.small_registry import request, write_registry

@@ -10,10 +10,10 @@ from torch import Tensor
 from kwbench.attacks.attack import Attack
 from kwbench.data import Array, Batch
 from kwbench.errors import DamagedData, UsageError
-from kwbench.geometry import TOLERANCE, distance
+from kwbench.geometry import distance
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
-from kwbench.threat import ThreatModel
+from kwbench.threat import TOLERANCE, ThreatModel
 
 # The name of the attack in suites and on record.
 EXTERNAL = "external"

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kwbench.attacks.attack import Attack
 from kwbench.attacks.search.losses import fooled
-from kwbench.geometry import TOLERANCE, distance, norms, project, steepest
+from kwbench.geometry import distance, norms, project, steepest
 from kwbench.model import Model
 from kwbench.randomness import SampleRandom
-from kwbench.threat import ThreatModel
+from kwbench.threat import TOLERANCE, ThreatModel
 
 
 @dataclass(frozen=True)

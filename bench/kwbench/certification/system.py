@@ -18,8 +18,7 @@ from kwbench.certification.competitions import Decision, Groups, decide, is_kept
 from kwbench.certification.effort import Effort
 from kwbench.certification.graph import Graph, Node
 from kwbench.errors import CannotEvaluate
-from kwbench.geometry import TOLERANCE
-from kwbench.threat import ThreatModel
+from kwbench.threat import TOLERANCE, ThreatModel
 
 # More undecided units than this are not reduced: the matrices would take gigabytes, and the bounds would be vacuous.
 MOST_UNITS = 6000

@@ -204,7 +204,8 @@ def sweep(
         str,
         typer.Option(
             metavar="NAME=VALUES",
-            help="What to vary: eps=1/255,4/255,8/255 or pgd.steps=1,10,100.",
+            help="What to vary: eps=1/255,4/255,8/255 or pgd.steps=1,10,100; or eps alone, for every radius from one run of "
+            "minimum-norm attacks.",
             rich_help_panel=ATTACK,
         ),
     ],
@@ -231,9 +232,12 @@ def sweep(
     kind = figure.suffix.removeprefix(".").lower() if figure is not None else ""
     if figure is not None and kind not in KINDS:
         raise UsageError(f"--figure {figure}: the name ends with .svg, .pdf or .png")
-    if plan.over_eps and options.eps is not None:
+    if plan.over_eps and plan.values and options.eps is not None:
         raise UsageError("--eps: --over changes it")
-    chosen = chosen_suite(attack, suite, settings, default="pgd")
+    chosen = chosen_suite(attack, suite, settings, default="pgd" if plan.values else "deepfool,cw")
+    if not plan.values:
+        _every_radius(options.requests(models, chosen), options, figure, style, as_json)
+        return
     requests = [
         (replace(options, eps=value) if plan.over_eps else options).requests(models, plan.suite(chosen, value))
         for value in plan.values
@@ -259,6 +263,33 @@ def sweep(
         _print_sweep(plan, curves, figure, as_json)
     evaluated.require_all()
     require_complete([point for curve in curves for point in curve])
+
+
+def _every_radius(
+    requests: "Sequence[Request]", options: EvaluationOptions, figure: Path | None, style: Style, as_json: bool
+) -> None:
+    """Evaluate each model once by minimum-norm attacks, and show its robust accuracy at every radius."""
+    with importing():
+        from kwbench.cli.progress import progress_display
+        from kwbench.files import write_whole
+        from kwbench.record.minimum_norm import distance_curve, distance_curve_json
+        from kwbench.report.figures.series import distance_curves
+        from kwbench.report.terminal import distance_table
+
+    store = options.store()
+    with progress_display() as show:
+        evaluated = evaluate_each(requests, lambda index: _run(requests[index], store, show, options.time_limit))
+    curves = [distance_curve(store, summary) for summary in evaluated.results]
+    if figure is not None and curves:
+        kind = figure.suffix.removeprefix(".").lower()
+        write_whole(figure, distance_curves(requests[0].suite.name, curves).files(style, [kind])[kind])
+    if as_json:
+        rows = [{**summary_json(curve.summary), **distance_curve_json(curve)} for curve in curves]
+        print_json({"over": "eps", "figure": None if figure is None else str(figure), "curves": rows})
+    elif curves:
+        console().print(distance_table(curves))
+    evaluated.require_all()
+    require_complete(evaluated.results)
 
 
 def _print_sweep(plan: "Sweep", curves: "Sequence[Sequence[Summary]]", figure: Path | None, as_json: bool) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from kwbench.attacks.attack import Attack, strict
 from kwbench.data import Batch
 from kwbench.experiments.experiment import Subject, numbers
-from kwbench.geometry import TOLERANCE, distance
+from kwbench.geometry import distance
 from kwbench.randomness import SampleRandom
 from kwbench.record.measurement import Array
+from kwbench.threat import TOLERANCE
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from kwbench.finding import Finding
 from kwbench.formatting import count_text, interval_text, percent, plain
 from kwbench.record.certificates import bounds_text
 from kwbench.record.joint import Joint
+from kwbench.record.minimum_norm import DistanceCurve
 from kwbench.record.summary import Summary
 from kwbench.report.leaderboard import Board, boards, judging_rule, shown
 from kwbench.statistics import Interval
@@ -233,6 +235,29 @@ def joint_text(whole: Joint) -> str:
     return (
         f"{plain(first.model)} ({plain(first.dataset)}, n = {first.n}), worst case over all threat models ({alone}): {reached}"
     )
+
+
+# Of every radius, the table shows where the robust accuracy falls to these.
+_FALLEN_TO = (0.75, 0.5, 0.25, 0.1)
+
+
+def distance_table(curves: Sequence[DistanceCurve]) -> Table:
+    """Return A_std, A_rob at the radius of the threat model, and the radii at which A_rob falls to some accuracies.
+
+    `curves` has one element for each model.
+    """
+    first = curves[0].summary
+    title = f"{plain(first.dataset)}, n = {first.n}; A_rob, percent, and the radii in {first.threat.norm} where it falls"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("model", "A_std", f"eps = {first.threat.eps_text}", *(f"to {percent(share, 100)}" for share in _FALLEN_TO)):
+        table.add_column(Text(name), justify="left" if name == "model" else "right")
+    for curve in curves:
+        summary = curve.summary
+        radii = [f"{radius:.3g}" if math.isfinite(radius) else "never" for radius in map(curve.radius, _FALLEN_TO)]
+        accuracies = (summary.a_std, curve.accuracy(summary.threat.radius))
+        cells = [interval_text(accuracy, first.n) for accuracy in accuracies]
+        table.add_row(Text(plain(summary.model)), *cells, *radii)
+    return table
 
 
 def sweep_table(parameter: str, values: Sequence[str], sweeps: Sequence[Sequence[Summary]]) -> Table:

@@ -28,6 +28,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def test_values_are_put_in_order_and_kept_as_written() -> None:
     assert parse_sweep("eps=8/255, 1/255,0.01") == Sweep("eps", ("1/255", "0.01", "8/255"))
+    assert parse_sweep("eps") == Sweep("eps", ()), "every radius"
     steps = parse_sweep("pgd.steps=10,1,100")
     assert (steps.values, steps.numbers, steps.over_eps) == (("1", "10", "100"), (1.0, 10.0, 100.0), False)
 
@@ -42,10 +43,10 @@ def test_a_parameter_is_set_in_the_suite_and_a_radius_is_not_a_parameter() -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("eps", "write eps=VALUE"),
-        ("steps=1,2", "write eps=VALUE"),
-        ("=1,2", "write eps=VALUE"),
-        ("eps=0.1,", "write eps=VALUE"),
+        ("epsilon", "write eps, eps=VALUE"),
+        ("steps=1,2", "write eps, eps=VALUE"),
+        ("=1,2", "write eps, eps=VALUE"),
+        ("eps=0.1,", "write eps, eps=VALUE"),
         ("eps=0.1", "at least two values"),
         ("eps=0.1,1/10", "at least two values, all positive and different"),
         ("eps=0,1", "at least two values, all positive"),

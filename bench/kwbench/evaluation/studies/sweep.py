@@ -21,7 +21,10 @@ EPS = "eps"
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """The varied quantity, `eps` or LABEL.PARAMETER, and its values in ascending order, as written."""
+    """The varied quantity, `eps` or LABEL.PARAMETER, and its values in ascending order, as written.
+
+    Without values it is every radius, from one run of minimum-norm attacks; see `record.minimum_norm`.
+    """
 
     quantity: str
     values: tuple[str, ...]
@@ -47,14 +50,16 @@ class Sweep:
 
 
 def parse_sweep(text: str) -> Sweep:
-    """Parse the argument of `--over`: eps=1/255,2/255,8/255 or pgd.steps=1,10,100.
+    """Parse the argument of `--over`: eps=1/255,2/255,8/255 or pgd.steps=1,10,100; eps alone is every radius.
 
-    Raises UsageError unless it names at least two different positive numbers.
+    Raises UsageError unless it names at least two different positive numbers, or none of eps.
     """
+    if text.strip() == EPS:
+        return Sweep(EPS, ())
     quantity, separator, rest = text.partition("=")
     values = [value.strip() for value in rest.split(",")]
     if not separator or not quantity or not (quantity == EPS or "." in quantity) or "" in values:
-        raise UsageError(f"--over {text}: write eps=VALUE,VALUE,... or LABEL.PARAMETER=VALUE,VALUE,...")
+        raise UsageError(f"--over {text}: write eps, eps=VALUE,VALUE,... or LABEL.PARAMETER=VALUE,VALUE,...")
     try:
         numbers = {value: exact_fraction(value) for value in values}
     except ValueError as failure:

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kwbench.record.measurement import Array, Measurement
+from kwbench.record.minimum_norm import DistanceCurve
 from kwbench.record.summary import Summary
-from kwbench.report.drawing.lines import Curve, Panel, curves_picture, panels_picture
+from kwbench.report.drawing.lines import Curve, Line, Panel, curves_picture, panels_picture
 from kwbench.report.drawing.matrix import Cell, matrix_picture
 from kwbench.report.drawing.picture import Picture
-from kwbench.report.figures.conventions import place_of
+from kwbench.report.figures.conventions import distance_scale, place_of
 from kwbench.report.figures.figure import Figure, Source, described, figure_of, short
 from kwbench.report.leaderboard import Board, is_natural
 from kwbench.statistics import Interval
@@ -35,6 +36,23 @@ def sweep_curves(suite: str, over: str, values: Array, curves: Sequence[Sequence
     threat = example.threat.norm if over == "eps" else example.threat
     title = f"{suite}: {example.dataset}, {threat}, n = {example.n}"
     return curves_picture(drawn, title, label, description)
+
+
+def distance_curves(suite: str, curves: Sequence[DistanceCurve]) -> Picture:
+    """Return A_rob at every radius, a curve for each model; it falls at the distance of each nearest adversarial image."""
+    example = curves[0].summary
+    scale, unit = distance_scale(example.dataset, example.threat.norm)
+    lines = []
+    for style, curve in enumerate(curves):
+        radii = np.array([0.0, *curve.radii])
+        accuracies = [curve.accuracy(radius) for radius in radii]
+        low, y, high = (
+            np.repeat([100 * getattr(accuracy, end) for accuracy in accuracies], 2)[:-1] for end in ("low", "value", "high")
+        )
+        lines.append(Line(short(curve.summary.model), np.repeat(scale * radii, 2)[1:], y, style, low, high))
+    title = f"{suite}: {example.dataset}, {example.threat.norm}, n = {example.n}"
+    panel = Panel("", rf"$\epsilon${unit}", r"$A_\mathrm{rob}$, %", tuple(lines), y_max=100.0)
+    return panels_picture(title, [panel])
 
 
 def sparsities(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -> list[Figure]:
