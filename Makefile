@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test trials verdicts faults papers speed docs check format clean
+.PHONY: setup demo test trials verdicts defences faults papers speed docs check format clean
 
 setup: .venv/.installed
 
@@ -26,6 +26,10 @@ trials: setup
 
 verdicts: setup
 	PYTHONPATH=tests $(BIN)/python tests/defences/expected_verdicts.py
+
+# Broken defences and sound models beside a second opinion; writes reports/defences.md from defences.db, and goes on from there.
+defences: setup
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/defences/zoo/run.py
 
 # The tests of every fault, and the same tests with the guard removed; writes reports/faults.md.
 faults: setup

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defences import exact_truth, planted
-from defences.broken_defences import DEFENCES, EPS
+from defences.broken_defences import EXPECTATIONS
 from defences.sound_models import SOUND
+from defences.zoo.defence import EPS
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
 from kwbench.verdict import verdict_on_record
@@ -53,7 +54,7 @@ ZOO = (
 )
 EXPECTED = (
     *ZOO,
-    *(Expected(defence.model, defence.verdict, 64, EPS) for defence in DEFENCES),
+    *(Expected(expected.defence.model, expected.verdict, 64, EPS) for expected in EXPECTATIONS),
     *(Expected(sound.model, sound.verdict, 64, sound.eps) for sound in SOUND),
     Expected(f"{exact_truth.FILE}:relu", "confirmed", exact_truth.SAMPLES, exact_truth.SIZES["relu"].eps),
     Expected(f"{exact_truth.FILE}:kwta", "confirmed", exact_truth.SAMPLES, exact_truth.SIZES["kwta"].eps),

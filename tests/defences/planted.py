@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from defences.broken_defences import cnn, fitted, rounded_features
+from defences.zoo.activations import rounded_features
+from defences.zoo.building import cnn, fitted
 from kwbench.data import Batch
 from kwbench.networks.activations import Kwta
 from kwbench.randomness import SampleRandom

@@ -10,9 +10,10 @@ from torch import nn
 
 from conftest import shared
 from defences import exact_truth, many_pixels, planted
-from defences.broken_defences import DEFENCES, EPS, Defence
+from defences.broken_defences import EXPECTATIONS, Expectation
 from defences.sound_models import SOUND, Sound
 from defences.spellings import FILE, HIDDEN, KWTA, LWTA
+from defences.zoo.defence import EPS
 from kwbench.config.suite import Suite, read_suite
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
@@ -56,11 +57,11 @@ def a_rob(standing: Summary) -> float:
     return standing.a_rob.value
 
 
-@pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
-def test_a_broken_defence_falls_and_the_verdict_is_the_expected_one(defence: Defence, tmp_path: Path) -> None:
-    standing, verdict = strong(tmp_path, defence.model, n=64, eps=EPS)
-    assert a_rob(standing) < max(0.05, defence.truth + 0.05)
-    assert verdict.conclusion == defence.verdict, verdict.sentence()
+@pytest.mark.parametrize("expected", EXPECTATIONS, ids=lambda expected: expected.name)
+def test_a_broken_defence_falls_and_the_verdict_is_the_expected_one(expected: Expectation, tmp_path: Path) -> None:
+    standing, verdict = strong(tmp_path, expected.defence.model, n=64, eps=EPS)
+    assert a_rob(standing) < max(0.05, expected.truth + 0.05)
+    assert verdict.conclusion == expected.verdict, verdict.sentence()
 
 
 @pytest.mark.parametrize(
