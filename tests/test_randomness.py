@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kwbench.randomness import SampleRandom, derived_seed, seeded_globally
+from kwbench.randomness import SampleRandom, derived_seed, philox_uniform, seeded_globally
 
 
 def test_a_sample_draws_the_same_numbers_in_every_batch() -> None:
@@ -15,6 +15,19 @@ def test_a_sample_draws_the_same_numbers_in_every_batch() -> None:
     assert torch.equal(SampleRandom(3, "pgd", ("c", "a")).uniform("start", (2, 2)), numbers[[2, 0]])
     assert torch.equal(whole.take(torch.tensor([1])).uniform("start", (2, 2)), numbers[[1]])
     assert torch.equal(whole.uniform("start", (2, 2)), numbers)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 1001])
+def test_a_gpu_computes_the_numbers_of_numpy_bit_for_bit(count: int) -> None:
+    keys = np.random.default_rng(0).integers(0, 2**64, (5, 2), dtype=np.uint64)
+    expected = [np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32) for key in keys]
+    assert philox_uniform(torch.from_numpy(keys.view(np.int64)), count).numpy().tolist() == np.stack(expected).tolist()
+
+
+def test_numbers_on_another_device_are_those_of_the_cpu() -> None:
+    rng = SampleRandom(3, "square", ("a", "b"))
+    elsewhere = rng.uniform("steps", (3, 5), -2.0, 3.0, device=torch.device("meta"))
+    assert (elsewhere.device.type, elsewhere.shape) == ("meta", (2, 3, 5))
 
 
 def test_every_part_of_the_address_matters() -> None:

@@ -107,7 +107,8 @@ def finite_slopes(gradient: Tensor) -> Tensor:
     values have no sign, so that they become zero.
     """
     # A finite sum excludes NaN and infinity cheaply; another sum does not prove them, because finite values may overflow.
-    if bool(gradient.sum().isfinite()) or bool(gradient.isfinite().all()):
+    # A GPU would have to be waited for.
+    if gradient.is_cpu and (bool(gradient.sum().isfinite()) or bool(gradient.isfinite().all())):
         return gradient
     finite = torch.where(gradient.isfinite(), gradient, 0)
     if gradient.is_complex() or gradient.dim() < 2:
@@ -126,7 +127,7 @@ def random_start(x: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
     """Return a point drawn uniformly from the ball around each x, clipped to [0, 1]."""
     shape, eps = x.shape[1:], threat.radius
     if threat.norm == "linf":
-        delta = rng.uniform("start", shape, -eps, eps).to(x.device)
+        delta = rng.uniform("start", shape, -eps, eps, device=x.device)
     else:
         # In float64: float32 powers and logarithms round differently in vectorized loops and in their remainders, so that the
         # result would depend on the position in the batch.

@@ -1,10 +1,11 @@
 """Random numbers that depend on their address only.
 
 The address of a draw is (seed, purpose, name, sample), so that batch size, order, early exit and resumption change nothing.
-The generator is numpy's counter-based Philox, keyed by a hash of the address.
+The generator is numpy's counter-based Philox, keyed by a hash of the address. A GPU computes the same numbers itself.
 """
 
 import hashlib
+import math
 import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,12 @@ from torch import Tensor
 REVISION = 1
 
 _Draw = Callable[[np.random.Generator], npt.NDArray[np.float32]]
+
+# Of Philox4x64-10: the number of rounds, the factors, and what the keys grow by, as signed integers.
+_ROUNDS = 10
+_MULTIPLIERS = (0xD2E7470EE14C6C93 - 2**64, 0xCA5A826395121157 - 2**64)
+_KEY_STEPS = (0x9E3779B97F4A7C15 - 2**64, 0xBB67AE8584CAA73B - 2**64)
+_LOW = 2**32 - 1
 
 
 def _digest(*parts: object) -> bytes:
@@ -61,9 +68,16 @@ class SampleRandom:
         """Return a 63-bit seed for the whole batch, for code that cannot draw per sample."""
         return derived_seed(self.seed, self.purpose, *self.samples)
 
-    def uniform(self, name: object, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Return float32 numbers (b, *shape), uniform on [low, high), on the CPU."""
-        draws = self._draw(name, shape, lambda generator: generator.random(tuple(shape), dtype=np.float32))
+    def uniform(
+        self, name: object, shape: Sequence[int], low: float = 0.0, high: float = 1.0, *, device: torch.device | None = None
+    ) -> Tensor:
+        """Return float32 numbers (b, *shape), uniform on [low, high), on `device`, by default the CPU."""
+        if device is None or device.type == "cpu":
+            draws = self._draw(name, shape, lambda generator: generator.random(tuple(shape), dtype=np.float32))
+        else:
+            keys = np.frombuffer(b"".join(self._key(name, sample) for sample in self.samples), dtype=np.int64)
+            on_device = torch.from_numpy(keys.reshape(-1, 2).copy()).to(device, non_blocking=True)
+            draws = philox_uniform(on_device, math.prod(shape)).view(-1, *shape)
         return draws.mul_(high - low).add_(low)
 
     def normal(self, name: object, shape: Sequence[int]) -> Tensor:
@@ -73,9 +87,39 @@ class SampleRandom:
     def _draw(self, name: object, shape: Sequence[int], draw: _Draw) -> Tensor:
         out = np.empty((len(self.samples), *shape), dtype=np.float32)
         for row, sample in enumerate(self.samples):
-            key = np.frombuffer(_digest(self.seed, self.purpose, name, sample), dtype=np.uint64)
+            key = np.frombuffer(self._key(name, sample), dtype=np.uint64)
             out[row] = draw(np.random.Generator(np.random.Philox(key=key)))
         return torch.from_numpy(out)
+
+    def _key(self, name: object, sample: str) -> bytes:
+        return _digest(self.seed, self.purpose, name, sample)
+
+
+def philox_uniform(keys: Tensor, count: int) -> Tensor:
+    """Return the first `count` numbers (b, count) of `Generator.random` in float32 under each of these keys (b, 2).
+
+    Philox4x64-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405) in int64, whose products wrap as unsigned ones do, on the
+    device of the keys. Bit for bit those of numpy.
+    """
+    blocks = torch.arange(1, -(-count // 8) + 1, device=keys.device).expand(len(keys), -1)
+    zero = torch.zeros_like(blocks)
+    words, (first_key, second_key) = [blocks, zero, zero, zero], keys[:, :, None].unbind(1)
+    for _ in range(_ROUNDS):
+        (high, low), (other_high, other_low) = (
+            _wide_product(word, by) for word, by in zip(words[::2], _MULTIPLIERS, strict=True)
+        )
+        words = [other_high ^ words[1] ^ first_key, other_low, high ^ words[3] ^ second_key, low]
+        first_key, second_key = first_key + _KEY_STEPS[0], second_key + _KEY_STEPS[1]
+    halves = torch.stack([half for word in words for half in (word & _LOW, word >> 32 & _LOW)], dim=2)
+    return (halves.flatten(1)[:, :count] >> 8).float() * 2.0**-24
+
+
+def _wide_product(words: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """Return the upper and lower 64 bits of unsigned products of words (b, n)."""
+    low, high, by_low, by_high = words & _LOW, words >> 32 & _LOW, by & _LOW, by >> 32 & _LOW
+    crossed, other = by_low * high, by_high * low
+    middle = (by_low * low >> 32 & _LOW) + (crossed & _LOW) + (other & _LOW)
+    return by_high * high + (crossed >> 32 & _LOW) + (other >> 32 & _LOW) + (middle >> 32 & _LOW), words * by
 
 
 @contextmanager

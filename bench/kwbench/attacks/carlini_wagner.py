@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kwbench.attacks.attack import Attack, JudgingRule
 from kwbench.attacks.search.losses import margin, no_answer
+from kwbench.attacks.search.trials import on_device, put_where, read
 from kwbench.geometry import finite_slopes, norms, total
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
@@ -79,15 +81,16 @@ class CarliniWagner(Attack):
         age = torch.zeros(len(x), dtype=torch.long, device=x.device)
         lowest, lowest_before = torch.full_like(nearest, torch.inf), torch.full_like(nearest, torch.inf)
         check = math.ceil(self.steps / 10)
-        active, iteration = torch.arange(len(x), device=x.device), 0
-        while len(active):
+        # The samples that are still searched for, on the CPU and on the device.
+        samples, active, iteration = np.arange(len(x)), torch.arange(len(x), device=x.device), 0
+        while len(samples):
             labels, const = y[active], search.const[active]
             z, per_w = search.pixels(w[active])
 
             def shortfall(logits: Tensor, labels: Tensor = labels) -> Tensor:
                 return (self.confidence - margin(logits, labels)).clamp_min(0)[None]
 
-            estimate = self.gradient(model, z, shortfall, rng.take(active).child(iteration), active)
+            estimate = self.gradient(model, z, shortfall, rng.take(samples.tolist()).child(iteration), active)
             iteration += 1
             penalty, slope = search.penalty(z - anchor[active], active)
             loss = const * estimate.values[0] + penalty
@@ -99,7 +102,8 @@ class CarliniWagner(Attack):
             wins = (raised.argmax(dim=1) != labels) | no_answer(estimate.logits)
             far = norms(z - x[active], norm)
             closer = wins & (far < nearest[active])
-            best[active[closer]], nearest[active[closer]] = z[closer], far[closer]
+            put_where(closer, best, active, z)
+            put_where(closer, nearest, active, far)
 
             age[active] += 1
             lowest[active] = torch.minimum(lowest[active], loss)
@@ -107,17 +111,19 @@ class CarliniWagner(Attack):
             if self.abort_early and not model.stochastic:
                 due = age[active] % check == 0
                 over |= due & ~(lowest[active] <= 0.9999 * lowest_before[active])
-                lowest_before[active[due]] = lowest[active[due]]
-            ended = active[over]
-            done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-            if len(ended):
-                finished = search.next_round(ended, nearest)
-                # In l2 each round starts at the image, in linf at the last success.
-                w[ended] = search.enter(best[ended]) if norm == "linf" else start[ended]
-                adam.reset(ended)
-                age[ended], lowest[ended], lowest_before[ended] = 0, torch.inf, torch.inf
-                done[ended[finished]] = True
-            active = active[~done[active]]
+                lowest_before[active] = torch.where(due, lowest[active], lowest_before[active])
+            # A GPU is waited for only here.
+            is_over, is_last = read(over, search.is_last(active, nearest))
+            if not is_over.any():
+                continue
+            ended = active[on_device(np.flatnonzero(is_over), x)]
+            search.next_round(ended, nearest)
+            # In l2 each round starts at the image, in linf at the last success.
+            w[ended] = search.enter(best[ended]) if norm == "linf" else start[ended]
+            adam.reset(ended)
+            age[ended], lowest[ended], lowest_before[ended] = 0, torch.inf, torch.inf
+            goes_on = ~(is_over & is_last)
+            samples, active = samples[goes_on], active[on_device(np.flatnonzero(goes_on), x)]
         return best
 
     def passes(self, stochastic: bool) -> int:
@@ -146,7 +152,11 @@ class _BinarySearch:
         self.succeeded[rows] |= wins
         return torch.zeros_like(wins)  # a success does not end a round: a nearer one may follow
 
-    def next_round(self, rows: Tensor, nearest: Tensor) -> Tensor:
+    def is_last(self, rows: Tensor, nearest: Tensor) -> Tensor:
+        """Return for which rows (r,) no round would follow this one."""
+        return self.round[rows] + 1 >= self.attack.binary_search_steps
+
+    def next_round(self, rows: Tensor, nearest: Tensor) -> None:
         const, succeeded = self.const[rows], self.succeeded[rows]
         self.high[rows] = torch.where(succeeded, const, self.high[rows])
         self.low[rows] = torch.where(succeeded, self.low[rows], const)
@@ -159,7 +169,6 @@ class _BinarySearch:
             # The authors' code gives the last of many rounds to the smallest const known to work.
             last = self.round[rows] == steps - 1
             self.const[rows] = torch.where(last, high.clamp_max(1e10), self.const[rows])
-        return self.round[rows] >= steps
 
     @staticmethod
     def enter(x: Tensor) -> Tensor:
@@ -193,12 +202,19 @@ class _TauSearch:
         self.succeeded[rows] = won
         return won
 
-    def next_round(self, rows: Tensor, nearest: Tensor) -> Tensor:
-        succeeded = self.succeeded[rows]
-        lower = torch.minimum(self.tau[rows], nearest[rows]) * self.attack.tau_factor
-        self.tau[rows] = torch.where(succeeded, lower, self.tau[rows])
-        self.const[rows] = torch.where(succeeded, self.const[rows], self.const[rows] * self.attack.const_factor)
-        return (self.const[rows] > self.attack.largest_const) | (self.tau[rows] < _LEAST_TAU)
+    def is_last(self, rows: Tensor, nearest: Tensor) -> Tensor:
+        """Return for which rows (r,) no round would follow this one."""
+        const, tau = self._next(rows, nearest)
+        return (const > self.attack.largest_const) | (tau < _LEAST_TAU)
+
+    def next_round(self, rows: Tensor, nearest: Tensor) -> None:
+        self.const[rows], self.tau[rows] = self._next(rows, nearest)
+
+    def _next(self, rows: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+        """Return const and tau of the next round."""
+        succeeded, const, tau = self.succeeded[rows], self.const[rows], self.tau[rows]
+        lower = torch.minimum(tau, nearest[rows]) * self.attack.tau_factor
+        return torch.where(succeeded, const, const * self.attack.const_factor), torch.where(succeeded, lower, tau)
 
     @staticmethod
     def enter(x: Tensor) -> Tensor:

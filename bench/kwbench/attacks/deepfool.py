@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kwbench.attacks.attack import Attack, JudgingRule
 from kwbench.attacks.search.losses import fooled, other_logits
+from kwbench.attacks.search.trials import on_device, read
 from kwbench.geometry import norms, steepest
 from kwbench.gradients import EXACT, Gradient
 from kwbench.model import Model
@@ -50,25 +52,27 @@ class DeepFool(Attack):
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Tensor:
         """Propose images for x (b, c, h, w) with labels y (b,)."""
         final = x.clone()
-        active = torch.arange(len(x), device=x.device)
+        # The samples that are still searched for, on the CPU and on the device.
+        samples, active = np.arange(len(x)), torch.arange(len(x), device=x.device)
         others = self._others(model, x, y)
         z, total = x.clone(), torch.zeros_like(x)
         for step in range(self.steps):
             if not model.stochastic:
-                # One forward pass saves misclassified samples a gradient for every class.
+                # One forward pass saves misclassified samples a gradient for every class. A GPU is waited for only here.
                 with torch.no_grad():
-                    done = fooled(model(z, active), y[active])
-                if bool(done.any()):
-                    final[active[done]] = z[done]
-                    active, z, total = active[~done], z[~done], total[~done]
-                    if not len(active):
+                    (done,) = read(fooled(model(z, active), y[active]))
+                if done.any():
+                    final[active] = z
+                    kept = on_device(np.flatnonzero(~done), x)
+                    samples, active, z, total = samples[~done], active[kept], z[kept], total[kept]
+                    if not len(samples):
                         return final
             labels, rivals = y[active], others[active]
 
             def leads(logits: Tensor, labels: Tensor = labels, rivals: Tensor = rivals) -> Tensor:
                 return (logits.gather(1, rivals) - logits.gather(1, labels[:, None])).T
 
-            estimate = self.gradient(model, z, leads, rng.take(active).child(step), active)
+            estimate = self.gradient(model, z, leads, rng.take(samples.tolist()).child(step), active)
             move = _to_nearest_boundary(estimate.values, estimate.gradients, threat.norm)
             if model.stochastic:
                 move = move * ~fooled(estimate.logits, labels).view(-1, 1, 1, 1)

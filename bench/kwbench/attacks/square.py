@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kwbench.attacks.attack import Attack, ModelFacts
 from kwbench.attacks.search.losses import margin
-from kwbench.attacks.search.trials import means_under_same_draws, misclassified
+from kwbench.attacks.search.trials import means_under_same_draws, misclassified, on_device, put_where, read
 from kwbench.geometry import norms, project, total
 from kwbench.model import Model, Precision
 from kwbench.randomness import SampleRandom
@@ -93,35 +94,41 @@ class Square(Attack):
         """Return the best images, their losses, and which of them are broken (none for a stochastic model)."""
         propose = _Linf(x, threat) if threat.norm == "linf" else _L2(x, threat)
         best = propose.start(rng)
-        (loss,), broken = self._evaluate(model, [best], y, rows)
-        active = (~broken).nonzero().squeeze(1)
+        (loss,), broken, _ = self._evaluate(model, [best], y, rows)
+        # The samples that are still searched for, on the CPU and on the device.
+        samples = np.flatnonzero(~read(broken)[0])
+        active = on_device(samples, x)
         for step in range(self.steps):
-            if not len(active):
+            if not len(samples):
                 break
             if step % _CHUNK == 0:
                 count = min(_CHUNK, self.steps - step)
-                numbers = rng.take(active).uniform(f"steps from {step}", (count, propose.numbers)).to(x.device)
+                numbers = rng.take(samples.tolist()).uniform(f"steps from {step}", (count, propose.numbers), device=x.device)
             labels, active_rows = y[active], rows[active]
             z = propose(best[active], active, self._share(step), numbers[:, step % _CHUNK])
             images = [z, best[active]] if model.stochastic else [z]
-            (new_loss, *current_loss), newly_broken = self._evaluate(model, images, labels, active_rows)
+            (new_loss, *current_loss), newly_broken, may_be = self._evaluate(model, images, labels, active_rows)
             old_loss = current_loss[0] if current_loss else loss[active]
             better = (new_loss > old_loss) | newly_broken
-            best[active[better]] = z[better]
+            put_where(better, best, active, z)
             loss[active] = torch.where(better, new_loss, old_loss)
-            if bool(newly_broken.any()):
-                broken[active[newly_broken]] = True
-                active, numbers = active[~newly_broken], numbers[~newly_broken]
+            # A GPU is waited for here, and nowhere else in a step in float32.
+            held = ~read(newly_broken)[0] if may_be else None
+            if held is not None and not held.all():
+                broken[active] = newly_broken
+                kept = on_device(np.flatnonzero(held), x)
+                samples, active, numbers = samples[held], active[kept], numbers[kept]
         return best, loss, broken
 
-    def _evaluate(self, model: Model, images: list[Tensor], y: Tensor, rows: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the losses (b,) of each batch of images, and which of the first are broken (none for a stochastic model)."""
+    def _evaluate(self, model: Model, images: list[Tensor], y: Tensor, rows: Tensor) -> tuple[list[Tensor], Tensor, bool]:
+        """Return the losses (b,) of each batch of images, which of the first are broken, and whether any may be: none for a
+        stochastic model."""
         if not model.stochastic:
             with model.computing_in(self.search_precision):
                 logits = model(images[0], rows)
-            return [margin(logits, y)], misclassified(model, images[0], logits, y, rows, self.search_precision)
+            return [margin(logits, y)], *misclassified(model, images[0], logits, y, rows, self.search_precision)
         means = means_under_same_draws(model, images, lambda logits: margin(logits, y), rows, self.draws)
-        return means, torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        return means, torch.zeros(len(y), dtype=torch.bool, device=y.device), False
 
     def _share(self, step: int) -> float:
         """Return the share of the image that a square covers (section 4.1)."""
@@ -148,7 +155,7 @@ class _Linf:
 
     def start(self, rng: SampleRandom) -> Tensor:
         channels, _, width = self.x.shape[1:]
-        signs = _signs(rng.uniform("stripes", (channels, 1, width))).to(self.x.device)
+        signs = _signs(rng.uniform("stripes", (channels, 1, width), device=self.x.device))
         return project(self.x + self.threat.radius * signs, self.x, self.threat)
 
     def __call__(self, best: Tensor, rows: Tensor, share: float, numbers: Tensor) -> Tensor:
@@ -175,8 +182,8 @@ class _L2:
         side = max(min(height, width) // 5, 1)
         down, across = height // side, width // side
         top, left = (height - down * side) // 2, (width - across * side) // 2
-        signs = _signs(rng.uniform("tiles", (channels, down, across))).to(self.x.device)
-        turned = rng.uniform("turns", (down, across)).to(self.x.device) < 0.5
+        signs = _signs(rng.uniform("tiles", (channels, down, across), device=self.x.device))
+        turned = rng.uniform("turns", (down, across), device=self.x.device) < 0.5
         bump = _bump(side, self.x)
         tiles = torch.where(turned[:, None, :, :, None, None], bump.T, bump) * signs[..., None, None]
         delta = torch.zeros_like(self.x)

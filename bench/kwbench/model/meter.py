@@ -7,10 +7,13 @@ from torch import Tensor
 
 
 class Meter:
-    """Forward and backward passes per row of a batch of `size`; passes that no row is named for are shared equally."""
+    """Forward and backward passes per row of a batch of `size`; passes that no row is named for are shared equally.
 
-    def __init__(self, size: int) -> None:
-        self._per_row = {kind: torch.zeros(size, dtype=torch.long) for kind in ("forwards", "backwards")}
+    Counts are kept on the `device` of the rows: a GPU is waited for only when they are read.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._per_row = {kind: torch.zeros(size, dtype=torch.long, device=device) for kind in ("forwards", "backwards")}
         self._shared = {"forwards": 0, "backwards": 0}
 
     def charge(self, kind: Literal["forwards", "backwards"], count: int, rows: Tensor | None, passes: int) -> None:
@@ -21,7 +24,7 @@ class Meter:
         """
         per_row = self._per_row[kind]
         if rows is not None and len(per_row):
-            per_row.index_add_(0, rows.cpu(), torch.tensor(passes).expand(len(rows)))
+            per_row.index_add_(0, rows, torch.full_like(rows, passes))
         elif count == len(per_row):
             per_row += passes
         else:

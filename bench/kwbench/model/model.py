@@ -75,7 +75,7 @@ class Model:
         self._common: int | None = None
         # Answers as an unused model does, if there is a process that can; see `kwbench.model.pristine`.
         self.pristine: Callable[[Tensor], Tensor] | None = None
-        self._meter = Meter(0)
+        self._meter = Meter(0, self.device)
         self._forward = Forward(self.module, name=name, classes=classes, device=self.device)
         self._plan_with(None, limited=False)
 
@@ -237,14 +237,14 @@ class Model:
     @contextmanager
     def metering(self, size: int) -> Iterator[None]:
         """Count passes per row of a batch of `size` samples until the block ends; read them with `work`."""
-        self._meter = Meter(size)
+        self._meter = Meter(size, self.device)
         yield
 
     @contextmanager
     def aside(self, *address: object) -> Iterator[None]:
         """Charge the passes of this block to no row, and draw their randomness from the stream of this address."""
         meter, stream, draw = self._meter, self._stream, self._draw
-        self._meter, self._stream, self._draw = Meter(0), address, 0
+        self._meter, self._stream, self._draw = Meter(0, self.device), address, 0
         try:
             yield
         finally:

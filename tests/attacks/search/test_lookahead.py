@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kwbench.attacks import build_attack
 from kwbench.attacks.search import ascent, parallel_climb
-from kwbench.attacks.search.lookahead import current_margin, expected_margin, most_lookaheads, should_look_ahead
+from kwbench.attacks.search.lookahead import current_margin, expected_margin, is_early, most_lookaheads, should_look_ahead
 from kwbench.attacks.search.losses import LOSSES, LossName, margin, margin_after
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
@@ -41,17 +41,17 @@ def test_after_the_first_step_the_margin_is_extrapolated_linearly() -> None:
 
 def test_only_samples_expected_to_break_are_looked_ahead_at_and_none_in_late_steps() -> None:
     expected = torch.tensor([0.0, 1.0, -0.1, math.nan, -math.inf])
-    assert should_look_ahead(1, expected).tolist() == [True, True, False, False, False]
-    assert should_look_ahead(torch.tensor([1, 99, 1, 1, 1]), expected).tolist() == [True, False, False, False, False]
+    assert should_look_ahead(expected).tolist() == [True, True, False, False, False]
     assert most_lookaheads(3) == 3
-    assert not should_look_ahead(most_lookaheads(1000) + 1, expected).any()
+    assert is_early(most_lookaheads(1000))
+    assert not is_early(most_lookaheads(1000) + 1)
 
 
 def test_margins_that_are_not_a_number_predict_no_success() -> None:
     logits = torch.tensor([[1.0, math.nan], [1.0, -math.inf], [1.0, 3.0]])
     here = current_margin(logits, torch.tensor([0, 0, 0]))
     assert here.tolist() == [-math.inf, -math.inf, 2.0]
-    assert not should_look_ahead(2, expected_margin(here, here, "margin", here, here))[:2].any()
+    assert not should_look_ahead(expected_margin(here, here, "margin", here, here))[:2].any()
     assert here[2] == margin(logits[2:], torch.tensor([0]))
 
 
@@ -75,7 +75,7 @@ def test_lookaheads_save_backward_passes_and_change_no_image(
             images = attack(model, batch.x, batch.y, ThreatModel.of("linf", eps), SampleRandom(0, name, batch.samples))
             return images, *model.work()
 
-    def nobody(_: object, expected: Tensor) -> Tensor:
+    def nobody(expected: Tensor) -> Tensor:
         return torch.zeros_like(expected, dtype=torch.bool)
 
     for eps in ("0.15", "0.3"):

@@ -48,6 +48,27 @@ def _gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     return gradient
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_care_that_a_gpu_takes_of_all_rows_changes_none(name: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU does not look whether a row needs care; see `losses`."""
+    logits, labels = _logits(60, 10)
+    logits *= torch.tensor([1e-6, 1e-4, 1.0, 30.0, 5000.0]).repeat(12)[:, None]
+    if masked:
+        logits[labels != 9, 9] = -torch.inf
+        labels = labels.clamp_max(8)
+    loss = _loss(name, labels, 9 if masked else 10)
+    on_cpu = loss(logits), _gradient(loss, logits), no_answer(logits)
+    alone = [
+        loss_of(logits[row : row + 1]) for row, loss_of in enumerate(_loss(name, y[None], 9 if masked else 10) for y in labels)
+    ]
+    monkeypatch.setattr(Tensor, "is_cpu", property(lambda _: False))
+    assert torch.equal(loss(logits), on_cpu[0])
+    assert torch.equal(loss(logits), torch.cat(alone))
+    assert torch.equal(_gradient(loss, logits), on_cpu[1])
+    assert torch.equal(no_answer(logits), on_cpu[2])
+
+
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 5000.0])
 @pytest.mark.parametrize("name", NAMES)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kwbench.attacks.search.lookahead import current_margin, expected_margin, most_lookaheads, should_look_ahead
-from kwbench.attacks.search.losses import LOSSES, LossName, no_answer
-from kwbench.attacks.search.trials import misclassified
+from kwbench.attacks.search.losses import LOSSES, LossName, fooled, no_answer
+from kwbench.attacks.search.trials import Mask, Positions, on_device, read
 from kwbench.geometry import norms, project, steepest, total
 from kwbench.gradients import Gradient
 from kwbench.model import Model, Precision
@@ -63,8 +64,9 @@ class Ascent:
 class _AscentRun:
     """The ascent of one batch, scheduled so that passes are full: a sample that is done makes room for the next.
 
-    `_ready` and `_likely` are queues of positions in the batch: samples whose gradient comes next, and samples that get a
-    lookahead first because they are likely to be misclassified.
+    Three queues hold positions in the batch: `ready` the samples whose gradient comes next, `likely` those that get a lookahead
+    first because they are likely to be misclassified, and `suspected` those that a search in lower precision calls
+    misclassified, about which float32 is asked. Queues lie on the CPU. Each pass is read once, to know where its samples go.
     """
 
     def __init__(
@@ -83,19 +85,26 @@ class _AscentRun:
         self._early_exit = ascent.early_exit and not model.stochastic
         self._lookahead = ascent._looks_ahead(model.stochastic)
         self._in_step = model.stochastic or ascent.gradient.in_step
+        self._confirms = self._early_exit and model.effective_precision(ascent.precision) != "float32"
         with model.computing_in(ascent.precision):
             self._batch_size = len(x) if self._in_step else model.batch_sizes(gradients=True)[0]
         self._z, self._broken = start.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        # Where suspected samples go on if float32 does not confirm them.
+        self._otherwise = torch.zeros_like(x) if self._confirms else x[:0]
         self._velocity = torch.zeros_like(x) if ascent.decay is not None else x[:0]
-        self._steps_taken = torch.zeros(len(x), dtype=torch.long, device=x.device)
         self._margins = torch.full((len(x),), -torch.inf, device=x.device)
-        self._ready, self._likely = torch.arange(len(x), device=x.device), self._steps_taken[:0]
+        self._steps_taken, self._is_likely = np.zeros(len(x), dtype=np.int64), np.zeros(len(x), dtype=np.bool_)
+        self._ready, self._likely, self._suspected = np.arange(len(x)), np.arange(0), np.arange(0)
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         """See Ascent."""
         size = self._batch_size
-        while len(self._ready) or len(self._likely):
-            if len(self._likely) and (len(self._ready) < size or len(self._likely) >= size):
+        while len(self._ready) or len(self._likely) or len(self._suspected):
+            wait = not self._in_step and (len(self._ready) >= size or len(self._likely) >= size)
+            if len(self._suspected) and (len(self._suspected) >= size or not wait):
+                chosen, self._suspected = self._suspected[:size], self._suspected[size:]
+                self._confirm(chosen)
+            elif len(self._likely) and (len(self._ready) < size or len(self._likely) >= size):
                 chosen, self._likely = self._likely[:size], self._likely[size:]
                 self._look_ahead(chosen)
             else:
@@ -103,49 +112,81 @@ class _AscentRun:
                 self._step(chosen)
         return self._z, self._broken
 
-    def _look_ahead(self, chosen: Tensor) -> None:
-        """Ask for predictions of some samples (r,); those that are not misclassified become ready."""
-        z, labels, rows = self._z[chosen], self._y[chosen], self._rows[chosen]
-        with torch.no_grad(), self._model.computing_in(self._ascent.precision):
-            logits = self._model(z, rows)
-        self._broken[chosen] = misclassified(self._model, z, logits, labels, rows, self._ascent.precision)
-        self._ready = torch.cat([self._ready, chosen[~self._broken[chosen]]])
+    def _confirm(self, chosen: Positions) -> None:
+        """Ask float32 about suspected samples (r,); those that are not misclassified go on."""
+        at = on_device(chosen, self._z)
+        z = self._z[at]
+        with torch.no_grad():
+            broken = fooled(self._model(z, self._rows[at]), self._y[at])
+        self._broken[at] = broken
+        self._z[at] = torch.where(broken.view(-1, 1, 1, 1), z, self._otherwise[at])
+        self._go_on(chosen[~read(broken)[0]])
+        if self._in_step:
+            self._ready = np.sort(self._ready)
 
-    def _step(self, chosen: Tensor) -> None:
+    def _look_ahead(self, chosen: Positions) -> None:
+        """Ask for predictions of some samples (r,); those that are not misclassified become ready."""
+        at = on_device(chosen, self._z)
+        with torch.no_grad(), self._model.computing_in(self._ascent.precision):
+            logits = self._model(self._z[at], self._rows[at])
+        broken = fooled(logits, self._y[at])
+        if self._confirms:
+            self._otherwise[at] = self._z[at]
+        else:
+            self._broken[at] = broken
+        self._is_likely[chosen] = False
+        self._sort_out(chosen, read(broken)[0])
+
+    def _step(self, chosen: Positions) -> None:
         """Take a step with some samples (r,) and put those that go on into the queues."""
-        ascent, model = self._ascent, self._model
-        z, labels, rows = self._z[chosen], self._y[chosen], self._rows[chosen]
+        ascent, model, at = self._ascent, self._model, on_device(chosen, self._z)
+        z, labels, rows = self._z[at], self._y[at], self._rows[at]
 
         def objective(logits: Tensor) -> Tensor:
             return LOSSES[ascent.loss](logits, labels)[None]
 
-        stream = self._rng.take(chosen).child(int(self._steps_taken[chosen[0]])) if self._in_step else self._rng
+        stream = self._rng.take(chosen.tolist()).child(int(self._steps_taken[chosen[0]])) if self._in_step else self._rng
         with model.computing_in(ascent.precision):
             estimate = ascent.gradient(model, z, objective, stream, rows)
         gradient = estimate.gradients[0]
-        if self._early_exit:
-            settled = misclassified(model, z, estimate.logits, labels, rows, ascent.precision)
-            self._broken[chosen] = settled
-        else:
-            # The judge calls a prediction that is not finite broken; its gradient would lead out of the pixel range.
-            settled = no_answer(estimate.logits)
+        # The judge calls a prediction that is not finite broken; its gradient would lead out of the pixel range.
+        settled = fooled(estimate.logits, labels) if self._early_exit else no_answer(estimate.logits)
         if ascent.decay is not None:
             length = norms(gradient, "l1").clamp_min(1e-30).view(-1, 1, 1, 1)
-            gradient = ascent.decay * self._velocity[chosen] + gradient / length
-            self._velocity[chosen] = gradient
-        moved = project(z + ascent.step_size * steepest(gradient, self._threat.norm), self._x[chosen], self._threat)
-        self._z[chosen] = torch.where(settled.view(-1, 1, 1, 1), z, moved) if bool(settled.any()) else moved
-        steps_taken = self._steps_taken[chosen] + 1
-        self._steps_taken[chosen] = steps_taken
-        unfinished = steps_taken < ascent.steps
-        if self._early_exit:
-            unfinished &= ~settled
-        if self._lookahead and int(steps_taken.min()) <= most_lookaheads(ascent.steps):
-            before, current = self._margins[chosen], current_margin(estimate.logits, labels)
-            self._margins[chosen] = current
-            rise = total(estimate.gradients[0] * (moved - z))
-            expected = expected_margin(current, before, ascent.loss, estimate.values[0], rise)
-            likely = should_look_ahead(steps_taken, expected)
-            self._likely = torch.cat([self._likely, chosen[unfinished & likely]])
-            unfinished &= ~likely
-        self._ready = torch.cat([self._ready, chosen[unfinished]])
+            gradient = ascent.decay * self._velocity[at] + gradient / length
+            self._velocity[at] = gradient
+        moved = project(z + ascent.step_size * steepest(gradient, self._threat.norm), self._x[at], self._threat)
+        self._z[at] = torch.where(settled.view(-1, 1, 1, 1), z, moved)
+        self._steps_taken[chosen] += 1
+        if not self._early_exit:
+            self._go_on(chosen)
+            return
+        if self._confirms:
+            self._otherwise[at] = moved
+        else:
+            self._broken[at] = settled
+        steps_taken = self._steps_taken[chosen]
+        if not self._lookahead or int(steps_taken.min()) > most_lookaheads(ascent.steps):
+            self._is_likely[chosen] = False
+            self._sort_out(chosen, read(settled)[0])
+            return
+        before, current = self._margins[at], current_margin(estimate.logits, labels)
+        self._margins[at] = current
+        rise = total(estimate.gradients[0] * (moved - z))
+        expected = expected_margin(current, before, ascent.loss, estimate.values[0], rise)
+        is_settled, is_likely = read(settled, should_look_ahead(expected))
+        self._is_likely[chosen] = is_likely & (steps_taken <= most_lookaheads(ascent.steps))
+        self._sort_out(chosen, is_settled)
+
+    def _sort_out(self, chosen: Positions, settled: Mask) -> None:
+        """Let samples (r,) go on, but for those that the search calls misclassified."""
+        self._go_on(chosen[~settled])
+        if self._confirms:
+            self._suspected = np.concatenate([self._suspected, chosen[settled]])
+
+    def _go_on(self, chosen: Positions) -> None:
+        """Put samples (r,) that have steps left into a queue."""
+        chosen = chosen[self._steps_taken[chosen] < self._ascent.steps]
+        likely = self._is_likely[chosen]
+        self._likely = np.concatenate([self._likely, chosen[likely]])
+        self._ready = np.concatenate([self._ready, chosen[~likely]])

@@ -17,9 +17,14 @@ def most_lookaheads(steps: int) -> int:
     return min(steps, _EARLY)
 
 
-def should_look_ahead(steps_taken: Tensor | int, expected: Tensor) -> Tensor:
-    """Return for which samples (b,) to look ahead: early in the search, if the `expected` margin (b,) is not negative."""
-    return (expected >= 0) & (torch.as_tensor(steps_taken, device=expected.device) <= _EARLY)
+def is_early(steps_taken: int) -> bool:
+    """Return whether lookaheads still pay after so many steps."""
+    return steps_taken <= _EARLY
+
+
+def should_look_ahead(expected: Tensor) -> Tensor:
+    """Return for which samples (b,) to look ahead early in a search: those whose `expected` margin (b,) is not negative."""
+    return expected >= 0
 
 
 def current_margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 The value and gradient of a row depend on its logits alone, and are accurate at any scale of them. If a softmax saturates in
 float32, the loss continues along its tangent, whose gradient has the exact direction and does not vanish. Logits that are
 nearly equal are spread first, because softmax would not distinguish them.
+
+Most rows need no such care. A CPU looks whether any does, and else spares the work. A GPU would have to be waited for, so that
+there all rows are computed with care, which does not change those that need none.
 """
 
 import math
@@ -34,7 +37,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     logits = _stretched(logits)
     value = F.cross_entropy(logits, y, reduction="none")
     # If the value is above the threshold, so is e^u, and nothing is saturated.
-    if value.numel() and value.detach().min().item() > 2 * _SATURATED:
+    if value.is_cpu and value.numel() and value.detach().min().item() > 2 * _SATURATED:
         return value
     return _straight_below(value, _odds(logits, other_logits(logits, y), y))
 
@@ -126,7 +129,7 @@ def fooled(logits: Tensor, y: Tensor) -> Tensor:
 def no_answer(logits: Tensor) -> Tensor:
     """Return which rows of logits (b, k) hold NaN or have no finite largest logit, as (b,)."""
     # A finite sum excludes such values cheaply; an infinite one does not prove them: finite logits may overflow.
-    if math.isfinite(logits.sum().item()):
+    if logits.is_cpu and math.isfinite(logits.sum().item()):
         return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     return ~are_answers(logits)
 
@@ -157,10 +160,10 @@ def _at(values: Tensor, classes: Tensor) -> Tensor:
 def _stretched(logits: Tensor) -> Tensor:
     """Return the logits, rows whose logits all lie within 1e-3 stretched by a factor that carries no gradient."""
     low, top = logits.detach().aminmax(dim=1, keepdim=True)
-    if len(logits) and low.min().item() == -torch.inf:
+    if not logits.is_cpu or (len(logits) and low.min().item() == -torch.inf):
         low = torch.where(logits.detach() == -torch.inf, torch.inf, logits.detach()).amin(dim=1, keepdim=True)
     spread = top - low
-    if not len(logits) or spread.min().item() >= _FLAT:
+    if not len(logits) or (logits.is_cpu and spread.min().item() >= _FLAT):
         return logits
     return torch.where(spread < _FLAT, (logits - top) * (_STRETCHED / spread.clamp_min(1e-20)), logits)
 
@@ -174,7 +177,7 @@ def _straight_below(value: Tensor, log_value: Tensor) -> Tensor:
     """Return `value`, which approaches e^log_value as that falls, replaced by its tangent below 1e-4."""
     start = math.log(_SATURATED)
     saturated = log_value.detach() < start
-    if not bool(saturated.any()):
+    if value.is_cpu and not bool(saturated.any()):
         return value
     return torch.where(saturated, _SATURATED * (1 + log_value - start), value)
 

@@ -6,10 +6,11 @@ A climb is one run of such an ascent, for one sample, start and target. A batch 
 import math
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kwbench.attacks.search.lookahead import current_margin, expected_margin, should_look_ahead
+from kwbench.attacks.search.lookahead import current_margin, expected_margin, is_early, should_look_ahead
 from kwbench.attacks.search.losses import (
     LOSSES,
     TARGETED,
@@ -19,7 +20,7 @@ from kwbench.attacks.search.losses import (
     targeted_probability_margin,
 )
 from kwbench.attacks.search.narrowing import Narrowing, ranks
-from kwbench.attacks.search.trials import misclassified
+from kwbench.attacks.search.trials import Mask, misclassified, on_device, put_where, read
 from kwbench.geometry import project, steepest, total
 from kwbench.gradients import Gradient
 from kwbench.model import Model, Precision
@@ -109,11 +110,12 @@ class ClimbState:
             margin_before=lowest,
         )
 
-    def take(self, kept: Tensor) -> "ClimbState":
-        """Return the state of the climbs in the mask `kept` (l,)."""
-        if bool(kept.all()):
+    def take(self, kept: Mask) -> "ClimbState":
+        """Return the state of the climbs in the mask `kept` (l,), on the CPU."""
+        if kept.all():
             return self
-        return ClimbState(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+        at = on_device(np.flatnonzero(kept), self.z)
+        return ClimbState(**{field.name: getattr(self, field.name)[at] for field in fields(self)})
 
     def split(self, size: int) -> "list[ClimbState]":
         """Return parts of `size` climbs; the last part holds the remainder."""
@@ -150,6 +152,8 @@ class ParallelClimb:
         self._settings, self._model, self._threat, self._rng, self._state = settings, model, threat, rng, state
         self._checkpoints = checkpoints(settings.steps)
         self._last_checkpoint = 0
+        # Which iterates (l,) get a lookahead; on the CPU, None for none.
+        self._likely: Mask | None = None
 
     def until_success(self, target_index: Tensor, narrowing: Narrowing | None) -> ClimbResult:
         """Climb on a deterministic model, and return the results of all climbs (l,).
@@ -163,30 +167,35 @@ class ParallelClimb:
         highest = torch.full((len(start),), -torch.inf, device=start.device)
         closest, approach = highest.clone(), highest.clone()
         size = (int(row.max()) + 1, int(target_index.max()) + 1)
-        sample_broken = torch.zeros(size[0], dtype=torch.bool, device=start.device)
+        successes = torch.zeros(size[0], dtype=torch.long, device=start.device)
         allowed = size[1]
         for step in range(settings.steps + 1):
-            logits, successful = self._evaluate(step)
+            logits, successful, may_end = self._evaluate(step)
             state = self._state
             index = state.index
             margins = probability_margin(logits.detach(), state.y).nan_to_num(nan=1.0)
             closest[index] = torch.maximum(closest[index], margins)
             approach[index] = torch.maximum(approach[index], self._target_margins(logits.detach(), margins))
             better = (successful & ~broken[index]) | ((successful == broken[index]) & (state.value > highest[index]))
-            images[index[better]], highest[index[better]] = state.z[better], state.value[better]
-            broken[index] |= successful
-            sample_broken[state.row[successful]] = True
-            self._state = state.take(~(sample_broken[state.row] & settings.early_exit))
+            put_where(better, images, index, state.z)
+            put_where(better, highest, index, state.value)
+            broken[index] = broken[index] | successful
+            if step == settings.steps:
+                break
+            kept = torch.ones_like(successful)
+            if settings.early_exit:
+                successes.index_add_(0, state.row, successful.long())
+                kept = successes[state.row] == 0
             if narrowing is not None and narrowing.climbs_after(step) < allowed:
-                allowed = narrowing.climbs_after(step)
-                self._keep_nearest(allowed, approach, target_index, size)
+                allowed, may_end = narrowing.climbs_after(step), True
+                kept &= self._is_among_nearest(allowed, approach, target_index, size)
             if narrowing is not None and step == narrowing.sixth:
                 closest_at_sixth = closest.clone()
             if narrowing is not None and step == narrowing.third:
-                self._state = self._state.take(narrowing.goes_on(closest_at_sixth, closest)[self._state.index])
-            if step == settings.steps or not len(self._state.z):
-                break
+                kept, may_end = kept & narrowing.goes_on(closest_at_sixth, closest)[index], True
             self._move(step)
+            if not self._sort_out(step + 1, kept if may_end else None):
+                break
         return ClimbResult(images, broken, closest, approach)
 
     def to_the_end(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,24 +218,35 @@ class ParallelClimb:
             return margins
         return targeted_probability_margin(logits, self._state.y, self._state.target).nan_to_num(nan=1.0)
 
-    def _keep_nearest(self, allowed: int, approach: Tensor, target_index: Tensor, size: tuple[int, int]) -> None:
-        """Keep only the `allowed` climbs of each sample that have come nearest to their targets so far."""
+    def _sort_out(self, step: int, kept: Tensor | None) -> bool:
+        """Give up the climbs that are not `kept` (l,), choose those to look ahead at, and return whether any goes on."""
+        likely = self._likely_misclassified(step)
+        masks = [mask for mask in (kept, likely) if mask is not None]
+        answers = list(read(*masks)) if masks else []
+        self._likely = answers.pop() if likely is not None else None
+        if kept is not None:
+            self._state = self._state.take(answers[0])
+            self._likely = None if self._likely is None else self._likely[answers[0]]
+        return len(self._state.z) > 0
+
+    def _is_among_nearest(self, allowed: int, approach: Tensor, target_index: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return which climbs (l,) are among the `allowed` ones of their sample that have come nearest to their targets."""
         index, row = self._state.index, self._state.row
         margins = torch.full(size, -torch.inf, device=approach.device)
         margins[row, target_index[index]] = approach[index]
-        self._state = self._state.take(ranks(margins)[row, target_index[index]] < allowed)
+        return ranks(margins)[row, target_index[index]] < allowed
 
-    def _evaluate(self, step: int) -> tuple[Tensor, Tensor]:
-        """Store the loss and its gradient at the iterates; return logits (l, k), and which iterates are misclassified (l,).
+    def _evaluate(self, step: int) -> tuple[Tensor, Tensor, bool]:
+        """Store the loss and its gradient at the iterates; return logits (l, k), which are misclassified (l,), and if any may.
 
         An iterate that a lookahead shows to be misclassified gets a zero gradient, because its climb needs no further step.
         """
-        state, likely = self._state, self._likely_misclassified(step)
-        if bool(likely.any()):
+        state, likely, may_be = self._state, self._likely, True
+        if likely is not None and likely.any():
             successful, (logits, value, gradient) = self._evaluate_after_lookahead(likely, step)
         else:
             logits, value, gradient = self._loss_and_gradient(state, step)
-            successful = self._misclassified(state, logits, step)
+            successful, may_be = self._misclassified(state, logits, step)
         # Non-finite logits count as misclassified. Their gradients are useless and may be NaN.
         failed = no_answer(logits)
         value = value.masked_fill(failed, torch.inf)
@@ -244,37 +264,43 @@ class ParallelClimb:
             best_gradient=torch.where(column, gradient, state.best_gradient),
             best_value=torch.where(higher, value, state.best_value),
         )
-        return logits, successful
+        return logits, successful, may_be
 
-    def _evaluate_after_lookahead(self, likely: Tensor, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def _evaluate_after_lookahead(self, likely: Mask, step: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Look ahead at the iterates in the mask `likely` (l,), and compute gradients only at the others and where it failed.
 
         Return which iterates are misclassified (l,), and the logits, losses and gradients as `_loss_and_gradient` does. The
-        gradients are zero where the lookahead found a misclassified iterate.
+        gradients are zero where the lookahead found a misclassified iterate. `likely` lies on the CPU.
         """
         state, candidates = self._state, self._state.take(likely)
         with torch.no_grad(), self._model.computing_in(self._precision(step)):
             logits_ahead = self._model(candidates.z, candidates.row)
-        successful = likely.clone()
-        successful[likely] = self._misclassified(candidates, logits_ahead, step)
-        logits_ahead = logits_ahead[successful[likely]]
-        values_ahead = self._objective(logits_ahead, state.y[successful], state.target[successful])[0]
+        broken, may_be = self._misclassified(candidates, logits_ahead, step)
+        found = read(broken)[0] if may_be else np.zeros(len(broken), dtype=np.bool_)
+        ended = likely.copy()
+        ended[likely] = found
+        at, others_at, asked = (on_device(np.flatnonzero(mask), state.z) for mask in (ended, ~ended, ~likely))
+        logits_ahead = logits_ahead[on_device(np.flatnonzero(found), state.z)]
+        values_ahead = self._objective(logits_ahead, state.y[at], state.target[at])[0]
         ahead = logits_ahead, values_ahead, torch.zeros((), device=logits_ahead.device)
-        others = self._loss_and_gradient(state.take(~successful), step)
-        logits, value, gradient = (_merged(successful, one, other) for one, other in zip(ahead, others, strict=True))
-        successful[~likely] = self._misclassified(state.take(~likely), logits[~likely], step)
+        others = self._loss_and_gradient(state.take(~ended), step)
+        logits, value, gradient = (_merged(at, one, others_at, other) for one, other in zip(ahead, others, strict=True))
+        successful = torch.zeros_like(state.halved)
+        successful[at] = True
+        successful[asked] = self._misclassified(state.take(~likely), logits[asked], step)[0]
         return successful, (logits, value, gradient)
 
-    def _likely_misclassified(self, step: int) -> Tensor:
-        """Return which iterates (l,) are so likely to be misclassified that a lookahead saves time."""
+    def _likely_misclassified(self, step: int) -> Tensor | None:
+        """Return which iterates (l,) are so likely to be misclassified that a lookahead saves time; None late in the search."""
         state = self._state
-        if not self._settings.lookahead or self._model.stochastic or not 0 < step < self._settings.steps:
-            return torch.zeros_like(state.halved)
+        ever = self._settings.lookahead and not self._model.stochastic
+        if not ever or not 0 < step < self._settings.steps or not is_early(step):
+            return None
         rise = total(state.gradient * (state.z - state.previous))
         expected = expected_margin(state.margin, state.margin_before, self._settings.loss, state.value, rise)
-        return should_look_ahead(step, expected)
+        return should_look_ahead(expected)
 
-    def _misclassified(self, state: ClimbState, logits: Tensor, step: int) -> Tensor:
+    def _misclassified(self, state: ClimbState, logits: Tensor, step: int) -> tuple[Tensor, bool]:
         return misclassified(self._model, state.z, logits, state.y, state.row, self._precision(step))
 
     def _loss_and_gradient(self, state: ClimbState, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -357,8 +383,8 @@ def checkpoints(steps: int) -> frozenset[int]:
     return frozenset(points)
 
 
-def _merged(chosen: Tensor, values: Tensor, others: Tensor) -> Tensor:
-    """Return the values of a batch: `values` for the samples in the mask `chosen` (b,), `others` for the rest."""
-    merged = others.new_empty((len(chosen), *others.shape[1:]))
-    merged[chosen], merged[~chosen] = values.to(merged), others
+def _merged(at: Tensor, values: Tensor, others_at: Tensor, others: Tensor) -> Tensor:
+    """Return the values of a batch: `values` at the positions `at`, `others` at `others_at`."""
+    merged = others.new_empty((len(at) + len(others_at), *others.shape[1:]))
+    merged[at], merged[others_at] = values.to(merged), others
     return merged
