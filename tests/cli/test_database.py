@@ -3,11 +3,16 @@
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from kwbench.record.certificates import CERTIFICATE
 from kwbench.record.database.schema import SCHEMA_VERSION
+from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 from support.command_line import Kwbench, refused
-from support.records import deterministic
+from support.records import deterministic, sample
 
 
 def write(path: Path, letters: str, model: str = "net") -> None:
@@ -63,3 +68,19 @@ def test_check_reads_everything_and_upgrade_names_the_versions(kwb: Kwbench, tmp
         connection.execute("UPDATE outcomes SET forwards = 4 WHERE status = 'broken'")
         connection.commit()
     refused(kwb("db", "check"), 4, "the outcomes of attack 'pgd' on 'net'")
+
+
+def test_check_names_attacks_that_contradict_certificates(kwb: Kwbench, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "results.db"), create=True)
+    origin = {"norm": "linf", "eps": "0.2"}
+    ball: dict[str, Any] = {"origin": origin, **origin}
+    evaluation = deterministic(store, {"clean": "hhhh", "pgd": "hhhh"}, **ball)
+    spec = {"origin": dict(evaluation.origin), "samples": [sample(index) for index in range(4)]}
+    bounds = {"bound": np.array([1.0, 0.5, -0.1, 0.2])}
+    store.record_experiment(Measurement("0" * 64, CERTIFICATE, "net", "digits", spec, {}, bounds))
+    assert kwb("db", "check", "--json").json["contradictions"] == []
+    deterministic(store, {"clean": "hhhh", "pgd": "bhbh"}, suite="another", **ball)
+    store.close()
+    answer = kwb("db", "check")
+    assert "contradiction: net on digits: image 0 is certified in linf 0.2, and pgd broke it" in answer.err
+    refused(answer, 4, "1 outcomes contradict certificates")

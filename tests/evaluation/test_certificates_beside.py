@@ -13,6 +13,7 @@ from defences import exact_truth
 from kwbench.config.suite import read_suite
 from kwbench.evaluation.result import EvaluationResult
 from kwbench.experiments.certificates import Certificates
+from kwbench.experiments.gaussian import GaussianDraws
 from kwbench.networks.architectures.noise import Smoothed
 from kwbench.record.certificates import CERTIFICATE
 from kwbench.record.store import Store
@@ -118,16 +119,37 @@ def test_the_strong_suite_searches_last_and_completely() -> None:
     assert suite.complete_search.parameters["effort"] == "auto"
 
 
-def test_a_model_that_declares_gaussian_noise_is_certified_in_l2(tmp_path: Path) -> None:
+def smoothed(tmp_path: Path) -> EvaluationResult:
+    """Evaluate a network behind Gaussian noise."""
     (tmp_path / "both.yaml").write_text(SUITE)
     sha256 = save_checkpoint(Smoothed(trained("relu", 6), 0.1), tmp_path / "small.safetensors")
     entry = ENTRY.format(name="small", activation="{name: relu}", sha256=sha256)
     registry = tmp_path / "registry.yaml"
     registry.write_text(f"models:\n{entry}    smoothing: 0.1\n")
-    result = kwbench.evaluate(
+    return kwbench.evaluate(
         "small", registry=registry, suite=tmp_path / "both.yaml", norm="l2", eps=0.05, n=16, threads=1, keep_adversarials=False
     )
+
+
+def test_gaussian_bounds_that_attacks_contradict_make_the_verdict_inconclusive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_right(self: GaussianDraws, subject: Any) -> dict[str, Any]:
+        draws = np.full(len(subject.batch), 10_000.0)
+        return {"correct": draws, "draws": draws}
+
+    monkeypatch.setattr(GaussianDraws, "__call__", all_right)
+    result = smoothed(tmp_path)
+    assert result.verdict is not None
+    assert result.verdict.conclusion == "inconclusive"
+    assert "certificates and attacks contradict each other" in result.verdict.sentence()
+
+
+def test_a_model_that_declares_gaussian_noise_is_certified_in_l2(tmp_path: Path) -> None:
+    result = smoothed(tmp_path)
     assert result.summary.stochastic
+    (finding,) = (one for one in result.summary.findings if one.check == "contradicted certificates")
+    assert not finding.fires
     assert result.bounds == "bracketed"
     assert result.a_certified is not None
     assert result.a_rob is not None

@@ -9,7 +9,7 @@ import typer
 from kwbench.cli.completion import complete_models
 from kwbench.cli.options import Database, Json
 from kwbench.cli.output import print_json, print_lines, progress_line
-from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.imports import importing
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ db = typer.Typer(
 )
 app.add_typer(db, name="db", rich_help_panel=PANEL)
 
-# Conflicts that are printed.
+# Conflicts, or contradictions, that are printed.
 _SHOWN = 20
 
 Sources = Annotated[list[str], typer.Argument(metavar="SOURCE", help="Records to take from: SQLite files or SQLAlchemy URLs.")]
@@ -53,14 +53,31 @@ def upgrade(db: Database = "results.db", as_json: Json = False) -> None:
 
 @db.command(epilog="Example: kwbench db check --db results.db")
 def check(db: Database = "results.db", as_json: Json = False) -> None:
-    """Read the whole record and compare it with its checksums. Exit code 4 if something is not what was written."""
+    """Read the whole record, compare it with its checksums, and attacks with certificates.
+
+    Exit code 4 if something is not what was written, or if an attack broke a certified sample.
+    """
     with importing():
+        from kwbench.record.contradictions import contradictions
         from kwbench.record.verification import verify
 
-    verified = asdict(verify(_open(db)))
+    store = _open(db)
+    verified = asdict(verify(store))
+    contradicted = [str(contradiction) for contradiction in contradictions(store)]
     if as_json:
-        print_json(verified)
-        return
+        print_json({**verified, "contradictions": contradicted})
+    for contradiction in contradicted[:_SHOWN]:
+        progress_line(f"contradiction: {contradiction}")
+    if contradicted:
+        more = f" ({len(contradicted) - _SHOWN} more are not listed)" if len(contradicted) > _SHOWN else ""
+        raise DamagedData(
+            f"{db}: {len(contradicted)} outcomes contradict certificates{more}; please report this error of kwbench"
+        )
+    if not as_json:
+        _print_verified(db, verified)
+
+
+def _print_verified(db: str, verified: dict[str, int]) -> None:
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in verified.items() if name != "unguarded")
     print_lines([f"{db}: {counts}: as they were written"])
     if verified["unguarded"]:

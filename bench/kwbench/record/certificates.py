@@ -24,8 +24,10 @@ CERTIFICATE = "certificate"
 GAUSSIAN = "gaussian certificate"
 CONFIDENCE = 0.999
 
-# The parts of an evaluation's origin that a certificate depends on. The sample's hash stands for the image and its label.
-_QUESTION = ("model_sha256", "entry", "prediction", "classes", "norm", "eps", "network", "answers")
+# The parts of an evaluation's origin that identify the model, and those that a certificate depends on. The sample's hash
+# stands for the image and its label.
+_MODEL = ("model_sha256", "entry", "prediction", "classes", "network", "answers")
+_QUESTION = (*_MODEL, "norm", "eps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,16 @@ Bounds = Mapping[str, Bound]
 
 def question(origin: Mapping[str, Any]) -> str:
     """Return what identifies the model and the ball among certificates."""
-    return json.dumps({key: origin.get(key) for key in _QUESTION}, sort_keys=True, default=str)
+    return _digest(origin, _QUESTION)
+
+
+def model_asked(origin: Mapping[str, Any]) -> str:
+    """Return what identifies the model alone."""
+    return _digest(origin, _MODEL)
+
+
+def _digest(origin: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return json.dumps({key: origin.get(key) for key in keys}, sort_keys=True, default=str)
 
 
 def bounds_by_question(measurements: Sequence[Measurement]) -> dict[str, Bounds]:

@@ -17,6 +17,7 @@ import numpy as np
 from kwbench.finding import Check, Criterion, Finding
 from kwbench.outcome import ASKED_AGAIN, CLEAN, Outcome, Status
 from kwbench.record.comparability import comparison_key
+from kwbench.record.contradictions import below_gaussian_bounds
 from kwbench.record.summary import Summary
 from kwbench.statistics import difference_interval
 from kwbench.threat import ThreatModel
@@ -152,23 +153,35 @@ def answers_repeat(record: Record) -> list[Finding]:
 
 
 def no_certified_sample_is_broken(record: Record) -> list[Finding]:
-    """Check that no attack of the evaluation broke a sample for which a certificate is on record.
+    """Check that no attack of the evaluation contradicts a certificate on record; see `kwbench.record.contradictions`.
 
     Either is then wrong: there is an error in kwbench or in the record, or the model does not always answer alike.
     """
-    certified = record.summary.certified
-    if certified is None:
+    summary = record.summary
+    conflict = "certificates and attacks contradict each other"
+    if summary.certified_values is not None:
+        runs = {label: run.values() for label, run in record.outcomes.items()}
+        places, in_the_mean = below_gaussian_bounds(summary, runs)
+        rare = {position for _, position in places}
+        samples = {outcome.sample for run in runs.values() for outcome in run if outcome.index in rare}
+        statement = (
+            f"right answers are rarer than the Gaussian bounds allow on {len(rare)} of {summary.n} samples, and "
+            f"{'rarer' if in_the_mean else 'not rarer'} in the mean"
+        )
+        contradicted = bool(rare) or in_the_mean
+        statement += f"; {conflict}" if contradicted else ""
+        share = len(rare) / summary.n
+        return [CONTRADICTION.finding(share, 0.0, statement, fires=contradicted, samples=tuple(sorted(samples)))]
+    if summary.certified is None:
         return []
-    positions = set(record.summary.index[certified].tolist())
+    positions = set(summary.index[summary.certified].tolist())
     broken = {
         outcome.sample
         for run in record.outcomes.values()
         for outcome in run.values()
         if outcome.index in positions and outcome.status in (Status.BROKEN, Status.WRONG)
     }
-    statement = (
-        f"attacks broke {len(broken)} of {len(positions)} certified samples; certificates and attacks contradict each other"
-    )
+    statement = f"attacks broke {len(broken)} of {len(positions)} certified samples; {conflict}"
     return [CONTRADICTION.finding(len(broken) / len(positions), 0.0, statement, samples=tuple(sorted(broken)))]
 
 
