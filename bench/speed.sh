@@ -33,6 +33,7 @@ first() { echo "--n ${N:-$1}"; }
 for threads in 1 2; do measure "activations-$threads" activations --threads $threads; done
 measure overhead overhead $(first 180)
 measure record record ${MODELS:+--models "$MODELS"}
+measure pages pages ${MODELS:+--models "$MODELS"}
 measure cost cost resnet18-relu-at resnet18-relu resnet18-kwta0.1-at resnet18-lwta0.2-at resnet18-kwta0.1 $(first 360)
 measure rivals rivals resnet18-relu-at resnet18-relu --threads 1 $(first 128)
 if [ -n "$CIFAR10" ]; then

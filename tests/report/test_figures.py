@@ -191,6 +191,10 @@ def test_a_sweep_and_a_series_of_gammas_are_drawn_from_their_evaluations(tmp_pat
     labels = [axes.get_ylabel() for axes in canvas(gammas.picture).axes]
     assert labels == [r"$A_\mathrm{std}$, %", r"$A_\mathrm{rob}$, %"]
     assert {"incremental training", "direct training"} <= set(words(gammas.picture.svg()))
+    panel = canvas(gammas.picture).axes[0]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0.1", "0.2"]
+    # Where both kinds of training agree, the lower curve is seen between the dashes of the upper one.
+    assert [line.get_linestyle() for line in panel.lines] == ["-", "--"]
     # Without the evaluations there is nothing to draw.
     assert figures(store.experiments(), [], []) == []
     store.close()
@@ -201,6 +205,30 @@ def test_a_line_goes_through_its_points_and_stops_where_there_is_none() -> None:
     figure = canvas(panels_picture("t", [Panel("p", "x", "y", (Line("a", np.arange(5.0), y, 0),))]))
     np.testing.assert_array_equal(np.asarray(figure.axes[0].lines[0].get_xydata()), np.stack([np.arange(5.0), y], axis=1))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a"]
+
+
+def test_points_have_their_intervals_as_bars_and_names_towards_the_middle() -> None:
+    x, y = np.array([0.0, 1.0]), np.array([2.0, 4.0])
+    line = Line("", x, y, 0, y - 1, y + 1, kind="points", labels=("left_$", ""))
+    (axes,) = canvas(panels_picture("t", [Panel("", "x", "y", (line,))])).axes
+    assert [text.get_text() for text in axes.texts] == [r"left_\$"]
+    assert axes.texts[0].get_horizontalalignment() == "left"
+    bars = [np.asarray(path.vertices).tolist() for collection in axes.collections for path in collection.get_paths()]
+    assert bars == [[[0.0, 1.0], [0.0, 3.0]], [[1.0, 3.0], [1.0, 5.0]]]
+
+
+def test_a_chart_of_a_page_has_no_background_and_no_title() -> None:
+    picture = panels_picture("the title", [Panel("", "x", "y", (Line("a", np.arange(2.0), np.arange(2.0), 0),))])
+    assert "the title" in words(picture.svg())
+    assert "the title" not in words(picture.chart())
+    assert "fill: #ffffff" in picture.svg()
+    assert "fill: #ffffff" not in picture.chart()
+
+
+def test_the_page_of_figures_links_to_the_others(store: Store) -> None:
+    (fit, *_) = figures(store.experiments(), [], [])
+    page = figures_html([fit], figure_files([fit]), pages=("index.html", "figures.html"))
+    assert 'href="index.html"' in page
 
 
 def test_panels_of_one_quantity_share_its_axis_and_others_do_not() -> None:

@@ -1,11 +1,14 @@
 """The web pages in a real browser: one is started for all tests."""
 
+import io
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 
 from kwbench.record.store import Store
 from kwbench.report import write_report
@@ -172,18 +175,66 @@ def test_the_viewer_shows_what_broke_a_sample_and_filters_the_grid(browser: Any,
     page.close()
 
 
+def test_accuracy_against_passes_is_drawn_in_the_colours_of_the_theme(browser: Any, reports: Path) -> None:
+    page, complaints, _ = visit(browser, run_of(reports, "first"), color_scheme="light")
+    assert page.is_visible("#survival canvas[role=img]")
+    assert "fgsm" in page.inner_text("#survival .u-legend")
+    light = page.locator("#survival canvas").screenshot()
+    page.emulate_media(color_scheme="dark")
+    await_value(page, "getComputedStyle(document.body).colorScheme", "light dark")
+    page.wait_for_timeout(100)
+    assert shades(light)[0] > 240
+    assert shades(page.locator("#survival canvas").screenshot())[0] < 40
+    assert complaints == []
+    page.close()
+
+
+def test_charts_of_the_leaderboard_follow_the_theme(browser: Any, reports: Path) -> None:
+    page, complaints, _ = visit(browser, reports / "index.html", TABLE, color_scheme="light")
+    page.click("summary:visible:has-text('Clean against robust accuracy')")
+    chart = page.locator("img.chart:visible")
+    light = chart.screenshot()
+    page.emulate_media(color_scheme="dark")
+    dark = chart.screenshot()
+    # The commonest shade is the background, and the text stands out from it.
+    assert shades(light)[0] > 240
+    assert shades(light)[2] < 120
+    assert shades(dark)[0] < 40
+    assert shades(dark)[1] > 180
+    assert complaints == []
+    page.close()
+
+
+def shades(screenshot: bytes) -> tuple[int, int, int]:
+    """Return the commonest, the lightest and the darkest shade of an image, from 0 to 255."""
+    grey = np.array(Image.open(io.BytesIO(screenshot)).convert("L"))
+    return int(np.bincount(grey.ravel()).argmax()), int(grey.max()), int(grey.min())
+
+
+WIDTH_OF_NAME = """(() => {
+  const span = document.createElement("span");
+  span.textContent = document.getElementById("first").selectedOptions[0].textContent;
+  document.querySelector(".filters").append(span);
+  const width = span.offsetWidth;
+  span.remove();
+  return width;
+})()"""
+
+
 def test_two_models_are_compared_sample_by_sample(browser: Any, reports: Path) -> None:
     first, second = run_of(reports, "first").stem, run_of(reports, "second").stem
     page, complaints, _ = visit(browser, reports / "compare.html", f"#a={first}&b={second}")
     page.wait_for_selector("#comparison table")
     rows = [row.split("\t") for row in page.inner_text("#comparison tbody").splitlines()]
-    robust = next(row for row in rows if row[0] == "Robust A_rob")
+    robust = next(row for row in rows if row[0] == "Robust Arob")
     # First loses samples 0, 1 and 2, second 1 and 10: 8 and 9 of 12 are right.
     assert robust[1:4] == ["66.7", "75.0", "-8.3"]
     assert robust[5:] == ["1", "2"]
-    assert "Only first keeps: 1 samples" in page.inner_text("#comparison")
+    assert "Only first keeps: 1 sample" in page.inner_text("#comparison")
     links = page.eval_on_selector_all("#comparison a", "links => links.map(link => link.getAttribute('href'))")
     assert links == [f"runs/{run}.html#samples?sample={n}" for run, n in ((second, 10), (first, 0), (first, 2))]
+    # The whole names are to be read.
+    assert page.evaluate("document.getElementById('first').offsetWidth") > page.evaluate(WIDTH_OF_NAME)
     page.select_option("#second", first)
     assert page.url.endswith(f"#a={first}&b={first}")
     assert complaints == []
@@ -203,6 +254,11 @@ def test_the_claims_are_filtered_by_paper_and_status(browser: Any, tmp_path: Pat
     assert page.locator(".claims").count() > 0
     assert page.locator(".claims:visible").count() == 0
     assert page.url.endswith("#paper=&status=run")
+    page.select_option("select[aria-label=Status]", "not comparable")
+    shown = page.locator(".pivot tbody tr:not(.group):visible")
+    assert shown.count() > 0
+    for row in shown.all():
+        assert row.locator("[data-status='not comparable']").count() > 0
     assert complaints == []
     page.close()
 

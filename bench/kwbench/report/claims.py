@@ -1,7 +1,8 @@
 """Claimed and measured accuracies, cell by cell: for the terminal, as Markdown, and as one self-contained HTML page."""
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -65,16 +66,33 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table as the paper prints it: a cell for each attack, and what most of its measured cells share."""
+
+    activation: str
+    cells: tuple[Line | None, ...]
+    model: str
+    images: str
+    verdict: str
+    differs: str
+
+
+# The rows of each kind of training.
+Rows = dict[str, list[Row]]
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """The cells of a table about one architecture on one data set, with notes on our networks and the commands to run.
 
-    `rows` have the cells as the paper prints them: training, activation and our network, then a cell for each of `attacks`.
+    `measured` and `others` are the rows with and without a measured cell, as the paper prints them, below `attacks`.
     """
 
     title: str
     lines: tuple[Line, ...]
     attacks: tuple[str, ...]
-    rows: tuple[tuple[str, str, str, tuple[Line | None, ...]], ...]
+    measured: Rows
+    others: Rows
     differences: tuple[tuple[str, str], ...]
     recipes: tuple[tuple[str, str, tuple[str, ...]], ...]
 
@@ -130,6 +148,7 @@ def claims_html(
         columns=_COLUMNS,
         unclaimed=_rows(unclaimed),
         whole=_whole,
+        symbols=_symbols,
     )
 
 
@@ -230,26 +249,51 @@ def _group(members: Sequence[ClaimComparison]) -> Group:
     first = members[0].claim
     table = f"Table {first.table}" if first.table.isdigit() else first.table
     pretrained = ", pre-trained" if first.pretrained != "no" else ""
+    attacks = tuple(dict.fromkeys(line.attack for line in lines))
+    rows = _rows_of(lines, attacks)
     return Group(
         title=f"{table}: {first.dataset}, {first.architecture}{pretrained}",
         lines=tuple(lines),
-        attacks=tuple(dict.fromkeys(line.attack for line in lines)),
-        rows=_pivot(lines),
+        attacks=attacks,
+        measured=_by_training(rows, measured=True),
+        others=_by_training(rows, measured=False),
         differences=tuple((mark, text) for text, mark in differences.items()),
         recipes=tuple((mark, hardware, commands) for (hardware, commands), mark in recipes.items()),
     )
 
 
-def _pivot(lines: Sequence[Line]) -> tuple[tuple[str, str, str, tuple[Line | None, ...]], ...]:
-    """Return a row for each network: training, activation, our network, and its cell for each attack of the group."""
-    attacks = dict.fromkeys(line.attack for line in lines)
+def _rows_of(lines: Sequence[Line], attacks: Sequence[str]) -> list[tuple[str, Row]]:
+    """Return a row for each network, after its training."""
     networks: dict[tuple[str, str], dict[str, Line]] = {}
     for line in lines:
         networks.setdefault((line.training, line.activation), {})[line.attack] = line
-    return tuple(
-        (training, activation, next(filter(None, (cell.model for cell in cells.values())), ""), tuple(map(cells.get, attacks)))
-        for (training, activation), cells in networks.items()
-    )
+    rows = []
+    for (training, activation), cells in networks.items():
+        measured = [cell for cell in cells.values() if cell.status == "run"]
+        shared = {name: _usual(getattr(cell, name) for cell in measured) for name in ("images", "verdict", "differs")}
+        model = next(filter(None, (cell.model for cell in cells.values())), "")
+        rows.append((training, Row(activation, tuple(map(cells.get, attacks)), model, **shared)))
+    return rows
+
+
+def _usual(values: Iterable[str]) -> str:
+    """Return the most frequent of the texts that are not empty; an empty one if there is none."""
+    counts = Counter(filter(None, values))
+    return counts.most_common(1)[0][0] if counts else ""
+
+
+def _by_training(rows: Sequence[tuple[str, Row]], *, measured: bool) -> Rows:
+    """Return the rows with or without a measured cell, by their training."""
+    chosen: Rows = {}
+    for training, row in rows:
+        if any(cell is not None and cell.status == "run" for cell in row.cells) == measured:
+            chosen.setdefault(training, []).append(row)
+    return chosen
+
+
+def _symbols(text: str) -> Markup:
+    """Return a text with A_std and A_rob as symbols."""
+    return Markup(re.sub("A_(std|rob)", r"A<sub>\1</sub>", str(escape(plain(text)))))
 
 
 def _images(comparison: ClaimComparison) -> str:

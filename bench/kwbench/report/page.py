@@ -14,6 +14,8 @@ from kwbench.formatting import count_text, duration_text, plain
 
 _FOLDER = Path(__file__).resolve().parent
 _STYLE = "kwbench.css"
+# The style of what uPlot draws, which only pages in a folder have.
+_CHARTS = "uplot.min.css"
 
 # Title of each page that may be written, by its file. Pages link to one another.
 PAGES = {
@@ -81,8 +83,8 @@ def rendered_in_folder(
 
 
 def asset_files(scripts: Sequence[str]) -> dict[str, str]:
-    """Return the files that pages of a folder share, by path: the style, and these scripts."""
-    return {f"assets/{name}": asset(name) for name in (_STYLE, *scripts)}
+    """Return the files that pages of a folder share, by path: the styles, and these scripts."""
+    return {f"assets/{name}": asset(name) for name in (_STYLE, _CHARTS, *scripts)}
 
 
 @cache

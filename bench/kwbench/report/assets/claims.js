@@ -19,19 +19,17 @@ const choice = (name, values) => {
 };
 const paper = choice("Paper", papers.map((section) => section.id));
 const status = choice("Status", ["run", "runnable", "not comparable"]);
+// Hide the rows without a wanted cell, and what has no other rows; the other cells of a row are faded.
 const apply = () => {
+  const wanted = (cell) => status.value === "" || cell.dataset.status === status.value;
   for (const section of papers) {
     section.hidden = paper.value !== "" && section.id !== paper.value;
-    for (const table of section.querySelectorAll(".claims")) {
-      let any = false;
-      for (const cell of table.querySelectorAll("td[data-status]")) {
-        const wanted = status.value === "" || cell.dataset.status === status.value;
-        cell.classList.toggle("faded", !wanted);
-        any ||= wanted;
-      }
-      table.hidden = !any;
-      table.open = status.value === "" ? table.dataset.run !== "0" : any;
+    for (const cell of section.querySelectorAll("td[data-status]")) cell.classList.toggle("faded", !wanted(cell));
+    for (const part of section.querySelectorAll(".pivot tbody tr:not(.group), .pivot tbody, details:has(.pivot)")) {
+      part.hidden = ![...part.querySelectorAll("td[data-status]")].some(wanted);
     }
+    for (const table of section.querySelectorAll(".claims")) table.open = status.value !== "" || table.dataset.run !== "0";
+    for (const others of section.querySelectorAll(".others")) others.open = status.value !== "" && status.value !== "run";
   }
 };
 if (papers.length) {

@@ -2,6 +2,9 @@
 // Two models on the same samples: paired differences for each attack, and the samples that only one keeps. The address names
 // both: compare.html#a=RUN&b=RUN
 const { element } = kwbench;
+// How many samples have pictures on the page, and how many others have links.
+const PICTURES = 60;
+const LINKS = 200;
 const runs = new Map();
 const waiting = new Map();
 
@@ -45,7 +48,8 @@ const show = (first, second) => {
     place.replaceChildren(element("p", { className: "empty", textContent: "These two evaluations are not on the same samples." }));
     return;
   }
-  const measures = [["Clean A_std", first.cleanValues, second.cleanValues], ["Robust A_rob", first.robustValues, second.robustValues]];
+  const symbol = (word, index) => element("span", {}, `${word} A`, element("sub", { textContent: index }));
+  const measures = [[symbol("Clean", "std"), first.cleanValues, second.cleanValues], [symbol("Robust", "rob"), first.robustValues, second.robustValues]];
   first.attacks.forEach((name, attack) => {
     const other = second.attacks.indexOf(name);
     if (attack && other > 0) measures.push([name, values(first, attack), values(second, other)]);
@@ -60,34 +64,39 @@ const show = (first, second) => {
       const mean = (numbers) => ((100 * numbers.reduce((total, one) => total + one, 0)) / numbers.length).toFixed(1);
       const count = (wanted) => pairs.filter(wanted).length;
       const cells = [mean(ours), mean(theirs), points(value), `${points(low)} to ${points(high)}`, count(([a, b]) => a > 0.5 && b <= 0.5), count(([a, b]) => b > 0.5 && a <= 0.5)];
-      return element("tr", {}, element("th", { scope: "row", textContent: name }), ...cells.map((text) => element("td", { className: "num", textContent: text })));
+      return element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((text) => element("td", { className: "num", textContent: text })));
     });
   const table = element("table", { className: "plain" }, element("thead", {}, head), element("tbody", {}, ...rows));
   const scroll = element("div", { className: "scroll", tabIndex: 0 }, table);
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", "Accuracy of both models");
   place.replaceChildren(scroll);
-  place.append(
-    element("p", { className: "hint", textContent: "Attacks of a cascade did not see every sample and are left out. Intervals: Agresti and Min (2005). kwbench compare tests the differences." }),
-  );
+  const command = element("code", { textContent: `kwbench compare ${first.model} ${second.model}` });
+  const cascade = first.cascade || second.cascade ? "Attacks of a cascade did not see every sample and are left out. " : "";
+  place.append(element("p", { className: "hint" }, `${cascade}Intervals: Agresti and Min (2005). `, command, " tests the differences."));
   if (!first.robustValues || !second.robustValues) return;
   // What broke the other model on the samples that one keeps.
   for (const [keeper, loser] of [[first, second], [second, first]]) {
     const only = keeper.index.filter((_, sample) => keeper.robustValues[sample] > 0.5 && loser.robustValues[sample] <= 0.5);
-    const section = element("section", {}, element("h2", { textContent: `Only ${keeper.model} keeps: ${only.length} samples` }));
+    const count = only.length === 1 ? "1 sample" : `${only.length} samples`;
+    const section = element("section", {}, element("h2", { textContent: `Only ${keeper.model} keeps: ${count}` }));
+    const pictured = only.filter((index) => loser.images[index]);
+    const rest = only.filter((index) => !loser.images[index]);
+    if (pictured.length) section.append(element("p", { className: "hint", textContent: `Clean, and adversarial to ${loser.model}:` }));
     const gallery = element("ul", { className: "gallery pairs" });
-    for (const index of only.slice(0, 60)) {
-      const link = element("a", { href: `runs/${loser.run}.html#samples?sample=${index}` });
-      const image = loser.images[index];
-      if (image) {
-        const canvases = [kwbench.canvas(`sample ${index}, clean`), kwbench.canvas(`sample ${index}, adversarial to ${loser.model}`)];
-        kwbench.drawExample(image, canvases[0], canvases[1], null);
-        link.append(...canvases);
-      }
-      link.append(element("span", { textContent: `${index}` }));
-      gallery.append(element("li", {}, link));
+    const address = (index) => `runs/${loser.run}.html#samples?sample=${index}`;
+    for (const index of pictured.slice(0, PICTURES)) {
+      const canvases = [kwbench.canvas(`sample ${index}, clean`), kwbench.canvas(`sample ${index}, adversarial to ${loser.model}`)];
+      kwbench.drawExample(loser.images[index], canvases[0], canvases[1], null);
+      gallery.append(element("li", {}, element("a", { href: address(index) }, ...canvases, element("span", { textContent: `${index}` }))));
     }
     section.append(gallery);
+    const others = [...pictured.slice(PICTURES), ...rest];
+    if (others.length) {
+      const links = others.slice(0, LINKS).flatMap((index) => [" ", element("a", { href: address(index), textContent: `${index}` })]);
+      const more = others.length > LINKS ? ` and ${others.length - LINKS} more` : "";
+      section.append(element("p", { className: "hint" }, pictured.length > PICTURES ? "Others:" : "Without an image on record:", ...links, more));
+    }
     place.append(section);
   }
 };

@@ -4,8 +4,9 @@
 
 const tables = [...document.querySelectorAll("section.table")];
 const boards = new Map(); // section of a board -> its DataTable, filters and groups of columns
-const groups = { attacks: "Each attack", details: "Model details", cost: "Cost" };
+const groups = { attacks: "Each attack", details: "Model details", cost: "Cost and date" };
 const narrow = matchMedia("(max-width: 48rem)");
+const wide = matchMedia("(min-width: 96rem)");
 
 const element = (tag, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), properties);
@@ -52,7 +53,7 @@ const start = (section) => {
   const columnsOf = (name) => heads.flatMap((head, column) => (head.dataset.group === name ? [column] : []));
   const present = Object.keys(groups).filter((name) => columnsOf(name).length);
   const hasProtocol = keys.includes("protocol") || keys.includes("verdict");
-  const initially = present.filter((name) => (name === "attacks" ? !hasProtocol : !narrow.matches));
+  const initially = present.filter((name) => ({ attacks: !hasProtocol, details: !narrow.matches, cost: wide.matches })[name]);
   const hidden = [...present.filter((name) => !initially.includes(name)), "filters"].flatMap(columnsOf);
   const many = rows.length > 100;
   const data = new DataTable(table, {
@@ -236,6 +237,9 @@ if (tables.length) {
   addEventListener("hashchange", follow);
   addEventListener("beforeprint", () => {
     const state = boards.get(shownBoard());
-    if (state) state.table.page.len(-1).draw();
+    if (!state) return;
+    const length = state.table.page.len();
+    state.table.page.len(-1).draw();
+    addEventListener("afterprint", () => state.table.page.len(length).draw(), { once: true });
   });
 }

@@ -4,6 +4,7 @@
 function kwbenchRun(data) {
   const run = kwbench.prepare(data);
   const { element } = kwbench;
+  if (run.curves.length) kwbench.survival(document.getElementById("survival"), run.curves);
   const section = document.getElementById("samples");
   if (!section || !run.index.length) return;
   section.hidden = false;
@@ -82,9 +83,10 @@ function kwbenchRun(data) {
     columns,
     autoWidth: false,
     orderClasses: false,
+    language: { info: "_START_ to _END_ of _TOTAL_ samples", infoFiltered: "" },
     pageLength: 25,
     lengthMenu: [25, 100, 500],
-    layout: { topStart: null, topEnd: null, bottomStart: "pageLength", bottomEnd: "paging" },
+    layout: { topStart: null, topEnd: null, bottomStart: ["pageLength", "info"], bottomEnd: "paging" },
   });
   // Names of attacks stand upright, which DataTables does not do.
   run.attacks.slice(1).forEach((name, number) => {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from kwbench.record.measurement import Array
-from kwbench.report.drawing.picture import COLUMN, PAGE, Dashes, Picture, Style, colour_of, dashes_of, literal
+from kwbench.report.drawing.picture import COLUMN, PAGE, Dashes, Picture, Style, colour_of, dashes_of, literal, marker_of
 from kwbench.statistics import Interval
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ class Line:
     Args:
         name: Its entry in the legend, shared by lines of equal names; without a name it has none.
         style: Number of its colour and dashes.
-        low, high: Ends (m,) of a band around y, such as an interval.
+        low, high: Ends (m,) of a band around y, such as an interval; of a bar through each of single points.
+        kind: "steps" keeps a value until the next point.
+        labels: Names beside the points; empty ones are left out.
     """
 
     name: str
@@ -36,8 +38,9 @@ class Line:
     style: int
     low: Array | None = None
     high: Array | None = None
-    kind: Literal["line", "points", "dotted", "bars", "line and points"] = "line"
+    kind: Literal["line", "points", "dotted", "bars", "line and points", "steps"] = "line"
     width: float = 1.0
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Panel:
 
     Args:
         y_max: The y-axis covers 0 to this value; if None, the range of the lines.
+        ticks_at_points: The x-axis has its ticks at the points of the lines.
     """
 
     title: str
@@ -55,6 +59,7 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     y_max: float | None = None
+    ticks_at_points: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +90,12 @@ def curves_picture(drawn: Sequence[Curve], title: str, x_label: str, description
     return panels_picture(title, [panel], description=description)
 
 
-def panels_picture(title: str, drawn: Sequence[Panel], *, columns: int = 3, description: str = "") -> Picture:
+def panels_picture(
+    title: str, drawn: Sequence[Panel], *, columns: int = 3, wide: bool = False, description: str = ""
+) -> Picture:
     """Return panels in rows of `columns`, with one legend for all; panels of the same quantity share its axis.
 
-    Raises ValueError without any panel.
+    `wide`: in papers as wide as the page. Raises ValueError without any panel.
     """
     if not drawn:
         raise ValueError("there is nothing to draw")
@@ -99,8 +106,10 @@ def panels_picture(title: str, drawn: Sequence[Panel], *, columns: int = 3, desc
     legend = list(reversed(named.values()))
 
     def size(style: Style) -> tuple[float, float]:
-        if style is Style.PAPER:
-            width, height = (COLUMN, 2.1 if columns == 1 else 1.7) if columns < 3 else (PAGE, 1.8)
+        if style is Style.PAPER and (columns > 2 or wide):
+            width, height = PAGE, 3.2 if columns == 1 else 1.8
+        elif style is Style.PAPER:
+            width, height = COLUMN, 2.1 if columns == 1 else 1.7
         else:
             width, height = (6.4, 3.8) if columns == 1 else (3.3 * columns, 2.6)
         line = 0.16 if style is Style.PAPER else 0.22
@@ -166,6 +175,9 @@ def _draw_panel(axes: "Axes", panel: Panel) -> None:
         _logarithmic(axes, "y")
     if panel.y_max is not None:
         axes.set_ylim(0.0, panel.y_max)
+    if panel.ticks_at_points:
+        places = sorted({float(x) for line in panel.lines for x in line.x})
+        axes.set_xticks(places, [f"{place:g}" for place in places])
 
 
 def _logarithmic(axes: "Axes", which: Literal["x", "y"]) -> None:
@@ -184,23 +196,37 @@ def _logarithmic(axes: "Axes", which: Literal["x", "y"]) -> None:
 def _draw_line(axes: "Axes", line: Line) -> None:
     colour = colour_of(line.style)
     if line.low is not None and line.high is not None:
-        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
-        alone = np.isfinite(line.y) & (np.isfinite(line.y).sum() == 1)
+        alone = np.isfinite(line.y) & (line.kind == "points" or np.isfinite(line.y).sum() == 1)
+        if line.kind != "points":
+            axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
         if alone.any():
             axes.vlines(line.x[alone], line.low[alone], line.high[alone], color=colour)
     if line.kind == "bars":
         axes.bar(line.x, line.y, width=0.9 * float(np.diff(line.x).min(initial=1.0)), color=colour)
     elif line.kind == "points":
         axes.plot(line.x, line.y, "o", color=colour, zorder=3)
+        _draw_labels(axes, line)
     else:
         (drawn,) = axes.plot(
             line.x,
             line.y,
             color=colour,
             linestyle=":" if line.kind == "dotted" else dashes_of(line.style),
-            marker="o" if line.kind == "line and points" else "",
+            marker=marker_of(line.style) if line.kind == "line and points" else "",
+            # Markers at 0 and 100 % are drawn whole.
+            clip_on=line.kind != "line and points",
+            drawstyle="steps-post" if line.kind == "steps" else "default",
         )
         drawn.set_linewidth(line.width * drawn.get_linewidth())
+
+
+def _draw_labels(axes: "Axes", line: Line) -> None:
+    """Write the names beside the points, towards the middle of the axes."""
+    middle = sum(axes.get_xlim()) / 2
+    for x, y, name in zip(line.x, line.y, line.labels, strict=bool(line.labels)):
+        if name:
+            side, shift = ("right", -5) if x > middle else ("left", 5)
+            axes.annotate(literal(name), (x, y), (shift, 3), textcoords="offset points", ha=side)
 
 
 def _sample(line: Line) -> "Artist":
@@ -210,5 +236,5 @@ def _sample(line: Line) -> "Artist":
     if line.kind == "points":
         return Line2D([], [], color=colour_of(line.style), marker="o", linestyle="")
     dashes: Dashes = ":" if line.kind == "dotted" else dashes_of(line.style)
-    marker = "o" if line.kind == "line and points" else ""
+    marker = marker_of(line.style) if line.kind == "line and points" else ""
     return Line2D([], [], color=colour_of(line.style), linestyle=dashes, marker=marker)

@@ -24,6 +24,7 @@ Dashes = Literal["-", "--", ":", "-."]
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish; dashes for prints without colours.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+MARKERS = "os^Dvp*"
 DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 SOFT = "#555555"
 
@@ -53,16 +54,8 @@ class Picture:
 
     def files(self, style: Style = Style.SCREEN, kinds: Sequence[str] = KINDS) -> dict[str, bytes]:
         """Return the content of a file of each kind."""
-        with _settings(style), warnings.catch_warnings():
-            # Names on record may hold characters that the font lacks; they are drawn as boxes.
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            from matplotlib.figure import Figure
-
-            width, height = self.size(style)
-            figure = Figure(figsize=(width, height), layout="constrained")
-            if style is Style.SCREEN:
-                figure.suptitle(textwrap.fill(literal(self.title), max(20, int(width * 12))), fontsize=11)
-            self.draw(figure, style)
+        with _settings(style):
+            figure = self._figure(style)
             # Once for all kinds; axes of a fixed shape settle in the second pass.
             figure.draw_without_rendering()
             figure.draw_without_rendering()
@@ -72,6 +65,27 @@ class Picture:
     def svg(self, style: Style = Style.SCREEN) -> str:
         """Return the SVG file."""
         return self.files(style, ["svg"])["svg"].decode()
+
+    def chart(self) -> str:
+        """Return an SVG for web pages: in the style of papers, without a background, and quick: laid out in one pass."""
+        with _settings(Style.PAPER):
+            figure = self._figure(Style.PAPER)
+            figure.patch.set_visible(False)
+            for axes in figure.axes:
+                axes.patch.set_visible(False)
+            return self._file(figure, "svg").decode()
+
+    def _figure(self, style: Style) -> "Figure":
+        from matplotlib.figure import Figure
+
+        width, height = self.size(style)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        if style is Style.SCREEN:
+            figure.suptitle(
+                textwrap.fill(literal(self.title).replace(" = ", "\u00a0=\u00a0"), max(20, int(width * 11))), fontsize=11
+            )
+        self.draw(figure, style)
+        return figure
 
     def _file(self, figure: "Figure", kind: str) -> bytes:
         title, description = plain(self.title, 400), plain(self.description, 4000)
@@ -96,6 +110,11 @@ def colour_of(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+def marker_of(number: int) -> str:
+    """Return the marker of the points on the curve with this number."""
+    return MARKERS[number % len(MARKERS)]
+
+
 def dashes_of(number: int) -> Dashes:
     """Return the dashes of the curve with this number."""
     return DASHES[number // len(COLOURS) % len(DASHES)]
@@ -107,7 +126,9 @@ def _settings(style: Style) -> Iterator[None]:
     import matplotlib as mpl
 
     paper = style is Style.PAPER
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        # Names on record may hold characters that the font lacks; they are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         mpl.rcdefaults()
         mpl.rcParams.update(
             {

@@ -74,8 +74,8 @@ def figures(measurements: Sequence[Measurement], summaries: Sequence[Summary], b
     return _with_unique_names(drawn)
 
 
-def figures_html(drawn: Sequence[Figure], files: Mapping[str, bytes]) -> str:
-    """Return the figures as one self-contained HTML page. `files` are those of `figure_files`."""
+def figures_html(drawn: Sequence[Figure], files: Mapping[str, bytes], pages: Sequence[str] = ()) -> str:
+    """Return the figures as one self-contained HTML page with links to `pages`. `files` are those of `figure_files`."""
     sections = [
         {
             "id": section,
@@ -102,7 +102,7 @@ def figures_html(drawn: Sequence[Figure], files: Mapping[str, bytes]) -> str:
         for section, title in _SECTIONS.items()
         if any(figure.section == section for figure in drawn)
     ]
-    return rendered("figures.html.j2", sections=sections)
+    return rendered("figures.html.j2", pages=pages, sections=sections)
 
 
 def figure_files(drawn: Sequence[Figure], style: Style = Style.SCREEN) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from kwbench.report.drawing.lines import Line, Panel, panels_picture
 from kwbench.report.drawing.surfaces import Surface, maps_picture, surfaces_picture
 from kwbench.report.figures.conventions import class_name, distance_scale, distance_text
 from kwbench.report.figures.figure import Figure, described, figure_of, short
-from kwbench.threat import ThreatModel
+from kwbench.threat import ThreatModel, exact_fraction
 
 # The style number of black lines.
 _BLACK = 6
@@ -157,4 +157,4 @@ def _class_of(measurement: Measurement, row: int) -> str:
 def _setting(measurement: Measurement) -> str:
     """The data set and the threat model as text."""
     origin = measurement.spec["origin"]
-    return f"{measurement.dataset}, {ThreatModel.of(origin['norm'], origin['eps'])}"
+    return f"{measurement.dataset}, {ThreatModel.of(origin['norm'], exact_fraction(origin['eps']))}"

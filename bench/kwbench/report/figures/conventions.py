@@ -18,14 +18,18 @@ def _is_among(dataset: str, names: Iterable[str]) -> bool:
     return any(dataset == name or dataset.startswith(f"{name}-") for name in names)
 
 
-def class_name(dataset: str, label: int, provenance: Mapping[str, Any]) -> str:
-    """Return the name of a class: as on record, a word for CIFAR-10, otherwise its number."""
+def class_names(dataset: str, provenance: Mapping[str, Any]) -> list[str]:
+    """Return the names of all classes: as on record, or the words of CIFAR-10; an empty list if there are none."""
     names = provenance.get("classes")
-    if isinstance(names, list) and 0 <= label < len(names):
-        return plain(names[label], 40)
-    if _is_among(dataset, ["cifar10"]) and 0 <= label < len(_CIFAR10):
-        return _CIFAR10[label]
-    return str(label)
+    if isinstance(names, list) and names:
+        return [plain(name, 40) for name in names]
+    return list(_CIFAR10) if _is_among(dataset, ["cifar10"]) else []
+
+
+def class_name(dataset: str, label: int, provenance: Mapping[str, Any]) -> str:
+    """Return the name of a class, or its number if it has none."""
+    names = class_names(dataset, provenance)
+    return names[label] if 0 <= label < len(names) else str(label)
 
 
 def distance_scale(dataset: str, norm: str) -> tuple[float, str]:

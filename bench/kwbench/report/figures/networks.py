@@ -48,14 +48,14 @@ def learning(group: Sequence[Measurement]) -> list[Figure]:
             Panel(
                 "",
                 "epoch",
-                name,
+                label,
                 tuple(
-                    Line(short(run.model), run.arrays["epoch"], run.arrays[name], number, kind="line")
+                    Line(short(run.model), run.arrays["epoch"], factor * run.arrays[name], number, kind="line")
                     for number, run in enumerate(runs)
                 ),
-                y_max=1.0 if name == "accuracy" else None,
+                y_max=100.0 if name == "accuracy" else None,
             )
-            for name in ("loss", "accuracy")
+            for name, label, factor in (("loss", "training loss", 1.0), ("accuracy", "training accuracy, %", 100.0))
         ]
         title = f"Loss during training: {runs[0].dataset}"
         caption = (
@@ -121,9 +121,9 @@ def layers(group: Sequence[Measurement]) -> list[Figure]:
         Panel("Jump of the next layer", "width", "jump / output", over_width("jump", None), log_x=True, log_y=True),
         Panel(
             "Value at the swap, x*",
-            "γ",
+            r"$\gamma$",
             "x* / deviation",
-            (_quartiles(f"width {width[-1]:g}", gamma, arrays["threshold"][-1], 0),),
+            (_quartiles(f"width {width[-1]:g}", gamma, arrays["threshold"][-1], len(gamma)),),
         ),
     ]
     title = "Random layers under k-WTA: theorem 1 and appendix B"

@@ -9,7 +9,7 @@ from kwbench.record.minimum_norm import DistanceCurve
 from kwbench.record.summary import Summary
 from kwbench.report.drawing.lines import Curve, Line, Panel, curves_picture, panels_picture
 from kwbench.report.drawing.matrix import Cell, matrix_picture
-from kwbench.report.drawing.picture import Picture
+from kwbench.report.drawing.picture import COLOURS, Picture
 from kwbench.report.figures.conventions import distance_scale, place_of
 from kwbench.report.figures.figure import Figure, Source, described, figure_of, short
 from kwbench.report.leaderboard import Board, is_natural
@@ -68,8 +68,9 @@ def sparsities(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -
                 indices = np.flatnonzero(chosen)
                 if len(indices):
                     points = tuple((float(gamma[index]), accuracy_of(evaluations[index])) for index in indices)
-                    lines.append(Curve(f"{training} training", points).line(number))
-            panels.append(Panel("", r"$\gamma$", rf"$A_\mathrm{{{name}}}$, %", tuple(lines), y_max=100.0))
+                    # The second curve is dashed, so that the first is seen below it where they agree.
+                    lines.append(Curve(f"{training} training", points).line(number * (len(COLOURS) + 1)))
+            panels.append(Panel("", r"$\gamma$", rf"$A_\mathrm{{{name}}}$, %", tuple(lines), y_max=100.0, ticks_at_points=True))
         example = evaluations[0]
         model, suite = short(series.model), series.spec["suite"]
         title = f"Accuracy against γ under {suite}: {model}, {example.dataset}, {example.threat}, n = {example.n}"
@@ -108,7 +109,7 @@ def gammas(boards: Sequence[Board]) -> list[Figure]:
             for number, (family, members) in enumerate(sorted(families.items())):
                 points = tuple((gamma, accuracy_of(members[gamma])) for gamma in sorted(members))
                 lines.append(Curve(short(family), points).line(number))
-            panels.append(Panel("", r"$\gamma$", rf"$A_\mathrm{{{name}}}$, %", tuple(lines), y_max=100.0))
+            panels.append(Panel("", r"$\gamma$", rf"$A_\mathrm{{{name}}}$, %", tuple(lines), y_max=100.0, ticks_at_points=True))
         key = board.key
         title = f"Accuracy against γ under {key.suite}: {key.dataset}, {board.threat}, n = {key.n}"
         caption = (

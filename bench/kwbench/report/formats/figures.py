@@ -12,7 +12,7 @@ def _render(data: "ReportData") -> dict[str, str | bytes]:
     from kwbench.report.figures import figure_files, figures_html
 
     files = figure_files(data.figures, data.style)
-    return {"figures.html": figures_html(data.figures, files), **files}
+    return {"figures.html": figures_html(data.figures, files, tuple(data.pages)), **files}
 
 
 _FILES = ("figures.html", "figures/*.svg", "figures/*.pdf", "figures/*.png")

@@ -26,8 +26,8 @@ _KWBENCH = """@software{kwbench,
 }"""
 
 
-def evaluation_view(entry: Entry, survival: Markup | None) -> SimpleNamespace:
-    """Return what the template shows of an evaluation; `survival` is its chart."""
+def evaluation_view(entry: Entry) -> SimpleNamespace:
+    """Return what the template shows of an evaluation."""
     summary = entry.summary
     spec, n = summary.evaluation.spec, summary.n
     attacks = (*([summary.clean] if summary.clean else []), *summary.attacks)
@@ -60,7 +60,6 @@ def evaluation_view(entry: Entry, survival: Markup | None) -> SimpleNamespace:
         sentence=None if entry.verdict is None else _whole(entry.verdict.sentence()),
         findings=_findings(summary, entry.verdict),
         attacks=[_attack_row(attack, summary) for attack in attacks],
-        survival=survival,
         skipped=list(summary.skipped.items()),
         used=summary.used,
         budget=summary.budget,

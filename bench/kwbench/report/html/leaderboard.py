@@ -6,11 +6,14 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Literal
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from kwbench.formatting import count_text, duration_text, percent, plain
 from kwbench.record.summary import Summary
-from kwbench.report.html.charts import Axis, Point, scatter_svg
+from kwbench.report.drawing.lines import Line, Panel, panels_picture
+from kwbench.report.figures.figure import short
+from kwbench.report.html.charts import chart_image
 from kwbench.report.html.grouping import Tab, Table, run_file
 from kwbench.report.html.model_facts import ModelFacts
 from kwbench.report.leaderboard import LEVEL, Board, Row, shown
@@ -155,7 +158,10 @@ def _columns(tab: Tab) -> list[Column]:
         Column("rank", Markup("Rank"), _rank, numeric=True, hint="the ranks that these samples allow, 95 % confidence"),
         Column("model", Markup("Model"), _model),
         Column(
-            "clean", Markup("Clean {}").format(std), lambda entry: _accuracy(entry.summary, entry.summary.a_std), numeric=True
+            "clean",
+            Markup("Clean<br>{}").format(std),
+            lambda entry: _accuracy(entry.summary, entry.summary.a_std),
+            numeric=True,
         ),
         Column(
             "claimed",
@@ -173,7 +179,7 @@ def _columns(tab: Tab) -> list[Column]:
         ),
         Column(
             "robust",
-            Markup("Robust {}").format(rob),
+            Markup("Robust<br>{}").format(rob),
             lambda entry: _accuracy(entry.summary, entry.summary.a_rob),
             numeric=True,
             hint="share of samples that no attack broke",
@@ -216,7 +222,7 @@ def _columns(tab: Tab) -> list[Column]:
         Column("predictions", Markup("Predictions"), _predictions, group="filters", facet="Predictions"),
         Column("parameters", Markup("Para-<br>meters"), _parameters, numeric=True, group="details"),
         Column("paper", Markup("Paper"), _paper, group="details", facet="Paper"),
-        Column("evaluated", Markup("Evaluated"), _evaluated, group="details"),
+        Column("evaluated", Markup("Evaluated"), _evaluated, group="cost"),
         Column("passes", Markup("Passes per<br>sample"), _passes, numeric=True, group="cost"),
         Column("time", Markup("Time"), _time, numeric=True, group="cost"),
     ]
@@ -354,31 +360,20 @@ def _text(text: str) -> _Cell | None:
 
 
 def _chart(ranked: Sequence[Entry]) -> Markup:
-    points = []
-    for position, entry in enumerate(ranked):
-        summary = entry.summary
-        if summary.a_std is None or summary.a_rob is None:
-            continue
-        rob, std = (f"{percent(one.value, summary.n)} %" for one in (summary.a_rob, summary.a_std))
-        points.append(
-            Point(
-                100 * summary.a_std.value,
-                100 * summary.a_rob.value,
-                f"{summary.model}: robust {rob}, clean {std}",
-                100 * summary.a_rob.low,
-                100 * summary.a_rob.high,
-                name=summary.model.rsplit("/", 1)[-1]
-                if position < 3 or (len(ranked) <= _NAMED and summary.a_rob.value > 0.03)
-                else "",
-            )
-        )
-    top = max((point.high or point.y for point in points), default=100.0)
-    left = min((point.x for point in points), default=0.0)
-    x, y = (
-        Axis("clean accuracy, %", max(0.0, left // 10 * 10), 100.0),
-        Axis("robust accuracy, %", 0.0, min(100.0, top // 10 * 10 + 10)),
-    )
-    return scatter_svg(points, x, y, f"Robust against clean accuracy of {len(points)} models")
+    """Return robust against clean accuracy, a point for each model."""
+    known = [(entry.summary, entry.summary.a_std, entry.summary.a_rob) for entry in ranked]
+    points = [(summary, std, rob) for summary, std, rob in known if std is not None and rob is not None]
+    few = len(points) <= _NAMED
+    names = [
+        short(summary.model) if position < 3 or (few and rob.value > 0.03) else ""
+        for position, (summary, _, rob) in enumerate(points)
+    ]
+    y, low, high = (100 * np.array([getattr(rob, end) for _, _, rob in points]) for end in ("value", "low", "high"))
+    x = 100 * np.array([std.value for _, std, _ in points])
+    line = Line("", x, y, 0, low, high, kind="points", labels=tuple(names))
+    panel = Panel("", r"$A_\mathrm{std}$, %", r"$A_\mathrm{rob}$, %", (line,))
+    title = f"Robust against clean accuracy of {len(points)} models"
+    return chart_image(panels_picture(title, [panel], columns=1, wide=True))
 
 
 def _interval(interval: Interval | None, n: int) -> SimpleNamespace | None:

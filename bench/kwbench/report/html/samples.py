@@ -16,7 +16,9 @@ from kwbench.record.comparability import comparison_key
 from kwbench.record.database.samples import SampleColumns
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary
+from kwbench.report.figures.conventions import class_names
 from kwbench.report.html.grouping import run_file
+from kwbench.report.html.survival import survival_curves
 
 # Images of a page stop at this size; `kwbench export` has them all.
 _MOST_BYTES = 8_000_000
@@ -26,7 +28,6 @@ def samples_script(store: Store, summary: Summary, columns: Mapping[str, SampleC
     """Return the script: what each attack achieved on each sample, and the adversarial examples on record."""
     labels = [CLEAN, *(attack.name for attack in summary.attacks)]
     spec = summary.evaluation.spec
-    names = spec.provenance.get("classes")
     head = {
         "run": run_file(summary),
         "model": plain(summary.model),
@@ -36,7 +37,8 @@ def samples_script(store: Store, summary: Summary, columns: Mapping[str, SampleC
         "norm": spec.threat.norm,
         "attacks": [plain(label) for label in labels],
         "cascade": summary.cascade,
-        "classes": [plain(name, 40) for name in names] if isinstance(names, list) else [],
+        "curves": survival_curves(columns, summary),
+        "classes": class_names(summary.dataset, spec.provenance),
         "index": summary.index.tolist(),
         "worst": [labels.index(label) if label in labels else -1 for label in summary.worst],
         "cleanValues": _values(summary.clean_values),

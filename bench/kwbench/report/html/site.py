@@ -15,7 +15,6 @@ from kwbench.report.html.grouping import Table, run_file, tables
 from kwbench.report.html.leaderboard import Entry, PaperClaim, Remark, board_view, table_view
 from kwbench.report.html.model_facts import model_facts
 from kwbench.report.html.samples import samples_script
-from kwbench.report.html.survival import survival_chart
 from kwbench.report.html.sweeps import sweep_charts
 from kwbench.report.html.worst import worst_pictures
 from kwbench.report.page import asset_files, rendered, rendered_in_folder
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 _TABLES = ("datatables.min.js", "leaderboard.js")
 _COMPARE = ("samples.js", "compare.js")
-_RUN = ("copy.js", "datatables.min.js", "samples.js", "viewer.js")
+_RUN = ("copy.js", "datatables.min.js", "uplot.min.js", "samples.js", "survival.js", "viewer.js")
 
 
 def site(data: "ReportData") -> dict[str, str]:
@@ -47,7 +46,7 @@ def site(data: "ReportData") -> dict[str, str]:
         entry = entries[summary.evaluation.id]
         name = run_file(summary)
         columns = data.store.samples(summary.evaluation)
-        view, run = evaluation_view(entry, survival_chart(columns, summary)), name if name in compared else None
+        view, run = evaluation_view(entry), name if name in compared else None
         files[f"runs/{name}.html"] = rendered_in_folder(
             "evaluation.html.j2",
             pages=pages,

@@ -1,62 +1,59 @@
-"""How many samples still stand after so many passes: a curve for each attack of an evaluation."""
+"""How much accuracy is left after so many passes: a curve for each attack of an evaluation."""
 
 from collections.abc import Mapping
 
 import numpy as np
-from markupsafe import Markup
 
-from kwbench.formatting import count_text, percent, plain
+from kwbench.formatting import plain
 from kwbench.outcome import CLEAN, Status
 from kwbench.record.cascade import cascaded_attacks
 from kwbench.record.database.samples import SampleColumns
+from kwbench.record.measurement import Array
 from kwbench.record.summary import Summary
-from kwbench.report.html.charts import Axis, Line, Point, lines_svg
 
-# Points of a curve at most.
-_POINTS = 100
+# Steps of a curve at most.
+_STEPS = 100
+
+# The name of an attack, numbers of passes, and the accuracy in percent from each of them to the next.
+Curve = tuple[str, list[int], list[float]]
 
 
-def survival_chart(columns: Mapping[str, SampleColumns], summary: Summary) -> Markup | None:
-    """Return the share of samples that stand against the passes spent on each, forward and backward, on a logarithmic axis.
+def survival_curves(columns: Mapping[str, SampleColumns], summary: Summary) -> list[Curve]:
+    """Return the accuracy of all samples against the passes spent on each, an entry for each attack that declares passes.
 
-    In a cascade, an attack goes on from the passes and the samples that the attacks before it left. Returns None without a
-    deterministic model's clean accuracy, or if no attack declares passes.
+    A curve falls at the passes after which a sample broke; for a stochastic model, whose samples all get the whole budget, at
+    the end of the attack. In a cascade, an attack goes on from the passes and the accuracy that the attacks before it left.
     """
-    if summary.a_std is None or summary.stochastic:
-        return None
+    if summary.a_std is None:
+        return []
     cascaded = cascaded_attacks(summary.evaluation.spec)
-    standing, spent = round(summary.a_std.value * summary.n), 0
-    lines: list[Line] = []
+    standing, spent = summary.a_std.value, 0
+    curves: list[Curve] = []
     for attack in summary.attacks:
         rows = columns.get(attack.name)
         if rows is None or attack.name == CLEAN:
             continue
+        in_cascade = attack.name in cascaded
+        left = attack.remaining if in_cascade else attack.accuracy
         passes = np.array(rows.passes.split(","), dtype=np.int64)
-        broken = np.sort(passes[np.array(rows.status.split(",")) == Status.BROKEN.value])
-        if passes.max() < 1:
+        if passes.max() < 1 or left is None:
             continue
-        before, offset = (standing, spent) if attack.name in cascaded else (round(summary.a_std.value * summary.n), 0)
-        lines.append(_line(attack.name, before, broken + offset, offset, int(passes.max()) + offset, summary.n))
-        if attack.name in cascaded:
-            standing, spent = standing - len(broken), spent + int(passes.max())
-    if not lines:
-        return None
-    low = min(point.x for line in lines for point in line.points)
-    high = max(point.x for line in lines for point in line.points)
-    x = Axis("passes per sample, forward and backward", low, max(high, 10 * low), logarithmic=True)
-    return lines_svg(lines, x, Axis("samples that stand, %", 0.0, 100.0), f"Samples of {plain(summary.model)} that stand")
+        before, start = (standing, spent) if in_cascade else (summary.a_std.value, 0)
+        end = start + int(passes.max())
+        broken = np.array([]) if summary.stochastic else passes[np.array(rows.status.split(",")) == Status.BROKEN.value]
+        x, y = _curve(np.sort(broken) + start, summary.n, (start, before), (end, left.value))
+        curves.append((plain(attack.name), x.astype(int).tolist(), y.round(2).tolist()))
+        if in_cascade:
+            standing, spent = left.value, end
+    return curves
 
 
-def _line(name: str, before: int, broken: np.ndarray, start: int, end: int, n: int) -> Line:
-    """The curve of one attack: `broken` are the passes, sorted, at which samples broke."""
+def _curve(broken: Array, n: int, start: tuple[int, float], end: tuple[int, float]) -> tuple[Array, Array]:
+    """Return the steps from one point (passes, accuracy) to another; `broken` are the passes at which samples broke."""
     places, counts = np.unique(broken, return_counts=True)
-    left = before - np.cumsum(counts)
-    if len(places) > _POINTS:
-        kept = np.unique(np.linspace(0, len(places) - 1, _POINTS).round().astype(int))
+    left = start[1] - np.cumsum(counts) / n
+    if len(places) > _STEPS:
+        kept = np.unique(np.linspace(0, len(places) - 1, _STEPS).round().astype(int))
         places, left = places[kept], left[kept]
-    steps = [(max(1, start), before), *zip(places.tolist(), left.tolist(), strict=True), (end, before - len(broken))]
-    points = [
-        Point(max(1, passes), 100 * stand / n, f"{name}: {percent(stand / n, n)} % after {count_text(passes)} passes")
-        for passes, stand in steps
-    ]
-    return Line(name, tuple(points), step=True)
+    x = np.array([max(1, start[0]), *places, end[0]])
+    return x, 100 * np.array([start[1], *left, end[1]])

@@ -1,14 +1,13 @@
 """Sweeps as curves: robust accuracy against eps, or against a parameter of an attack."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
-from kwbench.formatting import percent
 from kwbench.record.measurement import Measurement
 from kwbench.record.summary import Summary
-from kwbench.report.figures.conventions import distance_scale
-from kwbench.report.html.charts import Axis, Line, Point, lines_svg
+from kwbench.report.figures.series import sweep_curves
+from kwbench.report.html.charts import chart_image
 
 
 def sweep_charts(sweeps: Sequence[Measurement], summaries: Sequence[Summary]) -> list[SimpleNamespace]:
@@ -23,31 +22,11 @@ def sweep_charts(sweeps: Sequence[Measurement], summaries: Sequence[Summary]) ->
     return [_chart(list(group.values()), by_identity) for group in groups.values()]
 
 
-def _chart(group: Sequence[Measurement], summaries: dict[str, Summary]) -> SimpleNamespace:
-    first = group[0]
-    over = str(first.spec["over"])
-    example = summaries[first.spec["evaluations"][0]]
-    scale, unit = distance_scale(first.dataset, example.threat.norm) if over == "eps" else (1.0, "")
-    lines = []
-    for sweep in group:
-        evaluations = [summaries[identity] for identity in sweep.spec["evaluations"]]
-        points = [
-            Point(
-                scale * value,
-                100 * summary.a_rob.value,
-                f"{sweep.model} at {over} = {value:g}: {percent(summary.a_rob.value, summary.n)} %",
-                100 * summary.a_rob.low,
-                100 * summary.a_rob.high,
-            )
-            for value, summary in zip(sweep.arrays["place"].tolist(), evaluations, strict=True)
-            if summary.a_rob is not None
-        ]
-        start = evaluations[0].a_std
-        if over == "eps" and start is not None:
-            points.insert(0, Point(0.0, 100 * start.value, f"{sweep.model}, clean: {percent(start.value, evaluations[0].n)} %"))
-        lines.append(Line(sweep.model, tuple(points)))
-    threat = example.threat.norm if over == "eps" else str(example.threat)
-    highest = max((point.x for line in lines for point in line.points), default=1.0)
-    title = f"{first.dataset}, {threat}: {first.spec['suite']} against {over}"
-    svg = lines_svg(lines, Axis(f"{over}{unit}", 0.0, highest), Axis("robust accuracy, %", 0.0, 100.0), title)
-    return SimpleNamespace(title=title, n=example.n, chart=svg)
+def _chart(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -> SimpleNamespace:
+    spec = group[0].spec
+    curves = [[summaries[identity] for identity in sweep.spec["evaluations"]] for sweep in group]
+    example = curves[0][0]
+    threat = example.threat.norm if spec["over"] == "eps" else str(example.threat)
+    picture = sweep_curves(str(spec["suite"]), str(spec["over"]), group[0].arrays["place"], curves)
+    title = f"{example.dataset}, {threat}: {spec['suite']} against {spec['over']}"
+    return SimpleNamespace(title=title, n=example.n, chart=chart_image(picture))

@@ -16,11 +16,12 @@ from kwbench.report.figures.conventions import class_name
 from kwbench.report.html.samples import worst_examples
 
 # Pictures of a board, the longest side on the page in pixels, and the longest side of an image that is put on the page.
-_PICTURES, _SIDE, _LARGEST = 3, 96, 256
+_PICTURES, _SIDE, _LARGEST = 3, 80, 256
 
 
 def worst_pictures(store: Store, summary: Summary) -> list[SimpleNamespace]:
-    """Return the adversarial examples on record of which the model is most certain, with the clean images beside them."""
+    """Return the adversarial examples on record of which the model is most certain: the clean and the adversarial image, and
+    their difference times 10 around grey."""
     known = [found for found in worst_examples(store, summary) if found[2].after and max(found[2].clean.shape[1:]) <= _LARGEST]
     known.sort(key=lambda found: (-found[2].after[0][1], found[0]))
     return [_picture(summary, *found) for found in known[:_PICTURES]]
@@ -39,6 +40,7 @@ def _picture(summary: Summary, position: int, attack: str, example: Example) -> 
         attack=attack,
         clean=_embedded(example.clean),
         adversarial=_embedded(example.adversarial),
+        difference=_embedded(0.5 + 10 * (example.adversarial - example.clean)),
         before=said(example.before) if example.before else "–",
         after=said(example.after),
         width=round(_SIDE * width / max(width, height)),
