@@ -29,6 +29,7 @@ from kwbench.report.drawing.matrix import Cell, matrix_picture
 from kwbench.report.drawing.picture import Picture, Style
 from kwbench.report.drawing.surfaces import Surface, maps_picture, surfaces_picture
 from kwbench.report.figures import figure_files, figures, figures_html
+from kwbench.report.figures.conventions import class_name, class_names
 from kwbench.report.leaderboard import boards
 from kwbench.statistics import Interval
 from support.records import deterministic
@@ -205,6 +206,14 @@ def test_a_line_goes_through_its_points_and_stops_where_there_is_none() -> None:
     figure = canvas(panels_picture("t", [Panel("p", "x", "y", (Line("a", np.arange(5.0), y, 0),))]))
     np.testing.assert_array_equal(np.asarray(figure.axes[0].lines[0].get_xydata()), np.stack([np.arange(5.0), y], axis=1))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a"]
+
+
+def test_classes_have_the_names_on_record_or_the_words_of_cifar10() -> None:
+    assert class_names("mine", {"classes": ["a", "b"]}) == ["a", "b"]
+    assert class_names("cifar10-jpeg", {"classes": []})[3] == "cat"
+    assert class_name("cifar10", 9, {}) == "truck"
+    assert class_names("digits", {}) == []
+    assert class_name("digits", 3, {}) == "3"
 
 
 def test_points_have_their_intervals_as_bars_and_names_towards_the_middle() -> None:
