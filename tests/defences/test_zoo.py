@@ -11,7 +11,7 @@ from defences.zoo.adaptive import adaptive_images, correct_share
 from defences.zoo.defence import EPS, Defence
 from defences.zoo.page import SECOND_OPINION, Row, page, rows, tally
 from defences.zoo.registry import DEFENCES
-from defences.zoo.run import measure
+from defences.zoo.run import REPORT, measure
 from defences.zoo.sound import SOUND_MODELS, SoundModel
 from kwbench.geometry import distance
 from kwbench.randomness import seeded_globally
@@ -123,7 +123,7 @@ def test_the_page_shows_the_defence_and_what_is_missing(measured: Path) -> None:
         store.close()
     assert text == measured.with_suffix(".md").read_text(encoding="utf-8")
     assert "**1 of 1 defences**" in text
-    assert f"{len(DEFENCES) + len(SOUND_MODELS) - 1} are not on record." in text
+    assert f"{len(DEFENCES) + len(SOUND_MODELS) - 1} have not been measured yet: " in text
     assert "| `scaled_logits` | 100.0 |" in text
 
 
@@ -146,6 +146,19 @@ def test_the_tally_names_misses_false_confirmations_and_false_alarms(measured: P
     alarmed = replace(row, entry=SOUND_MODELS[0], strong=replace(row.strong, protocol_values=clean, robust_values=0 * clean))
     assert alarmed.verdict.conclusion == "overestimated"
     assert "**1 false alarms** on 1 sound models: `natural`" in "\n".join(tally([row], [alarmed]))
+
+
+def test_the_committed_report_knows_exactly_the_defences_and_models_of_the_zoo() -> None:
+    text = REPORT.read_text(encoding="utf-8")
+    head, broken, how, sound = re.split(r"^## .*$", text, flags=re.MULTILINE)
+    measured = [re.findall(r"^\| `(\w+)`", part, flags=re.MULTILINE) for part in (broken, how, sound)]
+    assert measured[0] == measured[1]
+    missing = re.findall(r"`(\w+)`", head.partition("have not been measured yet:")[2])
+    for names, entries in ((measured[0], DEFENCES), (measured[2], SOUND_MODELS)):
+        known = [entry.name for entry in entries]
+        assert names == [name for name in known if name not in missing]
+    within = sum("missed" not in line for line in broken.splitlines() if line.startswith("| `"))
+    assert f"**{within} of {len(measured[0])} defences**" in head
 
 
 @pytest.mark.trial

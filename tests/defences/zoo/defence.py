@@ -54,7 +54,7 @@ class Defence:
     adaptive: str
     substitute: Callable[[], nn.Module]
     draws: int = 1
-    accuracy: float = 0.9
+    accuracy: float = 0.85
 
     @property
     def name(self) -> str:

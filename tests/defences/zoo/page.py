@@ -31,16 +31,18 @@ class Row:
     opinion: Summary
     strong: Summary
 
-    def accuracy(self, label: str) -> float:
-        """Return the accuracy in percent under the attack of the second opinion whose label begins like this."""
-        attack: AttackSummary = next(attack for attack in self.opinion.attacks if attack.name.startswith(label))
+    def accuracy(self, label: str) -> float | None:
+        """Return the accuracy in percent under the attack of the second opinion whose label begins like this; None without."""
+        attack: AttackSummary | None = next((one for one in self.opinion.attacks if one.name.startswith(label)), None)
+        if attack is None:
+            return None
         assert attack.accuracy is not None, f"{self.entry.name}: {attack.name} is incomplete"
         return 100 * attack.accuracy.value
 
     @property
     def second(self) -> float:
-        """The lower of AutoAttack and the adaptive attack, in percent."""
-        return min(self.accuracy(AUTOATTACK), self.accuracy(ADAPTIVE))
+        """The lower of AutoAttack, where it was run, and the adaptive attack, in percent."""
+        return min(accuracy for accuracy in map(self.accuracy, (AUTOATTACK, ADAPTIVE)) if accuracy is not None)
 
     @property
     def a_rob(self) -> float:
@@ -90,8 +92,8 @@ def page(store: Store) -> str:
         "# Broken defences\n",
         "Made by `make defences`. Each defence is a short re-implementation on the digits (8 x 8 pixels), attacked in linf "
         f"{EPS}. Robust accuracies in percent; `strong` with its 95 % interval. The second opinion is the lower of AutoAttack "
-        "(rand for random models; Square alone where no gradient reaches the pixels) and of the attack written for the "
-        "defence, on the same network and the same images. It is on record before `strong` starts.\n",
+        "(rand for random models; Square alone where the gradient is zero or reaches no pixel) and of the attack written for "
+        "the defence, on the same network and the same images. It is on record before `strong` starts.\n",
         *tally(broken, sound),
         "## Defences\n",
         _table(_COLUMNS, [_cells(row) for row in broken]),
@@ -105,8 +107,8 @@ def page(store: Store) -> str:
             ],
         ),
         "## Sound models\n",
-        "Their gradients lead where they seem to. Their usual attack is PGD-40, and the adaptive one follows the model itself. "
-        "`overestimated` would be a false alarm. `inconclusive` is none, but says too little.\n",
+        "Their gradients lead where they seem to. The usual attack is PGD-40; the second opinion is an attack on the model "
+        "itself. `overestimated` would be a false alarm. `inconclusive` is none, but says too little.\n",
         _table(
             (*_COLUMNS, "how it answers", "eps"), [[*_cells(row), row.entry.how, row.strong.threat.eps_text] for row in sound]
         ),
@@ -131,8 +133,10 @@ def tally(broken: Sequence[Row], sound: Sequence[Row]) -> list[str]:
         f"{len(unsure)} are inconclusive{_listed(':', unsure)}.",
         f"- n = {sizes} images. On {late} defences the second opinion was put on record after `strong`.\n",
     ]
-    unmeasured = len(DEFENCES) + len(SOUND_MODELS) - len(broken) - len(sound)
-    return [*lines, *([f"{unmeasured} are not on record.\n"] if unmeasured else [])]
+    measured = {row.entry.name for row in (*broken, *sound)}
+    names = [*(defence.name for defence in DEFENCES), *(model.name for model in SOUND_MODELS)]
+    missing = [f"`{name}`" for name in names if name not in measured]
+    return [*lines, *([f"{len(missing)} have not been measured yet: {', '.join(missing)}.\n"] if missing else [])]
 
 
 def _listed(before: str, found: Sequence[Row]) -> str:
@@ -147,7 +151,7 @@ def _cells(row: Row) -> list[str]:
     return [
         _name(row) + (" (random)" if row.strong.stochastic else ""),
         "–" if row.strong.a_std is None else percent(row.strong.a_std.value, row.strong.n),
-        *(f"{value:.1f}" for value in (*accuracies, row.second)),
+        *("–" if value is None else f"{value:.1f}" for value in (*accuracies, row.second)),
         f"**{interval_text(row.strong.a_rob, row.strong.n)}**",
         f"{row.difference:+.1f}" if row.within else f"**{row.difference:+.1f} missed**",
         row.verdict.conclusion,

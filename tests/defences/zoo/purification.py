@@ -113,14 +113,14 @@ def _denoise(network: nn.Module, x: Tensor, _: Tensor) -> Tensor:
 
 
 class Diffusion(nn.Module):
-    """Noise of 0.4, then four steps that denoise and add less noise again."""
+    """Noise of 0.3, denoised, then twice less noise, denoised again."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
         self.denoiser = denoiser
 
     def forward(self, x: Tensor) -> Tensor:
-        for sigma in (0.4, 0.3, 0.2, 0.1):
+        for sigma in (0.3, 0.2, 0.1):
             noisy = x + sigma * torch.randn_like(x)
             x = self.denoiser(noisy, torch.full((len(x), 1), sigma, device=x.device))
         return x.clamp(0, 1)
@@ -150,17 +150,17 @@ PURIFICATION = (
         CW,
         "the nearest image with the identity's gradient",
         lambda: straight_through(defense_gan()),
-        accuracy=0.8,
+        accuracy=0.7,
     ),
     Defence(
         diffusion,
         "Nie et al. 2022",
         "2205.07460",
-        "noise, removed in four steps",
+        "noise, removed in three steps",
         PGD,
         "the gradient through all steps, averaged over draws",
         diffusion,
         draws=4,
-        accuracy=0.7,
+        accuracy=0.6,
     ),
 )

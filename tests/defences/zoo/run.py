@@ -38,18 +38,22 @@ def second_opinion(entry: Defence | SoundModel, n: int) -> Request:
     usual, eps, substitute = _how_attacked(entry)
     batch, victim = first_images(n), entry.factory()
     images = adaptive_images(victim, substitute, batch.x, batch.y, ThreatModel.of("linf", eps), draws=entry.draws)
-    # Without a graph to the pixels Square is all that AutoAttack can run.
-    graph = victim(batch.x[:1].clone().requires_grad_()).requires_grad
-    square = {"version": "custom", "attacks": ["square"]}
-    standard, rand = ({"version": "standard"}, {"version": "rand"}) if graph else (square, square)
-    attacks = (
-        SuiteAttack(USUAL, usual.attack, parameters=dict(usual.parameters)),
-        SuiteAttack(AUTOATTACK, "autoattack", when="deterministic", parameters=standard),
-        SuiteAttack(f"{AUTOATTACK}-rand", "autoattack", when="stochastic", parameters=rand),
-    )
-    suite, label = suite_with(Suite(SECOND_OPINION, attacks), ADAPTIVE, worst_case=True)
+    attacks = [SuiteAttack(USUAL, usual.attack, parameters=dict(usual.parameters))]
+    if isinstance(entry, Defence):
+        square = {"version": "custom", "attacks": ["square"]}
+        standard, rand = ({"version": "standard"}, {"version": "rand"}) if has_gradient(victim, batch.x) else (square, square)
+        attacks.append(SuiteAttack(AUTOATTACK, "autoattack", when="deterministic", parameters=standard))
+        attacks.append(SuiteAttack(f"{AUTOATTACK}-rand", "autoattack", when="stochastic", parameters=rand))
+    suite, label = suite_with(Suite(SECOND_OPINION, tuple(attacks)), ADAPTIVE, worst_case=True)
     proposals = {label: proposals_from_arrays(images, entry.name, paper="")}
     return _request(entry, replace(suite, name=SECOND_OPINION), n, eps, proposals=proposals)
+
+
+def has_gradient(network: torch.nn.Module, x: torch.Tensor) -> bool:
+    """Return whether any gradient reaches the pixels of x (b, c, h, w); of AutoAttack only Square can do without."""
+    x = x.clone().requires_grad_()
+    logits = network(x)
+    return logits.requires_grad and bool(torch.autograd.grad(logits.square().sum(), x)[0].any())
 
 
 def strong(entry: Defence | SoundModel, n: int) -> Request:
