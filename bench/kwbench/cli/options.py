@@ -227,7 +227,8 @@ class EvaluationOptions:
     tile: Annotated[
         int,
         typer.Option(
-            help="Samples in a forward pass, or in one of another size that gives the same bits. Part of a run's identity.",
+            help="Samples in a forward pass, or in one of another size that gives the same bits. Part of a run's identity. On "
+            "a GPU the default stands for larger tiles, chosen by trial once for each model and machine.",
             rich_help_panel=RUN,
         ),
     ] = 64

@@ -130,7 +130,7 @@ def pending(facts: Facts, assignment: Assignment, request: Request) -> list[list
         tiles = [assignment.rows[start : start + tile] for start in range(0, len(assignment.rows), tile)]
         return [rows for rows in tiles if any(samples[row] in wanted for row in rows)]
     rows = [row for row in assignment.rows if samples[row] in wanted]
-    share, most = -(-len(rows) // facts.workers), max(request.batch_size, tile)
+    share, most = -(-len(rows) // facts.workers), max(request.batch_size, tile, *facts.tiles.values())
     # Each worker gets the same number of batches of equal size, so that no worker waits for another.
     size = -(-len(rows) // max(1, facts.workers * -(-share // most)))
     # Keep batches short, because an interruption loses those in progress.

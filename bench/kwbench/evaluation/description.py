@@ -66,6 +66,7 @@ def describe(request: Request, facts: Facts, command: str = "") -> EvaluationSpe
             "notes": list(facts.notes),
             **({} if facts.claimed is None else {"claimed": facts.claimed}),
             "answers": facts.answers,
+            **({"tiles": dict(facts.tiles)} if facts.tiles else {}),
             "command": command,
         },
     )

@@ -18,6 +18,9 @@ from kwbench.networks.adapters import is_adapted
 from kwbench.networks.user_names import is_file_model
 from kwbench.threat import ThreatModel
 
+# Samples in a forward pass unless told otherwise.
+DEFAULT_TILE = 64
+
 
 @dataclass(frozen=True)
 class Request:
@@ -49,8 +52,9 @@ class Request:
     norm: str | None = None
     eps: str | Fraction | None = None
     seed: int = 0
-    # Samples in a forward pass, or in one of another size with the same bits; part of a run's identity.
-    tile: int = 64
+    # Samples in a forward pass, or in one of another size with the same bits; part of a run's identity. On a GPU the default
+    # stands for larger tiles, chosen by trial.
+    tile: int = DEFAULT_TILE
     # Samples attacked together; it bounds memory and what an interruption loses, and changes no row.
     batch_size: int = 256
     device: str = "auto"
@@ -105,7 +109,8 @@ class Facts:
     `class_names` are the names of the classes by label, empty where they have none. `parameters` is the number of the model's
     parameters. `notes` are what a reader of the numbers must know about the model, one clause each; `claimed` are the
     accuracies that its library states; `answers` are its fingerprint. `prospects` are those of a complete search, None for a
-    suite without one. `seconds` are those that loading took, by phase; see `execution.timings`.
+    suite without one. `tiles` are those that were chosen by trial, by kind of pass. `seconds` are those that loading took, by
+    phase; see `execution.timings`.
     """
 
     model: str
@@ -131,4 +136,5 @@ class Facts:
     claimed: dict[str, Any] | None
     answers: list[list[float | None]] | None
     prospects: Prospects | None = None
+    tiles: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[tuple[str, ...], float] = field(default_factory=dict, compare=False)

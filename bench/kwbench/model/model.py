@@ -1,6 +1,6 @@
 """A frozen classifier, from pixels in [0, 1] (b, c, h, w) to logits (b, k), that counts its own passes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
 
@@ -17,6 +17,7 @@ from kwbench.model.outputs import are_answers
 from kwbench.model.pass_plan import PassPlan
 from kwbench.model.prediction import Prediction, majority
 from kwbench.model.search_precision import SearchPrecision
+from kwbench.model.tiles import TileTrial
 from kwbench.randomness import derived_seed, generator_states, seeded_globally
 
 # Outputs of two passes on a GPU that differ by less than this, relative to the largest logit, count as equal.
@@ -158,6 +159,26 @@ class Model:
     def batch_sizes(self, *, gradients: bool) -> list[int]:
         """The batch sizes in use in the current precision, with or without gradients, the largest first."""
         return self._plan.batching(gradients=gradients).sizes
+
+    def choose_tiles(
+        self, precisions: Iterable[Precision], known: Mapping[str, int], trial: TileTrial
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Choose the tile of each kind of pass in these precisions, by trial unless it is `known` by its name.
+
+        For search with gradients, search without, and float32 predictions, which are those that count, apart. Return all tiles
+        by name, and those whose rows have other bits than a tile of `tile` rows. A module that is stochastic or frozen keeps
+        its tile. Call it after `plan_passes`.
+        """
+        tiles: dict[str, int] = {}
+        telling: dict[str, int] = {}
+        kinds: set[Precision] = set() if self.stochastic or self._frozen else {"float32", *precisions}
+        for precision in sorted(kinds):
+            for gradients in (True, False):
+                with self.computing_in(precision):
+                    name, tile, differs = self._plan.choose_tiles(gradients, known, trial)
+                tiles[name] = tile
+                telling |= {name: tile} if differs else {}
+        return tiles, telling
 
     def limit_to_tiles(self) -> bool:
         """To save memory, pass no more than a tile at once and record nothing from now on; return whether that changes

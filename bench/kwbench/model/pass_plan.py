@@ -1,5 +1,6 @@
 """Choice of the batch sizes and CUDA graph recordings with which a deterministic module computes its rows fastest."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 import torch
@@ -9,13 +10,14 @@ from kwbench.model.batching import Batching, measure_batching, tiles_only
 from kwbench.model.cuda_graphs import RecordedPass, Recorder, find_recorder
 from kwbench.model.forward import Forward, Precision, fill_tile, measure_pass
 from kwbench.model.memory_layout import MemoryLayout
+from kwbench.model.tiles import Kind, TileTrial, name_of
 
 
 class PassPlan:
     """Select batch sizes and recordings by trial, on first use.
 
-    A tile is a batch of `tile` rows. A batch size or recording is used only if it saves time and gives every row the same bits
-    as a pass over a tile.
+    A tile is a batch of `tile` rows, or of what `choose_tiles` found for a kind of pass. A batch size or recording is used only
+    if it saves time and gives every row the same bits as a pass over a tile.
 
     `probe`: images (tile, c, h, w) for the trials. Without them every batch is a padded tile, and nothing is recorded.
     `limited`: to save memory, use no batch larger than a tile and no recording.
@@ -25,10 +27,32 @@ class PassPlan:
         self.limited = limited
         self._forward, self._layout, self._tile, self._probe = forward, layout, tile, probe
         # Keys: precision, and whether with gradients.
-        self._batchings: dict[tuple[Precision, bool], Batching] = {}
+        self._batchings: dict[Kind, Batching] = {}
         # Keys: precision, whether with gradients, and batch size. None if a recording fails, is slower or gives other bits.
         self._recordings: dict[tuple[Precision, bool, int], RecordedPass | None] = {}
         self._record = None if limited else find_recorder(forward.device)
+        # The tiles of kinds of passes that have one of their own.
+        self._tiles: dict[Kind, int] = {}
+
+    def choose_tiles(self, gradients: bool, known: Mapping[str, int], trial: TileTrial) -> tuple[str, int, bool]:
+        """Choose the tile of passes in the current precision by trial, unless it is `known` by its name.
+
+        Return the name of the kind of pass, its tile, and whether its rows have other bits than those of the default tile.
+        """
+        kind = (self._forward.precision, gradients)
+        if (name := name_of(kind)) not in known and self._probe is not None:
+            images = self._probe
+            self._tiles[kind] = trial.choose(
+                lambda size: measure_pass(self._compute, fill_tile(images, size), gradients=gradients)[1]
+            )
+        elif name in known:
+            self._tiles[kind] = known[name]
+        tile = self._tile_of(kind)
+        self._batchings.pop(kind, None)
+        return name, tile, self._tile not in self.batching(gradients=gradients).sizes
+
+    def _tile_of(self, kind: Kind) -> int:
+        return self._tiles.get(kind, self._tile)
 
     def batching(self, *, gradients: bool) -> Batching:
         """Return the batch sizes for the current precision, with or without gradients; only the tile if the module raises."""
@@ -51,7 +75,7 @@ class PassPlan:
     def limit_to_tiles(self) -> bool:
         """Allow no batch above a tile and no recording from now on; return whether that changes anything."""
         self.limited = True
-        larger = [key for key, batching in self._batchings.items() if batching.sizes[0] > self._tile]
+        larger = [key for key, batching in self._batchings.items() if batching.sizes[0] > self._tile_of(key)]
         for key in larger:
             del self._batchings[key]
         recorded = any(self._recordings.values())
@@ -67,13 +91,14 @@ class PassPlan:
         return self._forward(self._layout.copy(x))
 
     def _try_batch_sizes(self, gradients: bool) -> Batching:
+        tile = self._tile_of((self._forward.precision, gradients))
         if self._probe is not None:
+            # A tile that was chosen by trial is the largest that is worth it.
+            larger, probe = not self.limited and tile == self._tile, fill_tile(self._probe, tile)
             # If the module raises here, it also raises in a real pass, where the error names the model.
             with suppress(Exception):
-                return measure_batching(
-                    lambda x: measure_pass(self._compute, x, gradients=gradients), self._probe, larger=not self.limited
-                )
-        return tiles_only(self._tile)
+                return measure_batching(lambda x: measure_pass(self._compute, x, gradients=gradients), probe, larger=larger)
+        return tiles_only(tile)
 
     def _recording_for(self, x: Tensor) -> RecordedPass | None:
         """Return the recording to replay for x, or None if there is none to use."""

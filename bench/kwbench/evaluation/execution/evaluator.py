@@ -4,7 +4,7 @@ A user's own file runs in a freshly spawned process: its imports cannot clash wi
 """
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 
+from kwbench.attacks.attack import Attack
 from kwbench.checks import Case, Question, Retried, Survivors, caveats, examine, retried
 from kwbench.data import Batch, slice_hash
 from kwbench.data.classes import mapping_note
@@ -22,13 +23,15 @@ from kwbench.evaluation.execution.tampering import Integrity
 from kwbench.evaluation.execution.tasks import Task
 from kwbench.evaluation.execution.timings import PROBES, Timings
 from kwbench.evaluation.identity import attack_identity, engine_revisions, library_versions, network_revisions
+from kwbench.evaluation.preparation.known_tiles import cache_folder, tiles_for
 from kwbench.evaluation.preparation.prepare import Prepared, prepare
 from kwbench.evaluation.preparation.suite_attacks import SuiteAttacks
-from kwbench.evaluation.request import Facts, Request
+from kwbench.evaluation.request import DEFAULT_TILE, Facts, Request
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
-from kwbench.model import Model, fill_tile, keep_freed_memory, require_exact_float32
+from kwbench.model import Model, Precision, fill_tile, keep_freed_memory, require_exact_float32
+from kwbench.model.tiles import TileTrial
 from kwbench.networks.activations import effective_sparsity
 from kwbench.outcome import Outcome
 from kwbench.record.measurement import Array
@@ -154,6 +157,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
     sparsity = effective_sparsity(prepared.loaded.module, fill_tile(prepared.batch.x, request.tile))
     dataset = prepared.dataset
     device = prepared.device
+    tiles, telling_tiles = _tiles(request, prepared, attacks)
     return Facts(
         model=prepared.name,
         dataset=dataset.name if request.split == "test" else f"{dataset.name} ({request.split})",
@@ -178,6 +182,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
             "network": network_revisions(prepared.loaded.module, *prepared.loaded.hidden),
             "reader": dataset.reader_revision,
             "libraries": library_versions(),
+            **({"tiles": telling_tiles} if telling_tiles else {}),
             **({"binary": True} if request.binary else {}),
             **({"abstain_class": request.abstain_class} if request.abstain_class is not None else {}),
         },
@@ -212,7 +217,20 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
         claimed=None if prepared.loaded.claimed is None else asdict(prepared.loaded.claimed),
         answers=prepared.answers,
         prospects=suite.model_facts.prospects if request.suite.complete_search is not None else None,
+        tiles=tiles,
     )
+
+
+def _tiles(request: Request, prepared: Prepared, attacks: Mapping[str, Attack]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the tiles chosen on a GPU by kind of pass, and those that tell runs apart; none on a CPU or with a --tile."""
+    model, device = prepared.model, prepared.device
+    if device.type != "cuda" or request.tile != DEFAULT_TILE or model.tile != DEFAULT_TILE:
+        return {}, {}
+    precisions: set[Precision] = {getattr(attack, "precision", "float32") for attack in attacks.values()}
+    # The last steps of Auto-PGD in bfloat16 are folded.
+    precisions |= {"folded"} if "bfloat16" in precisions else set()
+    trial = TileTrial.on_gpu(device, len(prepared.batch))
+    return tiles_for(model, prepared.loaded.sha256, precisions, trial, cache_folder())
 
 
 def _caveats(request: Request, prepared: Prepared, suite: SuiteAttacks) -> list[str]:
