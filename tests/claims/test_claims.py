@@ -499,11 +499,11 @@ class TestThePage:
         text, page = ((tmp_path / name).read_text() for name in ("claims.md", "claims.html"))
         rows = [line for line in text.splitlines() if re.search(r"\| (run|runnable|not comparable)( \[|: )[^|]*\|$", line)]
         assert len(rows) == 435
-        assert page.count('<span class="tag') == 435
+        assert page.count('<td class="num" data-status="') == 435
         # A row for each network, a column for each attack, and only tables with a measurement are open.
         table = page.partition("Table 1: CIFAR-10, ResNet-18 ")[2].partition("</table>")[0]
-        assert re.findall(r'<th scope="col" class="num">([^<]+)', table)[:3] == [
-            "A_std",
+        assert re.findall(r'<th scope="col" class="num">(.*?)</th>', table)[:3] == [
+            "A<sub>std</sub>",
             "PGD, linf 0.031",
             "C&amp;W, linf 0.031",
         ]
