@@ -30,6 +30,8 @@ from kwbench.certification.system import Ball, Level, Rows
 _RATE, _DECAY = 0.1, 0.97
 # Problems that are bounded at once.
 _CHUNK = 256
+# Problems that are done leave the others once so few of them go on, as a share: to drop them copies the others.
+_CROWDED = 0.75
 
 
 @dataclass(frozen=True)
@@ -239,30 +241,28 @@ class Dual:
     def optimise(
         self, problems: Problems, slopes: Sequence[Slopes], steps: int, *, enough: float = torch.inf, rate: float = _RATE
     ) -> tuple[Tensor, list[Slopes]]:
-        """Climb the bounds in float32 by Adam, until all exceed `enough`; return the best (p,) and their slopes."""
+        """Climb the bounds in float32 by Adam, each until it exceeds `enough`; return the best (p,) and their slopes."""
         problems = problems.to(torch.float32)
         current = [
             Slopes(*(values.float().clone() for values in free.settled(units).fields))
             for free, units in zip(slopes, problems.units, strict=True)
         ]
-        leaves = []
-        for free, level in zip(current, self.levels, strict=True):
-            # The chord is the best slope of an undecided ReLU unit where lam < 0.
-            leaves += [free.rising, free.added] if level.groups is None else list(free.fields)
-        for leaf in leaves:
-            leaf.requires_grad_(True)
+        leaves = self._leaves(current)
         moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves]
         best = torch.full((len(problems),), -torch.inf)
         chosen = [Slopes(*(values.detach().clone() for values in free.fields)) for free in current]
+        # The problems that are still climbed.
+        rows = torch.arange(len(problems))
         for step in range(steps + 1):
             bounds, _ = self.bound(problems, current)
             with torch.no_grad():
-                better = bounds > best
-                best = torch.where(better, bounds, best)
+                better = bounds > best[rows]
+                best[rows[better]] = bounds[better]
                 for free, best_free in zip(current, chosen, strict=True):
                     for values, best_values in zip(free.fields, best_free.fields, strict=True):
-                        best_values.copy_(torch.where(better[:, None], values, best_values))
-            if step == steps or bool((best > enough).all()):
+                        best_values[rows[better]] = values[better]
+            goes_on = (best[rows] <= enough).nonzero().squeeze(1)
+            if step == steps or not len(goes_on):
                 break
             # A problem without a solution has an infinite bound.
             gradients = torch.autograd.grad(torch.where(bounds.isfinite(), bounds, 0).sum(), leaves, allow_unused=True)
@@ -275,7 +275,22 @@ class Dual:
                         free.rising.clamp_(0, 1)
                     for values, settled in zip(free.fields, free.settled(units).fields, strict=True):
                         values.copy_(settled)
-        return best.detach(), chosen
+                if len(goes_on) <= _CROWDED * len(rows):
+                    rows, problems = rows[goes_on], problems.take(goes_on)
+                    current = [free.take(goes_on) for free in current]
+                    moments = [(first[goes_on], second[goes_on]) for first, second in moments]
+            leaves = self._leaves(current)
+        return best, chosen
+
+    def _leaves(self, slopes: Sequence[Slopes]) -> list[Tensor]:
+        """Return the numbers that are optimised, each (p, n), as leaves of autograd's graph."""
+        leaves = []
+        for free, level in zip(slopes, self.levels, strict=True):
+            # The chord is the best slope of an undecided ReLU unit where lam < 0.
+            leaves += [free.rising, free.added] if level.groups is None else list(free.fields)
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        return leaves
 
 
 def _ascend(leaf: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, rate: float) -> None:
