@@ -81,7 +81,7 @@ def _carlini_wagner_examples(logits_of: Logits, x: Tensor, y: Tensor, mixture: M
     for _ in range(mixture.steps):
         z = (w.tanh() + 1) / 2
         logits = logits_of(z)
-        margin = logits.masked_select(is_true_class) - logits.masked_fill(is_true_class, -torch.inf).amax(dim=1)
+        margin = logits.gather(1, y[:, None]).squeeze(1) - logits.masked_fill(is_true_class, -torch.inf).amax(dim=1)
         cost = ((z - x) ** 2).sum() + mixture.constant * margin.clamp(min=-mixture.confidence).sum()
         (w.grad,) = torch.autograd.grad(cost, w)
         adam.step()

@@ -48,7 +48,7 @@ class Learner:
             for layer in module.modules():
                 if isinstance(layer, nn.Conv2d | nn.Linear):
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        self._memory_format = _memory_format(module, self.bfloat16)
+        self._memory_format = _memory_format(module, self.bfloat16, device)
         module.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         self._optimiser = torch.optim.SGD(
             module.parameters(),
@@ -75,18 +75,18 @@ class Learner:
         """Augment images (b, c, h, w), in the memory format of the network."""
         return augment(x, self.recipe, self.generator).contiguous(memory_format=self._memory_format)
 
-    def step(self, x: Tensor, y: Tensor, epoch: int) -> tuple[float, Tensor]:
+    def step(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Take one step of the optimiser on a batch.
 
-        Returns the loss without its KL term, and the logits (b, k) of the images that the network was trained on.
-        Raises CannotEvaluate if the loss is not finite.
+        Returns the loss () without its KL term, which may not be finite, and the logits (b, k) of the images that the network
+        was trained on. Raises CannotEvaluate if the network refuses values that are not finite.
         """
         try:
             return self._step(x, y, epoch)
         except ValueError as failure:  # winner-take-all layers refuse the NaN of a diverged network
             raise CannotEvaluate(f"training stopped in epoch {epoch + 1}: {failure}; lower learning_rate") from None
 
-    def _step(self, x: Tensor, y: Tensor, epoch: int) -> tuple[float, Tensor]:
+    def _step(self, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         recipe = self.recipe
         perturbation: Tensor | None = None
         if recipe.free is not None:
@@ -100,8 +100,6 @@ class Learner:
         objective = F.cross_entropy(logits, y)
         if recipe.trades is not None:
             objective = objective + recipe.trades.beta * self._trades_divergence(x, logits, epoch)
-        if not bool(objective.isfinite()):
-            raise CannotEvaluate(f"the loss is not finite in epoch {epoch + 1}; lower learning_rate in the recipe")
         total = objective + self._kl_weight * stochastic_divergence(self.module)
         self._optimiser.zero_grad()
         total.backward()
@@ -110,7 +108,7 @@ class Learner:
         self._optimiser.step()
         if perturbation is not None:
             self._update_perturbation(perturbation, epoch)
-        return objective.item(), logits.detach()
+        return objective.detach(), logits.detach()
 
     def _attacked(self, x: Tensor, y: Tensor, epoch: int) -> Tensor:
         """Return the images to train on: the batch itself, or adversarial examples for it."""
@@ -168,13 +166,14 @@ class Learner:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
-def _memory_format(module: nn.Module, bfloat16: bool) -> torch.memory_format:
-    """Return channels_last, which is faster on a CPU, unless a layer copies or miscomputes images in that format.
+def _memory_format(module: nn.Module, bfloat16: bool, device: torch.device) -> torch.memory_format:
+    """Return channels_last, which is faster, unless a layer copies or miscomputes images in that format.
 
-    Stochastic LWTA reads samples in logical order, and would copy; in bfloat16, so would k-WTA and LWTA.
+    Stochastic LWTA reads samples in logical order, and would copy; in bfloat16 on a CPU, so would k-WTA and LWTA.
     """
-    ordered = (Kwta, Lwta, StochasticLwta) if bfloat16 else (StochasticLwta,)
-    contiguous = any(isinstance(layer, ordered) or _overruns(layer) for layer in module.modules())
+    on_cpu = device.type == "cpu"
+    ordered = (Kwta, Lwta, StochasticLwta) if bfloat16 and on_cpu else (StochasticLwta,)
+    contiguous = any(isinstance(layer, ordered) or (on_cpu and _overruns(layer)) for layer in module.modules())
     return torch.contiguous_format if contiguous else torch.channels_last
 
 

@@ -1,5 +1,6 @@
 """The training loop over epochs and batches, with reports, and with progress on disk from which it can be resumed."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from kwbench.config.recipe import Recipe
 from kwbench.config.registry import ModelEntry
 from kwbench.data import DataSet
-from kwbench.errors import UsageError
+from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.model import require_exact_float32
 from kwbench.networks.architectures import Normalised
 from kwbench.networks.entries import build_module
@@ -26,6 +27,8 @@ from kwbench.training.schedule import phases
 # Seconds of work that a kill may cost, and seconds between two reports.
 _SAVE_EVERY = 60.0
 _REPORT_EVERY = 30.0
+# Steps after which a GPU is waited for, to read losses and accuracies.
+_READ_EVERY = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,9 @@ def train(
     if progress is not None and (state := read_progress(progress, identity)) is not None:
         loop.restore(state)
     save = (lambda: write_progress(progress, identity, loop.state())) if progress is not None else (lambda: None)
-    with bfloat16_activations(module) if recipe.precision == "bfloat16" else nullcontext():
+    # A GPU has winner-take-all activations in bfloat16 that do not wait.
+    on_cpu = torch.device(device).type == "cpu"
+    with bfloat16_activations(module) if recipe.precision == "bfloat16" and on_cpu else nullcontext():
         loop.run(report, save, curve)
     round_weights(module, recipe.storage)
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -134,6 +139,10 @@ class _Loop:
         images = dataset.train.batch(range(len(dataset.train)))
         self._x, self._y = images.x.to(learner.device), images.y.to(learner.device)
         self._position = _Position()
+        # The loss, correct predictions and images of each step that is not in the sums yet.
+        self._unread: list[tuple[Tensor, Tensor, int]] = []
+        # A GPU would have to be waited for.
+        self._read_every = 1 if learner.device.type == "cpu" else _READ_EVERY
 
     def run(
         self,
@@ -155,10 +164,14 @@ class _Loop:
                 images += len(batches[index])
                 now = time.monotonic()
                 last = position.batch == len(batches)
+                if last or len(self._unread) >= self._read_every:
+                    self._read()
                 if last or now - reported > _REPORT_EVERY:
                     reported = now
+                    self._read()
                     report(self._report(position.batch / len(batches), images / max(now - started, 1e-9)))
                 if not last and now - saved > _SAVE_EVERY:
+                    self._read()
                     save()
                     saved = now
             self._end_epoch()
@@ -174,13 +187,24 @@ class _Loop:
         return [rows for rows in torch.split(self._position.order, self._learner.recipe.batch_size) if len(rows) > 1]
 
     def _train_on(self, rows: Tensor) -> None:
-        position = self._position
-        x, y = self._learner.augment(self._x[rows]), self._y[rows]
+        at = rows.to(self._x.device, non_blocking=True)
+        x, y = self._learner.augment(self._x[at]), self._y[at]
         for _ in range(self._learner.replays):
-            loss, logits = self._learner.step(x, y, position.epoch)
-            position.loss += loss * len(rows)
-            position.right += int((logits.argmax(dim=1) == y).sum())
-            position.seen += len(rows)
+            loss, logits = self._learner.step(x, y, self._position.epoch)
+            self._unread.append((loss, (logits.argmax(dim=1) == y).sum(), len(rows)))
+
+    def _read(self) -> None:
+        """Add the steps since the last time to the sums. Raises CannotEvaluate if a loss is not finite."""
+        if not self._unread:
+            return
+        position, (losses, right, images) = self._position, zip(*self._unread, strict=True)
+        self._unread = []
+        for loss, count in zip(torch.stack(losses).tolist(), images, strict=True):
+            if not math.isfinite(loss):
+                raise CannotEvaluate(f"the loss is not finite in epoch {position.epoch + 1}; lower learning_rate in the recipe")
+            position.loss += loss * count
+            position.seen += count
+        position.right += sum(torch.stack(right).tolist())
 
     def _end_epoch(self) -> None:
         """Add the epoch to the curve, and go to the next one."""
