@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kwbench.cli import certify, database, evaluate, experiments, models, report, setup, verify
+from kwbench.cli import certify, database, evaluate, experiments, models, report, setup, status, verify
 from kwbench.cli.ending import INTERRUPTED, close_streams, exit_code_of, prepare_streams, say
 from kwbench.errors import KwbenchError
 from kwbench.formatting import printable
@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: kwbench evaluate resnet18-kwta0.1 --attack pgd. Each command has its own help: kwbench evaluate -h",
 )
-for group in (evaluate, verify, certify, experiments, report, database, models, setup):
+for group in (evaluate, verify, certify, experiments, report, status, database, models, setup):
     app.add_typer(group.app)
 
 

@@ -21,9 +21,10 @@ from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
 from kwbench.formatting import plain
 from kwbench.outcome import Example, Outcome
-from kwbench.record.database import evaluations, examples, experiments, outcomes, samples, schema
+from kwbench.record.database import drivers, evaluations, examples, experiments, outcomes, samples, schema
 from kwbench.record.database.checksums import REMEDY
 from kwbench.record.database.claims import Claims
+from kwbench.record.database.drivers import Driver
 from kwbench.record.database.migrations import create_tables, schema_version, upgrade
 from kwbench.record.database.outcomes import Predictions
 from kwbench.record.database.samples import SampleColumns
@@ -292,6 +293,21 @@ class Store:
         """
         with self._reading() as connection:
             return experiments.select_measurements(connection, identity, of)
+
+    def write_driver(self, driver: Driver) -> None:
+        """Put what a program is doing into the database, until `delete_driver`."""
+        with self._writing() as connection:
+            drivers.write_driver(connection, driver)
+
+    def delete_driver(self, identity: str) -> None:
+        """Remove a program that has ended from those at work."""
+        with self._writing() as connection:
+            drivers.delete_driver(connection, identity)
+
+    def drivers(self) -> list[Driver]:
+        """Return the programs that evaluate into the database, also those that were killed lately."""
+        with self._reading() as connection:
+            return drivers.select_drivers(connection)
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
