@@ -26,6 +26,10 @@ class CannotEvaluate(KwbenchError):
     exit_code = 3
 
 
+class TimeIsUp(CannotEvaluate):
+    """The time that the user granted has passed; the same command continues."""
+
+
 class DamagedData(KwbenchError):
     """A checkpoint, data set or database has unexpected content."""
 

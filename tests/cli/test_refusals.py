@@ -15,6 +15,9 @@ from support.command_line import FAST, Kwbench, refused
     [
         (["smal"], 2, ["did you mean 'small'"]),
         (["small", "smal"], 2, ["did you mean 'small'"]),
+        (["small", "--num-gpus", "1"], 2, ["--num-gpus", "add --executor ray"]),
+        (["small", "--address", "auto"], 2, ["--address", "add --executor ray"]),
+        (["small", "--stop-after", "soon"], 2, ["--stop-after soon", "2h"]),
         (["small", "--eps", "0"], 2, ["eps"]),
         (["small", "--eps=-0.1"], 2, ["eps"]),
         (["small", "--eps", "1.01"], 2, ["eps"]),

@@ -23,6 +23,7 @@ HEAVY = (
     "torch._dynamo",
     "scipy.optimize",
     "triton",
+    "ray",
 )
 
 COMMAND = f"""

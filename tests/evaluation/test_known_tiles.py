@@ -24,13 +24,15 @@ class Rounding(nn.Module):
         return x.flatten(1)[:, 20:30] * (1 + len(x) / 2**20)
 
 
-def chosen(folder: Path, sha256: str = "a", images: int = 100) -> tuple[dict[str, int], bool]:
+def chosen(
+    folder: Path, sha256: str = "a", images: int = 100, given: dict[str, int] | None = None
+) -> tuple[dict[str, int], bool]:
     """Return the tiles that are chosen for a model, and whether any trial ran."""
     tried = []
     model = wrapped(Rounding(), tile=64)
     model.plan_passes(first_images(64).x)
     trial = TileTrial(images, 10**9, lambda: tried.append(1) or 0)  # type: ignore[func-returns-value]
-    return tiles_for(model, sha256, ("bfloat16",), trial, folder)[0], bool(tried)
+    return tiles_for(model, sha256, ("bfloat16",), trial, folder, given)[0], bool(tried)
 
 
 def test_a_choice_is_made_once_for_a_model_and_a_number_of_images(tmp_path: Path) -> None:
@@ -41,6 +43,12 @@ def test_a_choice_is_made_once_for_a_model_and_a_number_of_images(tmp_path: Path
     assert chosen(tmp_path, images=128) == (first, False), "as many tiles hold them"
     for others in ({"sha256": "b"}, {"images": 1000}):
         assert chosen(tmp_path, **others)[1]
+
+
+def test_tiles_that_another_evaluator_chose_come_before_those_of_this_machine(tmp_path: Path) -> None:
+    first, _ = chosen(tmp_path)
+    given = {name: 2 * tile for name, tile in first.items()}
+    assert chosen(tmp_path, given=given) == (given, False)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"float32 gradients": "many"}'])

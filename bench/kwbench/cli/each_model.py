@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kwbench.cli.output import progress_line
-from kwbench.errors import CannotEvaluate, KwbenchError
+from kwbench.errors import CannotEvaluate, KwbenchError, TimeIsUp
 
 if TYPE_CHECKING:
     from kwbench.evaluation.request import Request
@@ -21,9 +21,20 @@ class Evaluated(Generic[T]):
     failures: dict[str, KwbenchError]
 
     def require_all(self) -> None:
-        """Raise an error that names the models that failed; it has their exit code if that is one."""
+        """Raise an error that names the models that failed; it has their exit code if that is one.
+
+        If time ran out, TimeIsUp names the models that remain, also those that failed.
+        """
         if not self.failures:
             return
+        if any(isinstance(failure, TimeIsUp) for failure in self.failures.values()):
+            failed = {model: failure for model, failure in self.failures.items() if not isinstance(failure, TimeIsUp)}
+            reasons = "".join(f"; {model} failed: {failure}" for model, failure in failed.items())
+            remaining = ", ".join(model for model in self.failures if model not in failed)
+            raise TimeIsUp(
+                f"the time is up: {len(self.results)} models are complete, {len(self.failures) - len(failed)} remain "
+                f"({remaining}); the same command continues{reasons}"
+            )
         count = len(self.failures) + len(self.results)
         reasons = "; ".join(f"{model}: {str(failure).removeprefix(f'{model}: ')}" for model, failure in self.failures.items())
         codes = {type(failure) for failure in self.failures.values()}
@@ -42,6 +53,6 @@ def evaluate_each(requests: "Sequence[Request]", evaluate_one: Callable[[int], T
             if len(requests) == 1:
                 raise
             failures[request.model] = failure
-            if index + 1 < len(requests):
+            if index + 1 < len(requests) and not isinstance(failure, TimeIsUp):
                 progress_line(f"{request.model}: failed; the other models follow")
     return Evaluated(results, failures)

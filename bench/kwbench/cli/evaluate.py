@@ -1,8 +1,9 @@
 """Commands that measure robust accuracy: evaluate, diagnose and sweep."""
 
+import re
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from importlib import import_module
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,11 @@ import typer
 
 from kwbench.cli.completion import complete_suites
 from kwbench.cli.each_model import evaluate_each
+from kwbench.cli.executors import ExecutorOptions, executor_options
 from kwbench.cli.options import (
     ATTACK,
     OUTPUT,
+    RUN,
     THREAT,
     AttackNames,
     Budget,
@@ -32,17 +35,20 @@ from kwbench.cli.output import (
     console,
     print_diagnoses,
     print_json,
+    print_plans,
     print_summaries,
     require_complete,
     summary_json,
 )
-from kwbench.errors import UsageError
+from kwbench.errors import TimeIsUp, UsageError
 from kwbench.imports import importing
 from kwbench.report.drawing.picture import KINDS, Style
 from kwbench.threat import parse_threats
 
 if TYPE_CHECKING:
+    from kwbench.cli.executors import OpenExecutor
     from kwbench.evaluation.execution.timings import Timings
+    from kwbench.evaluation.plan import Plan
     from kwbench.evaluation.request import Request
     from kwbench.evaluation.runner import Progress
     from kwbench.evaluation.studies.sweep import Sweep
@@ -56,9 +62,11 @@ PANEL = "Measure"
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench evaluate resnet18-kwta0.1 --attack pgd,square --n 100")
 @evaluation_options()
+@executor_options()
 def evaluate(
     models: Models,
     options: EvaluationOptions,
+    execution: ExecutorOptions,
     attack: AttackNames = None,
     suite: SuiteName = None,
     settings: Settings = None,
@@ -69,6 +77,23 @@ def evaluate(
             metavar="NORM:RADIUS,...",
             help="Several threat models, such as linf:8/255,l2:0.5; A_rob is then also that of the worst case over all.",
             rich_help_panel=THREAT,
+        ),
+    ] = None,
+    only_plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Print what would run, and how long by the timings on record, and attack nothing.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
+    stop_after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Stop after 2h or 90m, and name what remains. Models without a complete evaluation come first, then those "
+            "with the widest interval.",
+            rich_help_panel=RUN,
         ),
     ] = None,
     timings: Annotated[
@@ -86,11 +111,12 @@ def evaluate(
 
     clock = Timings(process_started())
     with clock.phase(*IMPORTS):
-        options.prepare()
+        if not execution.distributed:
+            options.prepare()
         with importing():
             from kwbench.cli.progress import progress_display
-
-            import_module("kwbench.evaluation.runner")
+            from kwbench.evaluation.plan import in_order_of_information
+            from kwbench.evaluation.presence import presence
             from kwbench.record.joint import joint
 
         chosen = with_budget(chosen_suite(attack, suite, settings), budget)
@@ -98,11 +124,27 @@ def evaluate(
         requests = [one.requests(models, chosen) for one in _under(options, threat)]
     with clock.phase(*RECORD):
         store = options.store()
-    with progress_display() as show, clock.phase(*RECORD):
-        evaluated = evaluate_each(
-            requests[0],
-            lambda index: [_run(under[index], store, show, options.time_limit, timings=clock) for under in requests],
-        )
+        seconds = None if stop_after is None else _seconds_in(stop_after)
+        if seconds is not None:
+            order = in_order_of_information(requests[0], store)
+            requests = [[under[position] for position in order] for under in requests]
+    if only_plan:
+        with execution.opened(options.threads) as open_executor:
+            planned = evaluate_each(
+                requests[0],
+                lambda index: [_plan(under[index], store, options.time_limit, open_executor) for under in requests],
+            )
+        print_plans([plan for plans in planned.results for plan in plans], execution.price, as_json, planned.failures)
+        planned.require_all()
+        return
+    with (
+        progress_display() as show,
+        presence(store, command_line(), len(requests[0])) as note,
+        clock.phase(*RECORD),
+        execution.opened(options.threads) as open_executor,
+    ):
+        run = _Run(store, _all_of(note, show), options.time_limit, open_executor, timings=clock, seconds=seconds)
+        evaluated = evaluate_each(requests[0], lambda index: [run(under[index]) for under in requests])
     with clock.phase(*REPORT):
         joints = [joint(store, results) for results in evaluated.results] if threat is not None else []
         print_summaries(
@@ -127,9 +169,11 @@ def _under(options: EvaluationOptions, threat: str | None) -> list[EvaluationOpt
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench diagnose resnet18-kwta0.1 --protocol pgd")
 @evaluation_options(without=("keep_adversarials",))
+@executor_options()
 def diagnose(
     models: Models,
     options: EvaluationOptions,
+    execution: ExecutorOptions,
     suite: Annotated[
         str,
         typer.Option(
@@ -153,21 +197,28 @@ def diagnose(
     as_json: Json = False,
 ) -> None:
     """Judge whether a robust accuracy can be believed: evaluate, check the model and the record, and reach a verdict."""
-    options.prepare()
+    if not execution.distributed:
+        options.prepare()
     with importing():
         from kwbench.cli.progress import progress_display
+        from kwbench.evaluation.presence import presence
         from kwbench.evaluation.protocol import protocol_suite, verdict_against
 
     rival = [] if protocol is None else options.requests(models, protocol_suite(protocol))
     judged = options.requests(models, replace(with_budget(chosen_suite(None, suite, settings), budget), diagnose=True))
     store = options.store()
-    with progress_display() as show:
+    with (
+        progress_display() as show,
+        presence(store, command_line(), len(judged)) as note,
+        execution.opened(options.threads) as open_executor,
+    ):
+        run = _Run(store, _all_of(note, show), options.time_limit, open_executor)
 
         def judge(index: int) -> "tuple[Summary, Verdict]":
-            against = _run(rival[index], store, show, options.time_limit) if rival else None
+            against = run(rival[index]) if rival else None
             if against is not None:
                 require_complete([against])
-            summary = _run(judged[index], store, show, options.time_limit, thoroughly=True)
+            summary = run(judged[index], thoroughly=True)
             return summary, verdict_against(summary, protocol, against)
 
         evaluated = evaluate_each(judged, judge)
@@ -176,23 +227,77 @@ def diagnose(
     require_complete([summary for summary, _ in evaluated.results])
 
 
-def _run(
-    request: "Request",
-    store: "Store",
-    show: "Callable[[Progress], None]",
-    time_limit: float | None,
-    *,
-    thoroughly: bool = False,
-    timings: "Timings | None" = None,
-) -> "Summary":
-    with importing():
-        from kwbench.evaluation.runner import evaluate as run
-        from kwbench.record.summary import summaries
+@dataclass(frozen=True)
+class _Run:
+    """Evaluates requests of one command."""
 
-    evaluation = run(
-        request, store, show, command=command_line(), time_limit=time_limit, thoroughly=thoroughly, timings=timings
+    store: "Store"
+    show: "Callable[[Progress], None]"
+    time_limit: float | None
+    open_executor: "OpenExecutor"
+    timings: "Timings | None" = None
+    # What all evaluations together may take, from when this was made.
+    seconds: float | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def __call__(self, request: "Request", *, thoroughly: bool = False) -> "Summary":
+        """Evaluate a request and return its summary; `thoroughly` as in `runner.evaluate`. Raises TimeIsUp."""
+        with importing():
+            from kwbench.evaluation.runner import evaluate as run
+            from kwbench.record.summary import summaries
+
+        self._require_time()
+        evaluation = run(
+            request,
+            self.store,
+            self._show,
+            command=command_line(),
+            time_limit=self.time_limit,
+            thoroughly=thoroughly,
+            timings=self.timings,
+            open_executor=self.open_executor,
+        )
+        return summaries(self.store, [evaluation])[0]
+
+    def _show(self, progress: "Progress") -> None:
+        self.show(progress)
+        if progress.done_in_all < progress.rows_in_all:
+            self._require_time()
+
+    def _require_time(self) -> None:
+        if self.seconds is not None and time.monotonic() - self.started >= self.seconds:
+            raise TimeIsUp("the time is up; the same command continues")
+
+
+def _seconds_in(text: str) -> float:
+    """Return the seconds of a time such as 2h, 90m, 1h30m or 45s. Raises UsageError."""
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    seconds = (
+        0.0 if parts is None else sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
     )
-    return summaries(store, [evaluation])[0]
+    if not seconds:
+        raise UsageError(f"--stop-after {text}: write a time such as 2h, 90m, 1h30m or 45s")
+    return seconds
+
+
+def _all_of(*shows: "Callable[[Progress], None]") -> "Callable[[Progress], None]":
+    def show(progress: "Progress") -> None:
+        for one in shows:
+            one(progress)
+
+    return show
+
+
+def _plan(request: "Request", store: "Store", time_limit: float | None, open_executor: "OpenExecutor") -> "Plan":
+    """Load a model and return what its evaluation would take."""
+    from kwbench.evaluation.fingerprint import told_apart
+    from kwbench.evaluation.plan import plan
+
+    executor = open_executor(request, time_limit)
+    try:
+        return plan(request, told_apart(executor.facts, store), store)
+    finally:
+        executor.close()
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench sweep resnet18-relu-at --over eps=4/255,8/255 --figure eps.pdf")
@@ -277,8 +382,9 @@ def _every_radius(
         from kwbench.report.terminal import distance_table
 
     store = options.store()
-    with progress_display() as show:
-        evaluated = evaluate_each(requests, lambda index: _run(requests[index], store, show, options.time_limit))
+    with progress_display() as show, ExecutorOptions().opened(options.threads) as open_executor:
+        run = _Run(store, show, options.time_limit, open_executor)
+        evaluated = evaluate_each(requests, lambda index: run(requests[index]))
     curves = [distance_curve(store, summary) for summary in evaluated.results]
     if figure is not None and curves:
         kind = figure.suffix.removeprefix(".").lower()

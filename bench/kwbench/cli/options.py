@@ -363,14 +363,20 @@ def evaluation_options(*, without: Collection[str] = ()) -> Callable[[Callable[.
 
     The command receives them as one object, its parameter `options`. Options appear in the help panel by panel.
     """
+    return options_of(EvaluationOptions, "options", without=without)
 
-    hints = get_type_hints(EvaluationOptions, include_extras=True)
+
+def options_of(
+    kind: type[Any], parameter: str, *, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of a dataclass as options; the command receives them as one object, the parameter named."""
+    hints = get_type_hints(kind, include_extras=True)
     shared = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
-        for field in fields(EvaluationOptions)
+        for field in fields(kind)
         if field.name not in without
     ]
-    return functools.partial(bundled, parameter="options", shared=shared, bundle=lambda values: EvaluationOptions(**values))
+    return functools.partial(bundled, parameter=parameter, shared=shared, bundle=lambda values: kind(**values))
 
 
 def bundled(
@@ -401,9 +407,11 @@ def bundled(
 
 
 def _panel_rank(option: inspect.Parameter) -> int:
-    """Return the position of an option's panel in the help."""
-    (declared,) = (value for value in option.annotation.__metadata__ if isinstance(value, typer.models.ParameterInfo))
-    return _PANELS.index(declared.rich_help_panel)
+    """Return the position of an option's panel in the help; -1 for a parameter that another bundle will replace."""
+    declared = [
+        value for value in getattr(option.annotation, "__metadata__", ()) if isinstance(value, typer.models.ParameterInfo)
+    ]
+    return _PANELS.index(declared[0].rich_help_panel) if declared else -1
 
 
 def chosen_suite(

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kwbench.errors import CannotEvaluate, KwbenchError
-from kwbench.formatting import printable
+from kwbench.formatting import count_text, printable
 from kwbench.report.drawing.picture import Style
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kwbench.evaluation.execution.timings import Timings
+    from kwbench.evaluation.plan import Plan
     from kwbench.evaluation.studies.certifying import Certified
     from kwbench.record.joint import Joint
     from kwbench.record.measurement import Measurement
@@ -162,6 +163,48 @@ def print_summaries(
                 for phase, spent in [*seconds.items(), (("wall",), wall)]
             ]
         )
+
+
+def print_plans(
+    plans: "Sequence[Plan]", price: float | None, as_json: bool, failures: Mapping[str, KwbenchError] | None = None
+) -> None:
+    """Print what evaluations would take: a row for each attack, then all in all. `price` of an hour; `failures` by model."""
+    rows: list[dict[str, Any]] = [
+        {
+            "model": plan.model,
+            "attack": attack.label,
+            "samples": attack.samples,
+            "passes": attack.passes,
+            "hours": None if attack.seconds is None else attack.seconds / 3600,
+            "cost": None if attack.seconds is None or price is None else attack.seconds / 3600 * price,
+            "timed_on": attack.timed_on or None,
+        }
+        for plan in plans
+        for attack in plan.attacks
+    ]
+    hours = sum(plan.seconds for plan in plans) / 3600
+    untimed = sorted({f"{plan.model} {label}" for plan in plans for label in plan.untimed})
+    if as_json:
+        failed = {model: str(failure) for model, failure in (failures or {}).items()}
+        total = {"hours": hours, "cost": None if price is None else hours * price, "untimed": untimed}
+        print_json({"attacks": rows, **total, **({"errors": failed} if failed else {})})
+        return
+    shown = [
+        row
+        | {
+            "passes": "" if row["passes"] is None else count_text(row["passes"]),
+            "hours": "no timing" if row["hours"] is None else f"{row['hours']:.3g}",
+            "cost": "" if row["cost"] is None else f"{row['cost']:.3g}",
+        }
+        for row in rows
+    ]
+    print_table(shown, headings={"passes": "passes, at most", "timed_on": "timed on"})
+    complete = sum(not plan.attacks for plan in plans)
+    cost = "" if price is None else f", cost {hours * price:.3g}"
+    least = "at least " if untimed else ""
+    print_lines([f"{len(plans)} models, {complete} of them complete: {least}{hours:.3g} hours of one evaluator{cost}"])
+    if untimed:
+        print_lines([f"no timing on record for {len(untimed)} attacks, so that they count as nothing"])
 
 
 def print_one_or_all(answers: Sequence[dict[str, Any]], failures: Mapping[str, KwbenchError] | None = None) -> None:

@@ -55,6 +55,8 @@ class Request:
     # Samples in a forward pass, or in one of another size with the same bits; part of a run's identity. On a GPU the default
     # stands for larger tiles, chosen by trial.
     tile: int = DEFAULT_TILE
+    # Tiles that were chosen by trial for this evaluation, by kind of pass, which are taken as they are.
+    tiles: Mapping[str, int] = field(default_factory=dict)
     # Samples attacked together; it bounds memory and what an interruption loses, and changes no row.
     batch_size: int = 256
     device: str = "auto"
@@ -105,12 +107,12 @@ class Facts:
     cannot be made for this model. Attacks in `cascade` see only samples that no earlier attack broke, and those in `screens`
     at first only so many of them. `passes` bounds an attack's forward and backward passes per sample. Attacks in `whole_tiles`
     must always be given the same tiles. `workers` is the number of evaluators worth running side by side, `threads` the
-    threads of each. `effective_sparsity` is the share of values that each winner-take-all layer keeps, by the layer's name.
-    `class_names` are the names of the classes by label, empty where they have none. `parameters` is the number of the model's
-    parameters. `notes` are what a reader of the numbers must know about the model, one clause each; `claimed` are the
-    accuracies that its library states; `answers` are its fingerprint. `prospects` are those of a complete search, None for a
-    suite without one. `tiles` are those that were chosen by trial, by kind of pass. `seconds` are those that loading took, by
-    phase; see `execution.timings`.
+    threads of each; `draws_itself` says that there can be only one, see `Loaded`. `effective_sparsity` is the share of values
+    that each winner-take-all layer keeps, by the layer's name. `class_names` are the names of the classes by label, empty
+    where they have none. `parameters` is the number of the model's parameters. `notes` are what a reader of the numbers must
+    know about the model, one clause each; `claimed` are the accuracies that its library states; `answers` are its fingerprint.
+    `prospects` are those of a complete search, None for a suite without one. `tiles` are those that were chosen by trial, by
+    kind of pass. `seconds` are those that loading took, by phase; see `execution.timings`.
     """
 
     model: str
@@ -128,6 +130,7 @@ class Facts:
     passes: dict[str, int]
     whole_tiles: frozenset[str]
     workers: int
+    draws_itself: bool
     threads: int
     effective_sparsity: dict[str, str]
     class_names: tuple[str, ...]

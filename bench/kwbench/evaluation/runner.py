@@ -57,13 +57,14 @@ def evaluate(
     time_limit: float | None = None,
     thoroughly: bool = False,
     timings: Timings | None = None,
+    open_executor: Callable[[Request, float | None], Executor] = LocalExecutor,
 ) -> Evaluation:
     """Evaluate one model and return its record, complete unless rows are invalid or errors.
 
     Rows that are errors may have had a cause that has passed, and are tried again.
 
     `thoroughly`: a diagnosis runs every check, also where no robustness is left that could be false. `timings` count where
-    the time goes.
+    the time goes. `open_executor` returns what the tasks are executed by, from the request and `time_limit`.
 
     Raises UsageError, CannotEvaluate or DamagedData; finished batches are on record.
     """
@@ -75,7 +76,7 @@ def evaluate(
         raise UsageError(f"--time-limit {time_limit:g}: must be above 0 and at most {_LONGEST} seconds")
     timings = timings or Timings()
     with timings.phase(*PROCESSES):
-        executor = LocalExecutor(request, time_limit)
+        executor = open_executor(request, time_limit)
     timings.divide(PROCESSES, executor.facts.seconds, rest=PROCESSES)
     try:
         with timings.phase(*RECORD):

@@ -414,7 +414,7 @@ def test_running_out_of_memory_travels_between_processes_as_what_it_is() -> None
     def full() -> None:
         raise torch.OutOfMemoryError("full")
 
-    answer = pickle.loads(pickle.dumps(evaluator_module._result_or_failure("model", full)))
+    answer = pickle.loads(pickle.dumps(evaluator_module.result_or_failure("model", full)))
     assert isinstance(answer, torch.OutOfMemoryError)
 
 

@@ -203,6 +203,7 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
         },
         whole_tiles=frozenset(label for label, attack in attacks.items() if attack.whole_tiles),
         workers=prepared.workers,
+        draws_itself=prepared.loaded.draws_itself,
         threads=torch.get_num_threads(),
         effective_sparsity={layer: str(share) for layer, share in sparsity.items()},
         class_names=dataset.class_names,
@@ -230,7 +231,7 @@ def _tiles(request: Request, prepared: Prepared, attacks: Mapping[str, Attack]) 
     # The last steps of Auto-PGD in bfloat16 are folded.
     precisions |= {"folded"} if "bfloat16" in precisions else set()
     trial = TileTrial.on_gpu(device, len(prepared.batch))
-    return tiles_for(model, prepared.loaded.sha256, precisions, trial, cache_folder())
+    return tiles_for(model, prepared.loaded.sha256, precisions, trial, cache_folder(), request.tiles)
 
 
 def _caveats(request: Request, prepared: Prepared, suite: SuiteAttacks) -> list[str]:
@@ -255,15 +256,16 @@ def _provenance_notes(request: Request) -> list[str]:
     return notes
 
 
-def open_evaluator(request: Request, time_limit: float | None = None) -> Evaluator:
+def open_evaluator(request: Request, time_limit: float | None = None, threads: int | None = None) -> Evaluator:
     """Return the evaluator for a request; a user's file gets a process of its own.
 
-    That process is stopped if a task takes longer than `time_limit` seconds. Raises UsageError, CannotEvaluate or DamagedData.
+    That process is stopped if a task takes longer than `time_limit` seconds. `threads` as for LocalEvaluator. Raises
+    UsageError, CannotEvaluate or DamagedData.
     """
     try:
         if not request.in_own_process:
-            return LocalEvaluator(request, time_limit=time_limit)
-        spawned = SpawnedEvaluator(request, time_limit)
+            return LocalEvaluator(request, threads, time_limit)
+        spawned = SpawnedEvaluator(request, time_limit, threads)
         spawned.wait()
         return spawned
     except (torch.OutOfMemoryError, MemoryError):
@@ -341,7 +343,7 @@ def serve(pipe: Connection) -> None:
         return
     pipe.send("started")
     integrity = Integrity() if request.in_own_process else None
-    evaluator = _result_or_failure(request.model, lambda: LocalEvaluator(request, threads), integrity)
+    evaluator = result_or_failure(request.model, lambda: LocalEvaluator(request, threads), integrity)
     if isinstance(evaluator, BaseException):
         pipe.send(evaluator)
         return
@@ -351,10 +353,10 @@ def serve(pipe: Connection) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        pipe.send(_result_or_failure(request.model, lambda: evaluator.execute(task), integrity))  # noqa: B023
+        pipe.send(result_or_failure(request.model, lambda: evaluator.execute(task), integrity))  # noqa: B023
 
 
-def _result_or_failure(name: str, work: Callable[[], Any], integrity: Integrity | None = None) -> Any:
+def result_or_failure(name: str, work: Callable[[], Any], integrity: Integrity | None = None) -> Any:
     """Return the result of `work`, or the exception to raise at the other end of the pipe; see `Integrity`."""
     try:
         result = work()

@@ -126,7 +126,7 @@ class LocalExecutor:
         """Give tasks to a spawned evaluator, in a thread, until there are no more."""
         try:
             evaluator.wait()
-            _require_equal(self.facts, evaluator.facts)
+            require_equal(self.facts, evaluator.facts)
         except BaseException as failure:  # noqa: BLE001 - raised again where the results are awaited
             self._results.put(failure)
             return
@@ -144,11 +144,11 @@ def _timed(evaluator: Evaluator, task: Task[_Result]) -> tuple[_Result, float]:
     return evaluator.execute(task), time.perf_counter() - started
 
 
-def _require_equal(first: Facts, other: Facts) -> None:
+def require_equal(first: Facts, other: Facts, remedy: str = "--threads 1 evaluates it in one process") -> None:
     """A model that gets other weights or other randomness at each start has no single robustness."""
     for field in fields(Facts):
         if field.name not in ("workers", "answers", "seconds") and getattr(first, field.name) != getattr(other, field.name):
             raise CannotEvaluate(
                 f"{first.model}: two processes that loaded it do not agree on its {field.name}; it must be the same at "
-                "every start (--threads 1 evaluates it in one process)"
+                f"every start ({remedy})"
             )

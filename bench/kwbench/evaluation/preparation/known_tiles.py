@@ -22,11 +22,19 @@ def cache_folder() -> Path:
 
 
 def tiles_for(
-    model: Model, model_sha256: str, precisions: Iterable[Precision], trial: TileTrial, folder: Path
+    model: Model,
+    model_sha256: str,
+    precisions: Iterable[Precision],
+    trial: TileTrial,
+    folder: Path,
+    given: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Return what `Model.choose_tiles` does, with the tiles in `folder` known, and add to them what was chosen now."""
+    """Return what `Model.choose_tiles` does, with the tiles in `folder` known, and add to them what was chosen now.
+
+    Tiles that are `given` come before those in the folder.
+    """
     file = folder / f"{_key(model, model_sha256, trial)}.json"
-    known = _read(file)
+    known = {**_read(file), **(given or {})}
     tiles, telling = model.choose_tiles(precisions, known, trial)
     if tiles.keys() - known.keys():
         with suppress(CannotEvaluate):  # without a file that can be written, the next run chooses anew
