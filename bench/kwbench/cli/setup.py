@@ -38,11 +38,22 @@ def init(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench doctor")
-def doctor(db: Database = "results.db", as_json: Json = False) -> None:
+def doctor(
+    db: Database = "results.db",
+    speed: Annotated[
+        bool,
+        typer.Option("--speed", help="Also measure for 20 seconds how fast this machine is, and say which choices follow."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Report what is installed, what is wrong, and how to fix it. Exit code 3 if there is a problem."""
     from kwbench.cli.doctor import examine
 
     diagnoses = examine(db)
+    if speed:
+        from kwbench.cli.machine_speed import measure_speed
+
+        diagnoses += measure_speed()
     if as_json:
         print_json([asdict(diagnosis) for diagnosis in diagnoses])
     else:
