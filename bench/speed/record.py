@@ -1,34 +1,45 @@
-"""Measure the record at scale: writing, reporting, resuming an evaluation, start-up, and the memory of an evaluation.
+"""The record at scale: its size, writing, reports, checks, start-up, and the memory of an evaluation.
 
-    python bench/speed/record.py [--models 1000] [--attacks 20] [--samples 512] [--db FILE] [--output FILE]
+    python bench/speed/record.py [--models 100] [--attacks 20] [--samples 10000] [--postgres-models 10] [--output FILE]
 
-Generates a record, 10 million outcomes by default, through the same interface as an evaluation. It lies in a temporary folder,
-or in `--db`, which is kept and reused. All figures but those of writing are of a whole command in a process of its own,
-start-up included. Writes a page of Markdown to stdout, or to `--output`.
+Generates records that grow up to `--models`, 21 million outcomes by default, through the same interface as an evaluation, in
+SQLite files and on a PostgreSQL server that it starts. `--models 1000` makes 210 million. All figures but those of writing are
+of a whole command in a process of its own, start-up included. Writes a page of Markdown to stdout, or to `--output`.
 """
 
 import argparse
 import hashlib
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import sqlalchemy as sa
 from measure import machine_line, markdown_table, spread
 
-from kwbench.outcome import CLEAN, Outcome, Status
+from kwbench.outcome import CLEAN
+from kwbench.record.arrays import FIELDS, MISSING, Letters, OutcomeArrays
+from kwbench.record.database.packing import compress, pack
 from kwbench.record.evaluation import AttackSpec, EvaluationSpec
 from kwbench.record.provenance import machine, versions
 from kwbench.record.store import Store
 from kwbench.threat import ThreatModel
+
+# The PostgreSQL server is that of the tests.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+
+if TYPE_CHECKING:
+    from support.postgres import Server
 
 T = TypeVar("T")
 
@@ -36,6 +47,8 @@ KWBENCH = str(Path(sys.executable).with_name("kwbench"))
 # One model in ten is stochastic, and has draws on record.
 STOCHASTIC_EVERY = 10
 FRESH, SELECTION = 100, 50
+# Outcomes that an evaluation writes at once, by default.
+BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +70,6 @@ def run(*command: str) -> Cost:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
-
-
-def timed(name: str, target: str, *command: str, rounds: int) -> list[str]:
-    """Return a row of the table of commands."""
-    costs = [run(*command) for _ in range(rounds)]
-    wall, cpu = spread(cost.wall for cost in costs), spread(cost.cpu for cost in costs)
-    memory = max(cost.memory for cost in costs)
-    return [name, str(wall), f"{min(cost.wall for cost in costs):.2f}", str(cpu), f"{memory:.0f}", target]
 
 
 def digest(*parts: object) -> str:
@@ -106,64 +111,94 @@ def specification(model: str, attacks: int, n: int, stochastic: bool) -> Evaluat
     )
 
 
-def outcomes(rng: np.random.Generator, samples: Sequence[str], robust: float, stochastic: bool) -> Iterator[list[Outcome]]:
-    """Yield the outcomes of the clean images, then of one attack after the other, on one model. Hard samples break first."""
+def outcomes(rng: np.random.Generator, samples: Letters, robust: float, stochastic: bool) -> Iterator[OutcomeArrays]:
+    """Yield the outcomes of the clean images, then of one attack after the other, on one model. Hard samples break first.
+
+    Values are distributed as on record: most distances lie at the radius, within rounding; attacks on broken samples end
+    early; predictions of broken samples are another class; times are those of batches.
+    """
     n = len(samples)
     order = (np.random.default_rng(99).random(n) * 0.8 + rng.random(n) * 0.2).argsort().argsort() / n
-    right = order < 0.95
-    robust_samples = np.ones(n, dtype=bool)
+    index, none = np.arange(n, dtype=np.int64), np.full(n, MISSING)
+    label = np.random.default_rng(98).integers(0, 10, n)
+    right, robust_samples, zeros = order < 0.95, np.ones(n, dtype=bool), np.zeros(n, dtype=np.int64)
+    clean_prediction = np.where(right, label, (label + rng.integers(1, 10, n)) % 10)
+    clean = True
     while True:
         held = right & robust_samples
-        status = np.where(held, Status.HELD, np.where(right, Status.BROKEN, Status.WRONG)).tolist()
+        broken = right & ~held
         chance = np.where(held, 0.9, 0.1)
-        selected = rng.binomial(SELECTION, chance) if stochastic else np.zeros(n, dtype=int)
-        fresh = rng.binomial(FRESH, chance) if stochastic else np.zeros(n, dtype=int)
-        distances, seconds = rng.random(n) * 0.2, rng.random(n) * 0.1
-        yield [
-            Outcome(
-                sample=sample,
-                index=index,
-                label=index % 10,
-                status=Status(word),
-                clean_prediction=index % 10,
-                prediction=index % 10,
-                distance=distance,
-                selection_correct=chosen,
-                selection_draws=SELECTION if stochastic else 0,
-                fresh_correct=scored,
-                fresh_draws=FRESH if stochastic else 0,
-                forwards=40,
-                backwards=40,
-                seconds=time_taken,
-            )
-            for index, (sample, word, distance, chosen, scored, time_taken) in enumerate(
-                zip(samples, status, distances.tolist(), selected.tolist(), fresh.tolist(), seconds.tolist(), strict=True)
-            )
-        ]
-        robust_samples = order < robust + (0.95 - robust) * rng.random()
+        inside = np.where(rng.random(n) < 0.3, rng.random(n, dtype=np.float32) * np.float32(0.031), np.float32(0.031))
+        distance = np.where(clean, 0.0, inside.astype(np.float64) + rng.integers(-2, 3, n) * 2.0**-29)
+        steps = np.where(clean | ~right, 0, np.where(broken, rng.geometric(0.1, n).clip(1, 40), 40))
+        yield OutcomeArrays(
+            sample=samples,
+            index=index,
+            label=label,
+            status=np.where(held, b"h", np.where(right, b"b", b"w")).astype("S1"),
+            clean_prediction=clean_prediction,
+            prediction=np.where(broken, (label + rng.integers(1, 10, n)) % 10, clean_prediction),
+            distance=np.where(right, distance, np.nan),
+            other_status=np.full(n, b"", dtype="S1"),
+            surrogate_prediction=none,
+            selection_correct=rng.binomial(SELECTION, chance) if stochastic else zeros,
+            selection_draws=np.full(n, SELECTION) if stochastic else zeros,
+            fresh_correct=rng.binomial(FRESH, chance) if stochastic else zeros,
+            fresh_draws=np.full(n, FRESH) if stochastic else zeros,
+            forwards=steps + clean,
+            backwards=steps,
+            seconds=np.repeat(rng.random(-(-n // BATCH)) * 0.1, BATCH)[:n],
+            note=np.full(n, "", dtype=object),
+        )
+        clean, robust_samples = False, order < robust + (0.95 - robust) * rng.random()
 
 
-def make(path: Path, models: int, attacks: int, n: int) -> tuple[float, float]:
-    """Write invented models to a new database, and return the seconds spent in the store and the processor seconds in total."""
-    started = time.process_time()
-    rng = np.random.default_rng(0)
-    samples = [digest("sample", index)[:32] for index in range(n)]
-    store = Store.open(str(path), create=True)
-    writing = 0.0
-    for number in range(models):
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Outcomes written, the seconds in the store, the processor seconds of the process, and its peak memory in MiB."""
+
+    outcomes: int
+    wall: float
+    cpu: float
+    memory: float
+
+
+def make(url: str, models: range, attacks: int, n: int, batch: int, as_objects: bool = False) -> Written:
+    """Write invented models to a database, new or not, in transactions of `batch` outcomes."""
+    samples = np.array([digest("sample", index)[:32] for index in range(n)], dtype=np.bytes_)
+    store = Store.open(url, create=True)
+    wall, written, cpu = 0.0, 0, 0.0
+    for number in models:
+        rng = np.random.default_rng(number)
         stochastic = number % STOCHASTIC_EVERY == STOCHASTIC_EVERY - 1
         generated = outcomes(rng, samples, robust=rng.random() * 0.7, stochastic=stochastic)
         spec = specification(f"network-{number}", attacks, n, stochastic)
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         evaluation = store.register(spec)
-        writing += time.perf_counter() - began
+        wall, cpu = wall + time.perf_counter() - began, cpu + time.process_time() - began_cpu
         for attack_run in evaluation.attack_runs.values():
-            rows = next(generated)
-            began = time.perf_counter()
-            store.append(attack_run, rows)
-            writing += time.perf_counter() - began
+            arrays = next(generated)
+            parts = [arrays.take(np.arange(start, min(start + batch, n))) for start in range(0, n, batch)]
+            rows = [part.outcomes() if as_objects else part for part in parts]
+            began, began_cpu = time.perf_counter(), time.process_time()
+            for part in rows:
+                store.append(attack_run, part)
+            wall, cpu = wall + time.perf_counter() - began, cpu + time.process_time() - began_cpu
+            written += n
     store.close()
-    return writing, time.process_time() - started
+    return Written(written, wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def bytes_an_outcome(attacks: int, n: int) -> tuple[float, float]:
+    """Return the bytes an outcome that status and prediction take alone, and that all its fields take, in full shards."""
+    samples = np.array([digest("sample", index)[:32] for index in range(n)], dtype=np.bytes_)
+    generated = outcomes(np.random.default_rng(0), samples, 0.4, stochastic=False)
+    two = every = 0
+    for _ in range(attacks + 1):
+        arrays = next(generated)
+        two += len(compress(pack([arrays.status, arrays.prediction])))
+        every += len(compress(pack([getattr(arrays, name) for name in FIELDS if name not in ("sample", "index", "label")])))
+    return two / n / (attacks + 1), every / n / (attacks + 1)
 
 
 def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
@@ -196,67 +231,147 @@ def memory(folder: Path, repeats: int) -> list[str]:
 
 
 def main() -> None:
-    """Generate the record, time the commands that read it, and write the page."""
+    """Generate the records, time the commands that read them, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=int, default=1000)
+    parser.add_argument("--models", type=int, default=100)
     parser.add_argument("--attacks", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--postgres-models", type=int, default=10, help="models of the record on PostgreSQL; 0 leaves it out")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--db", type=Path)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        page = "\n".join(paragraphs(arguments, folder, arguments.db or folder / "results.db"))
+        page = "\n".join(paragraphs(arguments, Path(name)))
     if arguments.output is not None:
         arguments.output.write_text(page, encoding="utf-8")
     else:
         print(page, end="")
 
 
-def paragraphs(arguments: argparse.Namespace, folder: Path, db: Path) -> Iterator[str]:
+def paragraphs(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Yield the paragraphs of the page."""
-    rows = arguments.models * (arguments.attacks + 1) * arguments.samples
+    attacks, n = arguments.attacks, arguments.samples
     yield "# The record at scale\n"
     yield "Measured by `python bench/speed/record.py`.\n"
     load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
     yield f"{machine_line(os.cpu_count() or 1)}. Load averages before the run: {load}.\n"
     yield (
         "Wall-clock times depend on this load. Processor times depend on it less; a report reads the record on all cores, "
-        "so its processor time exceeds its wall-clock time.\n"
+        "so its processor time may exceed its wall-clock time.\n"
     )
-    # If the record exists already, writing is measured on a twentieth of it.
-    fresh, models = (folder / "written.db", -(-arguments.models // 20)) if db.exists() else (db, arguments.models)
-    writing, cpu = in_new_process(make, fresh, models, arguments.attacks, arguments.samples)
-    os.sync()  # later reads must not wait for these writes
-    size, written = db.stat().st_size, models * (arguments.attacks + 1) * arguments.samples
+    two, every = in_new_process(bytes_an_outcome, attacks, n)
     yield (
-        f"{arguments.models:,} models x {arguments.attacks} attacks and the clean images x {arguments.samples} samples: "
-        f"{rows:,} outcomes, {size / 2**20:,.0f} MiB, {size / rows:.0f} bytes an outcome."
+        f"Status and prediction take {two:.2f} bytes an outcome, and all fields of an outcome {every:.2f} "
+        "(targets: 2 and 12). Values are invented, and distributed as on record.\n"
     )
+    yield "Writing, one attack run after the other (target: 1,000,000 outcomes a second on SQLite):\n"
+    yield markdown_table(WRITING, list(writing(arguments, folder))) + "\n"
     yield (
-        f"{written:,} outcomes written in {models * (arguments.attacks + 1):,} transactions: {writing:,.0f} s, "
-        f"{written / writing:,.0f} a second; {cpu:,.0f} s of processor time, including their generation.\n"
+        f"The record grows, each model with {attacks} attacks and the clean images on {n:,} samples. Wall-clock seconds, of "
+        f"commands that were repeated the median of {arguments.rounds}; targets: 60 for the first report, 5 for later ones, "
+        "1 for opening (`show`), 2 for `check` of one model:\n"
     )
-    header = ["command", "seconds, median [quartiles]", "minimum", "processor seconds", "peak MiB", "target, s"]
-    record, rounds = ["--db", str(db)], arguments.rounds
-    output = ["--output", str(folder / "reports")]
-    lines = [timed("`kwbench --help`", "0.5", "--help", rounds=rounds)]
-    for flag, target in (("html", "5"), ("markdown", ""), ("csv", ""), ("latex", "")):
-        lines.append(timed(f"`kwbench report --{flag}`", target, "report", f"--{flag}", *output, *record, rounds=rounds))
-    lines.append(timed("`kwbench show network-0`", "", "show", "network-0", *record, rounds=rounds))
-    lines.append(
-        timed("`kwbench compare network-0 network-1`", "", "compare", "network-0", "network-1", *record, rounds=rounds)
-    )
-    for options in (["--attack", "fgsm,pgd,transfer"], ["--suite", "strong", "--n", "64"]):
-        command = ["evaluate", "resnet18-relu", *options, *record, "--json"]
-        run(*command)
-        lines.append(timed(f"`kwbench {' '.join(command[:-3])}`, finished", "3", *command, rounds=rounds))
-    yield markdown_table(header, lines) + "\n"
+    yield markdown_table(GROWTH, list(growth(arguments, folder))) + "\n"
+    if arguments.postgres_models:
+        yield "The same on PostgreSQL:\n"
+        with postgres() as server:
+            yield markdown_table(GROWTH, list(growth(arguments, folder, server))) + "\n"
     yield "The memory of an evaluation must not grow with the number of samples:\n"
     yield (
         markdown_table(["samples", "peak MiB", "processor seconds"], [memory(folder, repeats) for repeats in (1, 4, 16)]) + "\n"
     )
+
+
+WRITING = ["outcomes a transaction", "as", "outcomes a second", "of processor time", "peak MiB"]
+GROWTH = [
+    "models",
+    "outcomes",
+    "MiB",
+    "bytes an outcome",
+    "written a second",
+    "first report",
+    "later reports",
+    "its processor time",
+    "its peak MiB",
+    "open",
+    "check",
+]
+
+
+def writing(arguments: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
+    """Yield the rows of the table of writing: whole attack runs, and the batches of an evaluation."""
+    for batch, as_objects in ((arguments.samples, False), (arguments.samples, True), (BATCH, True)):
+        url = str(folder / f"writing-{batch}-{as_objects}.db")
+        done = in_new_process(
+            make, url, range(5 if batch > BATCH else 1), arguments.attacks, arguments.samples, batch, as_objects
+        )
+        kind = "`Outcome` objects" if as_objects else "arrays"
+        yield [
+            f"{batch:,}",
+            kind,
+            f"{done.outcomes / done.wall:,.0f}",
+            f"{done.outcomes / done.cpu:,.0f}",
+            f"{done.memory:.0f}",
+        ]
+        Path(url).unlink()
+
+
+def growth(arguments: argparse.Namespace, folder: Path, server: "Server | None" = None) -> Iterator[list[str]]:
+    """Yield a row for each size of a record that grows."""
+    url = server.database("record") if server else str(folder / "record.db")
+    largest = arguments.postgres_models if server else arguments.models
+    sizes = sorted({max(1, largest // 10), max(1, largest // 3), largest})
+    before, attacks, n = 0, arguments.attacks, arguments.samples
+    for models in sizes:
+        done = in_new_process(make, url, range(before, models), attacks, n, n)
+        before = models
+        os.sync()  # later reads must not wait for these writes
+        record, output = ["--db", url], ["--output", str(folder / "reports")]
+        reports = [run("report", "--markdown", *output, *record) for _ in range(arguments.rounds + 1)]
+        baseline = ["--baseline", str(folder / "baseline.json")]
+        run("check", "network-0", "--update", *baseline, *record)
+        later = reports[1:]
+        total = models * (attacks + 1) * n
+        size = _size(server, url)
+        yield [
+            f"{models:,}",
+            f"{total:,}",
+            f"{size / 2**20:,.0f}",
+            f"{size / total:.1f}",
+            f"{done.outcomes / done.wall:,.0f}",
+            f"{reports[0].wall:.1f}",
+            f"{spread(cost.wall for cost in later).median:.1f}",
+            f"{spread(cost.cpu for cost in later).median:.1f}",
+            f"{max(cost.memory for cost in reports):.0f}",
+            _median(["show", "network-0", *record], arguments.rounds),
+            _median(["check", "network-0", *baseline, *record], arguments.rounds),
+        ]
+
+
+def _median(command: list[str], rounds: int) -> str:
+    return f"{spread(run(*command).wall for _ in range(rounds)).median:.2f}"
+
+
+def _size(server: "Server | None", url: str) -> int:
+    if server is None:
+        return Path(url).stat().st_size
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        size = int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
+    engine.dispose()
+    return size
+
+
+@contextmanager
+def postgres() -> "Iterator[Server]":
+    """Yield a PostgreSQL server, which runs while the block does."""
+    from support.postgres import Server, find_programs
+
+    server = Server(find_programs())
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 if __name__ == "__main__":
