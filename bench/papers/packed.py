@@ -3,8 +3,9 @@
     python bench/papers/packed.py pack papers.db reports/papers.db.xz
     python bench/papers/packed.py unpack reports/papers.db.xz papers.db
 
-A record may be packed while it is in use. A packed record is not replaced by one that lacks some of its rows. The commands in a
-packed record keep the names of files, but lose their folders. Files are written atomically.
+A record may be packed while it is in use; one of an earlier version is brought up to date before. A packed record is not
+replaced by one that lacks some of its rows. The commands in a packed record keep the names of files, but lose their folders.
+Files are written atomically.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 
 from kwbench.files import write_whole
+from kwbench.record.store import Store
 
 # Folders before the name of a file, where a word or an option's value begins.
 _FOLDERS = re.compile(r"(?<![^\s='\"])~?/(?:[^\s/'\"]+/)*")
@@ -28,10 +30,10 @@ def pack(record: Path, packed: Path) -> None:
     Raises FileExistsError if `packed` has rows that `record` lacks.
     """
     with tempfile.TemporaryDirectory() as folder:
+        counts = _count_rows(record)
         if packed.exists():
             previous = Path(folder) / "previous"
             unpack(packed, previous)
-            counts = _count_rows(record)
             lost = [identity for identity, rows in _count_rows(previous).items() if counts.get(identity, -1) < rows]
             if lost:
                 raise FileExistsError(
@@ -66,12 +68,14 @@ def _remove_folders(record: Path) -> None:
 
 def _count_rows(record: Path) -> dict[str, int]:
     """Return the number of outcomes of each attack run, and of arrays of each experiment, by identity."""
-    rows: dict[str, int] = {}
-    with closing(sqlite3.connect(f"file:{record}?mode=ro", uri=True)) as connection:
-        for owner, part, key in (("attack_runs", "outcomes", "attack_run"), ("experiments", "arrays", "experiment")):
-            query = f"SELECT identity, (SELECT count(*) FROM {part} WHERE {key} = {owner}.id) FROM {owner}"  # noqa: S608
-            rows |= dict(connection.execute(query).fetchall())
-    return rows
+    with closing(Store.open(str(record))) as store:
+        tallies = store.tallies()
+        rows = {
+            attack.identity: len(tallies[run]) if (run := evaluation.attack_runs[attack.label]) in tallies else 0
+            for evaluation in store.evaluations()
+            for attack in evaluation.spec.attacks
+        }
+        return rows | {measurement.identity: len(measurement.arrays) for measurement in store.experiments()}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The commands on the record itself: db upgrade, check, merge, export and import."""
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from kwbench.record.database.schema import SCHEMA_VERSION
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 from support.command_line import Kwbench, refused
+from support.damage import change_outcomes_of_file, former_record, with_values
 from support.records import deterministic, sample
 
 
@@ -58,16 +57,11 @@ def test_check_reads_everything_and_upgrade_names_the_versions(kwb: Kwbench, tmp
     write(tmp_path / "results.db", "hbbh")
     assert "1 evaluations, 2 attack runs, 8 outcomes" in kwb("db", "check").out
     assert kwb("db", "upgrade").out == f"results.db: schema version {SCHEMA_VERSION}, up to date\n"
-    with closing(sqlite3.connect(tmp_path / "results.db")) as connection:
-        connection.execute("DROP TABLE examples")
-        connection.execute("DROP TABLE clean_images")
-        connection.execute("UPDATE schema_version SET version = 4")
-        connection.commit()
-    assert kwb("db", "upgrade", "--json").json == {"before": 4, "now": SCHEMA_VERSION}
-    with closing(sqlite3.connect(tmp_path / "results.db")) as connection:
-        connection.execute("UPDATE outcomes SET forwards = 4 WHERE status = 'broken'")
-        connection.commit()
+    change_outcomes_of_file(tmp_path / "results.db", with_values(forwards=4), 2)
     refused(kwb("db", "check"), 4, "the outcomes of attack 'pgd' on 'net'")
+    former_record(5, tmp_path / "results.db")
+    assert kwb("db", "upgrade", "--json").json == {"before": 5, "now": SCHEMA_VERSION}
+    assert kwb("db", "check", "--json").json["outcomes"] == 28
 
 
 def test_check_names_attacks_that_contradict_certificates(kwb: Kwbench, tmp_path: Path) -> None:

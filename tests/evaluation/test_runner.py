@@ -28,6 +28,7 @@ from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
 from kwbench.statistics import accuracy_of_values
+from support.damage import change_outcomes_of_file, with_values, without
 from support.small_registry import count, fast_suite, intact, request, rows, write_registry
 
 
@@ -165,12 +166,9 @@ class TestInterruption:
         self, registry: Path, db: Path, uninterrupted: dict[str, list[dict[str, Any]]]
     ) -> None:
         carry_out(request(registry), db)
-        connection = sqlite3.connect(db)
-        connection.execute("DELETE FROM attack_run_checksums")  # as in a record from before checksums
-        connection.execute('DELETE FROM outcomes WHERE attack_run = 3 AND "index" % 7 = 3')
-        connection.execute('DELETE FROM outcomes WHERE attack_run = 1 AND "index" = 20')
-        connection.commit()
-        connection.close()
+        # As in a record from before checksums.
+        change_outcomes_of_file(db, without(lambda outcomes: outcomes.index % 7 == 3), 3, guarded=False)
+        change_outcomes_of_file(db, without(lambda outcomes: outcomes.index == 20), 1, guarded=False)
         assert count(db) == 288 - 15
         assert evaluated(request(registry), db) == uninterrupted
 
@@ -179,21 +177,13 @@ class TestInterruption:
         what = request(registry, "small-random", n=32, suite=fast_suite("noop"))
         whole = evaluated(what, tmp_path / "whole.db")
         carry_out(what, tmp_path / "holes.db")
-        connection = sqlite3.connect(tmp_path / "holes.db")
-        connection.execute("DELETE FROM attack_run_checksums")
-        connection.execute('DELETE FROM outcomes WHERE "index" % 5 = 1')
-        connection.commit()
-        connection.close()
+        change_outcomes_of_file(tmp_path / "holes.db", without(lambda outcomes: outcomes.index % 5 == 1), guarded=False)
         assert evaluated(what, tmp_path / "holes.db") == whole
 
     def test_what_is_on_record_is_not_overwritten(self, registry: Path, db: Path) -> None:
         carry_out(request(registry), db)
-        connection = sqlite3.connect(db)
-        connection.execute("DELETE FROM attack_run_checksums")
-        connection.execute("UPDATE outcomes SET note = 'first' WHERE attack_run = 2")
-        connection.execute('DELETE FROM outcomes WHERE attack_run = 2 AND "index" = 5')
-        connection.commit()
-        connection.close()
+        change_outcomes_of_file(db, with_values(note="first"), 2, guarded=False)
+        change_outcomes_of_file(db, without(lambda outcomes: outcomes.index == 5), 2, guarded=False)
         notes = [row["note"] for row in evaluated(request(registry), db)["fgsm"]]
         assert notes == ["first"] * 5 + [""] + ["first"] * 90
 

@@ -100,8 +100,8 @@ FAULTS = (
         (f"{_STORE}::test_appending_twice_changes_nothing",),
         Mutant(
             f"{_DATABASE}/outcomes.py",
-            "if outcome.sample not in recorded or recorded[outcome.sample].status is Status.ERROR",
-            "if outcome.sample not in recorded or recorded[outcome.sample].status is not None",
+            "recorded.get(sample, _ERROR) == _ERROR for sample",
+            "recorded.get(sample, _ERROR) is not None for sample",
         ),
         quick=True,
     ),
@@ -166,8 +166,8 @@ FAULTS = (
         "flipped bits in a database",
         ("tests/record/test_checksums.py::test_whatever_is_changed_or_lost_is_named",),
         Mutant(
-            f"{_DATABASE}/checksums.py",
-            "if recorded is not None and recorded[0] != str(OutcomesChecksum().add(outcomes)):",
+            f"{_DATABASE}/tallies.py",
+            "if recorded != str(total(shard.checksum for shard in shards.get(run, ()))):",
             "if False:",
         ),
     ),

@@ -11,23 +11,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from kwbench.errors import CannotEvaluate, DamagedData
 from kwbench.files import write_whole
 from kwbench.finding import Finding
+from kwbench.outcome import Outcome
 from kwbench.record.store import Store
 from kwbench.record.verification import verify
 from support.records import rows, specification
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-# So many rows that they do not fit into the cache of one page that these tests leave SQLite.
-_ROWS = 120
+# So many rows, each with a distance of its own, that they do not fit into the cache of one page that these tests leave SQLite.
+_ROWS = 1500
 _KILLED = 137
 # `make faults` tries every moment; `make test` a few.
 STRIDE = 1 if os.environ.get("KWBENCH_FAULTS") == "all" else 11
+
+
+def distant(letter: str, start: int) -> list[Outcome]:
+    """Return outcomes whose distances differ."""
+    distances = np.random.default_rng(start).random(_ROWS).tolist()
+    outcomes = rows(letter * _ROWS, start=start)
+    return [replace(outcome, distance=distance) for outcome, distance in zip(outcomes, distances, strict=True)]
 
 
 def steps(path: Path) -> Iterator[None]:
@@ -40,9 +49,9 @@ def steps(path: Path) -> Iterator[None]:
     evaluation = store.register(spec)
     yield
     run = evaluation.attack_runs["pgd"]
-    store.append(run, rows("h" * _ROWS))
+    store.append(run, distant("h", 0))
     yield
-    store.append(run, rows("b" * _ROWS, start=_ROWS))
+    store.append(run, distant("b", _ROWS))
     yield
     store.record_findings(evaluation.id, [Finding("flat", 0.5, 0.01, True, "Half of it is zero.")])
     yield

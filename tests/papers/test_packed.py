@@ -1,7 +1,6 @@
 """A packed record holds the same rows, and neither packing nor unpacking loses any."""
 
 import os
-import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -12,7 +11,7 @@ import pytest
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 from papers.packed import pack, unpack
-from support.records import deterministic
+from support.records import deterministic, sample
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench/papers/packed.py"
 
@@ -92,8 +91,8 @@ def test_a_packed_record_is_not_replaced_by_one_that_lacks_rows(recorded: Path, 
     packed = tmp_path / "papers.db.xz"
     pack(recorded, packed)
     before = packed.read_bytes()
-    with closing(sqlite3.connect(recorded)) as connection, connection:
-        connection.execute('DELETE FROM outcomes WHERE "index" = 3 AND attack_run = (SELECT max(id) FROM attack_runs)')
+    with closing(Store.open(str(recorded))) as store:
+        store.discard(store.evaluations()[0].attack_runs["pgd"], [sample(3)])
     with pytest.raises(FileExistsError, match=r"papers\.db\.xz: has 1 measurements that .*papers\.db lacks; unpack it"):
         pack(recorded, packed)
     assert packed.read_bytes() == before

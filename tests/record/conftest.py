@@ -1,4 +1,4 @@
-"""Fixtures of empty records."""
+"""Fixtures of empty records: on every backend, a SQLite file, a PostgreSQL server and memory."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,9 +12,11 @@ from support.postgres import Server
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of an empty record."""
+    if request.param == "memory":
+        return "sqlite://"
     if request.param == "sqlite":
         return str(tmp_path / "record.db")
     server: Server = request.getfixturevalue("postgres")

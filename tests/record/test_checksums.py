@@ -9,17 +9,19 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kwbench.errors import CannotEvaluate, DamagedData
 from kwbench.finding import Finding
-from kwbench.outcome import Outcome, Status
-from kwbench.record.database.checksums import OutcomesChecksum
+from kwbench.outcome import Status
+from kwbench.record.arrays import MISSING, OutcomeArrays
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
+from support.damage import change_outcomes_of_file, former_record, with_values
 from support.records import deterministic, drawn, record, rows, sample, specification
 
 _FINDINGS = [Finding("flat", 0.5, 0.1, True, "Half of the gradients are zero."), Finding("random", 0.0, 0.1, False, "No.")]
@@ -76,16 +78,22 @@ def _read_all(path: Path) -> None:
         ("UPDATE evaluations SET norm = 'lynf' WHERE id = 1", r"evaluation 1 \(net"),
         ("UPDATE evaluations SET spec = substr(spec, 2) WHERE id = 1", r"evaluation 1 \(net"),
         ("UPDATE evaluations SET provenance = '{}' WHERE id = 1", r"evaluation 1 \(net"),
-        ("DELETE FROM outcomes WHERE attack_run = 3 AND sample = (SELECT min(sample) FROM outcomes)", "'square' on 'net'"),
-        ("DELETE FROM outcomes WHERE attack_run = 3", "'square' on 'net'"),
-        ("UPDATE outcomes SET status = 'held' WHERE attack_run = 3 AND status = 'broken'", "'square' on 'net'"),
-        ("UPDATE outcomes SET status = 'fine' WHERE attack_run = 2", "'pgd' on 'net'"),
-        ("UPDATE outcomes SET status = 'hfld' WHERE attack_run = 2 AND status = 'held'", "attack run 2"),
-        ("UPDATE outcomes SET distance = 0.2 WHERE attack_run = 2", "'pgd' on 'net'"),
-        ("UPDATE outcomes SET fresh_correct = fresh_correct - 1 WHERE attack_run = 4", "'clean' on 'random'"),
-        ('UPDATE outcomes SET "index" = "index" + 1 WHERE attack_run = 2', "'pgd' on 'net'"),
-        ("UPDATE outcomes SET seconds = 9 WHERE attack_run = 2", "'pgd' on 'net'"),
-        ("UPDATE outcomes SET note = 'x' WHERE attack_run = 2", "'pgd' on 'net'"),
+        ("DELETE FROM shards WHERE attack_run = 3", "'square' on 'net'"),
+        ("UPDATE shards SET outcomes = 3 WHERE attack_run = 3", "'square' on 'net'"),
+        ("UPDATE shards SET outcomes = 1000000000 WHERE attack_run = 3", "'square' on 'net'"),
+        ("UPDATE shards SET attack_run = 5 - attack_run WHERE attack_run IN (2, 3)", "'pgd' on 'net'"),
+        ("UPDATE shards SET tally = (SELECT tally FROM shards WHERE attack_run = 1)", "are not those that were written"),
+        ("UPDATE shards SET tally = substr(tally, 2) WHERE attack_run = 3", "'square' on 'net'"),
+        ("UPDATE shards SET tally = 'x' WHERE attack_run = 3", "'square' on 'net'"),
+        ("UPDATE shards SET details = (SELECT details FROM shards WHERE attack_run = 4)", "'clean' on 'net'"),
+        ("UPDATE shards SET details = x'00' WHERE attack_run = 3", "'square' on 'net'"),
+        ("UPDATE shards SET samples = (SELECT samples FROM shards WHERE attack_run = 5)", "'clean' on 'net'"),
+        ("UPDATE shards SET samples = substr(samples, 1, 9) WHERE attack_run = 3", "'square' on 'net'"),
+        ("DELETE FROM samples WHERE id = 3", "'clean' on 'net'"),
+        ("DELETE FROM samples", "'clean' on 'net'"),
+        ('UPDATE samples SET "index" = "index" + 1 WHERE id = 3', "'clean' on 'net'"),
+        ("UPDATE samples SET label = label + 1 WHERE id = 3", "'clean' on 'net'"),
+        ("UPDATE samples SET sample = 'x' WHERE id = 3", "'clean' on 'net'"),
         ("DELETE FROM findings WHERE id = 1", "findings on evaluation 1"),
         ("DELETE FROM findings", "findings on evaluation 1"),
         ("UPDATE findings SET finding = replace(finding, 'true', 'false')", "findings on evaluation 1"),
@@ -95,7 +103,6 @@ def _read_all(path: Path) -> None:
         ("UPDATE arrays SET shape = '[3, 2]'", r"experiment 1 \(landscape, net\): its array 'loss'"),
         ("UPDATE arrays SET name = 'lost'", r"experiment 1 \(landscape, net\): its array 'lost'"),
         ("UPDATE adversarials SET height = width, width = height", "the adversarial image of sample"),
-        ("UPDATE attack_run_checksums SET outcomes = '4 1' WHERE attack_run = 2", "'pgd' on 'net'"),
         ("UPDATE evaluation_checksums SET position = 9 WHERE evaluation = 1", r"evaluation 1 \(net"),
         ("UPDATE experiment_checksums SET position = 9", r"experiment 1 \(landscape"),
         ("UPDATE evaluation_checksums SET checksum = 'x' WHERE evaluation = 1", r"evaluation 1 \(net"),
@@ -108,6 +115,41 @@ def test_whatever_is_changed_or_lost_is_named(path: Path, statement: str, named:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kwbench.record.database.sqlite_file._SMALL_FILE", 0)
         with pytest.raises(DamagedData, match=named):
+            _read_all(path)
+
+
+_BROKEN: Callable[[OutcomeArrays], Any] = lambda outcomes: outcomes.status == b"b"  # noqa: E731
+
+
+_CHANGES: list[Callable[[OutcomeArrays], OutcomeArrays]] = [
+    lambda outcomes: outcomes.take(np.arange(3)),
+    lambda outcomes: outcomes.take(np.arange(0)),
+    with_values(_BROKEN, status=b"h"),
+    with_values(status=b"f"),
+    with_values(index=np.array([0, 1, 2, 4])),
+    with_values(sample=np.array([b"a", b"b", b"c", b"d"])),
+    with_values(_BROKEN, label=9),
+    with_values(_BROKEN, clean_prediction=MISSING),
+    with_values(_BROKEN, prediction=9),
+    with_values(_BROKEN, distance=np.nextafter(0.1, 1)),
+    with_values(_BROKEN, distance=np.nan),
+    with_values(_BROKEN, other_status=b"h"),
+    with_values(_BROKEN, surrogate_prediction=0),
+    with_values(_BROKEN, selection_draws=1),
+    with_values(_BROKEN, fresh_draws=1),
+    with_values(_BROKEN, forwards=4),
+    with_values(_BROKEN, backwards=4),
+    with_values(_BROKEN, seconds=9.0),
+    with_values(_BROKEN, note="x"),
+]
+
+
+def test_an_outcome_that_was_changed_or_lost_is_named(path: Path) -> None:
+    intact = path.read_bytes()
+    for change in _CHANGES:
+        path.write_bytes(intact)
+        change_outcomes_of_file(path, change, 3)
+        with pytest.raises(DamagedData, match="'square' on 'net'"):
             _read_all(path)
 
 
@@ -170,7 +212,7 @@ def test_discarded_rows_are_gone_with_their_images_and_the_rest_is_whole(path: P
 
 
 def test_a_damaged_run_is_not_continued(path: Path) -> None:
-    _change(path, "UPDATE outcomes SET status = 'held' WHERE attack_run = 2 AND status = 'broken'")
+    change_outcomes_of_file(path, with_values(_BROKEN, status=b"h"), 2)
     store = Store.open(str(path))
     with pytest.raises(DamagedData, match="'pgd' on 'net'"):
         store.append(2, rows("h", start=4))
@@ -187,6 +229,7 @@ def test_a_lost_attack_is_recorded_again_by_the_same_command(path: Path) -> None
 _WRITER = """
 import sys
 from kwbench.record.store import Store
+from support.damage import change_outcomes_of_file, former_record, with_values
 from support.records import rows, specification
 store = Store.open(sys.argv[1])
 runs = store.register(specification("killed", n=100000)).attack_runs
@@ -211,19 +254,16 @@ def test_a_killed_writer_leaves_a_whole_record(path: Path) -> None:
     _read_all(path)
 
 
-def test_a_record_from_before_checksums_stays_readable_and_says_so(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        for table in ("evaluation_checksums", "attack_run_checksums", "experiment_checksums", "examples", "clean_images"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("UPDATE schema_version SET version = 3")
-        connection.commit()
-    store = Store.open(str(path))
-    assert [summary.guarded for summary in summaries(store)] == [False, False]
+def test_a_record_from_before_checksums_stays_readable_and_says_so(tmp_path: Path) -> None:
+    store = Store.open(str(former_record(3, tmp_path / "results.db")))
+    assert [summary.guarded for summary in summaries(store)] == [False, False, False]
     # What is added to it stays without; another evaluation is guarded.
-    store.register(specification("net", {"clean": {}, "pgd": {}, "square": {}}))
-    store.append(2, rows("h", start=4))
+    (net, *_) = store.evaluations()
+    store.append(net.attack_runs["pgd"], rows("h", start=6))
+    assert len(store.outcomes(net.attack_runs["pgd"])) == 7
     deterministic(store, {"clean": "hh", "pgd": "hb"}, model="new")
-    assert [summary.guarded for summary in summaries(store)] == [False, False, True]
+    assert [summary.guarded for summary in summaries(store)] == [False, False, False, True]
+    store.close()
 
 
 def test_an_attack_that_the_description_lists_is_missed_also_without_checksums(tmp_path: Path) -> None:
@@ -240,20 +280,16 @@ def test_an_attack_that_the_description_lists_is_missed_also_without_checksums(t
         Store.open(str(path)).evaluations()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda outcome: replace(outcome, label=outcome.label + 1),
-        lambda outcome: replace(outcome, distance=np.nextafter(outcome.distance or 0, 1)),
-        lambda outcome: replace(outcome, other_status=Status.HELD),
-        lambda outcome: replace(outcome, sample=outcome.sample[::-1]),
-    ],
-)
-def test_the_checksum_of_outcomes_depends_on_every_field_and_not_on_their_order(change: Callable[[Outcome], Outcome]) -> None:
-    first, second = rows("hb")
-    checksum = str(OutcomesChecksum().add([first, second]))
-    assert checksum == str(OutcomesChecksum().add([second]).add([first]))
-    assert checksum != str(OutcomesChecksum().add([change(first), second]))
-    assert checksum == str(OutcomesChecksum().add([first, change(second), second]).remove([change(second)]))
-    # As they are read again, numbers of NumPy are those of Python.
-    assert checksum == str(OutcomesChecksum().add([replace(first, label=np.int64(first.label)), second]))  # type: ignore[arg-type]
+def test_outcomes_have_the_same_checksum_in_whatever_order_and_batches_they_came(path: Path) -> None:
+    with closing(Store.open(str(path))) as store:
+        runs = [store.register(specification(name, n=40)).attack_runs["pgd"] for name in ("whole", "parts", "backwards")]
+        store.append(runs[0], rows("h" * 40))
+        for start in range(0, 40, 5):
+            store.append(runs[1], rows("h" * 40)[start : start + 5])
+            store.append(runs[2], rows("h" * 40)[start : start + 5][::-1])
+        assert [store.outcomes(run) for run in runs] == [rows("h" * 40)] * 3
+    with closing(sqlite3.connect(path)) as connection:
+        query = "SELECT attack_run, count(*) FROM shards WHERE attack_run IN (?, ?, ?) GROUP BY attack_run"
+        assert dict(connection.execute(query, runs)) == dict.fromkeys(runs, 1)
+        query = "SELECT DISTINCT outcomes, tally FROM attack_run_checksums WHERE attack_run IN (?, ?, ?)"
+        assert len(connection.execute(query, runs).fetchall()) == 1

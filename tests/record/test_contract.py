@@ -3,7 +3,9 @@
 import multiprocessing
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,14 @@ from kwbench.record.database.schema import SCHEMA_VERSION
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 from kwbench.record.summary import summaries
-from kwbench.record.tally import pack
 from kwbench.record.transfer import transfer
 from kwbench.record.verification import verify
+from support.damage import change_outcomes, copy_record, former_record, with_values
 from support.postgres import Server
 from support.records import deterministic, drawn, record, rows, specification
+
+# A record in memory is that of one store, and ends with it.
+OUTLIVING = pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
 
 
 @pytest.fixture
@@ -80,6 +85,7 @@ def full(store: Store) -> None:
 
 
 class TestRecord:
+    @OUTLIVING
     def test_what_is_read_is_what_was_written(self, store: Store, url: str) -> None:
         full(store)
         before = contents(store)
@@ -106,22 +112,20 @@ class TestRecord:
             store.append(run, rows("h", start=9, forwards=-1))
         assert len(store.outcomes(run)) == 3
 
-    def test_tallies_frames_and_summaries_agree(self, store: Store) -> None:
+    def test_tallies_outcomes_and_summaries_agree(self, store: Store) -> None:
         full(store)
         (summary,) = [summary for summary in summaries(store) if summary.model == "net"]
         assert summary.attacks[0].statuses["broken"] == 1
         tallies = store.tallies()
-        packed = pack(store.frame(tallies))
-        assert tallies.keys() == packed.keys()
+        runs = [run for evaluation in store.evaluations() for run in evaluation.attack_runs.values()]
+        assert tallies.keys() == {run for run in runs if store.outcomes(run)}
         for run, tally in tallies.items():
-            assert tally.status.tobytes() == packed[run].status.tobytes()
-            np.testing.assert_array_equal(tally.selection, packed[run].selection)
-            assert (tally.forwards, tally.backwards) == (packed[run].forwards, packed[run].backwards)
-        for evaluation in store.evaluations():
-            columns = store.samples(evaluation)
-            assert {label: len(column.index.split(",")) for label, column in columns.items()} == {
-                label: len(store.outcomes(run)) for label, run in evaluation.attack_runs.items() if store.outcomes(run)
-            }
+            outcomes = store.outcome_arrays(run)
+            assert tally.status.tobytes() == outcomes.status.tobytes()
+            with np.errstate(invalid="ignore"):
+                selection = outcomes.selection_correct / outcomes.selection_draws
+            np.testing.assert_array_equal(tally.selection, selection if outcomes.selection_draws.any() else [])
+            assert (tally.forwards, tally.backwards) == (outcomes.forwards.sum(), outcomes.backwards.sum())
 
     def test_the_newest_evaluation_is_the_one_asked_for_last(self, store: Store) -> None:
         for checkpoint in ("a", "b", "a"):
@@ -138,11 +142,12 @@ class TestRecord:
         verified = verify(store)
         assert (verified.evaluations, verified.outcomes, verified.images, verified.findings) == (3, 13, 4, 1)
         assert (verified.experiments, verified.unguarded) == (1, 0)
-        with store._engine.begin() as connection:
-            connection.execute(sa.text("UPDATE outcomes SET prediction = 9 WHERE status = 'broken' AND label = 2"))
+        (run,) = [one.attack_runs["pgd"] for one in store.evaluations() if one.spec.model == "net"]
+        change_outcomes(store, with_values(lambda outcomes: outcomes.status == b"b", prediction=9), run)
         with pytest.raises(DamagedData, match="the outcomes of attack 'pgd' on 'net'"):
             verify(store)
 
+    @OUTLIVING
     def test_two_programs_may_create_register_and_append_at_once(self, url: str) -> None:
         context = multiprocessing.get_context("spawn")
         barrier = context.Barrier(2)
@@ -159,6 +164,7 @@ class TestRecord:
         assert verify(store).outcomes == 120
         store.close()
 
+    @OUTLIVING
     def test_readers_see_whole_transactions_while_another_writes(self, store: Store, url: str) -> None:
         evaluation = deterministic(store, {"pgd": "h"}, n=400)
         run = evaluation.attack_runs["pgd"]
@@ -185,23 +191,49 @@ class TestRecord:
         assert failures == []
         assert {count % 10 for count in seen} <= {1}
 
-    def test_a_record_of_an_earlier_version_is_brought_up_to_date(self, store: Store, url: str) -> None:
-        full(store)
-        before = contents(store)
-        with store._engine.begin() as connection:
-            for table in ("examples", "clean_images"):
-                connection.execute(sa.text(f"DROP TABLE {table}"))
-            connection.execute(sa.text("UPDATE schema_version SET version = 4"))
-        store.close()
+    @OUTLIVING
+    def test_a_record_of_an_earlier_version_is_brought_up_to_date(self, url: str, tmp_path: Path) -> None:
+        former = former_record(5, tmp_path / "former.db")
+        if "://" in url:
+            copy_record(former, url)
+        else:
+            former.replace(url)
         old = Store.open(url, upgraded=False)
-        assert old.schema_version() == 4
+        assert old.schema_version() == 5
         old.close()
         upgraded = Store.open(url)
         assert upgraded.schema_version() == SCHEMA_VERSION
-        for evaluation in before["evaluations"].values():
-            evaluation["examples"] = {label: {} for label in evaluation["examples"]}
-        assert contents(upgraded) == before
+        verified = verify(upgraded)
+        assert (verified.evaluations, verified.outcomes, verified.images, verified.findings) == (3, 28, 4, 1)
+        assert (verified.experiments, verified.unguarded) == (1, 0)
+        with closing(Store.open(str(former_record(5, tmp_path / "other.db")))) as same:
+            assert contents(upgraded) == contents(same)
         upgraded.close()
+
+
+class TestMemory:
+    def test_a_record_in_memory_is_its_own_and_leaves_no_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(DamagedData, match="its tables are missing"):
+            Store.open("sqlite://")
+        for url in ("sqlite://", "sqlite:///:memory:", ":memory:"):
+            with closing(Store.open(url, create=True)) as one, closing(Store.open(url, create=True)) as other:
+                full(one)
+                assert verify(one).outcomes == 13
+                assert other.evaluations() == []
+        assert list(tmp_path.iterdir()) == []
+
+    def test_threads_take_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("kwbench.record.database.statements.IDS_PER_QUERY", 2)
+        with closing(Store.open("sqlite://", create=True)) as store:
+            evaluation = store.register(specification(attacks=[f"attack-{number}" for number in range(9)], n=40))
+            runs = list(evaluation.attack_runs.values())
+            threads = [threading.Thread(target=store.append, args=(run, rows("hb" * 20))) for run in runs]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+            assert {run: len(tally) for run, tally in store.tallies().items()} == dict.fromkeys(runs, 40)
 
 
 class TestTransfer:

@@ -1,5 +1,6 @@
 """The record survives repeated and concurrent writes, damage and full disks, and refuses impossible rows."""
 
+import json
 import multiprocessing
 import os
 import sqlite3
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
-from kwbench.outcome import Example
+from kwbench.outcome import Example, Outcome, Status
 from kwbench.record.database.schema import SCHEMA_VERSION
 from kwbench.record.database.sqlite_file import APPLICATION_ID
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
-from kwbench.record.tally import pack
+from kwbench.record.verification import verify
+from support.damage import FORMER, former_record
 from support.records import deterministic, drawn, record, rows, specification
 
 
@@ -122,56 +124,71 @@ def test_a_damaged_image_is_reported_with_its_sample(store: Store, path: Path) -
             store.adversarials(evaluation.attack_runs["pgd"])
 
 
-_CHECKSUMS = ("attack_run_checksums", "evaluation_checksums", "experiment_checksums")
-_EXAMPLES = ("examples", "clean_images")
-_SINCE = {
-    1: ("arrays", "experiments", "findings", "adversarials", *_CHECKSUMS, *_EXAMPLES),
-    2: ("arrays", "experiments", *_CHECKSUMS, *_EXAMPLES),
-    3: (*_CHECKSUMS, *_EXAMPLES),
-    4: _EXAMPLES,
-}
+def _former_outcomes() -> dict[tuple[str, str], list[Outcome]]:
+    """The outcomes that the records of former versions hold, by model and attack."""
+    content = json.loads((FORMER / "outcomes.json").read_text())
+    outcomes = {}
+    for run in content["attack_runs"]:
+        rows = [dict(zip(content["fields"], values, strict=True)) for values in run["outcomes"]]
+        for row in rows:
+            row["status"] = Status(row["status"])
+            row["other_status"] = None if row["other_status"] is None else Status(row["other_status"])
+        outcomes[run["model"], run["attack"]] = [Outcome(**row) for row in rows]
+    return outcomes
 
 
-def _as_version(path: Path, version: int) -> list[tuple[object, ...]]:
-    """Turn the database into one of an earlier schema version, and return its outcomes."""
-    with closing(sqlite3.connect(path)) as connection:
-        for table in _SINCE[version]:
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("UPDATE schema_version SET version = ?", (version,))
-        connection.commit()
-        return connection.execute("SELECT * FROM outcomes").fetchall()
-
-
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_a_database_of_an_earlier_schema_version_is_migrated_and_keeps_its_rows(store: Store, path: Path, version: int) -> None:
-    deterministic(store, {"clean": "whhh", "pgd": "whbe"})
-    before = store.evaluations()
-    store.close()
-    outcomes = _as_version(path, version)
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+def test_a_database_of_an_earlier_schema_version_is_migrated_and_keeps_its_rows(path: Path, version: int) -> None:
+    former_record(version, path)
     store = Store.open(str(path))
-    (migrated,) = store.evaluations()
-    assert (migrated.position, migrated.guarded) == (0, False)
-    assert replace(migrated, position=before[0].position, guarded=True) == before[0]
-    store.record_findings(before[0].id, [Finding("flat", 0.0, 0.01, False, "None is zero.")])
+    with store._reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA freelist_count").scalar() == 0  # the space of the rows was given back
+    evaluations = store.evaluations()
+    runs = {(one.spec.model, label): run for one in evaluations for label, run in one.attack_runs.items()}
+    assert {key: store.outcomes(run) for key, run in runs.items()} == _former_outcomes()
+    assert [one.guarded for one in evaluations] == [version > 3] * 3
+    assert len(store.findings(evaluations[0].id)) == (version > 1)
+    assert len(store.adversarials(runs["pictured", "pgd"])) == (2 if version > 1 else 0)
+    assert len(store.experiments()) == (version > 2)
+    assert len(store.examples(runs["pictured", "pgd"])) == (2 if version > 4 else 0)
+    assert verify(store).unguarded == (0 if version > 3 else 7)
     (row, *_) = rows("h", start=9)
-    store.append(before[0].attack_runs["pgd"], [replace(row, image=np.zeros((1, 2, 2), dtype=np.float32))])
-    store.record_experiment(_measured())
+    store.append(runs["net", "pgd"], [replace(row, image=np.zeros((1, 2, 2), dtype=np.float32))])
+    store.record_findings(evaluations[0].id, [Finding("flat", 0.0, 0.01, False, "None is zero.")])
+    store.record_experiment(_measured("i1"))
+    assert verify(store).outcomes == sum(map(len, _former_outcomes().values())) + 1
     store.close()
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT version FROM schema_version").fetchall() == [(SCHEMA_VERSION,)]
-        assert set(outcomes) < set(connection.execute("SELECT * FROM outcomes").fetchall())
     assert _tables(path) == _tables(_new(path.with_name("new.db")))
 
 
-def test_a_database_without_tables_of_examples_gets_them_and_keeps_its_checksums(store: Store, path: Path) -> None:
-    evaluation = deterministic(store, {"clean": "whhh", "pgd": "whbe"})
-    store.close()
-    outcomes = _as_version(path, 4)
-    store = Store.open(str(path))
-    assert store.evaluations() == [evaluation]
-    assert store.examples(evaluation.attack_runs["pgd"]) == {}
-    store.close()
-    assert _as_version(path, 4) == outcomes
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE outcomes SET distance = 0.2 WHERE attack_run = 2",
+        "DELETE FROM outcomes WHERE attack_run = 2",
+        "UPDATE outcomes SET status = 'hfld' WHERE attack_run = 2",
+    ],
+)
+def test_damaged_outcomes_of_an_earlier_version_are_named_and_nothing_is_changed(path: Path, change: str) -> None:
+    with closing(sqlite3.connect(former_record(5, path))) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        assert connection.execute(change).rowcount
+        connection.commit()
+    before = path.read_bytes()
+    with pytest.raises(DamagedData, match="'pgd' on 'net'"):
+        Store.open(str(path))
+    assert path.read_bytes() == before
+
+
+def test_an_impossible_outcome_from_before_checksums_is_named(path: Path) -> None:
+    with closing(sqlite3.connect(former_record(2, path))) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute("UPDATE outcomes SET status = 'fine' WHERE attack_run = 2")
+        connection.commit()
+    with pytest.raises(DamagedData, match="'pgd' on 'net'"):
+        Store.open(str(path))
 
 
 def _example(whole: bool) -> Example:
@@ -257,10 +274,8 @@ def _open(path: str, barrier: object) -> None:
     Store.open(path).close()
 
 
-def test_two_processes_may_migrate_a_database_at_once(store: Store, path: Path) -> None:
-    deterministic(store, {"clean": "whhh", "pgd": "whbe"})
-    store.close()
-    _as_version(path, 1)
+def test_two_processes_may_migrate_a_database_at_once(path: Path) -> None:
+    former_record(1, path)
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
     openers = [context.Process(target=_open, args=(str(path), barrier)) for _ in range(2)]
@@ -269,7 +284,7 @@ def test_two_processes_may_migrate_a_database_at_once(store: Store, path: Path) 
     for opener in openers:
         opener.join(60)
     assert [opener.exitcode for opener in openers] == [0, 0]
-    assert len(Store.open(str(path)).tallies()) == 2
+    assert len(Store.open(str(path)).tallies()) == 7
 
 
 def _append(path: str, start: int, barrier: object) -> None:
@@ -307,7 +322,7 @@ def test_a_new_database_leaves_nothing_else_in_the_folder(store: Store, path: Pa
     "code",
     [
         "CREATE VIEW v AS WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT x FROM r",
-        "CREATE TRIGGER t AFTER INSERT ON outcomes BEGIN DELETE FROM outcomes; END",
+        "CREATE TRIGGER t AFTER INSERT ON shards BEGIN DELETE FROM shards; END",
         "CREATE VIRTUAL TABLE f USING fts5(x)",
     ],
     ids=["view", "trigger", "virtual"],
@@ -455,14 +470,15 @@ def test_an_impossible_row_is_refused_with_its_whole_batch(store: Store, change:
     assert store.outcomes(evaluation.attack_runs["pgd"]) == []
 
 
-def test_the_database_itself_refuses_nan_unknown_statuses_and_orphans(store: Store, path: Path) -> None:
-    evaluation = deterministic(store, {"pgd": "h"})
-    run = evaluation.attack_runs["pgd"]
+def test_the_database_itself_refuses_empty_shards_and_orphans(store: Store, path: Path) -> None:
+    deterministic(store, {"pgd": "h"})
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
-        for change in ("seconds = 'nan' + 0.0 / 0.0", "seconds = NULL", "status = 'fine'", "distance = -1", "attack_run = 99"):
+        for change in ("outcomes = 0", "tally = NULL", "details = NULL", "samples = NULL", "attack_run = 99"):
             with pytest.raises(sqlite3.IntegrityError):
-                connection.execute(f"UPDATE outcomes SET {change} WHERE attack_run = {run}")  # noqa: S608 - a test's own text
+                connection.execute(f"UPDATE shards SET {change}")  # noqa: S608 - a test's own text
+    with pytest.raises(CannotEvaluate):
+        store.append(99, rows("h"))
 
 
 def test_after_a_return_to_an_older_checkpoint_its_evaluation_is_the_newest(store: Store) -> None:
@@ -472,17 +488,57 @@ def test_after_a_return_to_an_older_checkpoint_its_evaluation_is_the_newest(stor
     assert max(store.evaluations(), key=lambda evaluation: evaluation.recency).id == again.id == 1
 
 
-def test_tallies_equal_packed_frames(store: Store) -> None:
-    first = deterministic(store, {"clean": "whhh", "pgd": "whbe"})
+def test_tallies_are_those_of_the_outcomes_also_of_runs_that_were_written_in_parts(store: Store) -> None:
+    letters = {"clean": "whhhhhhh", "pgd": "whbeibhh", "cw": "whbhhhbb"}
+    first = deterministic(store, {label: text[:1] for label, text in letters.items()}, n=8)
+    others = [replace(row, other_status=Status.HELD if row.index % 2 else Status.BROKEN) for row in rows(letters["cw"])]
+    for start in (5, 1):
+        for label, text in letters.items():
+            store.append(first.attack_runs[label], (others if label == "cw" else rows(text, surrogate_prediction=3))[start:])
     second = record(store, specification(model="random", stochastic=True), {"pgd": drawn([9, 8], [7, 6])})
-    runs = [*first.attack_runs.values(), second.attack_runs["pgd"]]
-    tallies, packed = store.tallies(runs), pack(store.frame(runs))
-    assert tallies.keys() == packed.keys() == set(runs)
-    for run in runs:
-        for name in ("index", "status", "selection", "fresh"):
-            assert getattr(tallies[run], name).tolist() == getattr(packed[run], name).tolist()
-        for name in ("forwards", "backwards", "seconds", "other_rows", "other_held", "surrogate_rows", "surrogate_right"):
-            assert getattr(tallies[run], name) == getattr(packed[run], name)
+    store.append(second.attack_runs["pgd"], rows("hh", start=2))
+    tallies = store.tallies()
+    assert set(tallies) == {*first.attack_runs.values(), second.attack_runs["pgd"]}
+    for run, tally in tallies.items():
+        outcomes = store.outcomes(run)
+        assert tally.index.tolist() == [row.index for row in outcomes] == list(range(len(outcomes)))
+        assert tally.status.tolist() == [row.status[:1].encode() for row in outcomes]
+        for name in ("forwards", "backwards", "seconds"):
+            assert getattr(tally, name) == sum(getattr(row, name) for row in outcomes)
+        surrogates = [row for row in outcomes if row.surrogate_prediction is not None]
+        assert (tally.surrogate_rows, tally.other_rows) == (
+            len(surrogates),
+            sum(row.other_status is not None for row in outcomes),
+        )
+        assert tally.surrogate_right == sum(row.surrogate_prediction == row.label for row in surrogates)
+        assert tally.other_held == sum(row.other_status is Status.HELD for row in outcomes)
+    np.testing.assert_array_equal(tallies[second.attack_runs["pgd"]].selection, [0.09, 0.08, np.nan, np.nan])
+    np.testing.assert_array_equal(tallies[second.attack_runs["pgd"]].fresh, [0.07, 0.06, np.nan, np.nan])
+    assert len(tallies[first.attack_runs["pgd"]].fresh) == 0
+
+
+def test_what_follows_in_small_batches_is_gathered_in_few_shards(store: Store, path: Path) -> None:
+    run = store.register(specification(n=1000)).attack_runs["pgd"]
+    for start in range(0, 1000, 8):
+        store.append(run, rows("hbbhhhhb", start=start))
+        assert len(store.tallies()[run]) == start + 8
+    with closing(sqlite3.connect(path)) as connection:
+        shards = [n for (n,) in connection.execute("SELECT outcomes FROM shards ORDER BY id")]
+        (samples,) = connection.execute("SELECT count(*) FROM samples").fetchone()
+    assert (sum(shards), samples) == (1000, 1000)
+    assert len(shards) <= 7  # 125 batches
+    assert store.outcomes(run) == [row for start in range(0, 1000, 8) for row in rows("hbbhhhhb", start=start)]
+
+
+def test_a_shard_has_a_limit(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("shards", "outcomes"):
+        monkeypatch.setattr(f"kwbench.record.database.{module}.LARGEST", 30)
+    run = store.register(specification(n=100)).attack_runs["pgd"]
+    store.append(run, rows("h" * 70))
+    store.append(run, rows("b" * 30, start=70))
+    with closing(sqlite3.connect(path)) as connection:
+        assert [n for (n,) in connection.execute("SELECT outcomes FROM shards ORDER BY id")] == [30, 30, 10, 30]
+    assert store.outcomes(run) == rows("h" * 70) + rows("b" * 30, start=70)
 
 
 def test_concurrent_reading_gives_the_same_tallies(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

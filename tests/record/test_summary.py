@@ -9,7 +9,7 @@ from kwbench.outcome import Status
 from kwbench.record.comparability import comparison_key
 from kwbench.record.results import to_json
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries, summarize
+from kwbench.record.summary import Summary, summaries
 from support.records import deterministic, drawn, record, rows, specification
 
 
@@ -192,23 +192,9 @@ def test_transfer_shows_the_accuracy_of_the_surrogate_on_its_own_adversarial_exa
     assert to_json(only(store))["attacks"][0]["surrogate"]["name"] == "vgg"
 
 
-def test_the_summary_of_a_frame_equals_that_of_the_database(store: Store) -> None:
-    first = deterministic(store, {"clean": "whhh", "pgd": "whbe", "fgsm": "wb.h"})
-    second = deterministic(store, {"clean": "whhh", "pgd": ".hbh", "fgsm": ".b.h"}, spec={"cascade": True})
-    spec = specification(model="random", n=3, stochastic=True)
-    third = record(store, spec, {"clean": drawn([90, 80, 70], [88, 81, 72]), "pgd": drawn([90, 20, 75], [10, 25, 70])})
-    for evaluation, summary in zip((first, second, third), summaries(store), strict=True):
-        frame = store.frame(list(evaluation.attack_runs.values()))
-        assert summarize(evaluation, frame) == summary
-        assert to_json(summarize(evaluation, frame)) == to_json(summary)
-
-
 def test_the_order_of_the_rows_does_not_matter(store: Store) -> None:
     spec = specification(n=4)
     record(store, spec, {"clean": rows("whhh")[::-1], "pgd": rows("whbh")[::-1]})
-    evaluation = store.evaluations()[0]
-    frame = store.frame(list(evaluation.attack_runs.values())).sample(frac=1, random_state=0)
-    assert summarize(evaluation, frame) == only(store)
     assert only(store).robust_values is not None
     assert only(store).robust_values.tolist() == [0, 1, 0, 1]  # type: ignore[union-attr]
 

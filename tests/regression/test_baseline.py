@@ -81,7 +81,7 @@ def test_a_damaged_record_leaves_the_baseline_unchanged(store: Store, baseline: 
     update_baseline(store, baseline)
     before = baseline.read_bytes()
     with closing(sqlite3.connect(tmp_path / "results.db")) as connection:
-        connection.execute("DROP TABLE outcomes")
+        connection.execute("DROP TABLE shards")
         connection.commit()
     with pytest.raises((CannotEvaluate, DamagedData)):
         update_baseline(store, baseline)

@@ -14,7 +14,9 @@ from support.records import deterministic, drawn, record, specification
 def curves(store: Store) -> dict[str, tuple[list[int], list[float]]]:
     """Return the passes and accuracies of each curve of the only evaluation."""
     (summary,) = summaries(store)
-    return {name: (passes, values) for name, passes, values in survival_curves(store.samples(summary.evaluation), summary)}
+    runs = summary.evaluation.attack_runs
+    outcomes = {label: arrays for label, run in runs.items() if len(arrays := store.outcome_arrays(run))}
+    return {name: (passes, values) for name, passes, values in survival_curves(outcomes, summary)}
 
 
 @pytest.fixture

@@ -79,10 +79,10 @@ def rows(db: Path | str, evaluation: Evaluation | None = None) -> dict[str, list
 
 
 def count(db: Path | str, table: str = "outcomes") -> int:
+    number = "coalesce(sum(outcomes), 0) FROM shards" if table == "outcomes" else f"count(*) FROM {table}"
     connection = sqlite3.connect(db)
     try:
-        (number,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
-        return int(number)
+        return int(connection.execute(f"SELECT {number}").fetchone()[0])
     finally:
         connection.close()
 

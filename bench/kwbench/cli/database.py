@@ -48,7 +48,7 @@ def upgrade(db: Database = "results.db", as_json: Json = False) -> None:
     elif before == SCHEMA_VERSION:
         print_lines([f"{db}: schema version {SCHEMA_VERSION}, up to date"])
     else:
-        print_lines([f"{db}: schema version {before} -> {SCHEMA_VERSION}; no row has changed"])
+        print_lines([f"{db}: schema version {before} -> {SCHEMA_VERSION}; nothing on record has changed"])
 
 
 @db.command(epilog="Example: kwbench db check --db results.db")

@@ -27,8 +27,8 @@ def with_excused(store: Store, summary: "Summary") -> "Summary":
     evaded: set[int] = set()
     for attack in summary.attacks:
         if attack.name not in beside:
-            outcomes = store.outcomes(summary.evaluation.attack_runs[attack.name])
-            broken = [outcome for outcome in outcomes if outcome.status is Status.BROKEN]
-            evaded |= {outcome.index for outcome in broken if outcome.prediction != abstain_class}
+            outcomes = store.outcome_arrays(summary.evaluation.attack_runs[attack.name])
+            broken = outcomes.status == Status.BROKEN[:1].encode()
+            evaded |= set(outcomes.index[broken & (outcomes.prediction != abstain_class)].tolist())
     right = (summary.clean_values > 0) & ~np.isin(summary.index, sorted(evaded))
     return replace(summary, a_rob_excused=accuracy_of_hits(int(right.sum()), len(right)))

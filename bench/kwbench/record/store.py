@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import sqlalchemy as sa
@@ -21,14 +20,16 @@ from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.finding import Finding
 from kwbench.formatting import plain
 from kwbench.outcome import Example, Outcome
-from kwbench.record.database import drivers, evaluations, examples, experiments, outcomes, samples, schema
+from kwbench.record.arrays import OutcomeArrays
+from kwbench.record.database import drivers, evaluations, examples, experiments, outcomes, schema
 from kwbench.record.database.checksums import REMEDY
 from kwbench.record.database.claims import Claims
 from kwbench.record.database.drivers import Driver
 from kwbench.record.database.migrations import create_tables, schema_version, upgrade
 from kwbench.record.database.outcomes import Predictions
-from kwbench.record.database.samples import SampleColumns
+from kwbench.record.database.samples import LISTS, SampleWriter
 from kwbench.record.database.sqlite_file import (
+    IN_MEMORY,
     check_all_pages,
     check_file,
     check_integrity,
@@ -44,9 +45,6 @@ from kwbench.record.evaluation import Evaluation, EvaluationSpec
 from kwbench.record.measurement import Measurement
 from kwbench.record.tally import Tally
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 # A SQLite connection reads on one core.
 _READERS = min(4, os.cpu_count() or 1)
 
@@ -59,6 +57,8 @@ class Store:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._reader = TallyReader()
+        self._sample_ids: dict[bytes, NDArray[np.int64]] = {}
         url = engine.url
         sqlite = url.get_backend_name() == "sqlite"
         self._name = url.database if sqlite and url.database else url.render_as_string(hide_password=True)
@@ -68,10 +68,9 @@ class Store:
         """Open the database at a SQLAlchemy URL or a path to a SQLite file.
 
         Args:
-            url: the URL or path.
+            url: the URL or path; `sqlite://` is a record in memory, which ends with the store.
             create: create the tables, and the file, where they are missing.
             deferred: create a missing file only when it is first used, so that a command that fails before leaves none behind.
-
             upgraded: bring a database of an earlier schema version up to date.
 
         Raises:
@@ -84,7 +83,9 @@ class Store:
             parsed = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)
         except sa.exc.ArgumentError:
             raise UsageError(f"--db {url}: neither a path nor a database URL such as sqlite:///results.db") from None
-        path = Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+        is_sqlite = parsed.get_backend_name() == "sqlite"
+        in_memory = is_sqlite and parsed.database in (None, "", ":memory:")
+        path = Path(parsed.database) if is_sqlite and parsed.database and not in_memory else None
         if path is not None and "\0" in str(path):
             raise UsageError(f"--db {url!r}: a path holds no NUL")
         missing = path is not None and create and not path.exists()
@@ -93,10 +94,10 @@ class Store:
         if path is not None and not (missing and deferred):
             check_file(path)
         try:
-            engine = sa.create_engine(parsed)
+            engine = sa.create_engine(parsed, **(IN_MEMORY if in_memory else {}))
         except (ImportError, sa.exc.ArgumentError) as failure:
             raise UsageError(f"--db {parsed.render_as_string(hide_password=True)}: {failure}") from None
-        if path is not None:
+        if is_sqlite:
             configure(engine)
         store = cls(engine)
         if path is not None and missing and deferred:
@@ -114,7 +115,7 @@ class Store:
         engine = self._engine
         with self._translated_errors():
             # A new SQLite file comes with its tables.
-            if create and engine.dialect.name != "sqlite":
+            if create and path is None:
                 with engine.begin() as connection:
                     create_tables(connection)
             if path is not None:
@@ -176,44 +177,50 @@ class Store:
             finally:
                 claims.give_back_all()
 
-    def append(self, attack_run: int, rows: Sequence[Outcome]) -> None:
+    def append(self, attack_run: int, rows: Sequence[Outcome] | OutcomeArrays) -> None:
         """Add outcomes, and the images of those that carry one, in one transaction.
 
         Rows on record stay as they are, except errors: they may have passed, so another outcome of the sample replaces them.
 
         Raises CannotEvaluate if a value is impossible; earlier transactions stay.
         """
-        for outcome in rows:
-            # SQLite would store NaN as NULL, which means that there is nothing to measure.
-            if not math.isfinite(outcome.seconds) or not math.isfinite(outcome.distance or 0.0):
-                raise CannotEvaluate(f"{self._name}: sample {outcome.sample}: distance and seconds must be finite")
+        try:
+            arrays = rows if isinstance(rows, OutcomeArrays) else OutcomeArrays.of(rows)
+            arrays.require_possible()
+        except CannotEvaluate as failure:
+            raise CannotEvaluate(f"{self._name}: {failure}") from None
         with self._writing() as connection:
-            outcomes.insert_outcomes(connection, attack_run, rows)
+            writer = SampleWriter(connection, self._sample_ids)
+            outcomes.insert_outcomes(connection, self._reader, attack_run, arrays, writer)
+            if not isinstance(rows, OutcomeArrays):
+                outcomes.insert_images(connection, attack_run, rows)
+        self._sample_ids |= writer.written
+        while len(self._sample_ids) > LISTS:
+            del self._sample_ids[next(iter(self._sample_ids))]
 
     def discard(self, attack_run: int, samples: Collection[str] | None = None) -> None:
         """Delete the outcomes of these samples, by default of all, and their images."""
         with self._writing() as connection:
-            outcomes.delete_outcomes(connection, attack_run, samples)
+            outcomes.delete_outcomes(connection, self._reader, attack_run, samples)
 
     def outcomes(self, attack_run: int) -> list[Outcome]:
         """Return the outcomes of an attack run, by position in the split, without images."""
+        return self.outcome_arrays(attack_run).outcomes()
+
+    def outcome_arrays(self, attack_run: int) -> OutcomeArrays:
+        """Return the outcomes of an attack run as arrays, by position in the split."""
         with self._reading() as connection:
-            return outcomes.select_outcomes(connection, attack_run)
+            return outcomes.select_outcomes(connection, self._reader, attack_run)
 
     def predictions(self, attack_runs: Collection[int]) -> dict[int, Predictions]:
         """Return the number of samples by label and by prediction of the clean image, for each attack run."""
         with self._reading() as connection:
-            return outcomes.select_predictions(connection, attack_runs)
+            return outcomes.select_predictions(connection, self._reader, attack_runs)
 
     def reasons(self, attack_runs: Collection[int]) -> dict[int, dict[str, int]]:
         """Return the notes of the rows that are invalid or errors, each with its count, for each attack run that has some."""
         with self._reading() as connection:
-            return outcomes.select_reasons(connection, attack_runs)
-
-    def frame(self, attack_runs: Collection[int]) -> "pd.DataFrame":
-        """Return the outcomes of attack runs as a data frame: column `attack_run`, then the fields of `Outcome`."""
-        with self._reading() as connection:
-            return outcomes.select_frame(connection, attack_runs)
+            return outcomes.select_reasons(connection, self._reader, attack_runs)
 
     def tallies(self, attack_runs: Collection[int] | None = None) -> dict[int, Tally]:
         """Return the tallies of attack runs, by default of all; runs without rows are left out.
@@ -224,11 +231,10 @@ class Store:
         if attack_runs is None:
             with self._reading() as connection:
                 attack_runs = connection.execute(sa.select(schema.attack_runs.c.id)).scalars().all()
-        reader = TallyReader()
 
         def read(part: list[int]) -> dict[int, Tally]:
             with self._reading() as connection:
-                return reader.read(connection, part)
+                return self._reader.read(connection, part)
 
         parts = list(in_parts(attack_runs))
         if len(parts) == 1:
@@ -248,12 +254,6 @@ class Store:
         """Return the adversarial examples kept for people to look at, by sample. Raises DamagedData for damaged ones."""
         with self._reading() as connection:
             return examples.select_examples(connection, attack_run)
-
-    def samples(self, evaluation: Evaluation) -> dict[str, SampleColumns]:
-        """Return what each attack achieved on each sample, by the attack's label; see `SampleColumns`."""
-        with self._reading() as connection:
-            columns = samples.select_columns(connection, list(evaluation.attack_runs.values()))
-        return {label: columns[run] for label, run in evaluation.attack_runs.items() if run in columns}
 
     def with_adversarials(self, attack_run: int) -> set[str]:
         """Return the samples whose adversarial images were kept."""

@@ -8,11 +8,10 @@ measured on fresh draws. A_rob is the mean of p at one candidate per sample, whi
 fresh draws would suffer from the winner's curse: ten attacks that do nothing turn p = 0.87 into 0.79.
 """
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +24,9 @@ from kwbench.record.certificates import with_certificates
 from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
 from kwbench.record.label_order import with_label_hints
 from kwbench.record.store import Store
-from kwbench.record.tally import Tally, pack
+from kwbench.record.tally import Tally
 from kwbench.statistics import Interval, accuracy_of_hits, accuracy_of_values
 from kwbench.threat import ThreatModel
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Values = NDArray[np.float64]
 
@@ -222,16 +218,6 @@ class Summary:
     def used(self) -> float:
         """Passes, forward and backward, per sample of the evaluation, over all attacks."""
         return sum(attack.forwards + attack.backwards for attack in self.attacks) / self.n
-
-
-def summarize(evaluation: Evaluation, frame: "pd.DataFrame") -> Summary:
-    """Return the numbers of one evaluation, from a data frame of `Store.frame` that holds at least its attack runs."""
-    own = frame[frame["attack_run"].isin(evaluation.attack_runs.values())]
-    failed = own[own["status"].isin([Status.INVALID, Status.ERROR])]
-    reasons: dict[int, Counter[str]] = {}
-    for attack_run, note in zip(failed["attack_run"].tolist(), failed["note"].tolist(), strict=True):
-        reasons.setdefault(attack_run, Counter())[note] += 1
-    return _summarize(evaluation, pack(own), reasons)
 
 
 def summaries(store: Store, evaluations: Sequence[Evaluation] | None = None) -> list[Summary]:

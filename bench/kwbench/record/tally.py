@@ -1,15 +1,12 @@
 """The outcomes of an attack run as arrays: all that a summary needs, in a form that millions of rows fit into."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kwbench.outcome import Status
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _FAILED = np.array([Status.INVALID[:1], Status.ERROR[:1]], dtype="S1")
 
@@ -55,34 +52,7 @@ class Tally:
         return len(self.index)
 
 
-def pack(frame: "pd.DataFrame") -> dict[int, Tally]:
-    """Return the tally of each attack run in a data frame of `Store.frame`; equal to `Store.tallies`."""
-    tallies = {}
-    for attack_run, group in frame.groupby("attack_run", sort=False):
-        rows = group.sort_values("index")
-        stochastic = bool((rows["selection_draws"] + rows["fresh_draws"] > 0).any())
-        other, surrogate = rows["other_status"].notna(), rows["surrogate_prediction"].notna()
-        tallies[int(str(attack_run))] = Tally(
-            index=rows["index"].to_numpy(dtype=np.int64),
-            status=rows["status"].astype(str).str[:1].to_numpy(dtype="S1"),
-            selection=_column_shares(rows, "selection") if stochastic else np.empty(0),
-            fresh=_column_shares(rows, "fresh") if stochastic else np.empty(0),
-            forwards=int(rows["forwards"].sum()),
-            backwards=int(rows["backwards"].sum()),
-            seconds=float(rows["seconds"].sum()),
-            other_rows=int(other.sum()),
-            other_held=int((rows["other_status"] == Status.HELD).sum()),
-            surrogate_rows=int(surrogate.sum()),
-            surrogate_right=int((surrogate & (rows["surrogate_prediction"] == rows["label"])).sum()),
-        )
-    return tallies
-
-
 def shares(correct: NDArray[Any], draws: NDArray[Any]) -> NDArray[np.float64]:
     """Return correct / draws, NaN where there are no draws."""
     quotients: NDArray[np.float64] = np.divide(correct, draws, out=np.full(correct.shape, np.nan), where=draws > 0)
     return quotients
-
-
-def _column_shares(rows: "pd.DataFrame", kind: str) -> NDArray[np.float64]:
-    return shares(rows[f"{kind}_correct"].to_numpy(dtype=float), rows[f"{kind}_draws"].to_numpy(dtype=float))

@@ -1,17 +1,17 @@
 """Transfer between records: those of several machines become one, in which nothing occurs twice."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from kwbench.outcome import Outcome, Status
+from kwbench.outcome import Status
+from kwbench.record.arrays import OutcomeArrays
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
 
-# Outcomes that one transaction adds.
-_BATCH = 1000
+_ERROR = Status.ERROR[:1].encode()
 # Distances of the same outcome, in units of their size: machines round differently.
 _ROUNDING = 1e-5
 _COMPARED = (
@@ -93,50 +93,47 @@ def transfer(source: Store, target: Store, models: Collection[str] | None = None
 
 def _transfer_outcomes(source: Store, run: int, target: Store, evaluation: Evaluation, label: str, done: Transfer) -> None:
     own_run = evaluation.attack_runs[label]
-    recorded = {outcome.sample: outcome for outcome in target.outcomes(own_run)}
-    outcomes = source.outcomes(run)
-    failed = {sample for sample, outcome in recorded.items() if outcome.status is Status.ERROR}
-    for outcome in outcomes:
-        before = recorded.get(outcome.sample)
-        if before is None or outcome.sample in failed or outcome.status is Status.ERROR:
-            continue
-        if (name := _difference(before, outcome)) is not None:
-            done.conflicts.append(
-                f"{evaluation.spec.model}, attack {label!r} (run {evaluation.spec.identity[:12]}): sample {outcome.sample} has "
-                f"{name} {getattr(before, name)} and {getattr(outcome, name)}; none of its outcomes were taken"
-            )
-            return
+    recorded, outcomes = target.outcome_arrays(own_run), source.outcome_arrays(run)
+    places = {sample: place for place, sample in enumerate(recorded.sample.tolist())}
+    before = np.array([places.get(sample, -1) for sample in outcomes.sample.tolist()], dtype=np.intp)
+    failed, failed_before = outcomes.status == _ERROR, np.zeros(len(outcomes), dtype=np.bool_)
+    failed_before[before >= 0] = (recorded.status == _ERROR)[before[before >= 0]]
+    shared = np.flatnonzero((before >= 0) & ~failed & ~failed_before)
+    conflict = _conflict(recorded.take(before[shared]), outcomes.take(shared))
+    if conflict is not None:
+        done.conflicts.append(
+            f"{evaluation.spec.model}, attack {label!r} (run {evaluation.spec.identity[:12]}): {conflict}; "
+            "none of its outcomes were taken"
+        )
+        return
+    new = (before < 0) | (failed_before & ~failed)
+    done.outcomes += int(new.sum())
+    if new.any():
+        target.append(own_run, outcomes.take(new))
     images, examples = source.adversarials(run), source.examples(run)
-    new = [
-        outcome
-        for outcome in outcomes
-        if outcome.sample not in recorded or (outcome.sample in failed and outcome.status is not Status.ERROR)
-    ]
-    done.outcomes += len(new)
-    # Those on record may still get an image.
-    with_images = target.with_adversarials(own_run)
+    # Outcomes on record may still get an image.
+    with_images = target.with_adversarials(own_run) if images else set()
     pictured = {sample for sample in images if sample not in with_images} | set(examples)
-    taken = {outcome.sample: outcome for outcome in new} | {
-        outcome.sample: outcome for outcome in outcomes if outcome.sample in pictured
-    }
-    for part in _parts(taken.values()):
+    if pictured:
+        chosen = outcomes.take(np.array([sample.decode() in pictured for sample in outcomes.sample.tolist()], dtype=np.bool_))
+        rows = chosen.outcomes()
         target.append(
             own_run,
-            [replace(outcome, image=images.get(outcome.sample), example=examples.get(outcome.sample)) for outcome in part],
+            [replace(row, image=images.get(row.sample), example=examples.get(row.sample)) for row in rows],
         )
 
 
-def _difference(one: Outcome, other: Outcome) -> str | None:
-    """Return the name of a field in which two outcomes of a sample differ by more than rounding."""
-    for name in _COMPARED:
-        if getattr(one, name) != getattr(other, name):
-            return name
-    if (one.distance is None) != (other.distance is None):
-        return "distance"
-    close = (
-        one.distance is None or other.distance is None or np.isclose(one.distance, other.distance, rtol=_ROUNDING, atol=1e-9)
-    )
-    return None if close else "distance"
+def _conflict(recorded: OutcomeArrays, outcomes: OutcomeArrays) -> str | None:
+    """Return how outcomes of the same samples differ by more than rounding, at the first sample; None if they do not."""
+    close = np.isclose(recorded.distance, outcomes.distance, rtol=_ROUNDING, atol=1e-9, equal_nan=True)
+    differ = {name: getattr(recorded, name) != getattr(outcomes, name) for name in _COMPARED} | {"distance": ~close}
+    rows = [int(np.argmax(different)) for different in differ.values() if different.any()]
+    if not rows:
+        return None
+    row = np.array([min(rows)])
+    name = next(name for name, different in differ.items() if different[row[0]])
+    (one,), (other,) = recorded.take(row).outcomes(), outcomes.take(row).outcomes()
+    return f"sample {one.sample} has {name} {getattr(one, name)} and {getattr(other, name)}"
 
 
 def _transfer_findings(source: Store, evaluation: Evaluation, target: Store, own: Evaluation, done: Transfer) -> None:
@@ -162,9 +159,3 @@ def _equal(one: Measurement, other: Measurement) -> bool:
         and np.allclose(one.arrays[name], other.arrays[name], rtol=_ROUNDING, equal_nan=True)
         for name in one.arrays
     )
-
-
-def _parts(outcomes: Iterable[Outcome]) -> Iterator[list[Outcome]]:
-    rows = list(outcomes)
-    for start in range(0, len(rows), _BATCH):
-        yield rows[start : start + _BATCH]

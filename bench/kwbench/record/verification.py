@@ -1,7 +1,10 @@
 """Verification of a whole record: everything in it is read, and compared with its checksums."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kwbench.errors import DamagedData
+from kwbench.record.database.checksums import REMEDY
 from kwbench.record.store import Store
 
 
@@ -25,8 +28,13 @@ def verify(store: Store) -> Verified:
     runs = sorted({run for evaluation in evaluations for run in evaluation.attack_runs.values()})
     outcomes = images = 0
     for run in runs:
-        outcomes += len(store.outcomes(run))
-        images += len(store.adversarials(run)) + len(store.examples(run))
+        arrays = store.outcome_arrays(run)
+        pictures: list[Mapping[str, object]] = [store.adversarials(run), store.examples(run)]
+        outcomes += len(arrays)
+        images += sum(len(kept) for kept in pictures)
+        lost = {sample for kept in pictures for sample in kept} - {sample.decode() for sample in arrays.sample.tolist()}
+        if lost:
+            raise DamagedData(f"damaged: attack run {run} has an image of sample {min(lost)}, and no outcome of it; {REMEDY}")
     tallies = store.tallies()
     return Verified(
         evaluations=len(evaluations),

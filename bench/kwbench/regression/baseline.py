@@ -119,14 +119,20 @@ def read_baseline(path: Path) -> list[BaselineEntry]:
 def values_by_sample(store: Store, summary: Summary) -> dict[str, float]:
     """Return the robust values of a complete evaluation by the samples' hashes."""
     assert summary.robust_values is not None
-    hashes = {outcome.index: outcome.sample for outcome in store.outcomes(summary.evaluation.attack_runs[CLEAN])}
+    hashes = _hashes(store, summary)
     return {hashes[int(index)]: float(value) for index, value in zip(summary.index, summary.robust_values, strict=True)}
 
 
 def worst_by_sample(store: Store, summary: Summary) -> dict[str, str]:
     """Return the label of the attack behind each robust value of a complete evaluation, by the samples' hashes."""
-    hashes = {outcome.index: outcome.sample for outcome in store.outcomes(summary.evaluation.attack_runs[CLEAN])}
+    hashes = _hashes(store, summary)
     return {hashes[int(index)]: label for index, label in zip(summary.index, summary.worst, strict=True)}
+
+
+def _hashes(store: Store, summary: Summary) -> dict[int, str]:
+    """Return the hashes of the samples by their positions in the split."""
+    clean = store.outcome_arrays(summary.evaluation.attack_runs[CLEAN])
+    return dict(zip(clean.index.tolist(), (sample.decode() for sample in clean.sample.tolist()), strict=True))
 
 
 def _entry_of(store: Store, summary: Summary) -> BaselineEntry:

@@ -1,23 +1,17 @@
 """Creating the tables, and bringing databases of earlier schema versions up to date."""
 
+import sqlite3
+from contextlib import closing, suppress
+
 import sqlalchemy as sa
 
 from kwbench.errors import DamagedData
 from kwbench.record.database import schema
+from kwbench.record.database.former import pack_outcomes
 from kwbench.record.database.statements import insert
 
-# Tables that version 2, 3, 4 or 5 added; version 1 has all others.
-_ADDED = [
-    schema.findings,
-    schema.adversarials,
-    schema.experiments,
-    schema.arrays,
-    schema.evaluation_checksums,
-    schema.attack_run_checksums,
-    schema.experiment_checksums,
-    schema.examples,
-    schema.clean_images,
-]
+# Tables whose rows referred to single outcomes before version 6.
+_OF_OUTCOMES = (schema.adversarials, schema.examples)
 # The lock of programs that create tables: "kwbn".
 _CREATION = 0x6B77626E
 _EARLIER = range(1, schema.SCHEMA_VERSION)
@@ -33,14 +27,16 @@ def create_tables(connection: sa.Connection) -> None:
 
 
 def upgrade(engine: sa.Engine) -> None:
-    """Bring the database to the current schema version; no row changes.
+    """Bring the database to the current schema version, in one transaction; nothing that is on record changes.
 
     Raises DamagedData if it has no kwbench tables, or a version that this kwbench does not know.
     """
     version = schema_version(engine)
     if version in _EARLIER:
         with engine.begin() as connection:
-            version = _add_tables(connection)
+            version = _upgrade(connection)
+        if engine.dialect.name == "sqlite":
+            _shrink(engine)
     if version != schema.SCHEMA_VERSION:
         newer = isinstance(version, int) and version > schema.SCHEMA_VERSION
         remedy = "update kwbench" if newer else "use another file with --db"
@@ -55,12 +51,30 @@ def schema_version(engine: sa.Engine) -> int | None:
         return connection.execute(sa.select(schema.schema_version.c.version)).scalar()
 
 
-def _add_tables(connection: sa.Connection) -> int:
-    """Add to a database of an earlier version the tables that it lacks, and return its new version."""
+def _upgrade(connection: sa.Connection) -> int:
+    """Bring a database of an earlier version up to date, and return its new version.
+
+    Versions 2, 3, 4 and 5 added tables. Version 6 packs outcomes.
+    """
     versions = schema.schema_version
     # The update comes first because it takes the write lock: of two processes, one waits here and then has nothing to do.
     earlier = versions.c.version.in_(_EARLIER)
     updated = connection.execute(sa.update(versions).where(earlier).values(version=schema.SCHEMA_VERSION))
     if updated.rowcount:
-        schema.metadata.create_all(connection, _ADDED)
+        kept = [table for table in _OF_OUTCOMES if sa.inspect(connection).has_table(table.name)]
+        for table in kept:
+            connection.exec_driver_sql(f"CREATE TEMPORARY TABLE kept_{table.name} AS SELECT * FROM {table.name}")  # noqa: S608
+            table.drop(connection)
+        schema.metadata.create_all(connection)
+        pack_outcomes(connection)
+        for table in kept:
+            names = ", ".join(f'"{column.name}"' for column in table.columns)
+            connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {names} FROM kept_{table.name}")  # noqa: S608
+            connection.exec_driver_sql(f"DROP TABLE kept_{table.name}")
     return int(connection.execute(sa.select(versions.c.version)).scalar_one())
+
+
+def _shrink(engine: sa.Engine) -> None:
+    """Give the space of deleted rows back; without it, the file is only larger than it need be."""
+    with suppress(sqlite3.OperationalError), closing(engine.raw_connection()) as connection:
+        connection.cursor().execute("VACUUM")  # SQLAlchemy would begin a transaction, in which this is not allowed

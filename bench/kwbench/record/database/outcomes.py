@@ -1,9 +1,7 @@
 """Queries on outcomes and the adversarial images that were kept."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import sqlalchemy as sa
@@ -11,46 +9,44 @@ from numpy.typing import NDArray
 
 from kwbench.errors import DamagedData
 from kwbench.outcome import Outcome, Status
+from kwbench.record.arrays import MISSING, OutcomeArrays, concatenated
 from kwbench.record.database import schema
-from kwbench.record.database.checksums import (
-    REMEDY,
-    OutcomesChecksum,
-    require_outcomes,
-    select_run_checksums,
-    tally_checksum,
-)
+from kwbench.record.database.checksums import damaged_run, select_run_checksums
 from kwbench.record.database.examples import insert_examples
+from kwbench.record.database.samples import SampleWriter
+from kwbench.record.database.shards import LARGEST, Checksum, Shard, select_arrays, total, write_shards
 from kwbench.record.database.statements import in_parts, insert, lock, pack_array, unpack_array, upsert
 from kwbench.record.database.tallies import TallyReader
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Number of samples by label and prediction.
 Predictions = Mapping[tuple[int, int], int]
 
-# Images and examples have tables of their own.
-_COLUMNS = [field.name for field in fields(Outcome) if field.name not in ("image", "example")]
+_ERROR = Status.ERROR[:1].encode()
+_FAILED = (_ERROR, Status.INVALID[:1].encode())
 
 
-def insert_outcomes(connection: sa.Connection, attack_run: int, outcomes: Sequence[Outcome]) -> None:
-    """Insert outcomes, and the images of those that carry one, where they are missing or errors."""
+def insert_outcomes(
+    connection: sa.Connection, reader: TallyReader, attack_run: int, outcomes: OutcomeArrays, samples: SampleWriter
+) -> None:
+    """Insert outcomes where they are missing or errors. Raises DamagedData if those on record are not what was written."""
     lock(connection, schema.attack_runs, schema.attack_runs.c.id == attack_run)
-    recorded = _select_samples(connection, attack_run, [outcome.sample for outcome in outcomes])
-    fresh = {
-        outcome.sample: outcome
-        for outcome in reversed(outcomes)
-        if outcome.sample not in recorded or recorded[outcome.sample].status is Status.ERROR
-    }
-    replaced = [recorded[sample] for sample in fresh if sample in recorded]
-    with _keeping_checksums(connection, attack_run) as change:
-        _delete(connection, attack_run, [outcome.sample for outcome in replaced])
-        rows = [
-            {"attack_run": attack_run} | {name: getattr(outcome, name) for name in _COLUMNS}
-            for outcome in reversed(fresh.values())
-        ]
-        insert(connection, schema.outcomes, rows)
-        change(fresh.values(), replaced)
+    run = _Run(connection, reader, attack_run)
+    outcomes = outcomes.first_of_each()
+    if run.shards:
+        recorded = run.statuses()
+        fresh = [recorded.get(sample, _ERROR) == _ERROR for sample in outcomes.sample.tolist()]
+        outcomes = outcomes.take(np.array(fresh, dtype=np.bool_))
+        replaced = {sample for sample in outcomes.sample.tolist() if sample in recorded}
+        if replaced:
+            run.remove(replaced)
+            _delete_images(connection, attack_run, replaced)
+    if len(outcomes):
+        run.add(outcomes, samples.write(outcomes))
+    run.finish()
+
+
+def insert_images(connection: sa.Connection, attack_run: int, outcomes: Sequence[Outcome]) -> None:
+    """Insert the images and the examples of those outcomes that carry one, where they are missing."""
     images = [
         {
             "attack_run": attack_run,
@@ -65,105 +61,123 @@ def insert_outcomes(connection: sa.Connection, attack_run: int, outcomes: Sequen
     insert_examples(connection, attack_run, outcomes)
 
 
-def delete_outcomes(connection: sa.Connection, attack_run: int, samples: Collection[str] | None) -> None:
+def delete_outcomes(connection: sa.Connection, reader: TallyReader, attack_run: int, samples: Collection[str] | None) -> None:
     """Delete the outcomes of these samples, by default of all, and their images."""
     lock(connection, schema.attack_runs, schema.attack_runs.c.id == attack_run)
-    recorded = select_outcomes(connection, attack_run)
-    deleted = [outcome for outcome in recorded if samples is None or outcome.sample in samples]
-    with _keeping_checksums(connection, attack_run) as change:
-        _delete(connection, attack_run, [outcome.sample for outcome in deleted])
-        change((), deleted)
+    run = _Run(connection, reader, attack_run)
+    recorded = run.statuses().keys()
+    deleted = set(recorded) if samples is None else recorded & {sample.encode() for sample in samples}
+    run.remove(deleted)
+    _delete_images(connection, attack_run, deleted)
+    run.finish()
 
 
-@contextmanager
-def _keeping_checksums(
-    connection: sa.Connection, attack_run: int
-) -> Iterator[Callable[[Iterable[Outcome], Iterable[Outcome]], None]]:
-    """Bring the checksums of an attack run up to date after the block, which states the outcomes added and removed.
+class _Run:
+    """The shards of an attack run within a transaction that changes them, and their checksums."""
 
-    Raises DamagedData if what is on record before is not what was written. Outcomes from before the record had checksums, and
-    those added to them, stay without.
-    """
-    table = schema.attack_run_checksums
-    before = TallyReader().read(connection, [attack_run]).get(attack_run)
-    recorded = select_run_checksums(connection, [attack_run]).get(attack_run)
-    state = OutcomesChecksum(recorded[0] if recorded is not None else "0 0")
+    def __init__(self, connection: sa.Connection, reader: TallyReader, attack_run: int) -> None:
+        """Raises DamagedData if what is on record is not what was written."""
+        self._connection, self._attack_run = connection, attack_run
+        self.shards: list[Shard] = reader.shards(connection, [attack_run]).get(attack_run, [])
+        recorded = select_run_checksums(connection, [attack_run]).get(attack_run)
+        # Outcomes from before the record had checksums, and those added to them, stay without.
+        self._guarded = recorded is not None or not self.shards
+        try:
+            self._tally, self._details = (Checksum.of(text) for text in reversed(recorded or ("0 0", "0 0")))
+        except ValueError:
+            raise damaged_run(connection, attack_run) from None
 
-    def change(added: Iterable[Outcome], removed: Iterable[Outcome]) -> None:
-        nonlocal state
-        state = state.add(added).remove(removed)
+    def statuses(self) -> dict[bytes, bytes]:
+        """Return the first letter of each sample's status."""
+        letters: dict[bytes, bytes] = {}
+        for shard in self.shards:
+            letters |= zip(shard.samples.sample.tolist(), shard.columns[0].tolist(), strict=True)
+        return letters
 
-    yield change
-    if recorded is None and before is not None:
-        return
-    after = TallyReader(checked=False).read(connection, [attack_run]).get(attack_run)
-    if after is not None:
-        row = {"attack_run": attack_run, "outcomes": str(state), "tally": tally_checksum(after)}
-        upsert(connection, table, row)
-    else:
-        connection.execute(sa.delete(table).where(table.c.attack_run == attack_run))
+    def add(self, outcomes: OutcomeArrays, ids: NDArray[np.int64]) -> None:
+        """Add outcomes of samples that have these ids and are not in the run.
+
+        They take in the shards that were written last, as long as these are not larger. A run written in n batches thus has
+        at most about log2(n) shards at any moment, and each outcome is written as often.
+        """
+        parts, all_ids, n = [outcomes], [ids], len(outcomes)
+        while self.shards and (before := len(self.shards[-1].samples.ids)) <= n and before + n <= LARGEST:
+            shard = self.shards.pop()
+            parts.append(self._take_out(shard))
+            all_ids.append(shard.samples.ids)
+            n += before
+        self._write(concatenated(parts), np.concatenate(all_ids))
+
+    def remove(self, samples: Collection[bytes]) -> None:
+        """Remove the outcomes of these samples."""
+        for shard in tuple(self.shards):
+            kept = np.array([sample not in samples for sample in shard.samples.sample.tolist()], dtype=np.bool_)
+            if not kept.all():
+                self.shards.remove(shard)
+                outcomes = self._take_out(shard)
+                if kept.any():
+                    self._write(outcomes.take(kept), shard.samples.ids[kept])
+
+    def finish(self) -> None:
+        """Bring the checksums on record up to date."""
+        table = schema.attack_run_checksums
+        if not self._guarded:
+            return
+        if self._details.count:
+            row = {"attack_run": self._attack_run, "outcomes": str(self._details), "tally": str(self._tally)}
+            upsert(self._connection, table, row)
+        else:
+            self._connection.execute(sa.delete(table).where(table.c.attack_run == self._attack_run))
+
+    def _take_out(self, shard: Shard) -> OutcomeArrays:
+        outcomes, details = select_arrays(self._connection, self._attack_run, shard)
+        self._connection.execute(sa.delete(schema.shards).where(schema.shards.c.id == shard.id))
+        self._tally -= shard.checksum
+        self._details -= details
+        return outcomes
+
+    def _write(self, outcomes: OutcomeArrays, ids: NDArray[np.int64]) -> None:
+        tally, details = write_shards(self._connection, self._attack_run, outcomes, ids)
+        self._tally += tally
+        self._details += details
 
 
-def _delete(connection: sa.Connection, attack_run: int, samples: Sequence[str]) -> None:
-    for table in (schema.examples, schema.adversarials, schema.outcomes):
-        for part in in_parts(samples):
+def _delete_images(connection: sa.Connection, attack_run: int, samples: Iterable[bytes]) -> None:
+    names = [sample.decode() for sample in samples]
+    for table in (schema.examples, schema.adversarials):
+        for part in in_parts(names):
             connection.execute(sa.delete(table).where(table.c.attack_run == attack_run, table.c.sample.in_(part)))
 
 
-def _select_samples(connection: sa.Connection, attack_run: int, samples: Sequence[str]) -> dict[str, Outcome]:
-    """Return the recorded outcomes of these samples."""
-    table = schema.outcomes
-    recorded: dict[str, Outcome] = {}
-    for part in in_parts(samples):
-        query = sa.select(table).where(table.c.attack_run == attack_run, table.c.sample.in_(part))
-        recorded |= {row.sample: _outcome(row) for row in connection.execute(query)}
-    return recorded
-
-
-def select_outcomes(connection: sa.Connection, attack_run: int) -> list[Outcome]:
+def select_outcomes(connection: sa.Connection, reader: TallyReader, attack_run: int) -> OutcomeArrays:
     """Return the outcomes of an attack run, by position in the split. Raises DamagedData if they are not what was written."""
-    table = schema.outcomes
-    query = sa.select(table).where(table.c.attack_run == attack_run).order_by(table.c.index)
-    outcomes = [_outcome(row) for row in connection.execute(query)]
-    require_outcomes(connection, attack_run, outcomes)
-    return outcomes
+    shards = reader.shards(connection, [attack_run]).get(attack_run, [])
+    parts = [select_arrays(connection, attack_run, shard) for shard in shards]
+    recorded = select_run_checksums(connection, [attack_run]).get(attack_run)
+    if recorded is not None and recorded[0] != str(total(checksum for _, checksum in parts)):
+        raise damaged_run(connection, attack_run)
+    return concatenated([arrays for arrays, _ in parts]).sorted()
 
 
-def select_frame(connection: sa.Connection, attack_runs: Collection[int]) -> "pd.DataFrame":
-    """Return the outcomes of attack runs as a data frame: column `attack_run`, then the fields of `Outcome`."""
-    import pandas as pd
-
-    table = schema.outcomes
-    rows: list[tuple[Any, ...]] = []
-    for part in in_parts(set(attack_runs)):
-        query = sa.select(table).where(table.c.attack_run.in_(part)).order_by(table.c.attack_run, table.c.index)
-        rows += [tuple(row) for row in connection.execute(query)]
-        TallyReader().read(connection, part)
-    return pd.DataFrame(rows, columns=["attack_run", *_COLUMNS])
-
-
-def select_predictions(connection: sa.Connection, attack_runs: Collection[int]) -> dict[int, Predictions]:
+def select_predictions(connection: sa.Connection, reader: TallyReader, attack_runs: Collection[int]) -> dict[int, Predictions]:
     """Return the predictions on clean images, by attack run."""
-    table = schema.outcomes
-    columns = (table.c.attack_run, table.c.label, table.c.clean_prediction)
-    predictions: dict[int, dict[tuple[int, int], int]] = {}
-    for part in in_parts(set(attack_runs)):
-        query = sa.select(*columns, sa.func.count()).where(table.c.attack_run.in_(part), columns[2].is_not(None))
-        for run, label, prediction, number in connection.execute(query.group_by(*columns)):
-            predictions.setdefault(run, {})[label, prediction] = number
-    return dict(predictions)
+    predictions: dict[int, Predictions] = {}
+    for run in sorted(set(attack_runs)):
+        outcomes = select_outcomes(connection, reader, run)
+        known = outcomes.take(outcomes.clean_prediction != MISSING)
+        if len(known):
+            predictions[run] = Counter(zip(known.label.tolist(), known.clean_prediction.tolist(), strict=True))
+    return predictions
 
 
-def select_reasons(connection: sa.Connection, attack_runs: Collection[int]) -> dict[int, dict[str, int]]:
+def select_reasons(connection: sa.Connection, reader: TallyReader, attack_runs: Collection[int]) -> dict[int, dict[str, int]]:
     """Return the notes of rows that are invalid or errors, with the number of rows, by attack run."""
-    table = schema.outcomes
-    columns = (table.c.attack_run, table.c.note)
     reasons: dict[int, dict[str, int]] = {}
-    for part in in_parts(set(attack_runs)):
-        failed = table.c.status.in_([Status.INVALID.value, Status.ERROR.value])
-        query = sa.select(*columns, sa.func.count()).where(table.c.attack_run.in_(part), failed)
-        for run, note, number in connection.execute(query.group_by(*columns)):
-            reasons.setdefault(run, {})[note] = number
+    for run in sorted(set(attack_runs)):
+        outcomes = select_outcomes(connection, reader, run)
+        failed = np.isin(outcomes.status, _FAILED)
+        if failed.any():
+            reasons[run] = Counter(outcomes.note[failed].tolist())
     return reasons
 
 
@@ -179,17 +193,6 @@ def select_samples_with_images(connection: sa.Connection, attack_run: int) -> se
     """Return the samples whose adversarial images were kept."""
     table = schema.adversarials.c
     return set(connection.execute(sa.select(table.sample).where(table.attack_run == attack_run)).scalars())
-
-
-def _outcome(row: sa.Row[Any]) -> Outcome:
-    # `row.index` would be the method of tuples.
-    values = {name: row._mapping[name] for name in _COLUMNS}
-    try:
-        values["status"] = Status(values["status"])
-        values["other_status"] = Status(values["other_status"]) if values["other_status"] else None
-    except ValueError as failure:
-        raise DamagedData(f"damaged: sample {row.sample} of attack run {row.attack_run}: {failure}; {REMEDY}") from None
-    return Outcome(**values)
 
 
 def _image(sample: str, shape: tuple[int, int, int], packed: bytes) -> NDArray[np.float32]:

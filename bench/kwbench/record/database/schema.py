@@ -2,9 +2,7 @@
 
 import sqlalchemy as sa
 
-from kwbench.outcome import Status
-
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 metadata = sa.MetaData()
 
@@ -49,37 +47,32 @@ members = sa.Table(
     sa.Column("position", sa.Integer, nullable=False),
 )
 
-_STATUSES = ", ".join(f"'{status}'" for status in Status)
-
-outcomes = sa.Table(
-    "outcomes",
+# The samples that attacks saw, each once.
+samples = sa.Table(
+    "samples",
     metadata,
-    sa.Column("attack_run", sa.ForeignKey("attack_runs.id"), primary_key=True),
-    sa.Column("sample", sa.String(32), primary_key=True),
+    sa.Column("id", sa.Integer, primary_key=True),
+    # The hash of the image and its label.
+    sa.Column("sample", sa.String(32), nullable=False),
     # Position in the split. The name is an SQL keyword, which SQLAlchemy quotes.
     sa.Column("index", sa.Integer, nullable=False),
     sa.Column("label", sa.Integer, nullable=False),
-    sa.Column("status", sa.String, nullable=False),
-    sa.Column("clean_prediction", sa.Integer),
-    sa.Column("prediction", sa.Integer),
-    sa.Column("distance", sa.Float),
-    sa.Column("other_status", sa.String),
-    sa.Column("surrogate_prediction", sa.Integer),
-    sa.Column("selection_correct", sa.Integer, nullable=False),
-    sa.Column("selection_draws", sa.Integer, nullable=False),
-    sa.Column("fresh_correct", sa.Integer, nullable=False),
-    sa.Column("fresh_draws", sa.Integer, nullable=False),
-    sa.Column("forwards", sa.Integer, nullable=False),
-    sa.Column("backwards", sa.Integer, nullable=False),
-    sa.Column("seconds", sa.Float, nullable=False),
-    sa.Column("note", sa.Text, nullable=False),
-    sa.CheckConstraint(f"status IN ({_STATUSES})"),
-    sa.CheckConstraint("selection_correct BETWEEN 0 AND selection_draws"),
-    sa.CheckConstraint("fresh_correct BETWEEN 0 AND fresh_draws"),
-    sa.CheckConstraint("distance >= 0"),
-    sa.CheckConstraint("forwards >= 0 AND backwards >= 0 AND seconds >= 0"),
-    # Rows lie in the order of the primary key, in which a report reads the whole table.
-    sqlite_with_rowid=False,
+    sa.UniqueConstraint("sample", "index", "label"),
+)
+
+# The outcomes of each attack run, packed; see `shards`.
+shards = sa.Table(
+    "shards",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("attack_run", sa.ForeignKey("attack_runs.id"), nullable=False, index=True),
+    # Their number.
+    sa.Column("outcomes", sa.Integer, nullable=False),
+    # The ids of the samples; statuses, draws and sums; everything else.
+    sa.Column("samples", sa.LargeBinary, nullable=False),
+    sa.Column("tally", sa.LargeBinary, nullable=False),
+    sa.Column("details", sa.LargeBinary, nullable=False),
+    sa.CheckConstraint("outcomes > 0"),
 )
 
 findings = sa.Table(
@@ -95,21 +88,20 @@ findings = sa.Table(
 adversarials = sa.Table(
     "adversarials",
     metadata,
-    sa.Column("attack_run", sa.Integer, primary_key=True),
+    sa.Column("attack_run", sa.ForeignKey("attack_runs.id"), primary_key=True),
     sa.Column("sample", sa.String(32), primary_key=True),
     sa.Column("channels", sa.Integer, nullable=False),
     sa.Column("height", sa.Integer, nullable=False),
     sa.Column("width", sa.Integer, nullable=False),
     # Little-endian float32, row by row, zlib-compressed, then a checksum.
     sa.Column("image", sa.LargeBinary, nullable=False),
-    sa.ForeignKeyConstraint(["attack_run", "sample"], ["outcomes.attack_run", "outcomes.sample"]),
 )
 
 # The worst cases of some broken samples, for people to look at.
 examples = sa.Table(
     "examples",
     metadata,
-    sa.Column("attack_run", sa.Integer, primary_key=True),
+    sa.Column("attack_run", sa.ForeignKey("attack_runs.id"), primary_key=True),
     sa.Column("sample", sa.String(32), primary_key=True),
     # Packed as arrays are: the adversarial minus the clean image in units of `scale`, as int8; or the adversarial image itself,
     # as float32, if `scale` is NULL.
@@ -118,7 +110,6 @@ examples = sa.Table(
     # JSON lists of classes and probabilities.
     sa.Column("before", sa.Text, nullable=False),
     sa.Column("after", sa.Text, nullable=False),
-    sa.ForeignKeyConstraint(["attack_run", "sample"], ["outcomes.attack_run", "outcomes.sample"]),
 )
 
 # The clean images of the samples in `examples`, which evaluations share.
@@ -178,7 +169,7 @@ attack_run_checksums = sa.Table(
     "attack_run_checksums",
     metadata,
     sa.Column("attack_run", sa.ForeignKey("attack_runs.id"), primary_key=True),
-    # Of every field of its outcomes, and of their tally.
+    # Of the details of its shards, and of their tallies.
     sa.Column("outcomes", sa.String(64), nullable=False),
     sa.Column("tally", sa.String(64), nullable=False),
 )

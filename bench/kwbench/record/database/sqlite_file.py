@@ -17,6 +17,14 @@ from kwbench.formatting import plain
 # "kwbn" in SQLite's header distinguishes our databases from those of other programs.
 APPLICATION_ID = 0x6B77626E
 
+# The options of an engine for a database in memory. It lives as long as its connection, which threads use in turn.
+IN_MEMORY: dict[str, Any] = {
+    "poolclass": sa.QueuePool,
+    "pool_size": 1,
+    "max_overflow": 0,
+    "connect_args": {"check_same_thread": False},
+}
+
 # SQLite checks about 50 MB a second.
 _SMALL_FILE = 4 << 20
 

@@ -2,18 +2,17 @@
 
 import base64
 import json
-import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kwbench.formatting import plain
-from kwbench.outcome import CLEAN, Example, Status
+from kwbench.outcome import CLEAN, Example
+from kwbench.record.arrays import OutcomeArrays
 from kwbench.record.comparability import comparison_key
-from kwbench.record.database.samples import SampleColumns
 from kwbench.record.store import Store
 from kwbench.record.summary import Summary
 from kwbench.report.figures.conventions import class_names
@@ -24,8 +23,11 @@ from kwbench.report.html.survival import survival_curves
 _MOST_BYTES = 8_000_000
 
 
-def samples_script(store: Store, summary: Summary, columns: Mapping[str, SampleColumns]) -> str:
-    """Return the script: what each attack achieved on each sample, and the adversarial examples on record."""
+def samples_script(store: Store, summary: Summary, outcomes: Mapping[str, OutcomeArrays]) -> str:
+    """Return the script: what each attack achieved on each sample, and the adversarial examples on record.
+
+    `outcomes` are those on record, by the label of the attack; they need not be those of all attacks.
+    """
     labels = [CLEAN, *(attack.name for attack in summary.attacks)]
     spec = summary.evaluation.spec
     head = {
@@ -37,7 +39,7 @@ def samples_script(store: Store, summary: Summary, columns: Mapping[str, SampleC
         "norm": spec.threat.norm,
         "attacks": [plain(label) for label in labels],
         "cascade": summary.cascade,
-        "curves": survival_curves(columns, summary),
+        "curves": survival_curves(outcomes, summary),
         "classes": class_names(summary.dataset, spec.provenance),
         "index": summary.index.tolist(),
         "worst": [labels.index(label) if label in labels else -1 for label in summary.worst],
@@ -45,26 +47,28 @@ def samples_script(store: Store, summary: Summary, columns: Mapping[str, SampleC
         "robustValues": _values(summary.robust_values),
         "images": _images(store, summary),
     }
-    rows = ",".join(_rows(columns.get(label)) for label in labels)
-    # The columns are lists of numbers, joined by the database.
+    rows = ",".join(_rows(outcomes.get(label)) for label in labels)
     return f'kwbenchRun({json.dumps(head)[:-1]}, "rows": [{rows}]}});\n'
 
 
-def _rows(columns: SampleColumns | None) -> str:
-    if columns is None:
+def _rows(outcomes: OutcomeArrays | None) -> str:
+    if outcomes is None:
         return "null"
-    numbers = {
-        name: getattr(columns, name) for name in ("index", "label", "prediction", "distance", "passes", "right", "draws")
+    columns: dict[str, Iterable[int | float]] = {
+        "index": outcomes.index.tolist(),
+        "label": outcomes.label.tolist(),
+        "prediction": np.maximum(outcomes.prediction, -1).tolist(),
+        "distance": [round(distance, 6) for distance in np.nan_to_num(outcomes.distance, nan=-1.0).tolist()],
+        "passes": (outcomes.forwards + outcomes.backwards).tolist(),
     }
-    if not re.search("[1-9]", numbers["draws"]):
-        del numbers["right"], numbers["draws"]
-    if not all(re.fullmatch(r"[-0-9.,e]*", text) for text in numbers.values()):
-        raise ValueError("outcomes hold values that are no numbers")
-    statuses = "".join(_LETTERS.get(status, "?") for status in columns.status.split(","))
-    return "{" + ",".join(f'"{name}":[{text}]' for name, text in numbers.items()) + f',"status":"{statuses}"}}'
+    if outcomes.fresh_draws.any():
+        columns |= {"right": outcomes.fresh_correct.tolist(), "draws": outcomes.fresh_draws.tolist()}
+    status = outcomes.status.tobytes().decode()
+    return "{" + ",".join(f'"{name}":{_compact(values)}' for name, values in columns.items()) + f',"status":"{status}"}}'
 
 
-_LETTERS = {status.value: status.value[0] for status in Status}
+def _compact(values: Iterable[int | float]) -> str:
+    return json.dumps(values, separators=(",", ":"))
 
 
 def _values(values: NDArray[np.float64] | None) -> list[float] | None:
@@ -89,7 +93,8 @@ def worst_examples(store: Store, summary: Summary) -> Iterator[tuple[int, str, E
         examples = store.examples(runs[label])
         if not examples:
             continue
-        positions = {outcome.index: outcome.sample for outcome in store.outcomes(runs[label])}
+        outcomes = store.outcome_arrays(runs[label])
+        positions = dict(zip(outcomes.index.tolist(), (sample.decode() for sample in outcomes.sample.tolist()), strict=True))
         for position, worst in zip(summary.index.tolist(), summary.worst, strict=True):
             example = examples.get(positions.get(position, ""))
             if worst == label and example is not None:

@@ -45,7 +45,8 @@ def site(data: "ReportData") -> dict[str, str]:
     for summary in data.summaries:
         entry = entries[summary.evaluation.id]
         name = run_file(summary)
-        columns = data.store.samples(summary.evaluation)
+        runs = summary.evaluation.attack_runs
+        outcomes = {label: arrays for label, run in runs.items() if len(arrays := data.store.outcome_arrays(run))}
         view, run = evaluation_view(entry), name if name in compared else None
         files[f"runs/{name}.html"] = rendered_in_folder(
             "evaluation.html.j2",
@@ -57,7 +58,7 @@ def site(data: "ReportData") -> dict[str, str]:
             caveat=CAVEAT,
             run=run,
         )
-        files[f"runs/{name}.js"] = samples_script(data.store, summary, columns)
+        files[f"runs/{name}.js"] = samples_script(data.store, summary, outcomes)
     verdicts = {summary.evaluation.id: verdict_json(verdict_on_record(summary)) for summary in data.summaries}
     values = [{**to_json(summary), "verdict": verdicts[summary.evaluation.id]} for summary in data.summaries]
     return files | {"results.csv": csv_table(data.summaries), "results.json": json.dumps(values, indent=1) + "\n"}

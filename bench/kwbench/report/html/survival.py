@@ -6,19 +6,20 @@ import numpy as np
 
 from kwbench.formatting import plain
 from kwbench.outcome import CLEAN, Status
+from kwbench.record.arrays import OutcomeArrays
 from kwbench.record.cascade import cascaded_attacks
-from kwbench.record.database.samples import SampleColumns
 from kwbench.record.measurement import Array
 from kwbench.record.summary import Summary
 
 # Steps of a curve at most.
 _STEPS = 100
+_BROKEN = Status.BROKEN[:1].encode()
 
 # The name of an attack, numbers of passes, and the accuracy in percent from each of them to the next.
 Curve = tuple[str, list[int], list[float]]
 
 
-def survival_curves(columns: Mapping[str, SampleColumns], summary: Summary) -> list[Curve]:
+def survival_curves(outcomes: Mapping[str, OutcomeArrays], summary: Summary) -> list[Curve]:
     """Return the accuracy of all samples against the passes spent on each, an entry for each attack that declares passes.
 
     A curve falls at the passes after which a sample broke; for a stochastic model, whose samples all get the whole budget, at
@@ -30,17 +31,17 @@ def survival_curves(columns: Mapping[str, SampleColumns], summary: Summary) -> l
     standing, spent = summary.a_std.value, 0
     curves: list[Curve] = []
     for attack in summary.attacks:
-        rows = columns.get(attack.name)
+        rows = outcomes.get(attack.name)
         if rows is None or attack.name == CLEAN:
             continue
         in_cascade = attack.name in cascaded
         left = attack.remaining if in_cascade else attack.accuracy
-        passes = np.array(rows.passes.split(","), dtype=np.int64)
+        passes = rows.forwards + rows.backwards
         if passes.max() < 1 or left is None:
             continue
         before, start = (standing, spent) if in_cascade else (summary.a_std.value, 0)
         end = start + int(passes.max())
-        broken = np.array([]) if summary.stochastic else passes[np.array(rows.status.split(",")) == Status.BROKEN.value]
+        broken = np.array([]) if summary.stochastic else passes[rows.status == _BROKEN]
         x, y = _curve(np.sort(broken) + start, summary.n, (start, before), (end, left.value))
         curves.append((plain(attack.name), x.astype(int).tolist(), y.round(2).tolist()))
         if in_cascade:
