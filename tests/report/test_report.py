@@ -290,7 +290,7 @@ def test_hostile_names_add_no_element_attribute_or_link_to_a_page(store: Store, 
         assert found.attributes <= set.union(*(page.attributes for page in known))
         own = (
             r"#[a-z0-9./-]+|data:,|[0-9a-f]{16}\.js|(\.\./)?(index\.html|compare\.html(#a=[0-9a-f]{16})?|assets/[a-z.]+"
-            r"|runs/[0-9a-f]{16}\.html(#evidence)?|results\.(csv|json))"
+            r"|runs/[0-9a-f]{16}\.html(#evidence)?|results\.(csv|json)|data:image/svg\+xml;base64,[A-Za-z0-9+/]+=*)"
         )
         papers = {paper.url for paper in read_registry().papers.values()}
         assert [link for link in found.links - papers if not re.fullmatch(own, link)] == []
@@ -444,10 +444,10 @@ def test_forty_models_take_a_moment(store: Store, tmp_path: Path) -> None:
     drops = {f"attack-{number}": 0.5 + number / 100 for number in range(4)}
     for seed in range(40):
         network(store, f"model-{seed}", 0.95, drops, n=40, seed=seed)
-    started = time.perf_counter()
+    started = time.process_time()
     write_report(store, tmp_path, EVERYTHING)
-    # A fraction of a second; the limit only catches what has become quadratic.
-    assert time.perf_counter() - started < 10
+    # A few seconds, whatever else runs; the limit only catches what has become quadratic.
+    assert time.process_time() - started < 10
 
 
 def test_notes_on_a_model_stand_under_its_table_and_in_the_json(store: Store) -> None:
