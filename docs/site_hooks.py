@@ -24,6 +24,7 @@ REPORTS = {
     "results/speed-rivals.md": "bench/speed/rivals.md",
     "results/speed-activations.md": "bench/speed/activations.md",
     "results/speed-record.md": "bench/speed/record.md",
+    "results/speed-pages.md": "bench/speed/pages.md",
 }
 
 

@@ -39,6 +39,7 @@ def browse(browser: Any, index: Path) -> list[tuple[float, float]]:
     Sorting and searching last until the page is painted. Processor time is that of the page's main thread.
     """
     page = browser.new_page()
+    page.set_default_timeout(120_000)
     metrics = page.context.new_cdp_session(page)
     metrics.send("Performance.enable", {"timeDomain": "threadTicks"})
 

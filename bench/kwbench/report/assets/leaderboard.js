@@ -59,7 +59,7 @@ const start = (section) => {
   const data = new DataTable(table, {
     autoWidth: false,
     paging: many,
-    pageLength: 100,
+    pageLength: 50,
     lengthMenu: [50, 100, 250, { label: "all", value: -1 }],
     info: true,
     order: [],
@@ -114,7 +114,10 @@ const start = (section) => {
   data.on("draw", () => {
     const { recordsDisplay, recordsTotal } = data.page.info();
     count.value = recordsDisplay === recordsTotal ? `${recordsTotal} models` : `${recordsDisplay} of ${recordsTotal} models`;
-    countFacets(state);
+    // Sorting leaves the counts as they are.
+    const filters = JSON.stringify([data.search(), ...[...state.facets.values()].map((select) => select.value)]);
+    if (filters !== state.filters) countFacets(state);
+    state.filters = filters;
     // DataTables marks the extra column, which no one sees.
     const [sorted] = data.order();
     heads.forEach((head, column) => {
