@@ -85,12 +85,14 @@ class RemoteEvaluator:
         actor: Ray's handle.
         node: The id of its node, known once it has loaded its first evaluation.
         evaluation: What it has loaded, as the driver identifies it; None while it loads.
+        losses: How many nodes had been lost when it was started.
         asked: What it is working on, the first one first, by the reference of its answer; None stands for loading.
     """
 
     actor: Any
     node: str | None = None
     evaluation: object = None
+    losses: int = 0
     asked: dict[Any, Task[Any] | None] = field(default_factory=dict)
 
     @property
@@ -134,6 +136,7 @@ class Cluster:
         self.work: dict[str, NodeWork] = {}
         self._nodes: dict[str, dict[str, float]] = {}
         self._looked = -float("inf")
+        self._losses = 0
         self._own = _connect(address)
         self._make_actor = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(EvaluatorActor)
         has_gpus = any(node.get("GPU", 0) > 0 for node in self.nodes().values())
@@ -171,7 +174,7 @@ class Cluster:
     def hire(self) -> RemoteEvaluator:
         """Start another evaluator, wherever there is room for it."""
         actor = self._make_actor.options(num_cpus=self._threads, num_gpus=self._gpus).remote()
-        self.evaluators.append(RemoteEvaluator(actor))
+        self.evaluators.append(RemoteEvaluator(actor, losses=self._losses))
         return self.evaluators[-1]
 
     def dismiss(self, evaluator: RemoteEvaluator) -> None:
@@ -191,14 +194,16 @@ class Cluster:
             if self._nodes and node not in self._nodes:
                 self.tell(f"node {self.work[node].name} has joined")
         for node in self._nodes.keys() - alive.keys():
+            self._losses += 1
             self.tell(f"node {self.work[node].name} is lost; other nodes continue its tasks")
         self._nodes, self._looked = {node: dict(row["Resources"]) for node, row in alive.items()}, time.monotonic()
         return self._nodes
 
-    def is_lost(self, node: str | None) -> bool:
-        """Return whether a node was alive and is not any more."""
+    def is_on_lost_node(self, evaluator: RemoteEvaluator) -> bool:
+        """Return whether an evaluator's node is lost; or any node since it was started, if its own is not known yet."""
         self._looked = -float("inf")
-        return node is not None and node not in self.nodes()
+        nodes = self.nodes()
+        return self._losses > evaluator.losses if evaluator.node is None else evaluator.node not in nodes
 
     def slots(self) -> int:
         """Return how many evaluators the nodes that are alive have room for."""

@@ -153,6 +153,7 @@ class RayExecutor:
         evaluator.node = node
         if isinstance(facts, BaseException):
             raise facts
+        self._loading_deaths = 0
         self._cluster.nodes()
         if self._facts is None:
             workers = 1 if facts.draws_itself else max(1, min(self._cluster.slots(), self._tiles))
@@ -169,7 +170,7 @@ class RayExecutor:
         self._cluster.dismiss(evaluator)
         waiting.extendleft(reversed(tasks))
         passing = ray.exceptions.ActorUnavailableError | ray.exceptions.ObjectLostError | ray.exceptions.NodeDiedError
-        if isinstance(failure, passing) or self._cluster.is_lost(evaluator.node):
+        if isinstance(failure, passing) or self._cluster.is_on_lost_node(evaluator):
             return
         if tasks:
             self._deaths[id(tasks[0])] += 1
