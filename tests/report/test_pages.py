@@ -12,7 +12,7 @@ from PIL import Image
 
 from kwbench.record.store import Store
 from kwbench.report import write_report
-from support.records import network
+from support.records import deterministic, network
 from support.report_records import fill, hostile, pictured, verdicts
 
 pytestmark = pytest.mark.browser
@@ -96,6 +96,20 @@ def test_columns_sort_and_incomplete_rows_stay_last(browser: Any, reports: Path)
         page.wait_for_selector(f"{head}[aria-sort={direction}]")
     assert page.evaluate(MODELS) == [*before[:-1][::-1], before[-1]]
     assert page.url.endswith(f"{TABLE}?sort=robust%3Aasc")
+    assert complaints == []
+    page.close()
+
+
+def test_of_many_models_fifty_are_shown_and_all_on_request(browser: Any, tmp_path: Path) -> None:
+    def many(store: Store) -> None:
+        for number in range(101):
+            deterministic(store, {"clean": "hhh", "pgd": "hhb"}, model=f"net-{number}")
+
+    page, complaints, _ = visit(browser, written(tmp_path, many) / "index.html")
+    await_value(page, f"({MODELS}).length", 50)
+    assert page.inner_text("output.count") == "101 models"
+    page.select_option(".dt-length select", "-1")
+    await_value(page, f"({MODELS}).length", 101)
     assert complaints == []
     page.close()
 
