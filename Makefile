@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test trials verdicts defences faults papers speed docs check format clean
+.PHONY: setup demo test trials verdicts defences calibration faults papers speed docs check format clean
 
 setup: .venv/.installed
 
@@ -30,6 +30,10 @@ verdicts: setup
 # Broken defences and sound models beside a second opinion; writes reports/defences.md from defences.db, and goes on from there.
 defences: setup
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/defences/zoo/run.py
+
+# Networks whose robust accuracy is known; writes reports/calibration.md and its figure.
+calibration: setup
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/defences/calibration.py
 
 # The tests of every fault, and the same tests with the guard removed; writes reports/faults.md.
 faults: setup

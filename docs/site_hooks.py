@@ -20,6 +20,7 @@ REPORTS = {
     "results/claims.md": "reports/claims.md",
     "results/verdicts.md": "reports/verdicts.md",
     "results/defences.md": "reports/defences.md",
+    "results/calibration.md": "reports/calibration.md",
     "results/speed-cost.md": "bench/speed/cost.md",
     "results/speed-rivals.md": "bench/speed/rivals.md",
     "results/speed-activations.md": "bench/speed/activations.md",
