@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test trials verdicts defences calibration faults papers speed docs check format clean
+.PHONY: setup demo test test-lowest trials verdicts defences calibration faults papers speed docs check format clean
 
 setup: .venv/.installed
 
@@ -20,6 +20,16 @@ demo: setup
 # A process for each core; a file's tests stay together, for they share what is slow to make.
 test: setup check
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# The wheel in a fresh environment, with the oldest dependencies that it allows: a command, and tests of the record.
+test-lowest:
+	rm -rf build/lowest build/wheel
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check build pytest pytest-timeout
+	build/lowest/bin/python -m build --wheel --outdir build/wheel .
+	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt build/wheel/*.whl
+	cd build/wheel && ../lowest/bin/kwbench evaluate resnet18-kwta0.1 --attack noop,fgsm --n 4
+	build/lowest/bin/python -m pytest -o pythonpath=tests -o filterwarnings= tests/test_threat.py tests/record/test_summary.py
 
 trials: setup
 	$(BIN)/python -m pytest -m trial
