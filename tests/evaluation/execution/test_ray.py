@@ -33,7 +33,7 @@ from support.small_registry import count, fast_suite, request, rows, write_regis
 
 ray = pytest.importorskip("ray", reason="the Python package ray is not installed")
 
-from kwbench.evaluation.execution.cluster import Cluster  # noqa: E402
+from kwbench.evaluation.execution.cluster import Cluster, RemoteEvaluator  # noqa: E402
 from kwbench.evaluation.execution.ray_executor import RayExecutor  # noqa: E402
 
 # Nodes cannot import this module.
@@ -153,6 +153,19 @@ def test_nothing_is_lost_nor_twice_while_nodes_are_killed(
 ) -> None:
     assert_equal_rows_while_nodes_are_killed(nodes, cluster, slowly, tmp_path, kills=2)
     assert sum("is lost" in line for line in told) >= 2
+
+
+def test_an_evaluator_that_was_still_loading_counts_as_lost_once_a_node_is(nodes: Nodes, cluster: Cluster) -> None:
+    cluster.nodes()
+    loading = RemoteEvaluator(None, losses=cluster._losses)
+    assert not cluster.is_on_lost_node(loading)
+    nodes.kill(nodes.others[0])
+    latest = time.monotonic() + _LATEST
+    while not cluster.is_on_lost_node(loading):
+        assert time.monotonic() < latest
+        time.sleep(0.1)
+    nodes.add()
+    assert not cluster.is_on_lost_node(RemoteEvaluator(None, losses=cluster._losses))
 
 
 @pytest.mark.trial

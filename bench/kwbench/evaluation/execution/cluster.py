@@ -145,14 +145,18 @@ class Cluster:
     def close(self) -> None:
         """End the evaluators and the connection, and tell what the nodes have done."""
         self.tell_work()
+        self.release()
+        if self._own:
+            ray.shutdown()
+
+    def release(self) -> None:
+        """End the evaluators."""
         # Those that are idle remove their files.
         if idle := [evaluator for evaluator in self.evaluators if not evaluator.asked]:
             with suppress(ray.exceptions.RayError):
                 ray.get([evaluator.actor.close.remote() for evaluator in idle], timeout=_PATIENCE)
         for evaluator in list(self.evaluators):
             self.dismiss(evaluator)
-        if self._own:
-            ray.shutdown()
 
     def settled(self, request: Request) -> Request:
         """Return the request with the device and the threads of the evaluators.

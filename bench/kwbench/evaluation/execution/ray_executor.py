@@ -90,7 +90,8 @@ class RayExecutor:
                 self._cluster.dismiss(evaluator)
 
     def close(self) -> None:
-        """See Executor. The evaluators stay, for the next evaluation of the command."""
+        """See Executor. Each evaluation has fresh processes, since the hash of a user's code depends on what was imported."""
+        self._cluster.release()
 
     def _recruit(self, useful: int) -> None:
         """Start evaluators while there is work and room for more. Raises CannotEvaluate where there has long been no room."""
