@@ -24,7 +24,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 def written(folder: Path, models: int, attacks: int, samples: int) -> tuple[Path, float, float]:
     """Write a report on an invented record; return the path of its first page, seconds, and processor seconds."""
-    in_new_process(make, folder / "results.db", models, attacks, samples)
+    in_new_process(make, str(folder / "results.db"), range(models), attacks, samples, samples)
     store = Store.open(str(folder / "results.db"))
     began, work = time.perf_counter(), time.process_time()
     write_report(store, folder / "reports", {"html"})

@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -41,6 +41,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 if TYPE_CHECKING:
     from support.postgres import Server
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 KWBENCH = str(Path(sys.executable).with_name("kwbench"))
@@ -201,13 +202,13 @@ def bytes_an_outcome(attacks: int, n: int) -> tuple[float, float]:
     return two / n / (attacks + 1), every / n / (attacks + 1)
 
 
-def in_new_process(function: Callable[..., T], *arguments: Any) -> T:
+def in_new_process(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """Return what a function returns in a process of its own.
 
     The memory of a command includes that of the process that starts it, so this process must not load torch.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
+        return process.submit(function, *arguments, **named).result()
 
 
 def repeated_digits(path: Path, repeats: int) -> int:
