@@ -108,7 +108,11 @@ class OutcomeArrays:
 
     def require_possible(self) -> None:
         """Raise CannotEvaluate if a value is impossible."""
+        letters = list(_STATUSES)
         problems = {
+            "a status is none of those that there are": (
+                ~np.isin(self.status, letters) | ~np.isin(self.other_status, [*letters, b""])
+            ),
             "distance and seconds must be finite": ~np.isfinite(self.seconds) | np.isinf(self.distance),
             "distance, passes and seconds are at least 0": (
                 (self.distance < 0) | (self.forwards < 0) | (self.backwards < 0) | (self.seconds < 0)

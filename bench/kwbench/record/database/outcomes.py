@@ -7,7 +7,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from kwbench.errors import DamagedData
+from kwbench.errors import CannotEvaluate, DamagedData
 from kwbench.outcome import Outcome, Status
 from kwbench.record.arrays import MISSING, OutcomeArrays, concatenated
 from kwbench.record.database import schema
@@ -156,7 +156,13 @@ def select_outcomes(connection: sa.Connection, reader: TallyReader, attack_run: 
     recorded = select_run_checksums(connection, [attack_run]).get(attack_run)
     if recorded is not None and recorded[0] != str(total(checksum for _, checksum in parts)):
         raise damaged_run(connection, attack_run)
-    return concatenated([arrays for arrays, _ in parts]).sorted()
+    outcomes = concatenated([arrays for arrays, _ in parts])
+    if recorded is None:
+        try:
+            outcomes.require_possible()
+        except CannotEvaluate:
+            raise damaged_run(connection, attack_run) from None
+    return outcomes.sorted()
 
 
 def select_predictions(connection: sa.Connection, reader: TallyReader, attack_runs: Collection[int]) -> dict[int, Predictions]:

@@ -5,6 +5,7 @@ are all equal as that value. The bytes of equal significance stand together, whi
 """
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,8 +18,11 @@ from kwbench.record.arrays import MISSING
 
 # Bytes of a value, 0 if all are equal; whether 0 stands for MISSING; what is added to each, or their bits if all are equal.
 _HEADER = struct.Struct("<BBq")
-# A shard has at most so many bytes before compression; it has a tenth.
-_MOST_BYTES = 1 << 26
+MOST_BYTES = 1 << 26
+"""Bytes before compression that are read; outcomes have a tenth of them, unless their notes are long."""
+
+# A JSON list of so many texts.
+_TEXTS = r'\[(?:"[^"\\]*+(?:\\.[^"\\]*+)*+",?+){%d}+\]'
 # Level 6 takes twice the time for a tenth fewer bytes.
 _LEVEL = 4
 
@@ -54,7 +58,7 @@ def decompress(packed: bytes) -> bytes:
     """Return what `compress` compressed. Raises ValueError for others, and before damaged bytes expand without bound."""
     stream = zlib.decompressobj()
     try:
-        content = stream.decompress(packed, _MOST_BYTES)
+        content = stream.decompress(packed, MOST_BYTES)
     except zlib.error as failure:
         raise ValueError(str(failure)) from None
     if not stream.eof or stream.unused_data:
@@ -111,6 +115,8 @@ def _pack_letters(values: NDArray[np.bytes_]) -> tuple[bytes, bytes]:
 
 
 def _unpack_letters(packed: bytes, width: int, flag: int, base: int, n: int) -> NDArray[np.bytes_]:
+    if width > 1 or not 0 <= base < 256:
+        raise ValueError(f"{width} bytes a letter, or the letter {base}")
     codes = np.frombuffer(packed, dtype=np.uint8) if width else np.full(n, base, dtype=np.uint8)
     return codes.view("S1")
 
@@ -124,6 +130,9 @@ def _pack_texts(values: NDArray[np.object_]) -> tuple[bytes, bytes]:
 def _unpack_texts(packed: bytes, width: int, flag: int, base: int, n: int) -> NDArray[np.object_]:
     values = np.full(n, "", dtype=object)
     if base:
+        # What a stranger wrote may nest without bound, or expand to many times its bytes.
+        if re.fullmatch((_TEXTS % n).encode(), packed) is None:
+            raise ValueError(f"it is no list of {n} texts")
         values[:] = json.loads(packed)
     return values
 

@@ -14,11 +14,12 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from kwbench.errors import CannotEvaluate
 from kwbench.outcome import Status
 from kwbench.record.arrays import FIELDS, MISSING, OutcomeArrays
 from kwbench.record.database import schema
 from kwbench.record.database.checksums import damaged_run
-from kwbench.record.database.packing import compress, decompress, pack, unpack
+from kwbench.record.database.packing import MOST_BYTES, compress, decompress, pack, unpack
 from kwbench.record.database.samples import SampleList, SampleReader, digest, pack_ids
 
 # Outcomes of a shard, at most.
@@ -32,6 +33,7 @@ _DETAIL_KINDS = "".join({"distance": "f", "seconds": "f", "other_status": "S", "
 # The sums of a tally: six integers, and the seconds.
 _SUMS = struct.Struct("<6qd")
 _HELD = Status.HELD[:1].encode()
+_LETTERS = [status.value[:1].encode() for status in Status]
 
 _MODULUS = 1 << 64
 
@@ -78,32 +80,61 @@ class Shard:
     sums: tuple[int, int, int, int, int, int, float]
     checksum: Checksum
 
+    @property
+    def possible(self) -> bool:
+        """Whether an outcome may have these values, which only matters where no checksum shows that they were written."""
+        status, selection_correct, selection_draws, fresh_correct, fresh_draws = self.columns
+        right = [
+            (correct >= 0) & (correct <= draws)
+            for correct, draws in ((selection_correct, selection_draws), (fresh_correct, fresh_draws))
+        ]
+        return bool(np.isin(status, _LETTERS).all() and all(mask.all() for mask in right)) and min(self.sums) >= 0
+
 
 def write_shards(
     connection: sa.Connection, attack_run: int, arrays: OutcomeArrays, ids: NDArray[np.int64]
 ) -> tuple[Checksum, Checksum]:
-    """Insert outcomes, whose samples have these ids. Return the checksums of their tallies and of their details."""
+    """Insert outcomes, whose samples have these ids. Return the checksums of their tallies and of their details.
+
+    Raises CannotEvaluate for a note that is too long to be read again.
+    """
     if bool((np.diff(arrays.index) < 0).any()):
         order = np.argsort(arrays.index, kind="stable")
         arrays, ids = arrays.take(order), ids[order]
     tally = details = Checksum()
     for start in range(0, len(arrays), LARGEST):
         chosen = slice(start, start + LARGEST)
-        part = arrays.take(chosen)
-        samples = digest(part.sample, part.index, part.label)
-        tallied = _sums(part) + pack([getattr(part, name) for name in _TALLIED])
-        detailed = pack([getattr(part, name) for name in _DETAILS])
-        row = {
-            "attack_run": attack_run,
-            "outcomes": len(part),
-            "samples": pack_ids(ids[chosen]),
-            "tally": compress(tallied),
-            "details": compress(detailed),
-        }
-        connection.execute(sa.insert(schema.shards), row)
-        tally += _checksum(samples, tallied, len(part))
-        details += _checksum(samples, detailed, len(part))
+        of_tally, of_details = _write_shard(connection, attack_run, arrays.take(chosen), ids[chosen])
+        tally += of_tally
+        details += of_details
     return tally, details
+
+
+def _write_shard(
+    connection: sa.Connection, attack_run: int, arrays: OutcomeArrays, ids: NDArray[np.int64]
+) -> tuple[Checksum, Checksum]:
+    """Insert a shard, or several where notes are so long that one would not be read; see `write_shards`."""
+    n, detailed = len(arrays), pack([getattr(arrays, name) for name in _DETAILS])
+    if len(detailed) > MOST_BYTES:
+        if n == 1:
+            raise CannotEvaluate(f"the note of sample {arrays.sample[0].decode()} is too long: {len(detailed)} bytes")
+        # JSON writes six bytes for a letter that is not ASCII.
+        halves = (slice(None, n // 2), slice(n // 2, None))
+        (tally, details), (more_tally, more_details) = (
+            _write_shard(connection, attack_run, arrays.take(half), ids[half]) for half in halves
+        )
+        return tally + more_tally, details + more_details
+    samples = digest(arrays.sample, arrays.index, arrays.label)
+    tallied = _sums(arrays) + pack([getattr(arrays, name) for name in _TALLIED])
+    row = {
+        "attack_run": attack_run,
+        "outcomes": n,
+        "samples": pack_ids(ids),
+        "tally": compress(tallied),
+        "details": compress(detailed),
+    }
+    connection.execute(sa.insert(schema.shards), row)
+    return _checksum(samples, tallied, n), _checksum(samples, detailed, n)
 
 
 def select_shards(connection: sa.Connection, reader: SampleReader, attack_runs: Collection[int]) -> dict[int, list[Shard]]:

@@ -36,8 +36,12 @@ class TallyReader:
     def shards(self, connection: sa.Connection, attack_runs: Sequence[int]) -> dict[int, list[Shard]]:
         """Return the shards behind the tallies; see `read`."""
         shards = select_shards(connection, self._samples, attack_runs)
-        for run, (_, recorded) in select_run_checksums(connection, attack_runs).items():
+        checksums = select_run_checksums(connection, attack_runs)
+        for run, (_, recorded) in checksums.items():
             if recorded != str(total(shard.checksum for shard in shards.get(run, ()))):
+                raise damaged_run(connection, run)
+        for run in shards.keys() - checksums.keys():
+            if not all(shard.possible for shard in shards[run]):
                 raise damaged_run(connection, run)
         return shards
 
