@@ -61,6 +61,13 @@ def test_a_plan_counts_only_what_is_not_on_record(kwb: Kwbench) -> None:
     assert row["hours"] is None
 
 
+def test_a_plan_needs_no_record_and_creates_none(kwb: Kwbench, tmp_path: Path) -> None:
+    files = set(tmp_path.iterdir())
+    answer = kwb("evaluate", "small", *WHAT, "--n", "8", "--plan", "--stop-after", "1h")
+    assert "1 models, 0 of them complete: at least 0 hours" in answer.out
+    assert set(tmp_path.iterdir()) == files
+
+
 def test_time_goes_to_models_without_an_evaluation_first_then_to_the_widest_interval(
     kwb: Kwbench, twin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

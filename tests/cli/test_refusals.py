@@ -17,6 +17,7 @@ from support.command_line import FAST, Kwbench, refused
         (["small", "smal"], 2, ["did you mean 'small'"]),
         (["small", "--num-gpus", "1"], 2, ["--num-gpus", "add --executor ray"]),
         (["small", "--address", "auto"], 2, ["--address", "add --executor ray"]),
+        (["small", "--plan", "--price", "inf"], 2, ["--price"]),
         (["small", "--stop-after", "soon"], 2, ["--stop-after soon", "2h"]),
         (["small", "--eps", "0"], 2, ["eps"]),
         (["small", "--eps=-0.1"], 2, ["eps"]),

@@ -126,13 +126,14 @@ def evaluate(
         store = options.store()
         seconds = None if stop_after is None else _seconds_in(stop_after)
         if seconds is not None:
-            order = in_order_of_information(requests[0], store)
+            order = in_order_of_information(requests[0], options.known())
             requests = [[under[position] for position in order] for under in requests]
     if only_plan:
+        known = options.known()
         with execution.opened(options.threads) as open_executor:
             planned = evaluate_each(
                 requests[0],
-                lambda index: [_plan(under[index], store, options.time_limit, open_executor) for under in requests],
+                lambda index: [_plan(under[index], known, options.time_limit, open_executor) for under in requests],
             )
         print_plans([plan for plans in planned.results for plan in plans], execution.price, as_json, planned.failures)
         planned.require_all()

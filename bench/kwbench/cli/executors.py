@@ -56,7 +56,7 @@ class ExecutorOptions:
     ] = None
     price: Annotated[
         float | None,
-        typer.Option(min=0, help="Of an hour of an evaluator, for costs.", rich_help_panel=RUN),
+        typer.Option(min=0, max=1e9, help="Of an hour of an evaluator, for costs.", rich_help_panel=RUN),
     ] = None
 
     @property

@@ -329,6 +329,16 @@ class EvaluationOptions:
 
         return Store.open(self.db, create=True, deferred=True)
 
+    def known(self) -> "Store":
+        """Open the database to read what is on record, which is nothing if it is missing; none is created."""
+        from kwbench.files import record_file
+
+        with importing():
+            from kwbench.record.store import Store
+
+        file = record_file(self.db)
+        return Store.open("sqlite://" if file is not None and not file.exists() else self.db, create=True)
+
     def prepare(self) -> None:
         """Start a second process that imports torch while this one does, unless the database may already hold all results."""
         from kwbench.evaluation.execution.processes import prepare

@@ -36,6 +36,8 @@ LOST = (
 _FRESH = 1.0
 # Seconds that evaluators have to end, and a cluster to answer.
 _PATIENCE = 5.0
+# Ray counts GPUs in units of this.
+_LEAST_GPU = 1e-4
 
 
 class EvaluatorActor:
@@ -127,9 +129,11 @@ class Cluster:
         An evaluator takes `threads` CPUs, by default one, and `num_gpus` GPUs, by default one if there is any. `tell` is called
         with news about nodes, one line each, with costs if an hour of an evaluator has a `price`.
 
-        Raises CannotEvaluate if there is no cluster, UsageError for a number of GPUs that Ray cannot give.
+        Raises CannotEvaluate if there is no cluster, UsageError for another address, or a number of GPUs that Ray cannot give.
         """
-        if num_gpus is not None and (num_gpus < 0 or (num_gpus > 1 and num_gpus != int(num_gpus))):
+        if num_gpus is not None and not (
+            num_gpus == 0 or _LEAST_GPU <= num_gpus <= 1 or (num_gpus.is_integer() and num_gpus > 0)
+        ):
             raise UsageError(f"--num-gpus {num_gpus:g}: write a fraction of one GPU, or a whole number")
         self._threads, self._price, self.tell = threads or 1, price, tell
         self.evaluators: list[RemoteEvaluator] = []
@@ -237,17 +241,19 @@ class Cluster:
 
 
 def _connect(address: str) -> bool:
-    """Connect this process, unless it is connected; return whether it was not. Raises CannotEvaluate."""
+    """Connect this process, unless it is connected; return whether it was not. Raises CannotEvaluate or UsageError."""
     if ray.is_initialized():
         return False
     # The use of kwbench is nobody's business.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if (colon or address.startswith("ray://")) and not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise UsageError(f"--address {address}: write auto, local, HOST:PORT or ray://HOST:PORT")
     options: dict[str, Any] = {"address": address} if address != "local" else {"address": "local", "include_dashboard": False}
     try:
-        if ":" in address:
+        if colon:
             # Ray itself would try for minutes.
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
         with _signals_kept():
             # What the code of a model prints is kept in Ray's logs on the node.
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
