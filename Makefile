@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-lowest trials verdicts defences calibration faults papers speed docs check format clean
+.PHONY: setup demo test test-lowest trials verdicts defences calibration faults papers speed speed-gpu speed-gpu-pack docs check format clean
 
 setup: .venv/.installed
 
@@ -56,6 +56,15 @@ papers: setup
 speed: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps adv-lib
 	sh bench/speed.sh
+
+# One chunk of at most 8 minutes, again and again until it is done; the tables are in build/speed-gpu. It sets nothing up, for a
+# GPU machine may have no network. SMOKE=1 DEVICE=cpu tests it on a CPU, in minutes.
+speed-gpu:
+	sh bench/speed/gpu.sh
+
+# What a GPU machine without a network needs for it, in build/speed-gpu-pack; CIFAR10=FILE.npz adds images.
+speed-gpu-pack: setup
+	$(BIN)/python bench/gpu_pack.py build/speed-gpu-pack $(if $(CIFAR10),--cifar10 $(CIFAR10))
 
 # The site, in build/docs; open index.html. Warnings are errors.
 docs: setup

@@ -26,6 +26,7 @@ REPORTS = {
     "results/speed-activations.md": "bench/speed/activations.md",
     "results/speed-record.md": "bench/speed/record.md",
     "results/speed-pages.md": "bench/speed/pages.md",
+    "results/speed-gpu.md": "bench/speed/gpu.md",
 }
 
 

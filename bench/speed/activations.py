@@ -1,10 +1,11 @@
 """Time of winner-take-all activations, compared with ReLU and with their papers' formulas.
 
-    python bench/speed/activations.py [--threads 2] [--rounds 21]
+    python bench/speed/activations.py [--threads 2] [--rounds 21] [--samples 128] [--device auto]
 
-All activations take turns in one process, on the same random values: (128, 64, 32, 32) float32 for the layers. A column holds
+All activations take turns in one process, on the same random values: (128, 64, 32, 32) float32, or
+another number of samples, for the layers. A column holds
 the median time, and median and quartiles of the ratio to ReLU in the same round. The networks are ResNet-18 of width 16 with
-the CIFAR stem, on 128 images; the gradient is that of the pixels only. Writes Markdown to stdout, as in activations.md.
+the CIFAR stem, on as many images; the gradient is that of the pixels only. Writes Markdown to stdout, as in activations.md.
 """
 
 import argparse
@@ -12,15 +13,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from measure import alternate, machine_line, markdown_table, ratio, spread
+from measure import alternate, machine_line, markdown_table, ratio, spread, waiting
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kwbench.model import find_device
 from kwbench.networks.activations import Kwta, Lwta, StochasticLwta
 from kwbench.networks.architectures.resnet import ResNet18
 
-SHAPE = (128, 64, 32, 32)
-IMAGES = (128, 3, 32, 32)
+# Of one sample.
+SHAPE = (64, 32, 32)
+IMAGE = (3, 32, 32)
 
 
 class PaperKwta(nn.Module):
@@ -87,18 +90,19 @@ def gradient(module: nn.Module, x: Tensor, upstream: Tensor) -> Tensor:
     return torch.autograd.grad(module(leaf), leaf, upstream)[0]
 
 
-def columns() -> Mapping[str, dict[str, Callable[[], object]]]:
+def columns(samples: int, device: torch.device) -> Mapping[str, dict[str, Callable[[], object]]]:
     """Return what is timed, by column and activation."""
     torch.manual_seed(0)
-    x, images = torch.randn(SHAPE), torch.rand(IMAGES)
-    upstream, weights = torch.randn(SHAPE), torch.randn(len(images), 10)
-    layers = {name: make().eval() for name, make in ACTIVATIONS.items()}
-    networks = {name: network(make) for name, make in ACTIVATIONS.items()}
-    return {
+    x, images = torch.randn(samples, *SHAPE).to(device), torch.rand(samples, *IMAGE).to(device)
+    upstream, weights = torch.randn(samples, *SHAPE).to(device), torch.randn(samples, 10).to(device)
+    layers = {name: make().eval().to(device) for name, make in ACTIVATIONS.items()}
+    networks = {name: network(make).to(device) for name, make in ACTIVATIONS.items()}
+    runs: dict[str, dict[str, Callable[[], object]]] = {
         "forward": {name: partial(forward, layer, x) for name, layer in layers.items()},
         "forward and backward": {name: partial(gradient, layer, x, upstream) for name, layer in layers.items()},
         "gradient of a network": {name: partial(gradient, module, images, weights) for name, module in networks.items()},
     }
+    return {column: {name: waiting(run, device) for name, run in by_name.items()} for column, by_name in runs.items()}
 
 
 def main() -> None:
@@ -106,10 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    measured = {column: alternate(runs, options.rounds) for column, runs in columns().items()}
-    print(f"## {options.threads} thread(s)\n\n{machine_line(options.threads)}; {options.rounds} rounds\n")
+    device = find_device(options.device)
+    measured = {column: alternate(runs, options.rounds) for column, runs in columns(options.samples, device).items()}
+    about = f"{machine_line(options.threads, device)}; {options.samples} samples; {options.rounds} rounds"
+    print(f"## {options.threads} thread(s)\n\n{about}\n")
     rows = []
     for name in ACTIVATIONS:
         cells: list[object] = [name]

@@ -1,11 +1,12 @@
 """Compare the strong suite, AutoAttack and PGD-40: robust accuracy against cost.
 
-    python bench/speed/cost.py [--n 360] [--threads 2] [--rounds 1] [--data FILE.npz] [MODEL...]
+    python bench/speed/cost.py [--n 360] [--threads 2] [--rounds 1] [--data FILE.npz] [--device auto] [MODEL...]
 
 Each cell is a whole command with an empty record; the commands take turns. The time of kwbench includes start-up, judging,
 statistics and storage, and for strong the diagnosis. AutoAttack is its authors' own package alone, in one process on all
-threads, without any of these. Passes are per sample; the last column is the time of AutoAttack divided by that of the row.
-Writes Markdown to stdout.
+threads, without any of these, in batches of --batch images; on a GPU its convolutions use TF32, the default of torch. Of the
+seconds, those in attacks are also given. Passes are per sample; a speed-up is the time of AutoAttack divided by that of the
+row. Writes Markdown to stdout.
 """
 
 import argparse
@@ -23,6 +24,8 @@ import torch
 from measure import machine_line, markdown_table, ratio, spread
 from torch import Tensor, nn
 
+from kwbench.model import find_device
+
 MODELS = ("resnet18-relu-at", "resnet18-relu", "resnet18-kwta0.1-at", "resnet18-lwta0.2-at", "resnet18-kwta0.1")
 # AutoAttack neither searches completely nor certifies: a comparison of times leaves both out.
 PROTOCOLS = {"PGD-40": ["--attack", "pgd", "--set", "pgd.steps=40"], "strong": ["--suite", "strong", "--budget", "0"]}
@@ -31,20 +34,24 @@ RIVAL = "AutoAttack"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Result and cost of a command: robust accuracy with its interval, as text; passes per sample; seconds; the verdict."""
+    """Result and cost of a command: robust accuracy with its interval, as text; passes per sample; the verdict.
+
+    `attacking` is the part of the seconds that attacks take.
+    """
 
     a_rob: str
     forwards: float
     backwards: float
     seconds: float
+    attacking: float
     verdict: str = ""
 
 
 def kwbench_cell(model: str, options: list[str], shared: list[str]) -> Cell:
     """Run `kwbench evaluate` with an empty record."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(Path(sys.executable).with_name("kwbench")), "evaluate", model, *options]
-        command += [*shared, "--db", f"{folder}/results.db", "--json"]
+        command = [sys.executable, "-m", "kwbench", "evaluate", model, *options]
+        command += [*shared, "--db", f"{folder}/results.db", "--json", "--timings"]
         output, seconds = _timed(command)
     result = json.loads(output)
     accuracy = result["a_rob"]
@@ -52,15 +59,16 @@ def kwbench_cell(model: str, options: list[str], shared: list[str]) -> Cell:
     forwards, backwards = (
         sum(attack[kind] for attack in result["attacks"]) / result["n"] for kind in ("forwards", "backwards")
     )
-    return Cell(text, forwards, backwards, seconds, (result.get("verdict") or {}).get("verdict", ""))
+    attacking = sum(sum(parts.values()) for parts in result["timings"]["attacks"].values())
+    return Cell(text, forwards, backwards, seconds, attacking, (result.get("verdict") or {}).get("verdict", ""))
 
 
-def rival_cell(model: str, shared: list[str]) -> Cell:
+def rival_cell(model: str, shared: list[str], batch: int) -> Cell:
     """Run AutoAttack in a process of its own."""
-    command = [sys.executable, __file__, model, *shared, "--rival"]
+    command = [sys.executable, __file__, model, *shared, "--batch", str(batch), "--rival"]
     output, seconds = _timed(command)
     result = json.loads(output.splitlines()[-1])
-    return Cell(f"{100 * result['a_rob']:.1f}", result["forwards"], result["backwards"], seconds)
+    return Cell(f"{100 * result['a_rob']:.1f}", result["forwards"], result["backwards"], seconds, result["seconds"])
 
 
 def _timed(command: list[str]) -> tuple[str, float]:
@@ -90,21 +98,23 @@ class Counted(nn.Module):
         self.backwards += len(gradient)
 
 
-def run_rival(model: str, n: int, threads: int, data: Path | None) -> None:
-    """Run pyautoattack, version standard, or rand for a stochastic model, and print robust accuracy and passes as JSON."""
+def run_rival(options: argparse.Namespace) -> None:
+    """Run pyautoattack, version standard, or rand for a stochastic model.
+
+    Prints robust accuracy, passes and the seconds of the attacks as JSON.
+    """
     import pyautoattack
 
     from kwbench.config.registry import dataset_of, read_registry
     from kwbench.data import load_dataset
-    from kwbench.model import find_device
     from kwbench.networks.entries import load_entry
 
-    torch.set_num_threads(threads)
-    registry = read_registry()
-    name, entry = registry.find(model)
-    dataset = load_dataset(dataset_of(name), data=data)
-    device = find_device("auto")
-    batch = dataset.test.batch(range(min(n, len(dataset.test)))).to(device)
+    torch.set_num_threads(options.threads)
+    registry = read_registry(options.registry)
+    name, entry = registry.find(options.models[0])
+    dataset = load_dataset(dataset_of(name), data=options.data)
+    device = find_device(options.device)
+    batch = dataset.test.batch(range(min(options.n, len(dataset.test)))).to(device)
     network = Counted(load_entry(registry, name, entry, dataset).module.to(device).eval().requires_grad_(False))
     with torch.no_grad():
         stochastic = not torch.equal(network(batch.x[:8]), network(batch.x[:8]))
@@ -117,12 +127,14 @@ def run_rival(model: str, n: int, threads: int, data: Path | None) -> None:
         device=str(device),
         seed=0,
     )
-    result: Tensor | tuple[Tensor, ...] = attack.run_standard_evaluation(batch.x, batch.y)
+    began = time.perf_counter()
+    result: Tensor | tuple[Tensor, ...] = attack.run_standard_evaluation(batch.x, batch.y, batch_size=options.batch)
     images = result[0] if isinstance(result, tuple) else result
     forwards, backwards = network.forwards / len(batch), network.backwards / len(batch)
     with torch.no_grad():
         robust_accuracy = (network(images).argmax(1) == batch.y).float().mean().item()
-    print(json.dumps({"a_rob": robust_accuracy, "forwards": forwards, "backwards": backwards}))
+    seconds = time.perf_counter() - began
+    print(json.dumps({"a_rob": robust_accuracy, "forwards": forwards, "backwards": backwards, "seconds": seconds}))
 
 
 def main() -> None:
@@ -133,23 +145,33 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--data", type=Path, help="an npz file of test images (default: the models' own data set)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--registry", type=Path)
+    parser.add_argument("--batch", type=int, default=250, help="images in a batch of AutoAttack (default: 250, its own)")
     parser.add_argument("--rival", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rival:
-        run_rival(arguments.models[0], arguments.n, arguments.threads, arguments.data)
+        run_rival(arguments)
         return
     shared = [
         "--n",
         str(arguments.n),
         "--threads",
         str(arguments.threads),
+        "--device",
+        arguments.device,
         *(["--data", str(arguments.data)] if arguments.data else []),
+        *(["--registry", str(arguments.registry)] if arguments.registry else []),
     ]
-    print(f"n = {arguments.n}, rounds {arguments.rounds}; {machine_line(arguments.threads)}", end="\n\n")
-    header = ("model", "protocol", "A_rob, %", "forwards", "backwards", "seconds", "verdict", "speed-up over AutoAttack")
+    about = machine_line(arguments.threads, find_device(arguments.device))
+    print(f"n = {arguments.n}, rounds {arguments.rounds}, batch of AutoAttack {arguments.batch}; {about}", end="\n\n")
+    header = [
+        *("model", "protocol", "A_rob, %", "forwards", "backwards", "seconds", "in attacks", "verdict"),
+        *("speed-up over AutoAttack", "speed-up in attacks"),
+    ]
     print(markdown_table(header, []), flush=True)
     for model in arguments.models:
-        sides: dict[str, Callable[[], Cell]] = {RIVAL: partial(rival_cell, model, shared)}
+        sides: dict[str, Callable[[], Cell]] = {RIVAL: partial(rival_cell, model, shared, arguments.batch)}
         for protocol, options in PROTOCOLS.items():
             sides[protocol] = partial(kwbench_cell, model, options, shared)
         cells: dict[str, list[Cell]] = {name: [] for name in sides}
@@ -157,8 +179,10 @@ def main() -> None:
             for name, side in sides.items():
                 cells[name].append(side())
         rival = [cell.seconds for cell in cells[RIVAL]]
+        rival_attacking = [cell.attacking for cell in cells[RIVAL]]
         for name, side_cells in cells.items():
             seconds = [cell.seconds for cell in side_cells]
+            attacking = [cell.attacking for cell in side_cells]
             first = side_cells[0]
             row = (
                 model,
@@ -167,8 +191,10 @@ def main() -> None:
                 f"{first.forwards:,.0f}",
                 f"{first.backwards:,.0f}",
                 f"{spread(seconds).median:.1f}",
+                f"{spread(attacking).median:.1f}",
                 first.verdict,
                 ratio(rival, seconds),
+                ratio(rival_attacking, attacking),
             )
             print(f"| {' | '.join(map(str, row))} |", flush=True)
 

@@ -1,11 +1,14 @@
 """Helpers of the speed benchmarks: timing of functions that take turns, ratios with quartiles, and Markdown tables."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from kwbench.model import require_exact_float32
 from kwbench.record.provenance import machine, versions
 
 
@@ -52,9 +55,44 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
     return spread(numerator / denominator for numerator, denominator in zip(numerators, denominators, strict=True))
 
 
-def machine_line(threads: int) -> str:
-    """Return a line with the computer, the threads and the versions on which times depend."""
-    about = machine() | {"threads": threads} | versions()
+def waiting(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """Return `run` as a function that returns when a GPU has finished it."""
+
+    def finish() -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return finish
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Compute with the defaults of torch, TF32 in convolutions among them, and exactly in float32 again afterwards."""
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.deterministic = False
+    try:
+        yield
+    finally:
+        require_exact_float32()
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> str:
+    """Return the MiB that `run` allocates on a GPU at most, beyond what is held before; a dash on a CPU."""
+    if device.type != "cuda":
+        return "-"
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    held = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return f"{(torch.cuda.max_memory_allocated(device) - held) / 2**20:,.0f}"
+
+
+def machine_line(threads: int, device: torch.device | None = None) -> str:
+    """Return a line with the computer, its GPU if that is used, the threads and the versions on which times depend."""
+    gpu = {"GPU": torch.cuda.get_device_name(device)} if device is not None and device.type == "cuda" else {}
+    about = machine() | gpu | {"threads": threads} | versions()
     return ", ".join(f"{key} {value}" for key, value in about.items())
 
 

@@ -4,7 +4,7 @@
 
 Overhead: judged PGD-40 without early exit on a full tile, relative to a bare loop of the same forward and backward passes in
 plain torch. Both take turns in one process of one thread. Growth: the attack on twice the samples, and with twice the steps.
-Times are processor times, which other work on the machine disturbs less. Writes Markdown to stdout.
+Times are processor times, which other work on the machine disturbs less; with a GPU, wall times. Writes Markdown to stdout.
 """
 
 import argparse
@@ -13,20 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import alternate, machine_line, markdown_table, ratio
+from measure import alternate, machine_line, markdown_table, ratio, waiting
 from torch.nn import functional as F
 
 from kwbench.config.suite import override, suite_of
 from kwbench.data import Batch
 from kwbench.evaluation.execution.evaluator import LocalEvaluator
 from kwbench.evaluation.request import Request
+from kwbench.model import find_device
 from kwbench.outcome import Outcome, Status
 
 
 def evaluator(arguments: argparse.Namespace, n: int, *settings: str) -> LocalEvaluator:
     """Return an evaluator of the model with PGD on its first n images."""
     suite = override(suite_of(("pgd",)), tuple(f"pgd.{setting}" for setting in settings))
-    return LocalEvaluator(Request(arguments.model, suite, n=n, data=arguments.data), threads=1)
+    return LocalEvaluator(Request(arguments.model, suite, n=n, data=arguments.data, device=arguments.device), threads=1)
 
 
 def attacked(local: LocalEvaluator, rows: list[int]) -> Callable[[], list[Outcome]]:
@@ -53,18 +54,26 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=180, help="samples before doubling (default: 180)")
     parser.add_argument("--growing", help="model to attack on N and 2 N images (default: MODEL)")
     parser.add_argument("--growing-data", type=Path, help="an npz file of its test images (default: its own data set)")
-    parser.set_defaults(data=None)
+    parser.add_argument("--data", type=Path, help="an npz file of the test images of MODEL (default: its own data set)")
+    parser.add_argument("--full", type=int, default=128, help="images among which a tile of correctly classified ones is found")
+    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    print(machine_line(1), end="\n\n")
-    print(markdown_table(["ratio of processor times", "median [quartiles]"], []), flush=True)
+    device = find_device(arguments.device)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    print(machine_line(1, device), end="\n\n")
+    print(
+        markdown_table([f"ratio of {'processor' if device.type == 'cpu' else 'wall'} times", "median [quartiles]"], []),
+        flush=True,
+    )
 
     def row(name: str, run: Callable[[], object], reference: Callable[[], object], rounds: int) -> None:
-        seconds = alternate({"run": run, "reference": reference}, rounds, clock=time.process_time)
+        sides = {"run": waiting(run, device), "reference": waiting(reference, device)}
+        seconds = alternate(sides, rounds, clock)
         print(f"| {name} | {ratio(seconds['run'], seconds['reference'])} |", flush=True)
 
-    local = evaluator(arguments, 128, "early_exit=false")
+    local = evaluator(arguments, arguments.full, "early_exit=false")
     tile = local.facts.identity["tile"]
-    outcomes = local.judge_clean(range(128))
+    outcomes = local.judge_clean(range(arguments.full))
     right = [index for index, outcome in enumerate(outcomes) if outcome.status is Status.HELD][:tile]
     batch, network = local.batch.take(right), local.model.module
     row("judged PGD-40 to bare passes", attacked(local, right), lambda: bare(network, batch, tile, 40), arguments.rounds)

@@ -4,10 +4,11 @@
 
 All run with the same network, images, steps, step sizes and threads, and take turns. Every library gets all images; kwbench
 first predicts them and attacks the correctly classified ones only. With `--given right`, every library gets only these. The
-time of kwbench includes judging, in one single-threaded process per thread; the libraries use the threads of torch. One rule
-judges all results. `folded` searches with batch norms folded into convolutions; `bfloat16` does so in bfloat16, where the
-machine has it. All are judged in float32. Requires torchattacks and adv-lib, which `make speed` installs. Writes Markdown to
-stdout.
+time of kwbench includes judging, in one single-threaded process per thread; the libraries use the threads of torch. On a GPU
+times are wall times, and the convolutions of the libraries use TF32, the default of torch. One rule judges all results.
+`folded` searches with batch norms folded into convolutions; `bfloat16` does so in bfloat16, where the machine has it. All are
+judged in float32. Requires torchattacks, which `make setup` installs; adv-lib takes part if it is installed, as by
+`make speed`. Writes Markdown to stdout.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Spread, alternate, machine_line, markdown_table, ratio, spread
+from measure import Spread, alternate, machine_line, markdown_table, ratio, spread, torch_defaults
 from torch import Tensor
 
 from kwbench.config.suite import override, suite_of
@@ -34,9 +35,6 @@ from kwbench.model import find_device, has_bfloat16
 from kwbench.outcome import Outcome, Status
 from kwbench.threat import TOLERANCE, ThreatModel
 from kwbench.torchvision_schemas import import_torchvision
-
-# Images in a batch of a library.
-BATCH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +49,27 @@ class Contest:
     minimum_norm: bool = False
 
 
-def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any) -> list[Contest]:
-    """Return the contests in this norm, with steps of `share` * eps."""
+@dataclass(frozen=True, slots=True)
+class Libraries:
+    """The modules of the libraries; `adv` is adv_lib.attacks, None if adv-lib is not installed."""
+
+    foolbox: Any
+    torchattacks: Any
+    pyautoattack: Any
+    adv: Any
+
+
+def contests(norm: str, share: float, queries: int, device: torch.device, libraries: Libraries) -> list[Contest]:
+    """Return the contests in this norm, with steps of `share` * eps, and so many queries of Square."""
+    foolbox, torchattacks, adv = libraries.foolbox, libraries.torchattacks, libraries.adv
+
+    def with_adv_lib(attack: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
+        return {} if adv is None else {"adv-lib": attack}
+
+    def square_of_autoattack(network: torch.nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        square = libraries.pyautoattack.square.SquareAttack(network, eps=eps, n_queries=queries, device=x.device)
+        adversarials: Tensor = square.perturb(x, y)
+        return adversarials
 
     def from_foolbox(kind: str, nearest: bool = False, **settings: Any) -> Callable[..., Tensor]:
         def attack(network: torch.nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -73,7 +90,7 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
         return attack
 
     def variants(settings: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        bfloat16 = {"kwbench, bfloat16": (*settings, "precision=bfloat16")} if has_bfloat16(find_device("auto")) else {}
+        bfloat16 = {"kwbench, bfloat16": (*settings, "precision=bfloat16")} if has_bfloat16(device) else {}
         all_steps = (*settings, "early_exit=false")
         return {
             "kwbench": settings,
@@ -87,7 +104,7 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
         step = f"relative_step_size={share}"
         pgd = ("steps=40", step)
         mim = ("steps=20", step)
-        square = ("steps=200", "rescale_schedule=true")
+        square = (f"steps={queries}", "rescale_schedule=true")
         return [
             Contest(
                 "PGD-40",
@@ -96,7 +113,9 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
                 {
                     "Foolbox": from_foolbox("LinfPGD", rel_stepsize=share, steps=40),
                     "torchattacks": from_torchattacks("PGD", "eps", "alpha", steps=40),
-                    "adv-lib": lambda network, x, y, eps: adv.pgd_linf(network, x, y, eps, steps=40, relative_step_size=share),
+                    **with_adv_lib(
+                        lambda network, x, y, eps: adv.pgd_linf(network, x, y, eps, steps=40, relative_step_size=share)
+                    ),
                 },
             ),
             Contest(
@@ -106,10 +125,13 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
                 {"torchattacks": from_torchattacks("MIFGSM", "eps", "alpha", steps=20, decay=1.0)},
             ),
             Contest(
-                "Square, 200 queries",
+                f"Square, {queries} queries",
                 "square",
                 {"kwbench": square, "kwbench, folded": (*square, "precision=folded")},
-                {"torchattacks": from_torchattacks("Square", "eps", n_queries=200, loss="margin", resc_schedule=True)},
+                {
+                    "torchattacks": from_torchattacks("Square", "eps", n_queries=queries, loss="margin", resc_schedule=True),
+                    "pyautoattack": square_of_autoattack,
+                },
             ),
         ]
     cw = ("steps=60", "binary_search_steps=3", "step_size=0.02", "initial_const=0.1")
@@ -121,7 +143,7 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
             {
                 "Foolbox": from_foolbox("L2DeepFoolAttack", nearest=True, steps=50),
                 "torchattacks": from_torchattacks("DeepFool", steps=50),
-                "adv-lib": lambda network, x, y, eps: adv.df(network, x, y, steps=50, norm=2),
+                **with_adv_lib(lambda network, x, y, eps: adv.df(network, x, y, steps=50, norm=2)),
             },
             minimum_norm=True,
         ),
@@ -133,8 +155,10 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
                 "Foolbox": from_foolbox(
                     "L2CarliniWagnerAttack", True, binary_search_steps=3, steps=60, stepsize=0.02, initial_const=0.1
                 ),
-                "adv-lib": lambda network, x, y, eps: adv.carlini_wagner_l2(
-                    network, x, y, learning_rate=0.02, initial_const=0.1, binary_search_steps=3, max_iterations=60
+                **with_adv_lib(
+                    lambda network, x, y, eps: adv.carlini_wagner_l2(
+                        network, x, y, learning_rate=0.02, initial_const=0.1, binary_search_steps=3, max_iterations=60
+                    )
                 ),
             },
             minimum_norm=True,
@@ -142,8 +166,9 @@ def contests(norm: str, share: float, foolbox: Any, torchattacks: Any, adv: Any)
     ]
 
 
-def measured(contest: Contest, request: Request, threads: int, rounds: int, given: str) -> list[list[object]]:
-    """Return the rows of a contest's table; `given` is the images that the libraries get, "all" or "right"."""
+def measured(contest: Contest, request: Request, batch: int, rounds: int, given: str) -> list[list[object]]:
+    """Return the rows of a contest's table; `given` is the images that the libraries get, "all" or "right", in such batches."""
+    threads = request.threads or 1
     sides: dict[str, Callable[[], object]] = {}
     accuracies: dict[str, float] = {}
     executors: list[LocalExecutor] = []
@@ -161,10 +186,11 @@ def measured(contest: Contest, request: Request, threads: int, rounds: int, give
         def attack() -> None:
             torch.set_num_threads(threads)
             torch.manual_seed(0)
-            parts = zip(images.x.split(BATCH), images.y.split(BATCH), strict=True)  # type: ignore[no-untyped-call]
-            adversarials = torch.cat(
-                [contest.rivals[name](model.module, x.clone(), y, threat.radius).detach() for x, y in parts]
-            )
+            parts = zip(images.x.split(batch), images.y.split(batch), strict=True)  # type: ignore[no-untyped-call]
+            with torch_defaults():
+                adversarials = torch.cat(
+                    [contest.rivals[name](model.module, x.clone(), y, threat.radius).detach() for x, y in parts]
+                )
             predicted = model.predict(adversarials.clamp(0, 1))[0]
             accuracies[name] = _robust(predicted, adversarials, images.x, images.y, threat) / n
 
@@ -174,7 +200,7 @@ def measured(contest: Contest, request: Request, threads: int, rounds: int, give
         sides[name] = rival(name)
     try:
         # With one thread all work is in this process. With several, only wall-clock time includes the other processes.
-        seconds = alternate(sides, rounds, time.process_time if threads == 1 else time.perf_counter)
+        seconds = alternate(sides, rounds, clock_for(threads, local.model.device))
     finally:
         for executor in executors:
             executor.close()
@@ -185,6 +211,11 @@ def measured(contest: Contest, request: Request, threads: int, rounds: int, give
         ]
         table.append([contest.name, name, str(spread(seconds[name])), f"{100 * accuracies[name]:.1f}", *ratios])
     return table
+
+
+def clock_for(threads: int, device: torch.device) -> Callable[[], float]:
+    """Return the clock of a comparison: processor time where one thread of this process does everything, else wall time."""
+    return time.process_time if threads == 1 and device.type == "cpu" else time.perf_counter
 
 
 def _request_for(request: Request, attack: str, settings: Sequence[str]) -> Request:
@@ -224,17 +255,22 @@ def _robust(predicted: Tensor, adversarials: Tensor, x: Tensor, y: Tensor, threa
     return int(((predicted == y) | ~inside).sum())
 
 
-def libraries() -> tuple[Any, Any, Any]:
-    """Return the modules Foolbox, torchattacks and adv_lib.attacks."""
+def import_libraries() -> Libraries:
+    """Return the modules of the libraries."""
     import_torchvision()
     # adv-lib imports visdom for plots only.
     sys.modules.setdefault("visdom", types.ModuleType("visdom"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import foolbox
+        import pyautoattack.square
         import torchattacks
-        from adv_lib import attacks as adv
-    return foolbox, torchattacks, adv
+
+        try:
+            from adv_lib import attacks as adv
+        except ImportError:
+            adv = None
+    return Libraries(foolbox, torchattacks, pyautoattack, adv)
 
 
 def main() -> None:
@@ -253,14 +289,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="an npz file of test images")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--given", choices=("all", "right"), default="all", help="the images that the libraries get")
+    parser.add_argument("--batch", type=int, default=128, help="images in a batch of a library (default: 128)")
+    parser.add_argument("--queries", type=int, default=200, help="queries of Square (default: 200)")
+    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    clock = "processor" if arguments.threads == 1 else "wall"
-    print(f"n = {arguments.n}; steps of {arguments.step_size:g} eps; {clock} time; {machine_line(arguments.threads)}\n")
-    modules = libraries()
+    device = find_device(arguments.device)
+    clock = "processor" if clock_for(arguments.threads, device) is time.process_time else "wall"
+    about = f"{clock} time; batches of {arguments.batch} in libraries; {machine_line(arguments.threads, device)}"
+    print(f"n = {arguments.n}; steps of {arguments.step_size:g} eps; {about}\n")
+    modules = import_libraries()
+    if modules.adv is None:
+        print("adv-lib is not installed and takes no part.\n")
     for name in arguments.models:
         for norm in ("linf", "l2"):
             selected = arguments.attacks.split(",")
-            chosen = [contest for contest in contests(norm, arguments.step_size, *modules) if contest.attack in selected]
+            known = contests(norm, arguments.step_size, arguments.queries, device, modules)
+            chosen = [contest for contest in known if contest.attack in selected]
             for contest in chosen:
                 request = Request(
                     name,
@@ -273,6 +317,7 @@ def main() -> None:
                     norm=norm,
                     eps=arguments.eps if norm == "linf" else arguments.eps_l2,
                     threads=arguments.threads,
+                    device=arguments.device,
                 )
                 header = [
                     "attack",
@@ -281,11 +326,8 @@ def main() -> None:
                     "robust accuracy, %",
                     *(f"speed-up over {rival}" for rival in contest.rivals),
                 ]
-                print(
-                    markdown_table(header, measured(contest, request, arguments.threads, arguments.rounds, arguments.given)),
-                    end="\n\n",
-                    flush=True,
-                )
+                rows = measured(contest, request, arguments.batch, arguments.rounds, arguments.given)
+                print(markdown_table(header, rows), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
