@@ -25,6 +25,7 @@ THREAT = ThreatModel.of("linf", EPS)
 BY_NAME: dict[str, Defence] = {defence.name: defence for defence in DEFENCES}
 
 
+@pytest.mark.trial
 @pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
 def test_a_defence_classifies(defence: Defence) -> None:
     batch = first_images(64)

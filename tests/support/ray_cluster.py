@@ -90,7 +90,7 @@ class Nodes:
         ray.shutdown()
         self._note()
         self._cluster.shutdown()
-        latest = time.monotonic() + 20
+        latest = time.monotonic() + 90
         while (left := [process for process in self.started if _is_rays(process)]) and time.monotonic() < latest:
             time.sleep(0.05)
         for process in left:

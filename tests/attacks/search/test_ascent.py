@@ -1,5 +1,6 @@
 """The search of PGD and MIM: samples enter and leave full tiles, and a faster precision never confirms a success."""
 
+import time
 from typing import Any
 
 import pytest
@@ -34,7 +35,9 @@ def test_a_finished_sample_makes_room_for_the_next(name: str) -> None:
 
 @pytest.mark.parametrize("early_exit", [True, False])
 @pytest.mark.parametrize("name", ["pgd", "mim"])
-def test_proposals_do_not_depend_on_the_samples_in_a_tile(name: str, early_exit: bool) -> None:
+def test_proposals_do_not_depend_on_the_samples_in_a_tile(name: str, early_exit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Passes that take no time: every batch size with equal bits is used, whatever else the machine does.
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
     batch = first_images(100)
     attack = build_attack(name, {"steps": 8, "early_exit": early_exit})
 

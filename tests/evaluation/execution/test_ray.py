@@ -222,6 +222,7 @@ def drive(what: Request, address: str | None, db: str) -> None:
     evaluate(what, store, open_executor=LocalExecutor if address is None else partial(RayExecutor, Cluster(address)))
 
 
+@pytest.mark.trial
 def test_a_driver_that_was_killed_continues_where_its_record_ends(
     nodes: Nodes, cluster: Cluster, slowly: Slowly, tmp_path: Path
 ) -> None:
@@ -246,6 +247,7 @@ def test_a_driver_that_was_killed_continues_where_its_record_ends(
     assert done[:2] == [240, before]
 
 
+@pytest.mark.trial
 def test_a_driver_on_ray_and_one_of_processes_share_an_evaluation(
     cluster: Cluster, slowly: Slowly, postgres: Server, tmp_path: Path
 ) -> None:
@@ -283,6 +285,7 @@ def test_what_the_code_of_a_model_raises_is_raised_once(
         evaluated(what, tmp_path / "ray.db", open_executor=partial(RayExecutor, cluster))
 
 
+@pytest.mark.trial
 def test_code_of_the_users_own_has_the_same_name_and_hash_on_all_nodes(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +301,7 @@ def test_code_of_the_users_own_has_the_same_name_and_hash_on_all_nodes(
     assert count(db) == before
 
 
+@pytest.mark.trial
 def test_a_task_in_which_processes_die_on_nodes_that_live_is_given_up(cluster: Cluster, registry: Path, tmp_path: Path) -> None:
     executor = RayExecutor(cluster, asked(registry))
     with pytest.raises(CannotEvaluate, match="small: 3 processes died in one task"):
