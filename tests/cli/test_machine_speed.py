@@ -11,6 +11,7 @@ from kwbench.cli.machine_speed import measure_speed
 from support.command_line import Kwbench
 
 
+@pytest.mark.trial
 def test_a_cpu_is_measured_in_each_precision_and_batch(tmp_path: Path) -> None:
     lines = measure_speed(0.1, device="cpu", folder=tmp_path, width=4)
     subjects = [line.subject for line in lines]

@@ -100,6 +100,7 @@ def test_columns_sort_and_incomplete_rows_stay_last(browser: Any, reports: Path)
     page.close()
 
 
+@pytest.mark.trial
 def test_of_many_models_fifty_are_shown_and_all_on_request(browser: Any, tmp_path: Path) -> None:
     def many(store: Store) -> None:
         for number in range(101):

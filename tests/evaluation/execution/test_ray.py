@@ -271,6 +271,7 @@ def test_a_driver_on_ray_and_one_of_processes_share_an_evaluation(
     store.close()
 
 
+@pytest.mark.trial
 def test_what_the_code_of_a_model_raises_is_raised_once(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +325,7 @@ def test_gpus_are_asked_of_ray_and_refused_where_it_has_none(cluster: Cluster, n
     assert halves.slots() == 3 + 2
 
 
+@pytest.mark.trial
 def test_the_command_evaluates_and_plans_on_a_cluster(
     cluster: Cluster,
     nodes: Nodes,
