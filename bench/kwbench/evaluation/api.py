@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kwbench.attacks.external import Proposals
 from kwbench.config.prediction import parse_prediction_rule
 from kwbench.config.suite import Suite, SuiteAttack, override, read_suite, suite_of
-from kwbench.data import DataForm, load_dataset
+from kwbench.data import DataForm
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation.arguments import attack_names, attack_parameters, check_names, check_numbers, samples_in_memory
 from kwbench.evaluation.proposals import proposals_from_arrays, read_proposals, suite_with
@@ -261,9 +261,7 @@ class _Call:
         request = self._request
         if not request.keep_adversarials:
             return None
-        dataset = request.images or load_dataset(
-            request.dataset_name, data=request.data, classes=request.classes, form=request.form, data_dir=request.data_dir
-        )
+        dataset = request.load_images()
         split = dataset.test if request.split == "test" else dataset.validation
         return split.batch(summary.index.tolist()).x
 

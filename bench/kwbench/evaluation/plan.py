@@ -95,7 +95,7 @@ def plan(request: Request, facts: Facts, store: Store) -> Plan:
 def in_order_of_information(requests: Sequence[Request], store: Store) -> list[int]:
     """Return the positions of requests, those first whose evaluation tells most.
 
-    Models without a complete evaluation on their data set at this radius come first, in the order given. The others follow,
+    Models without a complete evaluation on their data set come first, in the order given. The others follow,
     those first whose A_rob on record has the widest interval.
     """
     widths: dict[tuple[str, str], float] = {}

@@ -13,7 +13,7 @@ from kwbench.certification.certificate import Prospects
 from kwbench.config.prediction import PredictionRule
 from kwbench.config.registry import DEFAULT_DATASET, dataset_of
 from kwbench.config.suite import Suite
-from kwbench.data import AS_IT_IS, DataForm, DataSet
+from kwbench.data import AS_IT_IS, DataForm, DataSet, load_dataset
 from kwbench.networks.adapters import is_adapted
 from kwbench.networks.user_names import is_file_model
 from kwbench.threat import ThreatModel
@@ -96,6 +96,17 @@ class Request:
         if self.images is not None:
             return self.images.name
         return DEFAULT_DATASET if self.data is None else self.data.stem
+
+    def load_images(self) -> DataSet:
+        """Return the images in memory, or else read the data set. Raises as `load_dataset` does."""
+        return self.images or load_dataset(
+            self.dataset_name,
+            data=self.data,
+            classes=self.classes,
+            form=self.form,
+            data_dir=self.data_dir,
+            download=self.download,
+        )
 
 
 @dataclass(frozen=True)

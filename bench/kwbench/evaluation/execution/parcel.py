@@ -12,7 +12,7 @@ from kwbench.attacks import build_attack
 from kwbench.attacks.external import EXTERNAL
 from kwbench.attacks.user_attacks import is_user_attack
 from kwbench.config.registry import Registry, read_registry
-from kwbench.data import AS_IT_IS, dataset_names, load_dataset
+from kwbench.data import AS_IT_IS, dataset_names
 from kwbench.errors import CannotEvaluate, NotApplicable, UsageError
 from kwbench.evaluation.request import Request
 from kwbench.model import Model
@@ -64,14 +64,7 @@ def pack(request: Request) -> Parcel:
     """
     if request.module is not None:
         raise UsageError(f"{request.model}: a module in memory is evaluated in this process; write a file of code for Ray")
-    images = request.images or load_dataset(
-        request.dataset_name,
-        data=request.data,
-        classes=request.classes,
-        form=request.form,
-        data_dir=request.data_dir,
-        download=request.download,
-    )
+    images = request.load_images()
     files: dict[Path, Path] = {}
     registry = read_registry(request.registry)
     registry_file = None

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from kwbench.checks.state import answers_change_with_use, depends_on_the_batch
 from kwbench.config.registry import Registry, read_registry
-from kwbench.data import Batch, DataSet, load_dataset
+from kwbench.data import Batch, DataSet
 from kwbench.errors import CannotEvaluate, UsageError
 from kwbench.evaluation.execution.outside import load_outside
 from kwbench.evaluation.execution.timings import DATA, LOADING, PROBES, Timings
@@ -90,14 +90,7 @@ def prepare(
             registry.find(request.model)  # an unknown model is reported before its data set is loaded
         device = device_of(request.module) if request.module is not None and request.device == "auto" else None
         device = device or find_device(request.device)
-        dataset = request.images or load_dataset(
-            request.dataset_name,
-            data=request.data,
-            classes=request.classes,
-            form=request.form,
-            data_dir=request.data_dir,
-            download=request.download,
-        )
+        dataset = request.load_images()
         split = dataset.test if request.split == "test" else dataset.validation
         n = _number_of_samples(request, dataset, len(split))
         workers = 1 if threads or request.module is not None else _workers(request, device, n)
