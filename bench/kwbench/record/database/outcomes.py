@@ -11,7 +11,7 @@ from kwbench.errors import CannotEvaluate, DamagedData
 from kwbench.outcome import Outcome, Status
 from kwbench.record.arrays import MISSING, OutcomeArrays, concatenated
 from kwbench.record.database import schema
-from kwbench.record.database.checksums import damaged_run, select_run_checksums
+from kwbench.record.database.checksums import damaged_run
 from kwbench.record.database.examples import insert_examples
 from kwbench.record.database.samples import SampleWriter
 from kwbench.record.database.shards import LARGEST, Checksum, Shard, select_arrays, total, write_shards
@@ -78,8 +78,9 @@ class _Run:
     def __init__(self, connection: sa.Connection, reader: TallyReader, attack_run: int) -> None:
         """Raises DamagedData if what is on record is not what was written."""
         self._connection, self._attack_run = connection, attack_run
-        self.shards: list[Shard] = reader.shards(connection, [attack_run]).get(attack_run, [])
-        recorded = select_run_checksums(connection, [attack_run]).get(attack_run)
+        shards, checksums = reader.shards(connection, [attack_run])
+        self.shards: list[Shard] = shards.get(attack_run, [])
+        recorded = checksums.get(attack_run)
         # Outcomes from before the record had checksums, and those added to them, stay without.
         self._guarded = recorded is not None or not self.shards
         try:
@@ -151,9 +152,9 @@ def _delete_images(connection: sa.Connection, attack_run: int, samples: Iterable
 
 def select_outcomes(connection: sa.Connection, reader: TallyReader, attack_run: int) -> OutcomeArrays:
     """Return the outcomes of an attack run, by position in the split. Raises DamagedData if they are not what was written."""
-    shards = reader.shards(connection, [attack_run]).get(attack_run, [])
-    parts = [select_arrays(connection, attack_run, shard) for shard in shards]
-    recorded = select_run_checksums(connection, [attack_run]).get(attack_run)
+    shards, checksums = reader.shards(connection, [attack_run])
+    parts = [select_arrays(connection, attack_run, shard) for shard in shards.get(attack_run, [])]
+    recorded = checksums.get(attack_run)
     if recorded is not None and recorded[0] != str(total(checksum for _, checksum in parts)):
         raise damaged_run(connection, attack_run)
     outcomes = concatenated([arrays for arrays, _ in parts])

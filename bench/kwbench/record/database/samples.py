@@ -75,7 +75,6 @@ class SampleReader:
                 self._lists[packed, n] = self._read(connection, packed, n)
                 if len(self._lists) > LISTS:
                     del self._lists[next(iter(self._lists))]
-                return next(reversed(self._lists.values()))
             return self._lists[packed, n]
 
     def _read(self, connection: sa.Connection, packed: bytes, n: int) -> SampleList:

@@ -29,12 +29,13 @@ class TallyReader:
 
         Raises DamagedData if one is not what was written.
         """
-        shards = self.shards(connection, attack_runs)
-        guarded = select_run_checksums(connection, attack_runs).keys()
-        return {run: self._tally(own, guarded=run in guarded) for run, own in shards.items()}
+        shards, checksums = self.shards(connection, attack_runs)
+        return {run: self._tally(own, guarded=run in checksums) for run, own in shards.items()}
 
-    def shards(self, connection: sa.Connection, attack_runs: Sequence[int]) -> dict[int, list[Shard]]:
-        """Return the shards behind the tallies; see `read`."""
+    def shards(
+        self, connection: sa.Connection, attack_runs: Sequence[int]
+    ) -> tuple[dict[int, list[Shard]], dict[int, tuple[str, str]]]:
+        """Return the shards behind the tallies, and the checksums of `select_run_checksums`; see `read`."""
         shards = select_shards(connection, self._samples, attack_runs)
         checksums = select_run_checksums(connection, attack_runs)
         for run, (_, recorded) in checksums.items():
@@ -43,7 +44,7 @@ class TallyReader:
         for run in shards.keys() - checksums.keys():
             if not all(shard.possible for shard in shards[run]):
                 raise damaged_run(connection, run)
-        return shards
+        return shards, checksums
 
     def _tally(self, shards: Sequence[Shard], *, guarded: bool) -> Tally:
         index, (status, *draws) = shards[0].samples.index, shards[0].columns
