@@ -327,7 +327,10 @@ def sweep(
     style: FigureStyle = Style.SCREEN,
     as_json: Json = False,
 ) -> None:
-    """Measure robust accuracy against the radius, or against a parameter of an attack such as its steps; default: of pgd."""
+    """Measure robust accuracy against the radius, or against a parameter of an attack such as its steps.
+
+    Default: of pgd, and for every radius of deepfool and cw.
+    """
     options.prepare()
     with importing():
         from kwbench.cli.progress import progress_display

@@ -140,10 +140,9 @@ def print_summaries(
     The worst cases over several threat models follow, and the `timings` of the command: a key of the single object, the last
     element of a list, or a table.
     """
-    from kwbench.record.joint import joint_json
-    from kwbench.report.terminal import joint_text
-
     if as_json:
+        from kwbench.record.joint import joint_json
+
         answers = [summary_json(summary) for summary in summaries]
         answers += [{"model": whole.evaluations[0].model, "joint": joint_json(whole)} for whole in joints]
         if timings is not None:
@@ -153,7 +152,10 @@ def print_summaries(
         return
     if summaries:
         print_summary_tables(summaries)
-    print_lines([joint_text(whole) for whole in joints])
+    if joints:
+        from kwbench.report.terminal import joint_text
+
+        print_lines([joint_text(whole) for whole in joints])
     if timings is not None:
         seconds = timings.seconds()
         wall = sum(seconds.values())
