@@ -99,7 +99,14 @@ class Nodes:
         assert not left
 
     def _note(self) -> None:
-        self.started |= set(descendants_of(os.getpid()))
+        """Remember what the nodes have started; other tests' processes hold Ray's paths in their command lines, too."""
+        nodes = [
+            info.process.pid
+            for node in self._cluster.list_all_nodes()
+            for infos in node.all_processes.values()
+            for info in infos
+        ]
+        self.started.update(nodes, *(descendants_of(process) for process in nodes))
 
 
 def _raylet(node: Any) -> int:
@@ -107,7 +114,7 @@ def _raylet(node: Any) -> int:
 
 
 def _is_rays(process: int) -> bool:
+    """Whether it runs still, and its number has not gone to another program."""
     with suppress(OSError):
-        command = Path(f"/proc/{process}/cmdline").read_bytes()
-        return b"ray" in command and b"pytest" not in command
+        return b"ray" in Path(f"/proc/{process}/cmdline").read_bytes()
     return False
