@@ -24,6 +24,7 @@ HEAVY = (
     "scipy.optimize",
     "triton",
     "ray",
+    "alembic",
 )
 
 COMMAND = f"""

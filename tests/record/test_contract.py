@@ -201,7 +201,7 @@ class TestRecord:
         old = Store.open(url, upgraded=False)
         assert old.schema_version() == 5
         old.close()
-        upgraded = Store.open(url)
+        upgraded = Store.open(url, create=True)
         assert upgraded.schema_version() == SCHEMA_VERSION
         verified = verify(upgraded)
         assert (verified.evaluations, verified.outcomes, verified.images, verified.findings) == (3, 28, 4, 1)

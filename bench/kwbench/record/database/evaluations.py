@@ -33,7 +33,7 @@ class _Members:
 def adopt_evaluation(connection: sa.Connection, evaluation: Evaluation) -> None:
     """Insert an evaluation of another record, with its dates, as the newest one; one that is there stays as it is."""
     table = schema.evaluations
-    lock(connection, schema.schema_version)
+    lock(connection, schema.schema_revision)
     if connection.execute(sa.select(table.c.id).where(table.c.identity == evaluation.spec.identity)).scalar() is None:
         insert_evaluation(connection, evaluation.spec, created=evaluation.created, asked=evaluation.asked)
 
@@ -42,7 +42,7 @@ def insert_evaluation(
     connection: sa.Connection, spec: EvaluationSpec, *, created: str | None = None, asked: str | None = None
 ) -> None:
     """Insert an evaluation and its attack runs where they are missing, and note that it was asked for, by default now."""
-    lock(connection, schema.schema_version)
+    lock(connection, schema.schema_revision)
     now = datetime.now(UTC)
     asked = asked or now.isoformat(timespec="microseconds")
     table, runs = schema.evaluations, schema.attack_runs

@@ -17,7 +17,7 @@ from kwbench.record.measurement import Array, Measurement
 
 def insert_measurement(connection: sa.Connection, measurement: Measurement) -> None:
     """Insert a measurement if it is missing, and note that it was asked for now."""
-    lock(connection, schema.schema_version)
+    lock(connection, schema.schema_revision)
     asked = datetime.now(UTC).isoformat(timespec="microseconds")
     table = schema.experiments
     row = {

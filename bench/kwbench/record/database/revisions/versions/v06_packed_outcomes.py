@@ -1,4 +1,4 @@
-"""Attack runs of schema versions before 6, which had a row for each outcome: reading, checking and packing them."""
+"""Outcomes are packed, some thousands in a row; they had a row each."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from alembic import op
 
 from kwbench.errors import CannotEvaluate
 from kwbench.outcome import Status
@@ -14,6 +15,9 @@ from kwbench.record.database import schema
 from kwbench.record.database.checksums import damaged_run, select_run_checksums
 from kwbench.record.database.samples import SampleWriter
 from kwbench.record.database.shards import write_shards
+
+revision = "6"
+down_revision = "5"
 
 _LETTERS: dict[str | None, bytes] = {None: b"", **{status.value: status.value[:1].encode() for status in Status}}
 _MODULUS = 1 << 64
@@ -26,11 +30,59 @@ _COLUMNS: list[sa.Column[Any]] = [
 _outcomes = sa.Table("outcomes", sa.MetaData(), sa.Column("attack_run", sa.Integer), *_COLUMNS)
 
 
-def pack_outcomes(connection: sa.Connection) -> None:
-    """Pack all outcomes into shards, and delete their rows.
+def upgrade() -> None:
+    """Pack all outcomes, and delete their rows. Raises DamagedData that names an attack run whose rows were not written so."""
+    op.create_table(
+        "samples",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("sample", sa.String(32), nullable=False),
+        sa.Column("index", sa.Integer, nullable=False),
+        sa.Column("label", sa.Integer, nullable=False),
+        sa.UniqueConstraint("sample", "index", "label"),
+    )
+    op.create_table(
+        "shards",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("attack_run", sa.Integer, sa.ForeignKey("attack_runs.id"), nullable=False, index=True),
+        sa.Column("outcomes", sa.Integer, nullable=False),
+        sa.Column("samples", sa.LargeBinary, nullable=False),
+        sa.Column("tally", sa.LargeBinary, nullable=False),
+        sa.Column("details", sa.LargeBinary, nullable=False),
+        sa.CheckConstraint("outcomes > 0"),
+    )
+    _replace_table(
+        "adversarials",
+        sa.Column("attack_run", sa.Integer, sa.ForeignKey("attack_runs.id"), primary_key=True),
+        sa.Column("sample", sa.String(32), primary_key=True),
+        sa.Column("channels", sa.Integer, nullable=False),
+        sa.Column("height", sa.Integer, nullable=False),
+        sa.Column("width", sa.Integer, nullable=False),
+        sa.Column("image", sa.LargeBinary, nullable=False),
+    )
+    _replace_table(
+        "examples",
+        sa.Column("attack_run", sa.Integer, sa.ForeignKey("attack_runs.id"), primary_key=True),
+        sa.Column("sample", sa.String(32), primary_key=True),
+        sa.Column("scale", sa.Float),
+        sa.Column("image", sa.LargeBinary, nullable=False),
+        sa.Column("before", sa.Text, nullable=False),
+        sa.Column("after", sa.Text, nullable=False),
+    )
+    _pack_outcomes(op.get_bind())
+    op.drop_table("outcomes")
 
-    Raises DamagedData that names an attack run whose rows are not what was written.
-    """
+
+def _replace_table(name: str, *columns: sa.Column[Any]) -> None:
+    """Give a table that referred to single outcomes these columns, and keep its rows."""
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    op.execute(f"CREATE TEMPORARY TABLE kept AS SELECT {names} FROM {name}")  # noqa: S608
+    op.drop_table(name)
+    op.create_table(name, *columns)
+    op.execute(f"INSERT INTO {name} ({names}) SELECT {names} FROM kept")  # noqa: S608
+    op.execute("DROP TABLE kept")
+
+
+def _pack_outcomes(connection: sa.Connection) -> None:
     writer_of_samples = SampleWriter(connection, {})
     runs = connection.execute(sa.select(schema.attack_runs.c.id).order_by(schema.attack_runs.c.id)).scalars().all()
     for run in runs:
@@ -52,7 +104,6 @@ def pack_outcomes(connection: sa.Connection) -> None:
             table = schema.attack_run_checksums
             values = {"outcomes": str(details), "tally": str(tally)}
             connection.execute(sa.update(table).where(table.c.attack_run == run).values(values))
-    _outcomes.drop(connection)
 
 
 def _checksum(rows: Sequence[sa.Row[Any]]) -> str:
