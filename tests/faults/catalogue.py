@@ -139,8 +139,11 @@ FAULTS = (
     Fault(
         "F13",
         "a model that hangs",
-        (f"{_EVALUATOR}::TestOwnFilesThatFail::test_a_factory_that_hangs_is_stopped_too",),
-        Mutant(f"{_EXECUTION}/evaluator.py", "if not self._child.pipe.poll(limit):", "if not self._child.pipe.poll(None):"),
+        (
+            f"{_EVALUATOR}::TestOwnFilesThatFail::test_a_factory_that_hangs_is_stopped_too",
+            "tests/evaluation/execution/test_channel.py::test_a_limit_is_one_for_the_whole_message",
+        ),
+        Mutant(f"{_EXECUTION}/channel.py", "deadline = None if limit is None else time.monotonic() + limit", "deadline = None"),
     ),
     Fault(
         "F14",

@@ -145,13 +145,13 @@ class TestOwnFiles:
     @pytest.mark.usefixtures("at_hand")
     @pytest.mark.parametrize(
         "answer",
-        ["b'\\0\\0\\0\\5hello'", "pickled(SystemExit(0))", "pickled(KeyboardInterrupt())"],
+        ["b'\\0\\0\\0\\0\\0\\0\\0\\5hello'", "pickled(SystemExit(0))", "pickled(KeyboardInterrupt())"],
         ids=["no pickle", "exit", "interrupt"],
     )
     def test_what_a_model_writes_into_the_pipe_of_its_process_is_no_answer(self, tmp_path: Path, db: Path, answer: str) -> None:
         head = (
             "import os, pickle, struct\n"
-            "def pickled(value):\n    content = pickle.dumps(value)\n    return struct.pack('!i', len(content)) + content\n"
+            "def pickled(value):\n    content = pickle.dumps(value)\n    return struct.pack('!Q', len(content)) + content\n"
         )
         writes = (
             f"for file in range(3, 32):\n    try:\n        os.write(file, {answer})\n    except OSError:\n        pass\n"
@@ -394,6 +394,17 @@ class TestOwnFilesThatFail:
         assert time.monotonic() - started < 30
         assert not [each for each in multiprocessing.active_children() if each.name.startswith("ForkServer")]
         assert len(rows(db)["noop"]) == 32
+
+    def test_a_model_that_begins_an_answer_for_kwbench_and_never_ends_it_is_stopped(
+        self, tmp_path: Path, db: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(evaluator_module, "STALLED", 0.5)
+        writes = (
+            "for file in range(3, 32):\n    try:\n        os.write(file, bytes(7) + b'dhalf')\n"
+            "    except OSError:\n        pass\ntime.sleep(600)"
+        )
+        with pytest.raises(CannotEvaluate, match=r"defence.py:net: began an answer, and sent no more of it for 0.5 s"):
+            carry_out(own(defence(tmp_path, writes, "import os, time")), db)
 
     def test_a_factory_that_hangs_is_stopped_too(self, tmp_path: Path, db: Path) -> None:
         with pytest.raises(CannotEvaluate, match=r"no answer within 1.5 s"):

@@ -132,7 +132,7 @@ def flood():
     content = pickle.dumps(SystemExit(0))
     for file in range(3, 32):
         try:
-            os.write(file, struct.pack("!i", len(content)) + content)
+            os.write(file, struct.pack("!Q", len(content)) + content)
         except OSError:
             pass
 """
@@ -149,8 +149,9 @@ def flood():
         ("raise MemoryError('full')", MemoryError, "full"),
         ("return {'scores': x}", CannotEvaluate, "it returned dict with 'scores'"),
         ("import os; os._exit(7)", CannotEvaluate, r"its process died \(exit code 7\)"),
+        ("return x.new_zeros(2, 1 << 18)", CannotEvaluate, r"its process sent what is no answer \(a message of 20\d+ bytes\)"),
     ],
-    ids=["error", "memory", "no logits", "exit"],
+    ids=["error", "memory", "no logits", "exit", "too much"],
 )
 def test_what_goes_wrong_in_the_process_is_raised_here(outside: Any, forward: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
@@ -162,6 +163,25 @@ def test_a_pass_that_hangs_is_stopped_at_the_time_limit(outside: Any) -> None:
     module = outside("import time; time.sleep(600)", time_limit=0.5)
     module._time_limit = 0.5
     with pytest.raises(CannotEvaluate, match=r"stranger.py:net: no answer within 0.5 s; the process was stopped"):
+        module(torch.zeros(2, 1, 8, 8))
+    assert not module._child.process.is_alive()
+
+
+@pytest.mark.usefixtures("at_hand")
+def test_a_process_that_never_ends_its_answer_is_stopped(outside: Any) -> None:
+    head = """\
+import os, struct, time
+def begin():
+    for file in range(3, 32):
+        try:
+            os.write(file, struct.pack("!Q", 100) + b"half")
+        except OSError:
+            pass
+    time.sleep(600)
+"""
+    module = outside("begin()", head)
+    module._child.pipe.patience = 0.5
+    with pytest.raises(CannotEvaluate, match=r"began an answer, and sent no more of it for 0.5 s; the process was stopped"):
         module(torch.zeros(2, 1, 8, 8))
     assert not module._child.process.is_alive()
 

@@ -6,7 +6,6 @@ A user's own file runs in a freshly spawned process: its imports cannot clash wi
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -17,8 +16,9 @@ from kwbench.checks import Case, Question, Retried, Survivors, caveats, examine,
 from kwbench.data import Batch, slice_hash
 from kwbench.data.classes import mapping_note
 from kwbench.errors import CannotEvaluate, KwbenchError
+from kwbench.evaluation.execution.channel import Channel, NoAnswer
 from kwbench.evaluation.execution.outside import OutsideModel
-from kwbench.evaluation.execution.processes import server_process
+from kwbench.evaluation.execution.processes import STALLED, server_process
 from kwbench.evaluation.execution.tampering import Integrity
 from kwbench.evaluation.execution.tasks import Task
 from kwbench.evaluation.execution.timings import PROBES, Timings
@@ -288,6 +288,7 @@ class SpawnedEvaluator:
         """Wait until everything is loaded. Raises as `open_evaluator` does."""
         try:
             self._receive(None)  # kwbench's own imports are not subject to the time limit
+            self._child.pipe.patience = STALLED
             self.facts = self._receive(self._time_limit)
         except BaseException:
             self.close()
@@ -306,15 +307,16 @@ class SpawnedEvaluator:
     def _send(self, message: Any) -> None:
         try:
             self._child.pipe.send(message)
-        except (BrokenPipeError, OSError):
+        except NoAnswer as failure:
+            self._raise_stopped(failure)
+        except OSError:
             self._raise_died()
 
     def _receive(self, limit: float | None) -> Any:
-        if not self._child.pipe.poll(limit):
-            self.close()
-            raise CannotEvaluate(f"{self._name}: no answer within {limit:g} s; the process was stopped")
         try:
-            message = self._child.pipe.recv()
+            message = self._child.pipe.recv(limit)
+        except NoAnswer as failure:
+            self._raise_stopped(failure)
         except (EOFError, OSError):
             self._raise_died()
         except Exception as failure:  # noqa: BLE001 - foreign code may write anything into the pipe
@@ -329,13 +331,17 @@ class SpawnedEvaluator:
             raise CannotEvaluate(f"{self._name}: its process sent what is no answer ({type(message).__name__})")
         return message
 
+    def _raise_stopped(self, failure: NoAnswer) -> NoReturn:
+        self.close()
+        raise CannotEvaluate(f"{self._name}: {failure}; the process was stopped") from None
+
     def _raise_died(self) -> NoReturn:
         process = self._child.process
         process.join(5)
         raise CannotEvaluate(f"{self._name}: its process died (exit code {process.exitcode}); what was finished is on record")
 
 
-def serve(pipe: Connection) -> None:
+def serve(pipe: Channel) -> None:
     """Serve a SpawnedEvaluator at the other end of the pipe: execute its tasks until the pipe is closed."""
     try:
         request, threads = pipe.recv()

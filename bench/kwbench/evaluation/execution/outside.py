@@ -12,7 +12,6 @@ import json
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.errors import CannotEvaluate, DamagedData, KwbenchError, UsageError
+from kwbench.evaluation.execution.channel import Channel, NoAnswer
 from kwbench.evaluation.execution.confinement import Confinement, confine
-from kwbench.evaluation.execution.processes import ServerProcess, server_process
+from kwbench.evaluation.execution.processes import STALLED, ServerProcess, server_process
 from kwbench.model.outputs import find_logits, refusal
 from kwbench.networks.loaded import Loaded
 from kwbench.networks.user_files import load_file_model
@@ -38,8 +38,8 @@ _ERRORS: dict[bytes, type[Exception]] = {
     b"M": MemoryError,
     b"R": RuntimeError,
 }
-# Bytes of an answer beside its numbers, and of a message.
-_MOST_BESIDE, _LONGEST = 1 << 16, 2000
+# Bytes of an answer beside its numbers, and of a message; classes of a model.
+_MOST_BESIDE, _LONGEST, _MOST_CLASSES = 1 << 16, 2000, 100_000
 
 
 class OutsideModel(nn.Module):
@@ -61,8 +61,8 @@ class OutsideModel(nn.Module):
     def ask(self, what: str, x: Tensor, seed: int, weights: Tensor | None = None) -> Tensor:
         """Return logits, or the gradient at x of their sum weighted by `weights` (b, k)."""
         tensors = {"x": _plain(x)} | ({} if weights is None else {"weights": _plain(weights)})
-        most = 16 * x.numel() + _MOST_BESIDE if weights is not None else None
-        answer = self.exchange((what, safetensors.torch.save(tensors), seed), most)
+        numbers = len(x) * _MOST_CLASSES if weights is None else 2 * x.numel()
+        answer = self.exchange((what, safetensors.torch.save(tensors), seed), 8 * numbers + _MOST_BESIDE)
         try:
             value = safetensors.torch.load(answer)["value"].to(x.device)
         except Exception as failure:  # noqa: BLE001 - foreign code may answer anything
@@ -76,10 +76,10 @@ class OutsideModel(nn.Module):
         pipe = self._child.pipe
         try:
             pipe.send(message)
-            if not pipe.poll(self._time_limit):
-                self.close()
-                raise CannotEvaluate(f"{self._name}: no answer within {self._time_limit:g} s; the process was stopped")
-            answer = pipe.recv_bytes(most)
+            answer = pipe.recv_bytes(most, self._time_limit)
+        except NoAnswer as failure:
+            self.close()
+            raise CannotEvaluate(f"{self._name}: {failure}; the process was stopped") from None
         except (EOFError, OSError) as failure:
             self._child.process.join(5)
             code = self._child.process.exitcode
@@ -137,7 +137,7 @@ def load_outside(name: str, time_limit: float | None, **weights: Any) -> Loaded:
     try:
         child.pipe.send((confinement.folder, torch.get_num_threads()))
         module.exchange("started")  # kwbench's own imports are not subject to the time limit
-        module._time_limit = time_limit
+        module._time_limit, child.pipe.patience = time_limit, STALLED
         answer = json.loads(module.exchange(("load", name, weights), _MOST_BESIDE))
         reported, notes, kept_in = str(answer["sha256"]), list(map(str, answer["notes"])), bool(answer["confined"])
     except (ValueError, KeyError, TypeError) as failure:
@@ -153,7 +153,7 @@ def load_outside(name: str, time_limit: float | None, **weights: Any) -> Loaded:
     return Loaded(module.eval(), digest, (*notes, "evaluated from outside the process of its code", *open_ended))
 
 
-def serve(pipe: Connection) -> None:
+def serve(pipe: Channel) -> None:
     """Serve an OutsideModel at the other end of the pipe until it is closed."""
     folder, threads = pipe.recv()
     torch.set_num_threads(threads)
@@ -220,7 +220,7 @@ class _Passes:
 
 
 @contextmanager
-def _answering_errors(pipe: Connection) -> Iterator[None]:
+def _answering_errors(pipe: Channel) -> Iterator[None]:
     """Answer with what this block raises."""
     try:
         yield

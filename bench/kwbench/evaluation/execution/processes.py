@@ -15,12 +15,15 @@ from multiprocessing.context import SpawnProcess
 from types import ModuleType
 from typing import Any
 
+from kwbench.evaluation.execution.channel import Channel
 from kwbench.evaluation.execution.guardian import continue_guarded
 from kwbench.evaluation.execution.relay import Relay
 from kwbench.imports import importing
 
 # Seconds that a process has to end, and its output to be read.
 _PATIENCE = 10.0
+# Seconds without a byte after which a message of a process that runs foreign code, or one to it, is given up.
+STALLED = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class ServerProcess:
     """
 
     process: SpawnProcess
-    pipe: multiprocessing.connection.Connection
+    pipe: Channel
     output: Relay
 
     def close(self) -> None:
@@ -78,7 +81,7 @@ def server_process(module: str) -> ServerProcess:
 
 def _start(module: str) -> ServerProcess:
     context = multiprocessing.get_context("spawn")
-    pipe, child_pipe = context.Pipe()
+    pipe, child_pipe = Channel.pair()
     printed, output = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(module, child_pipe, output), daemon=True)
     with _interrupts_ignored(), _main_module_hidden(), _strings_hashed_alike():
@@ -126,7 +129,7 @@ def _strings_hashed_alike() -> Iterator[None]:
             os.environ["PYTHONHASHSEED"] = before
 
 
-def _serve(module: str, pipe: multiprocessing.connection.Connection, output: multiprocessing.connection.Connection) -> None:
+def _serve(module: str, pipe: Channel, output: multiprocessing.connection.Connection) -> None:
     continue_guarded([pipe.fileno(), output.fileno()])
     # Output of the model's code must not mix with the results on stdout, nor reach a terminal as it is.
     os.dup2(output.fileno(), 1)
