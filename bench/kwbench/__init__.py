@@ -82,6 +82,7 @@ def evaluate(
     threads: int | None = None,
     tile: int = 64,
     time_limit: float | None = None,
+    memory_limit: float | None = None,
     db: str | Path | None = None,
     progress: "Callable[[Progress], None] | None" = None,
     keep_adversarials: bool = True,
@@ -126,6 +127,8 @@ def evaluate(
         threads: threads of torch.
         tile: samples in a forward pass; part of the run's identity.
         time_limit: for a file of your own: seconds after which its process is stopped.
+        memory_limit: for a file of your own, on Linux: GB of memory above which its processes are stopped; default: what can
+            be spared.
         db: SQLite file or SQLAlchemy URL of the record; None: no record.
         progress: called with a `kwbench.evaluation.runner.Progress` after each batch.
         keep_adversarials: whether to keep the adversarial images, for `result.adversarials`.
@@ -173,6 +176,7 @@ def evaluate(
         threads=threads,
         tile=tile,
         time_limit=time_limit,
+        memory_limit=memory_limit,
         db=db,
         progress=progress,
         keep_adversarials=keep_adversarials,

@@ -127,6 +127,7 @@ def experiment(
         "norm",
         "tile",
         "time_limit",
+        "memory_limit",
         "keep_adversarials",
     ),
 )
@@ -220,7 +221,16 @@ def _positions(text: str) -> list[int]:
 
 @app.command(rich_help_panel=PANEL, epilog="Example: kwbench sparsity resnet18-kwta0.1 --gammas 0.2,0.1,0.05 --folder series")
 @evaluation_options(
-    without=("checkpoint", "checkpoint_key", "strip_prefix", "prediction", "dataset", "time_limit", "keep_adversarials")
+    without=(
+        "checkpoint",
+        "checkpoint_key",
+        "strip_prefix",
+        "prediction",
+        "dataset",
+        "time_limit",
+        "memory_limit",
+        "keep_adversarials",
+    ),
 )
 def sparsity(
     name: Annotated[

@@ -245,6 +245,14 @@ class EvaluationOptions:
             rich_help_panel=RUN,
         ),
     ] = None
+    memory_limit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            help="For a model of your own, on Linux: stop its processes if they hold more memory. Default: what can be spared.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
     untrusted: Annotated[
         bool,
         typer.Option(
@@ -316,6 +324,7 @@ class EvaluationOptions:
                 binary=self.binary,
                 abstain_class=self.abstain_class,
                 untrusted=self.untrusted,
+                memory_limit=None if self.memory_limit is None else self.memory_limit * 1e9,
                 keep_adversarials=self.keep_adversarials,
             )
             for model in models

@@ -144,6 +144,7 @@ class _Call:
         threads: int | None = None,
         tile: int = 64,
         time_limit: float | None = None,
+        memory_limit: float | None = None,
         db: str | Path | None = None,
         progress: Callable[[Progress], None] | None = None,
         keep_adversarials: bool = True,
@@ -162,7 +163,7 @@ class _Call:
             raise UsageError(f"suite: {suite!r}; give the name of a suite or a YAML file; attacks= takes names of attacks")
         if progress is not None and not callable(progress):
             raise UsageError(f"progress: {progress!r}; give a function, which is called after each batch")
-        check_numbers(n=n, seed=seed, tile=tile, threads=threads, time_limit=time_limit)
+        check_numbers(n=n, seed=seed, tile=tile, threads=threads, time_limit=time_limit, memory_limit=memory_limit)
         if suite is not None and attacks is not None:
             raise UsageError("suite and attacks: give one of them; a suite lists its attacks")
         self._module = model if isinstance(model, nn.Module) else None
@@ -204,6 +205,7 @@ class _Call:
             prediction=parse_prediction_rule(prediction) if prediction is not None else None,
             binary=binary,
             abstain_class=abstain_class,
+            memory_limit=None if memory_limit is None else memory_limit * 1e9,
             keep_adversarials=keep_adversarials,
         )
         if isinstance(model, str):

@@ -22,7 +22,7 @@ def check_names(options: Iterable[str], known: Iterable[str]) -> None:
             )
 
 
-def check_numbers(*, n: Any, seed: Any, tile: Any, threads: Any, time_limit: Any) -> None:
+def check_numbers(*, n: Any, seed: Any, tile: Any, threads: Any, time_limit: Any, memory_limit: Any) -> None:
     """Raise UsageError if one of these is not a number of the right kind; None stands for a default where there is one."""
     whole = {"n": n, "seed": seed, "tile": tile, "threads": threads}
     for name, value in whole.items():
@@ -33,6 +33,8 @@ def check_numbers(*, n: Any, seed: Any, tile: Any, threads: Any, time_limit: Any
         raise UsageError(f"threads: {threads}; it must be at least 1")
     if not isinstance(time_limit, int | float | None):
         raise UsageError(f"time_limit: {time_limit!r}; it must be a number of seconds or None")
+    if not isinstance(memory_limit, int | float | None):
+        raise UsageError(f"memory_limit: {memory_limit!r}; it must be a number of GB or None")
 
 
 def attack_names(attacks: Any) -> list[str]:

@@ -69,6 +69,8 @@ class Request:
     abstain_class: int | None = None
     # Whether a user's file is run in a confined process, which decides nothing; see `execution.outside`.
     untrusted: bool = False
+    # Bytes that the processes of a user's file may hold in memory, if so many can be spared; None stands for all of those.
+    memory_limit: float | None = None
     keep_adversarials: bool = False
     # Images made elsewhere, which attacks `external` of the suite propose; by label.
     proposals: Mapping[str, Proposals] = field(default_factory=dict)

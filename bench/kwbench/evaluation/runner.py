@@ -3,6 +3,7 @@
 An interrupted evaluation continues where the record ends, and ends with the same rows.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,8 @@ def evaluate(
         raise UsageError(f"--tile {request.tile}: must be at least 1")
     if time_limit is not None and not 0 < time_limit <= _LONGEST:
         raise UsageError(f"--time-limit {time_limit:g}: must be above 0 and at most {_LONGEST} seconds")
+    if request.memory_limit is not None and not 0 < request.memory_limit < math.inf:
+        raise UsageError(f"--memory-limit {request.memory_limit / 1e9:g}: must be above 0")
     timings = timings or Timings()
     with timings.phase(*PROCESSES):
         executor = open_executor(request, time_limit)

@@ -386,6 +386,22 @@ class TestOwnFilesThatFail:
             carry_out(own(model, suite=self.FIRST), db)
         assert {label: len(found) for label, found in rows(db).items()} == {"clean": 32, "noop": 32, "fgsm": 0}
 
+    @pytest.mark.parametrize(
+        "act",
+        [
+            "self.kept = [torch.ones(1 << 24) + len(str(time.sleep(0.05))) for _ in range(60)]",
+            "subprocess.Popen([sys.executable, '-c', 'import time; kept = b\"x\" * 3_000_000_000; time.sleep(600)'])",
+        ],
+        ids=["itself", "a process that it starts"],
+    )
+    def test_processes_that_hold_too_much_memory_are_stopped(self, tmp_path: Path, db: Path, act: str) -> None:
+        forward = f"{self.ATTACKED}\n    {act}\n    time.sleep(600)\nreturn self.layers(x)"
+        model = defence(tmp_path, forward, "import subprocess, sys, time")
+        message = r"defence.py:net: its process held \d\.\d\d GB of memory, more than the 2.00 GB of --memory-limit; what was"
+        with pytest.raises(CannotEvaluate, match=message):
+            carry_out(own(model, suite=self.FIRST, memory_limit=2e9), db, time_limit=120)
+        assert {label: len(found) for label, found in rows(db).items()} == {"clean": 32, "noop": 32, "fgsm": 0}
+
     def test_a_hang_is_stopped_at_the_time_limit(self, tmp_path: Path, db: Path) -> None:
         model = defence(tmp_path, f"{self.ATTACKED}\n    time.sleep(600)\nreturn self.layers(x)", "import time")
         started = time.monotonic()

@@ -187,6 +187,12 @@ def begin():
 
 
 @pytest.mark.usefixtures("at_hand")
+def test_a_process_that_holds_too_much_memory_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(CannotEvaluate, match=r"its process held 0\.\d\d GB of memory, more than the 0.01 GB of --memory-limit"):
+        load_outside(written(tmp_path), None, 1e7)
+
+
+@pytest.mark.usefixtures("at_hand")
 def test_draws_follow_the_generator_of_this_process(outside: Any) -> None:
     module, x = outside("return self.layers(x + torch.randn_like(x))"), torch.zeros(2, 1, 8, 8)
     torch.manual_seed(1)

@@ -282,6 +282,8 @@ class SpawnedEvaluator:
     def __init__(self, request: Request, time_limit: float | None, threads: int | None = None) -> None:
         self._name, self._time_limit = request.model, time_limit
         self._child = server_process(__name__)
+        if request.in_own_process:
+            self._child.memory.start(request.memory_limit)
         self._send((request, threads))
 
     def wait(self) -> None:
@@ -338,7 +340,8 @@ class SpawnedEvaluator:
     def _raise_died(self) -> NoReturn:
         process = self._child.process
         process.join(5)
-        raise CannotEvaluate(f"{self._name}: its process died (exit code {process.exitcode}); what was finished is on record")
+        reason = self._child.memory.exceeded or f"died (exit code {process.exitcode})"
+        raise CannotEvaluate(f"{self._name}: its process {reason}; what was finished is on record")
 
 
 def serve(pipe: Channel) -> None:

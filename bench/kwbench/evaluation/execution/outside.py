@@ -83,7 +83,8 @@ class OutsideModel(nn.Module):
         except (EOFError, OSError) as failure:
             self._child.process.join(5)
             code = self._child.process.exitcode
-            reason = f"sent what is no answer ({failure})" if code is None else f"died (exit code {code})"
+            died = self._child.memory.exceeded or f"died (exit code {code})"
+            reason = f"sent what is no answer ({failure})" if code is None else died
             raise CannotEvaluate(f"{self._name}: its process {reason}; what was finished is on record") from None
         kind = answer[:1]
         if kind in _ERRORS:
@@ -119,11 +120,12 @@ class _Answer(torch.autograd.Function):
         return ctx.module.ask("gradient", x, ctx.seed, weights), None, None
 
 
-def load_outside(name: str, time_limit: float | None, **weights: Any) -> Loaded:
+def load_outside(name: str, time_limit: float | None, memory_limit: float | None = None, **weights: Any) -> Loaded:
     """Return the module of path/to/file.py:factory, whose code runs in another process; see `load_file_model`.
 
-    `weights` are the other arguments of `load_file_model`. `time_limit` bounds the seconds of each pass. The hash covers the
-    file itself, and what its process reports: it tells honest models apart. Raises as `load_file_model` does.
+    `weights` are the other arguments of `load_file_model`. `time_limit` bounds the seconds of each pass, and `memory_limit`
+    the bytes of memory. The hash covers the file itself, and what its process reports: it tells honest models apart. Raises as
+    `load_file_model` does.
     """
     confinement = Confinement()
     child = None
@@ -136,6 +138,7 @@ def load_outside(name: str, time_limit: float | None, **weights: Any) -> Loaded:
         raise
     try:
         child.pipe.send((confinement.folder, torch.get_num_threads()))
+        child.memory.start(memory_limit)
         module.exchange("started")  # kwbench's own imports are not subject to the time limit
         module._time_limit, child.pipe.patience = time_limit, STALLED
         answer = json.loads(module.exchange(("load", name, weights), _MOST_BESIDE))

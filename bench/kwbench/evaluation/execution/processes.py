@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from kwbench.evaluation.execution.channel import Channel
 from kwbench.evaluation.execution.guardian import continue_guarded
+from kwbench.evaluation.execution.memory import MemoryWatch
 from kwbench.evaluation.execution.relay import Relay
 from kwbench.imports import importing
 
@@ -30,15 +32,18 @@ STALLED = 60.0
 class ServerProcess:
     """A child process that runs a module's `serve(pipe)`, and this process's end of the pipe.
 
-    The process is the guardian of the one that serves; see `guardian`. `output` passes on what they print to stderr.
+    The process is the guardian of the one that serves; see `guardian`. `output` passes on what they print to stderr. `memory`
+    watches what they hold, once it is started.
     """
 
     process: SpawnProcess
     pipe: Channel
     output: Relay
+    memory: MemoryWatch
 
     def close(self) -> None:
         """Close the pipe, and end the process and everything that it started."""
+        self.memory.stop()
         self.pipe.close()
         self.process.terminate()
         self.process.join(_PATIENCE)
@@ -88,7 +93,7 @@ def _start(module: str) -> ServerProcess:
         process.start()
     child_pipe.close()
     output.close()
-    return ServerProcess(process, pipe, Relay(printed))
+    return ServerProcess(process, pipe, Relay(printed), MemoryWatch(process))
 
 
 @contextmanager
@@ -136,6 +141,9 @@ def _serve(module: str, pipe: Channel, output: multiprocessing.connection.Connec
     os.dup2(output.fileno(), 2)
     output.close()
     _forget_resource_tracker()
+    # Where memory runs out all the same, Linux is to end this process and not the command.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
     sys.argv = sys.argv[:1]  # the command's arguments are not those of a model's code
     # A daemon may have no children, which a user's data loader needs. The guardian ends them all the same.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]

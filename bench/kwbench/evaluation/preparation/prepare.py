@@ -219,7 +219,10 @@ def _load(
         }
         name, factory = f"{_on_record(model.source)}:{model.call}", model.call
         if request.untrusted:
-            loaded, factory = load_outside(request.model, time_limit, **weights), f"{factory}, from outside"
+            loaded, factory = (
+                load_outside(request.model, time_limit, request.memory_limit, **weights),
+                f"{factory}, from outside",
+            )
         else:
             loaded = load_file_model(request.model, **weights)
         return name, loaded, factory, rule or Prediction()
