@@ -104,6 +104,17 @@ def test_files_too_big_missing_or_not_text_are_refused(tmp_path: Path) -> None:
     assert read_yaml(file) == {"a": 1, "b": 2}
 
 
+def test_a_file_of_too_many_values_is_refused_where_it_has_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kwbench.config.strict_yaml._MAX_TOKENS", 100)
+    path = tmp_path / "suite.yaml"
+    # Each line has two values and two signs.
+    path.write_text("".join(f"key{line}: 1\n" for line in range(20)))
+    assert len(read_yaml(path)) == 20
+    path.write_text("".join(f"key{line}: 1\n" for line in range(30)))
+    with pytest.raises(UsageError, match=r"suite\.yaml:25: more than 100 keys, values and signs"):
+        read_yaml(path)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
