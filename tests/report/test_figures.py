@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from kwbench.config.suite import suite_of
 from kwbench.evaluation.request import Request
@@ -176,29 +177,59 @@ def test_hostile_names_are_only_text() -> None:
     assert re.fullmatch(r"[a-z0-9.-]+", drawn[0].name)
 
 
-def test_a_sweep_and_a_series_of_gammas_are_drawn_from_their_evaluations(tmp_path: Path) -> None:
+def test_a_sweep_is_drawn_from_its_evaluations(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "results.db"), create=True)
     told = (("hhhb", "0.1"), ("hbbb", "0.2"))
     evaluations = [deterministic(store, {"clean": "hhhh", "pgd": rows}, eps=eps) for rows, eps in told]
     spec = {"over": "eps", "values": ["0.1", "0.2"], "suite": "papers"}
     record_series(store, "sweep", evaluations, spec, {"place": np.array([0.1, 0.2])}, model="net")
-    arrays = {"gamma": np.array([0.2, 0.1]), "incremental": np.array([0.0, 1.0])}
-    record_series(store, "sparsity", evaluations, {"suite": "papers", "values": ["1/5", "1/10"]}, arrays, model="net")
-    known = summaries(store)
-    gammas, sweep = figures(store.experiments(), known, [])
-    assert (gammas.section, sweep.section) == ("sparsity", "sweep")
+    (sweep,) = figures(store.experiments(), summaries(store), [])
     (line,) = canvas(sweep.picture).axes[0].lines
     np.testing.assert_allclose(np.asarray(line.get_xydata()), [(0.0, 100), (0.1, 75), (0.2, 25)])
-    labels = [axes.get_ylabel() for axes in canvas(gammas.picture).axes]
-    assert labels == [r"$A_\mathrm{std}$, %", r"$A_\mathrm{rob}$, %"]
-    assert {"incremental training", "direct training"} <= set(words(gammas.picture.svg()))
-    panel = canvas(gammas.picture).axes[0]
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["0.1", "0.2"]
-    # Where both kinds of training agree, the lower curve is seen between the dashes of the upper one.
-    assert [line.get_linestyle() for line in panel.lines] == ["-", "--"]
     # Without the evaluations there is nothing to draw.
     assert figures(store.experiments(), [], []) == []
     store.close()
+
+
+def test_networks_trained_both_ways_are_drawn_as_in_figures_4_and_6(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "results.db"), create=True)
+    told = {"direct 0.2": "hhbb", "direct 0.1": "bbbb", "incremental 0.1": "hhhb"}
+    arrays = {"gamma": np.array([0.2, 0.1, 0.1]), "incremental": np.array([0.0, 0.0, 1.0])}
+    for model in ("resnet", "wide"):
+        evaluations = [
+            deterministic(store, {"clean": "hhhh", "pgd": rows}, model=f"{model} {kind}") for kind, rows in told.items()
+        ]
+        spec = {"suite": "papers", "values": ["1/5", "1/10", "1/10"]}
+        record_series(store, "sparsity", evaluations, spec, arrays, model=model)
+    gammas, training = figures(store.experiments(), summaries(store), [])
+    std, rob = canvas(gammas.picture).axes
+    assert [axes.get_ylabel() for axes in (std, rob)] == [r"$A_\mathrm{std}$, %", r"$A_\mathrm{rob}$, %"]
+    # A line a network: where there is one, the network that was trained incrementally. Gamma falls from left to right.
+    assert [np.asarray(line.get_xydata()).tolist() for line in rob.lines] == [[[0.2, 50], [0.1, 75]]] * 2
+    assert rob.xaxis_inverted()
+    assert [label.get_text() for label in rob.get_xticklabels()] == ["0.1", "0.2"]
+    panels = canvas(training.picture).axes
+    assert [panel.get_title() for panel in panels] == ["resnet", "wide"]
+    lines = [np.asarray(line.get_xydata())[:, 1].tolist() for line in panels[1].lines]
+    assert lines == [[100], [100, 100], [75], [50, 0]]
+    # Where both kinds of training agree, the lower curve is seen between the dashes of the upper one.
+    assert [line.get_linestyle() for line in panels[1].lines] == ["-", "--", "-", "--"]
+    assert {"A_std, incremental training", "A_rob, direct training"} <= set(words(training.picture.svg()))
+    store.close()
+
+
+def test_long_titles_break_after_their_subject_and_stay_above_the_pictures() -> None:
+    line = Line("a", np.arange(2.0), np.arange(2.0), 0)
+    panels = panels_picture(f"Accuracy: {'a long setting, ' * 6}n = 4", [Panel("", "x", "y", (line,))])
+    first, *others = panels.figure(Style.SCREEN).get_suptitle().splitlines()
+    assert first == "Accuracy:"
+    assert "n\u00a0=\u00a04" in others[-1]
+    image = np.zeros((3, 8, 8))
+    strips = [Strip(f"attack {number}", (Example(image, image, ("a", "b"), wrong=True),)) for number in range(9)]
+    figure = gallery_picture("Examples", strips).figure(Style.SCREEN)
+    (title,) = (text for text in figure.findobj(Text) if text.get_text() == "Examples")
+    (strip,) = (text for text in figure.findobj(Text) if text.get_text() == "attack 0")
+    assert title.get_window_extent().y0 > strip.get_window_extent().y1
 
 
 def test_a_line_goes_through_its_points_and_stops_where_there_is_none() -> None:

@@ -39,6 +39,7 @@ from kwbench.imports import importing
 from kwbench.report.drawing.picture import Style
 
 if TYPE_CHECKING:
+    from kwbench.config.registry import Paper
     from kwbench.config.suite import Suite
     from kwbench.evaluation.studies.sparsity import Variant
     from kwbench.record.measurement import Measurement
@@ -262,9 +263,11 @@ def sparsity(
         from kwbench.evaluation.studies.sparsity import evaluate_series, variants
 
     wanted = _fractions(gammas)
-    short, entry = read_registry(options.registry).find(name)
+    models = read_registry(options.registry)
+    short, entry = models.find(name)
     series, chosen = variants(short, entry, wanted), chosen_suite(attack, suite, settings, default="pgd")
-    registry = _train(series, folder, options)
+    paper = models.paper_of(short)
+    registry = _train(series, folder, options, {entry.paper: paper} if entry.paper and paper else {})
     requests = replace(options, registry=registry).requests([variant.name for variant in series], chosen)
     store = options.store()
     with progress_display() as show:
@@ -293,7 +296,7 @@ def _fractions(gammas: str) -> list[Fraction]:
     return wanted
 
 
-def _train(series: "Sequence[Variant]", folder: Path, options: EvaluationOptions) -> Path:
+def _train(series: "Sequence[Variant]", folder: Path, options: EvaluationOptions, papers: "Mapping[str, Paper]") -> Path:
     """Train what the folder does not hold yet, and return its registry."""
     from kwbench.data import load_dataset
     from kwbench.evaluation.studies.sparsity import train_series
@@ -311,4 +314,5 @@ def _train(series: "Sequence[Variant]", folder: Path, options: EvaluationOptions
         ),
         show,
         "cpu" if options.device == "auto" else options.device,
+        papers,
     )

@@ -123,17 +123,23 @@ def test_gammas_are_trained_both_ways_once_and_measured(run: Run, tmp_path: Path
     words = ("sparsity", "small-kwta", "--gammas", "0.3,0.1", "--folder", "series", "--attack", "fgsm", "--n", 16, "--tile", 16)
     registry = tmp_path / "registry.yaml"
     short = {**RECIPE, "epochs": 1, "incremental": {"start": 0.2, "step": 0.1, "epochs": 1, "learning_rate": 0.05}}
-    registry.write_text(registry.read_text().replace(json.dumps(KWTA), json.dumps(KWTA | {"recipe": short})))
+    entry = json.dumps(KWTA | {"recipe": short, "paper": "theirs"})
+    paper = "papers: {theirs: {authors: A, title: On winners, year: 2020}}\n"
+    registry.write_text(paper + registry.read_text().replace(json.dumps(KWTA), entry))
     code, out, err = run(*words, "--json")
     assert code == 0, err
     networks = json.loads(out)["networks"]
     assert [(each["gamma"], each["incremental"]) for each in networks] == [("3/10", False), ("1/10", False), ("1/10", True)]
     assert [each["model"] for each in networks][2] == "small-kwta-gamma0.1-incremental"
     assert "epoch" in err
+    cited = read_registry(tmp_path / "series/registry.yaml").paper_of("small-kwta-gamma0.1-incremental")
+    assert cited is not None
+    assert cited.title == "On winners"
     code, _, err = run(*words)
     assert (code, "epoch" in err) == (0, False)
     code, out, _ = run("report", "--figures")
-    assert "reports/figures/sparsity-small-kwta-fgsm-digits.svg" in out.split()
+    names = ("sparsity-gamma-fgsm-digits", "sparsity-training-fgsm-digits")
+    assert {f"reports/figures/{name}.svg" for name in names} <= set(out.split())
     other = {**short, "seed": 1}
     registry.write_text(registry.read_text().replace(json.dumps(short), json.dumps(other)))
     code, _, err = run(*words)

@@ -1,18 +1,20 @@
 """A k-WTA network at several gammas, trained directly and incrementally (xiao2020, arXiv:1905.10510, figures 4 and 6)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from io import StringIO
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from kwbench.config.pinning import pin_checkpoint
 from kwbench.config.recipe import Incremental, Recipe
-from kwbench.config.registry import Activation, ModelEntry, Registry, dataset_of, read_registry
+from kwbench.config.registry import Activation, ModelEntry, Paper, Registry, dataset_of, read_registry
 from kwbench.data import DataSet
 from kwbench.errors import UsageError
 from kwbench.evaluation.request import Request
@@ -77,18 +79,21 @@ def train_series(
     dataset: Callable[[str], DataSet],
     report: Callable[[str, Epoch], None] = lambda _, __: None,
     device: str = "cpu",
+    papers: Mapping[str, Paper] | None = None,
 ) -> Path:
     """Train the networks that `folder` does not hold yet, and return its registry, in which every checkpoint is pinned.
 
-    `dataset` loads a data set by name; `report` receives a network's name and each epoch. An interrupted call continues where
-    it stopped. Raises UsageError if the folder's registry has other recipes under these names.
+    `dataset` loads a data set by name; `report` receives a network's name and each epoch; `papers` are those that the entries
+    name. An interrupted call continues where it stopped. Raises UsageError if the folder's registry has other recipes under
+    these names.
     """
     path = folder / "registry.yaml"
-    known = dict(read_registry(path).own) if path.exists() else {}
+    former = read_registry(path) if path.exists() else None
+    known, cited = (former.own, former.papers) if former else ({}, {})
     for variant in series:
         if variant.name in known and recipe_hash(known[variant.name]) != recipe_hash(variant.entry):
             raise UsageError(f"{path}: models.{variant.name}: another recipe than the one asked for; give another folder")
-    _write(path, {variant.name: variant.entry for variant in series} | known)
+    _write(path, {variant.name: variant.entry for variant in series} | known, {**cited, **(papers or {})})
     registry = read_registry(path)
     for variant in series:
         pinned = registry.own[variant.name].checkpoint is not None
@@ -146,8 +151,12 @@ def evaluate_series(
     return summaries(store, evaluations)
 
 
-def _write(path: Path, entries: dict[str, ModelEntry]) -> None:
-    plain = {name: entry.model_dump(mode="json", exclude_defaults=True, exclude_none=True) for name, entry in entries.items()}
+def _write(path: Path, entries: Mapping[str, ModelEntry], papers: Mapping[str, Paper]) -> None:
     yaml, text = YAML(), StringIO()
-    yaml.dump({"models": plain}, text)
+    sections = {"papers": papers, "models": entries}
+    yaml.dump({section: _plain(content) for section, content in sections.items() if content}, text)
     write_whole(path, text.getvalue())
+
+
+def _plain(content: Mapping[str, BaseModel]) -> dict[str, Any]:
+    return {name: item.model_dump(mode="json", exclude_defaults=True, exclude_none=True) for name, item in content.items()}

@@ -50,6 +50,7 @@ class Panel:
     Args:
         y_max: The y-axis covers 0 to this value; if None, the range of the lines.
         ticks_at_points: The x-axis has its ticks at the points of the lines.
+        descending: The x-axis runs from the largest value to the smallest.
     """
 
     title: str
@@ -60,6 +61,7 @@ class Panel:
     log_y: bool = False
     y_max: float | None = None
     ticks_at_points: bool = False
+    descending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def panels_picture(
 
 
 def _x_quantity(panel: Panel) -> object:
-    return panel.x_label, panel.log_x
+    return panel.x_label, panel.log_x, panel.descending
 
 
 def _y_quantity(panel: Panel) -> object:
@@ -178,6 +180,7 @@ def _draw_panel(axes: "Axes", panel: Panel) -> None:
     if panel.ticks_at_points:
         places = sorted({float(x) for line in panel.lines for x in line.x})
         axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.xaxis.set_inverted(panel.descending)
 
 
 def _logarithmic(axes: "Axes", which: Literal["x", "y"]) -> None:

@@ -55,7 +55,7 @@ class Picture:
     def files(self, style: Style = Style.SCREEN, kinds: Sequence[str] = KINDS) -> dict[str, bytes]:
         """Return the content of a file of each kind."""
         with _settings(style):
-            figure = self._figure(style)
+            figure = self.figure(style)
             # Once for all kinds; axes of a fixed shape settle in the second pass.
             figure.draw_without_rendering()
             figure.draw_without_rendering()
@@ -69,21 +69,20 @@ class Picture:
     def chart(self) -> str:
         """Return an SVG for web pages: in the style of papers, without a background, and quick: laid out in one pass."""
         with _settings(Style.PAPER):
-            figure = self._figure(Style.PAPER)
+            figure = self.figure(Style.PAPER)
             figure.patch.set_visible(False)
             for axes in figure.axes:
                 axes.patch.set_visible(False)
             return self._file(figure, "svg").decode()
 
-    def _figure(self, style: Style) -> "Figure":
+    def figure(self, style: Style) -> "Figure":
+        """Return matplotlib's figure, with the title on a screen, in the present settings of matplotlib."""
         from matplotlib.figure import Figure
 
         width, height = self.size(style)
         figure = Figure(figsize=(width, height), layout="constrained")
         if style is Style.SCREEN:
-            figure.suptitle(
-                textwrap.fill(literal(self.title).replace(" = ", "\u00a0=\u00a0"), max(20, int(width * 11))), fontsize=11
-            )
+            figure.suptitle(_in_lines(literal(self.title), max(20, int(width * 11))), fontsize=11)
         self.draw(figure, style)
         return figure
 
@@ -98,6 +97,14 @@ class Picture:
         content = io.BytesIO()
         figure.savefig(content, format=kind, metadata=dict(metadata[kind]))
         return content.getvalue()
+
+
+def _in_lines(title: str, letters: int) -> str:
+    """Break a title that is longer than a line of so many letters: after its first colon, then anywhere."""
+    title = title.replace(" = ", "\u00a0=\u00a0")
+    subject, colon, setting = title.partition(": ")
+    parts = [title] if len(title) <= letters or not colon else [f"{subject}:", setting]
+    return "\n".join(textwrap.fill(part, letters) for part in parts)
 
 
 def literal(text: str) -> str:

@@ -49,8 +49,9 @@ def surfaces_picture(title: str, drawn: Sequence[Surface], *, unit: str = "", de
             rasterized=True,
         )
         axes.view_init(elev=28, azim=-52)  # type: ignore[attr-defined]
-        axes.set_box_aspect((1, 1, 0.85), zoom=0.88)  # type: ignore[arg-type,call-arg]
+        axes.set_box_aspect((1, 1, 0.85), zoom=0.95)  # type: ignore[arg-type,call-arg]
         axes.tick_params(pad=-2)
+        axes.tick_params(axis="z", pad=2)  # type: ignore[arg-type]
         axes.set_xlabel(rf"$\epsilon_1${unit}", labelpad=-4)
         axes.set_ylabel(rf"$\epsilon_2${unit}", labelpad=-4)
         for axis in (axes.xaxis, axes.yaxis):
@@ -109,7 +110,7 @@ def _side_by_side(
         if style is Style.PAPER:
             width = COLUMN if columns < 3 else PAGE
             return width, rows * (width / columns + 0.35)
-        return 3.0 * columns + 0.6, 3.6 * rows + 0.3
+        return 3.0 * columns + 0.6, (3.2 if projection else 3.6) * rows + 0.3
 
     def draw(figure: "Figure", style: Style) -> None:
         from matplotlib.cm import ScalarMappable

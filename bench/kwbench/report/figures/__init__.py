@@ -141,7 +141,7 @@ def _shared_settings(measurement: Measurement) -> str:
         name: spec.get(name) for name in ("parameters", "samples", "over", "values", "suite", "seed", "labels", "attacks")
     }
     shared["origin"] = {name: origin.get(name) for name in ("data_sha256", "norm", "eps", "seed")}
-    if measurement.experiment in ("answers", "sparsity"):
+    if measurement.experiment == "answers":
         shared["model"] = measurement.model
     return json.dumps([measurement.experiment, measurement.dataset, shared], sort_keys=True)
 

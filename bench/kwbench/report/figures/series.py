@@ -1,8 +1,10 @@
 """Figures of several evaluations: sweeps of a parameter, accuracy against gamma, and transfer between networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kwbench.record.measurement import Array, Measurement
 from kwbench.record.minimum_norm import DistanceCurve
@@ -14,6 +16,7 @@ from kwbench.report.figures.conventions import distance_scale, place_of
 from kwbench.report.figures.figure import Figure, Source, described, figure_of, short
 from kwbench.report.leaderboard import Board, is_natural
 from kwbench.statistics import Interval
+from kwbench.threat import ThreatModel
 
 
 def sweeps(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -> list[Figure]:
@@ -56,31 +59,94 @@ def distance_curves(suite: str, curves: Sequence[DistanceCurve]) -> Picture:
 
 
 def sparsities(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -> list[Figure]:
-    """Return a figure for each series: A_std and A_rob against γ, with incremental and with direct training."""
+    """Return two figures of each threat model: networks against γ, and each with incremental and with direct training.
+
+    They are laid out as figures 4 and 6 of xiao2020. `summaries`: evaluations by identity.
+    """
     drawn = []
-    for series in group:
-        evaluations = [summaries[identity] for identity in series.spec["evaluations"]]
-        gamma, incremental = series.arrays["gamma"], series.arrays["incremental"].astype(bool)
-        panels = []
-        for name, accuracy_of in (("std", _a_std), ("rob", _a_rob)):
-            lines = []
-            for number, (training, chosen) in enumerate((("incremental", incremental), ("direct", ~incremental))):
-                indices = np.flatnonzero(chosen)
-                if len(indices):
-                    points = tuple((float(gamma[index]), accuracy_of(evaluations[index])) for index in indices)
-                    # The second curve is dashed, so that the first is seen below it where they agree.
-                    lines.append(Curve(f"{training} training", points).line(number * (len(COLOURS) + 1)))
-            panels.append(Panel("", r"$\gamma$", rf"$A_\mathrm{{{name}}}$, %", tuple(lines), y_max=100.0, ticks_at_points=True))
-        example = evaluations[0]
-        model, suite = short(series.model), series.spec["suite"]
-        title = f"Accuracy against γ under {suite}: {model}, {example.dataset}, {example.threat}, n = {example.n}"
-        caption = (
-            f"Networks like {series.model}, one for each γ and kind of training, all trained for the same number of epochs. "
-            f"A_rob is under {suite}; bands are 95 % intervals. Compare figures 4 and 6 of xiao2020."
+    alike: dict[tuple[ThreatModel, int], list[_Series]] = {}
+    for measurement in group:
+        series = _Series(measurement, [summaries[identity] for identity in measurement.spec["evaluations"]])
+        alike.setdefault((series.evaluations[0].threat, series.evaluations[0].n), []).append(series)
+    for (threat, n), members in alike.items():
+        suite, dataset = members[0].measurement.spec["suite"], members[0].measurement.dataset
+        setting = f"{dataset}, {threat}, n = {n}"
+        used = [series.measurement for series in members]
+        networks = (
+            f"Networks like {', '.join(series.measurement.model for series in members)}, one for each γ and kind of training. "
+            "Incremental training starts at a larger γ, and lowers it step by step."
         )
-        picture = panels_picture(title, panels, description=described([series]))
-        drawn.append(figure_of([series], f"{model}-{suite}", caption, picture))
+        bands = f"A_rob is under {suite}, {threat}; bands are 95 % intervals."
+        panels = [
+            _against_gamma(
+                "",
+                rf"$A_\mathrm{{{name}}}$, %",
+                [
+                    Curve(short(series.measurement.model), series.points(accuracy_of)).line(number)
+                    for number, series in enumerate(members)
+                ],
+            )
+            for name, accuracy_of in (("std", _a_std), ("rob", _a_rob))
+        ]
+        caption = f"{networks} Below that γ the networks shown are trained incrementally. {bands} Compare figure 4 of xiao2020."
+        picture = panels_picture(f"Accuracy against γ under {suite}: {setting}", panels, description=described(used))
+        drawn.append(figure_of(used, f"gamma-{suite}", caption, picture))
+        if not any(series.incremental.any() for series in members):
+            continue
+        panels = [
+            _against_gamma(
+                short(series.measurement.model),
+                "accuracy, %",
+                [
+                    # Direct training is dashed, so that the other curve is seen below it where they agree.
+                    Curve(f"{symbol}, {training} training", series.points(accuracy_of, chosen)).line(
+                        number + dashed * (len(COLOURS))
+                    )
+                    for number, (symbol, accuracy_of) in enumerate((("A_std", _a_std), ("A_rob", _a_rob)))
+                    for dashed, (training, chosen) in enumerate(
+                        (("incremental", series.incremental), ("direct", ~series.incremental))
+                    )
+                ],
+            )
+            for series in members
+        ]
+        caption = f"{networks} Both kinds of training of one γ last equally long. {bands} Compare figure 6 of xiao2020."
+        picture = panels_picture(
+            f"Incremental and direct training under {suite}: {setting}", panels, description=described(used)
+        )
+        drawn.append(figure_of(used, f"training-{suite}", caption, picture))
     return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """A network at several values of γ, with the evaluation of each."""
+
+    measurement: Measurement
+    evaluations: Sequence[Summary]
+
+    @property
+    def incremental(self) -> NDArray[np.bool_]:
+        return self.measurement.arrays["incremental"].astype(bool)
+
+    def points(
+        self, accuracy_of: Callable[[Summary], Interval | None], chosen: NDArray[np.bool_] | None = None
+    ) -> tuple[tuple[float, Interval | None], ...]:
+        """Return γ and accuracy of the networks chosen; by default at each γ the one trained incrementally, if there is one."""
+        gamma = self.measurement.arrays["gamma"]
+        if chosen is None:
+            chosen = self.incremental | ~np.isin(gamma, gamma[self.incremental])
+        return tuple((float(gamma[index]), accuracy_of(self.evaluations[index])) for index in np.flatnonzero(chosen).tolist())
+
+
+def _against_gamma(title: str, y_label: str, lines: Sequence[Line]) -> Panel:
+    """Return a panel in which γ falls from left to right, on a logarithmic axis over more than three octaves."""
+    lines = [line for line in lines if len(line.x)]
+    places = np.concatenate([line.x for line in lines])
+    logarithmic = bool(places.max() >= 8 * places.min())
+    return Panel(
+        title, r"$\gamma$", y_label, tuple(lines), log_x=logarithmic, y_max=100.0, ticks_at_points=True, descending=True
+    )
 
 
 def _a_std(summary: Summary) -> Interval | None:
@@ -109,7 +175,7 @@ def gammas(boards: Sequence[Board]) -> list[Figure]:
             for number, (family, members) in enumerate(sorted(families.items())):
                 points = tuple((gamma, accuracy_of(members[gamma])) for gamma in sorted(members))
                 lines.append(Curve(short(family), points).line(number))
-            panels.append(Panel("", r"$\gamma$", rf"$A_\mathrm{{{name}}}$, %", tuple(lines), y_max=100.0, ticks_at_points=True))
+            panels.append(_against_gamma("", rf"$A_\mathrm{{{name}}}$, %", lines))
         key = board.key
         title = f"Accuracy against γ under {key.suite}: {key.dataset}, {board.threat}, n = {key.n}"
         caption = (
