@@ -316,10 +316,44 @@ def test_axe_finds_nothing_on_any_page_in_either_theme(browser: Any, reports: Pa
         page.close()
 
 
+def test_a_phone_shows_the_robust_accuracies_and_the_three_images_of_a_sample(browser: Any, reports: Path) -> None:
+    phone = {"width": 390, "height": 800}
+    page, _, _ = visit(browser, reports / "index.html", "#digits-linf-8-255/papers-0", viewport=phone)
+    board = ".table:not([hidden]) > .board:not([hidden])"
+    right_edge = f"document.querySelector('{board} th[data-key=robust]').getBoundingClientRect().right"
+    assert page.evaluate(right_edge) <= 390
+    assert not page.is_checked(f"{board} >> text=Claims and protocol")
+    page.check(f"{board} >> text=Claims and protocol")
+    assert page.evaluate(right_edge) > 390
+    page.close()
+    page, _, _ = visit(browser, run_of(reports, "second"), "#samples?sample=10", viewport=phone)
+    tops = page.evaluate("[...document.querySelectorAll('.sample figure')].map(figure => figure.getBoundingClientRect().top)")
+    assert len(tops) == 3
+    assert len(set(tops)) == 1
+    page.close()
+
+
+def test_measured_tables_of_the_claims_fit_a_screen(browser: Any, reports: Path) -> None:
+    page, _, _ = visit(browser, reports / "claims.html", viewport={"width": 1400, "height": 900})
+    fits = """() => {
+      const region = document.querySelector('#xiao2020-1 .scroll');
+      for (const details of document.querySelectorAll('#xiao2020-1, #xiao2020-1 details')) details.open = true;
+      for (const cell of region.querySelectorAll('td.num'))
+        for (const kind of ['here', 'strong'])
+          cell.insertAdjacentHTML('beforeend', `<small class="${kind}">${kind} 32.8 [28.8,\u00a037.1]</small>`);
+      return [region.scrollWidth <= region.clientWidth, region.querySelectorAll('small.here').length > 7];
+    }"""
+    assert page.evaluate(fits) == [True, True]
+    page.close()
+
+
 def test_nothing_is_cut_in_print(browser: Any, reports: Path) -> None:
     # A4 across, less the margins, at 96 pixels an inch.
     page, _, _ = visit(browser, reports / "index.html", TABLE, viewport={"width": 1032, "height": 700})
+    explained = "document.querySelector('.help dl').checkVisibility({contentVisibilityAuto: true})"
+    assert not page.evaluate(explained)
     page.emulate_media(media="print")
+    assert page.evaluate(explained)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1032
     assert page.evaluate("getComputedStyle(document.querySelector('.filters')).display") == "none"
     page.close()

@@ -4,7 +4,7 @@
 
 const tables = [...document.querySelectorAll("section.table")];
 const boards = new Map(); // section of a board -> its DataTable, filters and groups of columns
-const groups = { attacks: "Each attack", details: "Model details", cost: "Cost and date" };
+const groups = { claims: "Claims and protocol", attacks: "Each attack", details: "Model details", cost: "Cost and date" };
 const narrow = matchMedia("(max-width: 48rem)");
 const wide = matchMedia("(min-width: 96rem)");
 
@@ -53,7 +53,7 @@ const start = (section) => {
   const columnsOf = (name) => heads.flatMap((head, column) => (head.dataset.group === name ? [column] : []));
   const present = Object.keys(groups).filter((name) => columnsOf(name).length);
   const hasProtocol = keys.includes("protocol") || keys.includes("verdict");
-  const initially = present.filter((name) => ({ attacks: !hasProtocol, details: !narrow.matches, cost: wide.matches })[name]);
+  const initially = present.filter((name) => ({ claims: !narrow.matches, attacks: !hasProtocol, details: !narrow.matches, cost: wide.matches })[name]);
   const hidden = [...present.filter((name) => !initially.includes(name)), "filters"].flatMap(columnsOf);
   const many = rows.length > 100;
   const data = new DataTable(table, {

@@ -51,8 +51,8 @@ def gallery_picture(title: str, strips: Sequence[Strip], *, description: str = "
     def draw(figure: "Figure", style: Style) -> None:
         figure.set_layout_engine("none")
         (side, row), (width, height) = tile(style), size(style)
-        for title in figure.texts:
-            title.set_y(1 - 0.07 / height)
+        for heading in figure.texts:
+            heading.set_y(1 - 0.07 / height)
         top = height - (0.4 if style is Style.SCREEN else 0.0)
         for strip in shown:
             figure.text(0.1 / width, (top - 0.04) / height, literal(strip.title), va="top", weight="bold")

@@ -168,6 +168,7 @@ def _columns(tab: Tab) -> list[Column]:
             Markup("Paper<br>claims"),
             _claimed,
             numeric=True,
+            group="claims",
             hint="lowest accuracy under an attack in the paper's table",
         ),
         Column(
@@ -175,6 +176,7 @@ def _columns(tab: Tab) -> list[Column]:
             Markup("Usual<br>protocol"),
             lambda entry: _accuracy(entry.summary, entry.summary.a_protocol),
             numeric=True,
+            group="claims",
             hint="accuracy under the attacks that papers usually report, measured here",
         ),
         Column(
