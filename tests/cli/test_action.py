@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from kwbench.config.strict_yaml import read_yaml
+from kwbench.config.strict_yaml import parse_yaml, read_yaml
+from support.doc_blocks import blocks_of
 from support.small_registry import write_registry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,6 +69,14 @@ def test_the_steps_evaluate_compare_and_fail_on_a_missing_baseline_or_a_regressi
     runs = run_steps(tmp_path, given, STEPS[1], STEPS[3])
     assert [run.returncode for run in runs] == [0, 1]
     assert re.search(r"^::error title=small%3A regression::A_rob: .* points less .*lost to", runs[-1].stderr, re.MULTILINE)
+
+
+def test_the_documentation_names_inputs_that_the_action_has() -> None:
+    action: Any = read_yaml(REPOSITORY / "action.yml")
+    (block,) = (block for block in blocks_of("docs/pages/how-to/ci.md") if block.language == "yaml")
+    workflow: Any = parse_yaml(block.text, block.where)
+    (step,) = (step for step in workflow["steps"] if step["uses"].startswith("OWNER/kwbench@"))
+    assert step["with"].keys() <= action["inputs"].keys()
 
 
 @pytest.mark.parametrize("name", ["models", "baseline", "suite", "arguments", "max-drop", "badge", "report"])

@@ -1,0 +1,1 @@
+"""Stands in for pkg_resources, which RobustBench imports and newer versions of setuptools no longer have."""
