@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def tables(store: Store) -> str:
-    made = latex_tables(boards(summaries(store)), "An upper bound.")
+    made = latex_tables(boards(summaries(store)), "A_rob is an upper bound.")
     store.close()
     return made
 
@@ -62,6 +62,7 @@ def test_the_best_is_bold_where_it_is_significantly_best(store: Store) -> None:
     assert re.findall(r"\\textbf\{([\d.]+)\}", clear) == ["90.0"]
     assert "significantly better" in clear
     assert r"\textbf" not in equal
+    assert r"$A_\mathrm{rob}$ is an upper bound" in equal
     assert r"\label{tab:digits-linf-8-255-papers}" in clear
 
 
@@ -76,7 +77,8 @@ def test_verdicts_and_all_attacks_stand_in_the_tables_however_they_are_split(sto
     assert len(labels) == len(set(labels))
 
 
-def test_long_names_may_be_broken_anywhere() -> None:
-    assert breakable("net-a") == r"net\allowbreak{}-\allowbreak{}a"
+def test_long_names_may_be_broken_after_signs_and_within_long_words() -> None:
+    assert breakable("net-a") == r"net-\allowbreak{}a"
+    assert breakable("kwta0.1-at (stochastic)") == r"kwta0.1-\allowbreak{}at \allowbreak{}(stochastic)"
     assert breakable("x" * 12) == "x" * 10 + r"\allowbreak{}xx"
     assert r"\_" in breakable("a_b")

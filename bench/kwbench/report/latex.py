@@ -20,6 +20,8 @@ _LETTER, _SMALL, _GAP, _NAME = 4.6, 3.1, 6.0, 104.0
 # Lines of a heading have about so many characters.
 _HEADING = 10
 
+_A_ROB = "$A_\\mathrm{rob}$"
+
 # The height of a page left by a caption, and of a heading with its rules, in points.
 _HEIGHT, _HEAD_HEIGHT = 420.0, 45.0
 
@@ -92,14 +94,15 @@ def _float(board: Board, kind: str, tabulars: Sequence[Sequence[str]], label: st
     key = board.key
     continued = " (continued)" if number else ""
     bold = " Bold: significantly better than all others (paired tests, 5\\,\\%, Holm)." if _is_clear(board) else ""
+    meaning = latex(bound).replace(r"A\_rob", _A_ROB)
     cascade = " Cascade: the column of an attack is the accuracy after it and all before it." if key.cascade else ""
     caption = (
         f"Accuracy in percent on {latex(key.dataset)}, {latex(board.threat)}, suite {latex(key.suite)}, $n = {key.n}$, with "
-        f"95\\,\\% intervals{continued}. {latex(bound)}{bold}{cascade}"
+        f"95\\,\\% intervals{continued}. {meaning}{bold}{cascade}"
     )
     lines = [
         f"\\begin{{{kind}}}[t]",
-        "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}",
+        "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\\setlength{\\belowcaptionskip}{4pt}",
         f"\\caption{{{caption}}}",
         f"\\label{{tab:{label}{-number - 1 if number else ''}}}",
     ]
@@ -167,7 +170,7 @@ def _columns(board: Board, positions: range) -> list[_Column]:
     for name in certified_heading(board):
         heading, width = _heading(name)
         columns.append(accuracies(heading, width, [row.summary.a_certified for row in rows]))
-    columns.append(accuracies("$A_\\mathrm{rob}$", 5 * _LETTER, [row.summary.a_rob for row in rows], best))
+    columns.append(accuracies(_A_ROB, 5 * _LETTER, [row.summary.a_rob for row in rows], best))
     found = verdicts(board)
     if found:
         texts = [verdict.conclusion if (verdict := found[position]) else "--" for position in positions]
@@ -198,8 +201,8 @@ def _heading(name: str) -> tuple[str, float]:
 
 
 def breakable(text: str) -> str:
-    """Return text for LaTeX that may be broken after each sign, and every ten letters of a long word."""
-    pieces = re.findall(r"[^\W_]{1,10}|.", text)
+    """Return text for LaTeX that may be broken after each sign but a decimal point, and every ten letters of a long word."""
+    pieces = re.findall(r"\(?[^\W_]{1,10}(?:\.\d{1,2})?[^\w\s(]?|.", text)
     return "\\allowbreak{}".join(latex(piece) for piece in pieces).replace("\\allowbreak{} ", " ")
 
 
