@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kwbench.model import require_exact_float32
 from support.modules import input_gradient
-from support.small_models import first_images, trained_cnn, wrapped
+from support.small_models import first_images, normed_cnn, trained_cnn, wrapped
 
 
 def test_a_search_in_bfloat16_rounds_and_ends_with_its_block() -> None:
@@ -65,6 +66,53 @@ def test_bfloat16_is_tolerated_only_if_device_and_module_allow_it(
 ) -> None:
     monkeypatch.setattr("kwbench.model.search_precision.has_bfloat16", lambda device: has)
     model = wrapped(module(), tile=16)
-    assert model.tolerates_bfloat16(first_images(40).x) is tolerates
+    assert model.tolerates("bfloat16", first_images(40).x) is tolerates
     model.stochastic = True
-    assert not model.tolerates_bfloat16(first_images(40).x)
+    assert not model.tolerates("bfloat16", first_images(40).x)
+
+
+def test_tf32_is_allowed_in_the_blocks_of_a_search_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kwbench.model.search_precision.has_tf32", lambda device: True)
+    seen: list[tuple[bool, bool]] = []
+
+    def switches() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    class Watching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(switches())
+            return x.flatten(1)[:, :10]
+
+    before = switches()
+    model, x = wrapped(Watching(), tile=4), first_images(4).x
+    require_exact_float32()
+    try:
+        model(x)
+        with model.computing_in("tf32"):
+            model(x)
+            with model.computing_in("float32"):
+                model(x)
+            with model.computing_in("tf32"):
+                model(x)
+        with pytest.raises(ValueError, match="in a search"), model.computing_in("tf32"):
+            raise ValueError("in a search")
+        model(x)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert seen == [(False, False), (True, True), (False, False), (True, True), (False, False)]
+
+
+def test_tf32_is_chosen_on_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = first_images(16).x
+    model = wrapped(normed_cnn(), tile=16)
+    model.plan_passes(images)
+    assert not model.tolerates("tf32", images)
+    assert model.effective_precision("tf32") == "folded"
+    with model.computing_in("folded"), torch.no_grad():
+        folded = model(images)
+    with model.computing_in("tf32"), torch.no_grad():
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.equal(model(images), folded)
+    monkeypatch.setattr("kwbench.model.search_precision.has_tf32", lambda device: True)
+    assert model.tolerates("tf32", images)
+    assert model.effective_precision("tf32") == "tf32"

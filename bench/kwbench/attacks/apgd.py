@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import ModelFacts, RestartedAttack
+from kwbench.attacks.attack import ModelFacts, RestartedAttack, SearchPrecision
 from kwbench.attacks.search.lookahead import most_lookaheads
 from kwbench.attacks.search.losses import LossName, fooled, margin
 from kwbench.attacks.search.narrowing import Narrowing
@@ -15,7 +15,7 @@ from kwbench.attacks.search.parallel_climb import SUCCESS, ClimbSettings, ClimbS
 from kwbench.attacks.search.targets import candidates, nearest_classes
 from kwbench.geometry import random_start
 from kwbench.gradients import EXACT, Gradient
-from kwbench.model import Model, Precision
+from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -41,10 +41,10 @@ class Apgd(RestartedAttack):
       class's probability, or would come at the climb's pace. A target that ends further off is not restarted. `auto` is 0.1 if
       nothing in the model hides its gradient. Otherwise all climbs go on, because a distant target may be one step away.
 
-    `precision`: `folded` computes gradients with batch norms folded into convolutions. `bfloat16` takes the first five sixths
-    of the first climb in bfloat16, and the rest folded. Float32 confirms every success. `auto` is `bfloat16` in linf, where
-    steps use signs only, on exact gradients, if it is faster and nothing hides a gradient; else `folded` if there is a batch
-    norm to fold and nothing hides a gradient; else `float32`.
+    `precision`: `folded` computes gradients with batch norms folded into convolutions, `tf32` also lets a GPU round factors to
+    TF32. `bfloat16` takes the first five sixths of the first climb in bfloat16, and the rest folded. Float32 confirms every
+    success. `auto` is `float32` if something hides a gradient. Else it is `bfloat16` in linf, where steps use signs only, on
+    exact gradients; or `tf32`; each if it is faster and preserves predictions; or `folded` if there is a batch norm to fold.
 
     Stochastic models: one target after the other. The step size follows a cosine from 2 * eps to eps / 20, because noise would
     halve it at every checkpoint (`schedule: auto`; also for the estimators `smooth` and `es`, which add noise of their own).
@@ -68,7 +68,7 @@ class Apgd(RestartedAttack):
     selection_draws: int = 20
     focus: float | Literal["auto"] | None = None
     finalists: int | None = None
-    precision: Precision | Literal["auto"] = "float32"
+    precision: SearchPrecision = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.selection_draws < 1:
@@ -98,7 +98,7 @@ class Apgd(RestartedAttack):
             climbs_at = [max(self.targets, 1), *(self.narrowing.climbs_after(step) for step in range(self.steps))]
             climbing = sum(climbs_at[:-1]) + (self.restarts - 1) * self.steps * climbs_at[-1]
             ending = self.restarts * climbs_at[-1]
-            confirming = climbing + ending if self.precision not in ("float32", "auto") else 0
+            confirming = climbing + ending if self.search_precision != "float32" else 0
             lookaheads = self.restarts * most_lookaheads(self.steps - 1) if self._looks_ahead else 0
             search = climbing * self.gradient.passes() + ending + confirming + lookaheads
         return search + (1 + self.gradient.passes(candidates(self.targets)) if self.targets else 0)
@@ -106,9 +106,6 @@ class Apgd(RestartedAttack):
     def resolved(self, facts: ModelFacts) -> Self:
         """See Attack."""
         attack = super().resolved(facts)
-        if attack.precision == "auto":
-            tolerant = attack.gradient.tolerates_rounding
-            attack = replace(attack, precision=facts.search_precision if tolerant else facts.unrounded_precision)
         if attack.focus == "auto":
             attack = replace(attack, focus=None if facts.hides_gradients else _FOCUS)
         return attack
@@ -131,7 +128,8 @@ class Apgd(RestartedAttack):
 
     def _settings(self, model: Model, *, rounded: bool) -> ClimbSettings:
         # The last sixth of the steps is too small for bfloat16.
-        rounded_steps = -(-5 * self.steps // 6) if rounded and self.precision == "bfloat16" else 0
+        precision = "float32" if model.stochastic else self.search_precision
+        rounded_steps = -(-5 * self.steps // 6) if rounded and precision == "bfloat16" else 0
         return ClimbSettings(
             steps=self.steps,
             loss=self.loss,
@@ -140,7 +138,7 @@ class Apgd(RestartedAttack):
             adaptive=self.adapts(model),
             early_exit=self.early_exit,
             lookahead=self._looks_ahead,
-            precision="float32" if model.stochastic or self.precision in ("float32", "auto") else "folded",
+            precision="folded" if precision == "bfloat16" else precision,
             rounded_steps=rounded_steps,
         )
 

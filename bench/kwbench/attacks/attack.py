@@ -29,6 +29,9 @@ def _from_fraction(value: Any) -> Any:
     return float(exact_fraction(value)) if isinstance(value, str) else value
 
 
+# The precision of a search. `auto` is the fastest that does not mislead it, of those that the model and the device allow.
+SearchPrecision = Precision | Literal["auto"]
+
 # A length in the norm's unit; YAML may say "2/255".
 Length = Annotated[float, BeforeValidator(_from_fraction)]
 
@@ -69,7 +72,7 @@ class ModelFacts(Protocol):
         """The fastest precision for a search whose steps follow exact gradients."""
 
     @property
-    def unrounded_precision(self) -> Precision:
+    def precision_without_bfloat16(self) -> Precision:
         """The fastest precision for a search that bfloat16 would mislead."""
 
 
@@ -109,6 +112,8 @@ class Attack(ABC):
     steps: int | None = None
     # Its gradient estimator, if it has one; a parameter.
     gradient: Gradient | None = None
+    # In which precision it searches, if it leaves the choice; a parameter.
+    precision: SearchPrecision | None = None
     # The name of its surrogate model, if it has one, and the model once loaded. Its passes count as the attack's.
     surrogate: str | None = None
     source: Model | None = None
@@ -125,6 +130,11 @@ class Attack(ABC):
         if self.gradient is not None:
             return self.gradient.evidence_group
         return None if self.natural or self.needs == "gradients" else "gradient-free"
+
+    @property
+    def search_precision(self) -> Precision:
+        """The precision of the search; float32 for an `auto` that has not been resolved."""
+        return "float32" if self.precision is None or self.precision == "auto" else self.precision
 
     @property
     def from_labels(self) -> bool:
@@ -147,7 +157,11 @@ class Attack(ABC):
 
     def resolved(self, facts: ModelFacts) -> Self:
         """Return the attack with `auto` and every other parameter that depends on the model or the threat made definite."""
-        return self if self.gradient is None else replace(self, gradient=self.gradient.within(facts.threat, facts.shape))
+        attack = self if self.gradient is None else replace(self, gradient=self.gradient.within(facts.threat, facts.shape))
+        if attack.precision != "auto":
+            return attack
+        tolerant = attack.gradient is not None and attack.gradient.tolerates_rounding
+        return replace(attack, precision=facts.search_precision if tolerant else facts.precision_without_bfloat16)
 
     def redundant(self, facts: ModelFacts) -> str | None:
         """Return why the attack adds nothing to attacks on exact gradients of this model; None if it may add something."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Attack, Length
+from kwbench.attacks.attack import Attack, Length, SearchPrecision
 from kwbench.attacks.search.ascent import Ascent
 from kwbench.attacks.search.losses import LossName
 from kwbench.gradients import EXACT, Gradient
-from kwbench.model import Model, Precision
+from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -21,8 +21,8 @@ class Mim(Attack):
     The defaults are the paper's: 10 steps of eps / 10, decay 1.0. `step_size` is in the norm's unit; None stands for
     `relative_step_size` * eps, and that for eps / `steps`. The norms are those of the paper (eq. 6 to 8).
     On a deterministic model a sample stops at its first misclassified iterate (`early_exit`); papers report the last. With
-    `precision` folded or bfloat16 gradients are computed faster, and a sample stops when float32 confirms that it is
-    misclassified.
+    `precision` folded, tf32 or bfloat16 gradients are computed faster, and a sample stops when float32 confirms that it is
+    misclassified. `auto` is that of Auto-PGD.
     """
 
     norms = frozenset({"linf", "l2"})
@@ -35,7 +35,7 @@ class Mim(Attack):
     loss: LossName = "cross_entropy"
     gradient: Gradient = EXACT
     early_exit: bool = True
-    precision: Precision = "float32"
+    precision: SearchPrecision = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -57,4 +57,4 @@ class Mim(Attack):
     def _ascent(self, radius: float) -> Ascent:
         relative = self.relative_step_size if self.relative_step_size is not None else 1 / self.steps
         step_size = self.step_size if self.step_size is not None else relative * radius
-        return Ascent(self.steps, step_size, self.loss, self.gradient, self.early_exit, self.decay, self.precision)
+        return Ascent(self.steps, step_size, self.loss, self.gradient, self.early_exit, self.decay, self.search_precision)

@@ -6,12 +6,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Length, ModelFacts, RestartedAttack
+from kwbench.attacks.attack import Length, ModelFacts, RestartedAttack, SearchPrecision
 from kwbench.attacks.search.ascent import Ascent
 from kwbench.attacks.search.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
 from kwbench.gradients import EXACT, Gradient
-from kwbench.model import Model, Precision
+from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -29,8 +29,9 @@ class Pgd(RestartedAttack):
     the ball.
 
     Deterministic models: a sample stops at its first misclassified iterate (`early_exit`), which also keeps a success that a
-    later step would lose; papers report the last iterate. The first restart that succeeds is proposed. With `precision` folded
-    or bfloat16 gradients are computed faster, and a sample stops when float32 confirms that it is misclassified.
+    later step would lose; papers report the last iterate. The first restart that succeeds is proposed. With `precision`
+    folded, tf32 or bfloat16 gradients are computed faster, and a sample stops when float32 confirms that it is misclassified.
+    `auto` is that of Auto-PGD.
     Stochastic models: all steps are taken, and the restart with the highest mean loss over `restart_draws` draws is proposed.
     """
 
@@ -47,7 +48,7 @@ class Pgd(RestartedAttack):
     gradient: Gradient = EXACT
     early_exit: bool = True
     restart_draws: int = 20
-    precision: Precision = "float32"
+    precision: SearchPrecision = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.restart_draws < 1:
@@ -98,7 +99,7 @@ class Pgd(RestartedAttack):
 
     def _ascent(self, radius: float) -> Ascent:
         step_size = self.step_size if self.step_size is not None else self._relative_step_size * radius
-        return Ascent(self.steps, step_size, self.loss, self.gradient, self.early_exit, precision=self.precision)
+        return Ascent(self.steps, step_size, self.loss, self.gradient, self.early_exit, precision=self.search_precision)
 
     def _mean_loss(self, model: Model, z: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with torch.no_grad():

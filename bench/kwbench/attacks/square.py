@@ -2,17 +2,16 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Attack, ModelFacts
+from kwbench.attacks.attack import Attack, SearchPrecision
 from kwbench.attacks.search.losses import margin
 from kwbench.attacks.search.trials import means_under_same_draws, misclassified, on_device, put_where, read
 from kwbench.geometry import norms, project, total
-from kwbench.model import Model, Precision
+from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.threat import ThreatModel
 
@@ -29,8 +28,8 @@ class Square(Attack):
     (algorithm 2), unlike in the authors' code.
 
     A sample is done as soon as it is misclassified; if `precision` is not float32, as soon as float32 confirms it. `auto` is
-    `folded` if there is a batch norm to fold and nothing hides its gradient, else `float32`. On a stochastic model no sample is
-    done early; at every step the candidate and the current image are compared by their mean loss over `draws` fresh passes
+    that of Auto-PGD, without `bfloat16`, in which small gains of the loss are lost. On a stochastic model no sample is done
+    early; at every step the candidate and the current image are compared by their mean loss over `draws` fresh passes
     each, in which both get the same random numbers.
     """
 
@@ -42,7 +41,7 @@ class Square(Attack):
     restarts: int = 1
     rescale_schedule: bool = False
     draws: int = 10
-    precision: Precision | Literal["auto"] = "float32"
+    precision: SearchPrecision = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.draws < 1:
@@ -70,15 +69,6 @@ class Square(Attack):
         if stochastic:
             return self.restarts * (1 + 2 * self.steps) * self.draws
         return self.restarts * (1 + self.steps) * (1 if self.search_precision == "float32" else 2)
-
-    @property
-    def search_precision(self) -> Precision:
-        """The precision of the search; float32 for an `auto` that has not been resolved."""
-        return "float32" if self.precision == "auto" else self.precision
-
-    def resolved(self, facts: ModelFacts) -> Self:
-        """See Attack."""
-        return replace(self, precision=facts.unrounded_precision) if self.precision == "auto" else self
 
     def doubled(self, times: int) -> "Square":
         """See Attack: more restarts."""

@@ -3,6 +3,7 @@
 from kwbench.model.device import (
     find_device,
     has_bfloat16,
+    has_tf32,
     keep_freed_memory,
     raise_if_memory_is_out,
     require_exact_float32,
@@ -24,6 +25,7 @@ __all__ = [
     "fill_tile",
     "find_device",
     "has_bfloat16",
+    "has_tf32",
     "keep_freed_memory",
     "raise_if_memory_is_out",
     "require_exact_float32",

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.errors import CannotEvaluate
+from kwbench.model.device import rounding_to_tf32
 from kwbench.model.outputs import are_answers, refusal
 
-# The precision of a pass: that of the module; with its batch norms folded into its convolutions; or folded and in bfloat16.
-Precision = Literal["float32", "folded", "bfloat16"]
+# The precision of a pass: that of the module; with its batch norms folded into its convolutions; folded, in TF32 on a GPU; or
+# folded, in bfloat16.
+Precision = Literal["float32", "folded", "tf32", "bfloat16"]
 
 # Runs a module on images (b, c, h, w); returns logits (b, k) and how many forward passes that took.
 ForwardFunction = Callable[[nn.Module, Tensor], tuple[Tensor, int]]
@@ -77,11 +79,14 @@ class Forward:
     def computing_in(self, precision: Precision, stand_in: nn.Module | None = None) -> Iterator[None]:
         """Compute in this precision until the block ends, by `stand_in` instead of the module if one is given."""
         before = self.precision, self._active
-        self.precision, self._active = precision, stand_in or self.module
-        try:
-            yield
-        finally:
-            self.precision, self._active = before
+        # Torch's switches are global, and setting them takes time.
+        switches = (precision == "tf32") != (self.precision == "tf32")
+        with rounding_to_tf32(precision == "tf32") if switches else nullcontext():
+            self.precision, self._active = precision, stand_in or self.module
+            try:
+                yield
+            finally:
+                self.precision, self._active = before
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -239,21 +240,22 @@ class Model:
     def computing_in(self, precision: Precision) -> AbstractContextManager[None]:
         """Compute in this precision until the block ends. Its results only guide a search; predictions count in float32.
 
-        `folded` folds batch norms into convolutions, if a trial finds that logits change by rounding only. `bfloat16` runs the
-        same under torch's autocast.
+        `folded` folds batch norms into convolutions, if a trial finds that logits change by rounding only. `tf32` runs the same
+        with factors that a GPU rounds to TF32, `bfloat16` under torch's autocast.
         """
         return self._search_precision.computing_in(precision)
 
     def effective_precision(self, precision: Precision) -> Precision:
-        """The precision that a search in `precision` computes in: float32 if there are no batch norms to fold."""
+        """The precision that a search in `precision` computes in: folded where there is no TF32, and float32 where there are no
+        batch norms to fold."""
         return self._search_precision.effective(precision)
 
-    def tolerates_bfloat16(self, images: Tensor) -> bool:
-        """Return whether bfloat16 preserves the predictions on images (b, c, h, w) and is faster on this device.
+    def tolerates(self, precision: Literal["tf32", "bfloat16"], images: Tensor) -> bool:
+        """Return whether a precision preserves the predictions on images (b, c, h, w) and is faster on this device.
 
-        A module with randomness does not tolerate it.
+        A module with randomness tolerates none.
         """
-        return not (self.stochastic or self._frozen) and self._search_precision.tolerates_bfloat16(self, images)
+        return not (self.stochastic or self._frozen) and self._search_precision.tolerates(precision, self, images)
 
     @contextmanager
     def metering(self, size: int) -> Iterator[None]:

@@ -1,4 +1,7 @@
-"""Faster precisions for searches: a stand-in with folded batch norms, in float32 or bfloat16. Only float32 results count."""
+"""Faster precisions for searches: a stand-in with folded batch norms, in float32, TF32 or bfloat16.
+
+Only float32 results count.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kwbench.model.bn_folding import fold_batch_norms
-from kwbench.model.device import has_bfloat16, raise_if_memory_is_out
+from kwbench.model.device import has_bfloat16, has_tf32, raise_if_memory_is_out
 from kwbench.model.forward import Forward, Precision, equal_up_to_rounding, measure_pass
 from kwbench.model.memory_layout import MemoryLayout
 
-# The share of predictions that bfloat16 must preserve for a search in it to be trusted.
+# The share of predictions that TF32 or bfloat16 must preserve for a search in it to be trusted.
 _SAME_PREDICTIONS = 0.9
 
 # By how much the gradient of a stand-in may differ, relative to the norm of the module's gradient.
@@ -30,7 +33,10 @@ class SearchPrecision:
         self._stand_in: nn.Module | None = None
 
     def effective(self, precision: Precision) -> Precision:
-        """The precision that a search in `precision` computes in: float32 if there are no batch norms to fold."""
+        """The precision that a search in `precision` computes in: folded where there is no TF32, and float32 where there are no
+        batch norms to fold."""
+        if precision == "tf32" and not has_tf32(self._forward.device):
+            precision = "folded"
         return "float32" if precision == "folded" and self._find_stand_in() is self._forward.module else precision
 
     @contextmanager
@@ -40,16 +46,17 @@ class SearchPrecision:
         with self._forward.computing_in(precision, None if precision == "float32" else self._find_stand_in()):
             yield
 
-    def tolerates_bfloat16(self, call: Callable[[Tensor], Tensor], images: Tensor) -> bool:
-        """Return whether bfloat16 is faster on this device and preserves nine of ten predictions on images (b, c, h, w).
+    def tolerates(self, precision: Precision, call: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+        """Return whether TF32 or bfloat16 is faster on this device and preserves nine of ten predictions on images
+        (b, c, h, w).
 
-        `call` returns differentiable logits of images. The gradients in bfloat16 must be finite.
+        `call` returns differentiable logits of images. The gradients in this precision must be finite.
         """
-        if not has_bfloat16(self._forward.device):
+        if not (has_tf32 if precision == "tf32" else has_bfloat16)(self._forward.device):
             return False
         leaf = images.detach().clone().requires_grad_()
         try:
-            with self.computing_in("bfloat16"):
+            with self.computing_in(precision):
                 logits = call(leaf)
                 (gradient,) = torch.autograd.grad(logits.sum(), leaf)
             with torch.no_grad():

@@ -227,7 +227,7 @@ def _tiles(request: Request, prepared: Prepared, attacks: Mapping[str, Attack]) 
     model, device = prepared.model, prepared.device
     if device.type != "cuda" or request.tile != DEFAULT_TILE or model.tile != DEFAULT_TILE:
         return {}, {}
-    precisions: set[Precision] = {getattr(attack, "precision", "float32") for attack in attacks.values()}
+    precisions: set[Precision] = {attack.search_precision for attack in attacks.values()}
     # The last steps of Auto-PGD in bfloat16 are folded.
     precisions |= {"folded"} if "bfloat16" in precisions else set()
     trial = TileTrial.on_gpu(device, len(prepared.batch))

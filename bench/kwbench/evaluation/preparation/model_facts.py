@@ -24,7 +24,7 @@ class MeasuredFacts:
     """The facts of a loaded model; see `kwbench.attacks.attack.ModelFacts`.
 
     `probes` are the batches that the model is measured on: some images (b, c, h, w), and images near them within the ball.
-    `lessons` are for attacks that learn the model's answers.
+    `lessons` are for attacks that learn the model's answers. `exact` keeps every search in float32.
     """
 
     model: Model
@@ -32,6 +32,7 @@ class MeasuredFacts:
     shape: Sequence[int]
     probes: tuple[Tensor, Tensor]
     lessons: Lessons = field(default_factory=Lessons)
+    exact: bool = False
 
     @cached_property
     def grids(self) -> tuple[int, ...]:
@@ -68,12 +69,14 @@ class MeasuredFacts:
         Never bfloat16 in l2, whose steps use more than signs, nor if an operation hides its gradient: the last bits may then
         decide, and rounding misleads the search.
         """
-        if self.hides_gradients:
+        if self.exact or self.hides_gradients:
             return "float32"
-        rounds = self.threat.norm == "linf" and self.model.tolerates_bfloat16(self.probes[1])
-        return "bfloat16" if rounds else self.unrounded_precision
+        rounds = self.threat.norm == "linf" and self.model.tolerates("bfloat16", self.probes[1])
+        return "bfloat16" if rounds else self.precision_without_bfloat16
 
-    @property
-    def unrounded_precision(self) -> Precision:
+    @cached_property
+    def precision_without_bfloat16(self) -> Precision:
         """The fastest precision for a search that bfloat16 would mislead."""
-        return "float32" if self.hides_gradients else self.model.effective_precision("folded")
+        if self.exact or self.hides_gradients:
+            return "float32"
+        return "tf32" if self.model.tolerates("tf32", self.probes[1]) else self.model.effective_precision("folded")
