@@ -81,6 +81,7 @@ def evaluate(
     device: str = "auto",
     threads: int | None = None,
     tile: int = 64,
+    precision: Literal["auto", "float32"] = "auto",
     time_limit: float | None = None,
     memory_limit: float | None = None,
     db: str | Path | None = None,
@@ -126,6 +127,8 @@ def evaluate(
         device: "auto", "cpu", "cuda" or "cuda:1"; for a module in memory "auto" is where it is.
         threads: threads of torch.
         tile: samples in a forward pass; part of the run's identity.
+        precision: precision of searches. "auto": attacks named one by one, and those whose suite says so, search in the fastest
+            precision that does not mislead them; "float32": all search in float32. Predictions count in float32 either way.
         time_limit: for a file of your own: seconds after which its process is stopped.
         memory_limit: for a file of your own, on Linux: GB of memory above which its processes are stopped; default: what can
             be spared.
@@ -175,6 +178,7 @@ def evaluate(
         device=device,
         threads=threads,
         tile=tile,
+        precision=precision,
         time_limit=time_limit,
         memory_limit=memory_limit,
         db=db,

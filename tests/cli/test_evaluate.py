@@ -97,6 +97,16 @@ def test_parameters_are_set_from_the_command_line(kwb: Kwbench) -> None:
     assert kwb(*words, "--seed", 1).json["run"] != kwb(*words).json["run"]
 
 
+def test_named_attacks_search_exactly_on_request(kwb: Kwbench) -> None:
+    command = ("evaluate", "small", "--attack", "fgsm,pgd", "--set", "pgd.steps=2", *FAST[4:])
+    exact, auto = (kwb(*command, "--precision", precision, "--json") for precision in ("float32", "auto"))
+    precisions = [[attack.get("precision") for attack in answer.json["attacks"]] for answer in (exact, auto)]
+    assert precisions[0] == [None, "float32"]
+    assert precisions[1][1] in ("float32", "bfloat16")
+    assert "Predictions count in float32" not in kwb(*command, "--precision", "float32").out
+    refused(kwb(*command, "--precision", "half"), 2, "--precision", "half")
+
+
 def test_a_suite_file_defines_threat_model_and_attacks(kwb: Kwbench, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("threat: {norm: l2, eps: 0.5}\nattacks:\n  weak: {attack: pgd, steps: 2}\n")
     result = kwb("evaluate", "small", "--suite", "mine.yaml", "--n", 16, "--json").json

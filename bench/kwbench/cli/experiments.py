@@ -127,6 +127,7 @@ def experiment(
         "n",
         "norm",
         "tile",
+        "precision",
         "time_limit",
         "memory_limit",
         "keep_adversarials",

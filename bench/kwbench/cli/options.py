@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -48,6 +48,13 @@ class Split(StrEnum):
 
     TEST = "test"
     VALIDATION = "validation"
+
+
+class SearchPrecision(StrEnum):
+    """The precisions that --precision accepts."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
 
 
 Models = Annotated[
@@ -237,6 +244,14 @@ class EvaluationOptions:
         int | None,
         typer.Option(min=1, help="Threads of torch; default: one for small images, else torch's choice.", rich_help_panel=RUN),
     ] = None
+    precision: Annotated[
+        SearchPrecision,
+        typer.Option(
+            help="Of searches. auto: attacks named one by one, and those whose suite says so, search in the fastest precision "
+            "that does not mislead them. float32: all search in float32. Predictions count in float32 either way.",
+            rich_help_panel=RUN,
+        ),
+    ] = SearchPrecision.AUTO
     time_limit: Annotated[
         float | None,
         typer.Option(
@@ -320,6 +335,7 @@ class EvaluationOptions:
                 tile=self.tile,
                 device=self.device,
                 threads=self.threads,
+                precision=self.precision.value,
                 prediction=rule,
                 binary=self.binary,
                 abstain_class=self.abstain_class,
@@ -329,7 +345,7 @@ class EvaluationOptions:
             )
             for model in models
         ]
-        return [replace(request, suite=suite.on(request.dataset_name)) for request in requests]
+        return [request.under(suite) for request in requests]
 
     def store(self) -> "Store":
         """Open the database. A missing one is created with the first result, so that an early failure leaves none behind."""

@@ -143,6 +143,7 @@ class _Call:
         device: str = "auto",
         threads: int | None = None,
         tile: int = 64,
+        precision: Literal["auto", "float32"] = "auto",
         time_limit: float | None = None,
         memory_limit: float | None = None,
         db: str | Path | None = None,
@@ -157,6 +158,8 @@ class _Call:
             raise UsageError("checkpoint: load the weights into the module before it is evaluated")
         if split not in ("test", "validation"):
             raise UsageError(f"split: {split!r}; it is test or validation")
+        if precision not in ("auto", "float32"):
+            raise UsageError(f"precision: {precision!r}; it is auto or float32")
         if split != "test" and x is not None:
             raise UsageError(f"split: {split!r}; images in memory are the test split, leave it out")
         if not isinstance(suite, str | Path | None):
@@ -202,6 +205,7 @@ class _Call:
             tile=tile,
             device=str(device),
             threads=threads,
+            precision=precision,
             prediction=parse_prediction_rule(prediction) if prediction is not None else None,
             binary=binary,
             abstain_class=abstain_class,
@@ -241,7 +245,7 @@ class _Call:
         proposals: Mapping[str, Proposals] | None = None,
     ) -> Summary:
         """Evaluate under a suite and return the summary. The module is left as it was given."""
-        request = replace(self._request, suite=suite.on(self._request.dataset_name), proposals=proposals or {})
+        request = replace(self._request.under(suite), proposals=proposals or {})
         threads = torch.get_num_threads()
         # The caller's inference mode would leave the attacks without gradients.
         with torch.inference_mode(False), unchanged(self._module) if self._module is not None else nullcontext():

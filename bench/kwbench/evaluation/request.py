@@ -1,18 +1,19 @@
 """Request for an evaluation, and the facts that are known once its model, data and attacks are loaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from kwbench.attacks import ATTACKS, default_parameters
 from kwbench.attacks.external import Proposals
 from kwbench.certification.certificate import Prospects
 from kwbench.config.prediction import PredictionRule
 from kwbench.config.registry import DEFAULT_DATASET, dataset_of
-from kwbench.config.suite import Suite
+from kwbench.config.suite import Suite, SuiteAttack
 from kwbench.data import AS_IT_IS, DataForm, DataSet, load_dataset
 from kwbench.networks.adapters import is_adapted
 from kwbench.networks.user_names import is_file_model
@@ -61,6 +62,8 @@ class Request:
     batch_size: int = 256
     device: str = "auto"
     threads: int | None = None
+    # `float32` keeps every search exact, `auto` only those that leave no choice; see `under`.
+    precision: Literal["auto", "float32"] = "auto"
     # How a stochastic model predicts; None stands for the rule of its registry entry.
     prediction: PredictionRule | None = None
     # Whether the model's single logit an image becomes two classes.
@@ -99,6 +102,22 @@ class Request:
             return self.images.name
         return DEFAULT_DATASET if self.data is None else self.data.stem
 
+    def under(self, suite: Suite) -> "Request":
+        """Return the request with a suite as it is on the data set, in the request's precision.
+
+        Attacks that are named one by one search in precision `auto` unless they state another; a suite says so itself. With
+        `float32` no attack searches in another, which belongs to the name of a suite that it changes.
+        """
+        suite = suite.on(self.dataset_name)
+        if self.precision == "auto":
+            named = [_in_auto(attack) for attack in suite.attacks] if suite.by_name else suite.attacks
+            return replace(self, suite=replace(suite, attacks=tuple(named)))
+        exact = tuple(_in_float32(attack) for attack in suite.attacks)
+        # The checks of a diagnosis search too.
+        changes = exact != suite.attacks or suite.diagnose
+        name = f"{suite.name} with precision=float32" if changes else suite.name
+        return replace(self, suite=replace(suite, name=name, attacks=exact))
+
     def load_images(self) -> DataSet:
         """Return the images in memory, or else read the data set. Raises as `load_dataset` does."""
         return self.images or load_dataset(
@@ -109,6 +128,21 @@ class Request:
             data_dir=self.data_dir,
             download=self.download,
         )
+
+
+def _in_auto(attack: SuiteAttack) -> SuiteAttack:
+    """Return the attack in precision `auto`, if it has a precision and states none."""
+    return replace(attack, parameters={"precision": "auto", **attack.parameters}) if _has_precision(attack) else attack
+
+
+def _in_float32(attack: SuiteAttack) -> SuiteAttack:
+    """Return the attack in float32, its default."""
+    others = {name: value for name, value in attack.parameters.items() if name != "precision"}
+    return replace(attack, parameters=others) if _has_precision(attack) else attack
+
+
+def _has_precision(attack: SuiteAttack) -> bool:
+    return attack.attack in ATTACKS and "precision" in default_parameters(attack.attack)
 
 
 @dataclass(frozen=True)

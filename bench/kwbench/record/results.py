@@ -98,6 +98,7 @@ def _attack_columns(attack: AttackSummary) -> dict[str, Any]:
         "broke": attack.broke,
         "budget": attack.budget,
         "other_accuracy": attack.other_accuracy.value if attack.other_accuracy else None,
+        "precision": attack.precision,
         "surrogate": attack.surrogate,
         "surrogate_accuracy": attack.surrogate_accuracy.value if attack.surrogate_accuracy else None,
         "forwards": attack.forwards,
@@ -141,6 +142,8 @@ def _attack_json(attack: AttackSummary, *, cascaded: bool) -> dict[str, Any]:
     if attack.other_accuracy is not None:
         judged = attack.spec.spec.get("parameters", {}).get("judged", "distance")
         values |= {"judged": judged, "other_accuracy": interval_json(attack.other_accuracy)}
+    if attack.precision is not None:
+        values["precision"] = attack.precision
     if attack.surrogate is not None:
         values["surrogate"] = {"name": attack.surrogate, "accuracy": interval_json(attack.surrogate_accuracy)}
     return values

@@ -76,6 +76,12 @@ class AttackSummary:
         """Passes, forward and backward, per sample that the attack saw."""
         return (self.forwards + self.backwards) / self.n if self.n else 0.0
 
+    @property
+    def precision(self) -> str | None:
+        """The precision that it searched in; None if it has none to choose."""
+        parameters = self.spec.spec.get("parameters", {})
+        return parameters.get("precision") if isinstance(parameters, Mapping) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:

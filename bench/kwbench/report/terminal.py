@@ -24,6 +24,8 @@ _INTERVAL_WIDTH = 10
 _COLOURS = {"confirmed": "green", "overestimated": "red", "degenerate": "red", "inconclusive": "yellow"}
 # The sentence of a verdict may hold several statements.
 _SENTENCE = 1000
+# Precisions of a search other than that of the predictions that count.
+_PRECISIONS = {"bfloat16": "bfloat16", "tf32": "TF32", "folded": "float32 with batch norms folded into convolutions"}
 _KINDS = {"doubt": "red", "masking": "yellow", "note": "dim"}
 
 EARLIER_VERSION = "measured by an earlier version of kwbench"
@@ -90,6 +92,13 @@ def _run_notes(summary: Summary) -> list[str]:
     if summary.cascade and (breaking := [attack for attack in summary.attacks if attack.broke]):
         counts = ", ".join(f"{plain(attack.name)} {attack.broke} of {attack.n}" for attack in breaking)
         sentences.append(f"{model}: samples whose worst case is due to each attack: {counts}.")
+    by_precision = {
+        words: ", ".join(plain(attack.name) for attack in summary.attacks if attack.precision == precision)
+        for precision, words in _PRECISIONS.items()
+    }
+    if any(by_precision.values()):
+        searches = "; ".join(f"in {words}: {labels}" for words, labels in by_precision.items() if labels)
+        sentences.append(f"{model}: searched {searches}. Predictions count in float32.")
     after = summary.evaluation.spec.spec.get("after", {})
     # An attack that waits only for skipped ones needs no mention.
     skipped = {

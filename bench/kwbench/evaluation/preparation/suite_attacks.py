@@ -39,6 +39,7 @@ class SuiteAttacks:
             prepared.dataset.shape,
             prepared.probes,
             Lessons(_images_to_learn_from(prepared), request.seed),
+            exact=request.precision == "float32",
         )
         self.surrogates: dict[str, str] = {}
         self.not_applicable: dict[str, str] = {}
