@@ -148,7 +148,7 @@ def _attack_outcomes(name: str) -> Mapping[str, Any]:
         attack = _built(name, STOCHASTIC[name])
         outcomes["stochastic linf"] = attacked(model(stochastic_network()), attack, name, "linf")
     first = next(iter(CASES[name].values()))
-    if hasattr(_built(name, first), "precision"):
+    if _built(name, first).precision is not None:
         attack = _built(name, {**first, "precision": "folded"})
         victim = model(normed_network())
         victim.plan_passes(batch().x)
