@@ -80,7 +80,7 @@ def evaluate(
     abstain_class: int | None = None,
     device: str = "auto",
     threads: int | None = None,
-    tile: int = 64,
+    tile: int | None = None,
     precision: Literal["auto", "float32"] = "auto",
     time_limit: float | None = None,
     memory_limit: float | None = None,
@@ -126,7 +126,7 @@ def evaluate(
         abstain_class: the class by which the model abstains, beside those of the data; abstaining counts as wrong.
         device: "auto", "cpu", "cuda" or "cuda:1"; for a module in memory "auto" is where it is.
         threads: threads of torch.
-        tile: samples in a forward pass; part of the run's identity.
+        tile: samples in a forward pass; part of the run's identity. None: 64, or on a GPU what a trial chooses.
         precision: precision of searches. "auto": attacks named one by one, and those whose suite says so, search in the fastest
             precision that does not mislead them; "float32": all search in float32. Predictions count in float32 either way.
         time_limit: for a file of your own: seconds after which its process is stopped.

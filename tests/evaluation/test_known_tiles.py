@@ -2,19 +2,26 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from kwbench.config.suite import suite_of
+from kwbench.errors import CannotEvaluate
 from kwbench.evaluation.assignment import assign, pending
 from kwbench.evaluation.description import describe
 from kwbench.evaluation.execution import evaluator
 from kwbench.evaluation.execution.evaluator import LocalEvaluator
+from kwbench.evaluation.execution.tasks import JudgeAttack, JudgeClean
 from kwbench.evaluation.preparation.known_tiles import tiles_for
+from kwbench.evaluation.preparation.prepare import prepare
 from kwbench.evaluation.request import Request
+from kwbench.model import Model
 from kwbench.model.tiles import TileTrial
 from support.small_models import first_images, trained_cnn, wrapped
+from support.small_registry import fast_suite
 
 
 class Rounding(nn.Module):
@@ -64,6 +71,71 @@ def test_where_nothing_can_be_written_each_run_chooses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert chosen(tmp_path / "file")[1]
     assert chosen(tmp_path / "file")[1]
+
+
+class Memory(nn.Module):
+    """The small network image by image, in a memory that holds so many; perhaps with logits that round by the batch size."""
+
+    def __init__(self, rounds: bool) -> None:
+        super().__init__()
+        self.network, self.rounds, self.holds = trained_cnn(), rounds, 10_000
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.holds:
+            raise torch.OutOfMemoryError("full")
+        logits = torch.cat([self.network(image) for image in x.split(1)])  # type: ignore[no-untyped-call]
+        return logits * (1 + len(x) / 2**20) if self.rounds else logits
+
+
+def in_large_tiles(rounds: bool) -> tuple[Memory, LocalEvaluator]:
+    module = Memory(rounds)
+    suite = fast_suite("pgd", settings=("pgd.steps=2",))
+    local = LocalEvaluator(Request("mine", suite, module=module, dataset="digits", n=200, eps="0.1", tile=32, threads=1))
+    chosen = {"float32 gradients": 128, "float32 predictions": 128}
+    assert local.model.choose_tiles((), chosen, TileTrial(200, 10**9, lambda: 0))[0] == chosen
+    return module, local
+
+
+def test_a_run_goes_on_with_the_same_rows_where_memory_no_longer_holds_the_chosen_tile() -> None:
+    module, local = in_large_tiles(rounds=False)
+    rows, outcomes = range(200), []
+    for holds in (10_000, 40):
+        module.holds = holds
+        clean = local.execute(JudgeClean(rows))
+        attacked = local.execute(JudgeAttack("pgd", rows, clean, None))
+        outcomes.append([replace(outcome, seconds=0.0) for outcome in (*clean, *attacked)])
+    assert outcomes[0] == outcomes[1]
+    assert local.model.batch_sizes(gradients=True)[0] == 32
+
+
+def test_where_no_smaller_batch_has_the_same_bits_the_remedy_is_named() -> None:
+    module, local = in_large_tiles(rounds=True)
+    module.holds = 40
+    with pytest.raises(CannotEvaluate, match=r"not hold 128 samples at once, the tile that a trial chose here; .* --tile 64$"):
+        local.execute(JudgeClean(range(200)))
+
+
+def test_a_tile_of_64_that_is_asked_for_is_not_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(evaluator, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "none")
+    monkeypatch.setattr(TileTrial, "on_gpu", lambda device, at_most: TileTrial(at_most, 10**9, lambda: 0))
+    for tile, chooses in ((None, True), (64, False), (32, False)):
+        request = Request("mine", suite_of(("pgd",)), module=Rounding(), dataset="digits", n=100, tile=tile, device="cpu")
+        prepared = prepare(request)
+        assert prepared.model.tile == request.tile_size == (tile or 64)
+        assert evaluator._tiles(request, prepared, {}) == ({}, {}), "a CPU chooses nothing"
+        on_gpu = replace(prepared, model=OnGpu(prepared.model))  # type: ignore[arg-type]
+        assert bool(evaluator._tiles(request, on_gpu, {})[0]) is chooses
+
+
+class OnGpu:
+    """A model that says that it is on a GPU."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.device = model, torch.device("cuda")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
 
 def test_chosen_tiles_stand_on_record_and_fill_batches(monkeypatch: pytest.MonkeyPatch) -> None:

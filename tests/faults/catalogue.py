@@ -356,8 +356,8 @@ FAULTS = (
         (f"{_OWN}::test_optimised_python_and_strange_surroundings_change_nothing",),
         Mutant(
             "evaluation/runner.py",
-            'if request.tile < 1:\n        raise UsageError(f"--tile {request.tile}: must be at least 1")',
-            "assert request.tile >= 1",
+            'if request.tile_size < 1:\n        raise UsageError(f"--tile {request.tile_size}: must be at least 1")',
+            "assert request.tile_size >= 1",
         ),
     ),
     Fault(

@@ -106,7 +106,7 @@ def test_replayed_logits_and_gradients_equal_computed_ones(monkeypatch: pytest.M
     graphs = Graphs(monkeypatch)
     batch = first_images(40)
     plain, model = (measured_model(Timed(graphs), batch.x) for _ in range(2))
-    plain.limit_to_tiles()
+    plain.use_smaller_batches()
     for size in (40, 7):
         x = batch.x[:size]
         with torch.no_grad():
@@ -170,10 +170,10 @@ def test_limiting_memory_drops_the_recordings(monkeypatch: pytest.MonkeyPatch) -
     model = measured_model(Timed(graphs), batch.x)
     gradient(model, batch.x)
     before = graphs.replays
-    assert model.limit_to_tiles()
+    assert model.use_smaller_batches()
     gradient(model, batch.x)
     assert graphs.replays == before
-    assert not model.limit_to_tiles()
+    assert not model.use_smaller_batches()
 
 
 def test_a_cpu_records_nothing() -> None:

@@ -75,18 +75,18 @@ def test_batches_larger_than_a_tile_are_not_used_if_no_faster_per_row_or_if_a_ti
         assert model.batch_sizes(gradients=False)[0] == model.batch_sizes(gradients=True)[0] == 16
 
 
-def test_batches_can_be_limited_to_tiles_to_save_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_limited_to_tiles_to_save_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     x = first_images(300).x
     module = Watched(Busy(Deep(), lambda rows: 0.02, monkeypatch))
     model = wrapped(module, tile=32)
     model.plan_passes(x[:32])
     gradient = input_gradient(model, x)
     assert max(module.sizes) == 128
-    assert model.limit_to_tiles()
+    assert model.use_smaller_batches()
     module.sizes.clear()
     assert torch.equal(input_gradient(model, x), gradient)
     assert max(module.sizes) == 32
-    assert not model.limit_to_tiles(), "a second call changes nothing"
+    assert not model.use_smaller_batches(), "a second call changes nothing"
 
 
 class Waiting(nn.Module):

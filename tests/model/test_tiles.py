@@ -117,3 +117,30 @@ def test_a_random_module_keeps_its_tile() -> None:
     model = wrapped(nn.Flatten(), tile=64)
     model.stochastic = True
     assert model.choose_tiles((), {}, trial()) == ({}, {})
+
+
+def test_where_memory_runs_out_a_chosen_tile_gives_way_to_smaller_batches_of_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = first_images(300).x
+    module = Watched(Clocked(lambda _: 0, monkeypatch))
+    model = wrapped(module, tile=64)
+    model.plan_passes(images)
+    model.choose_tiles((), {}, trial(at_most=300))
+    gradient = input_gradient(model, images)
+    largest = []
+    while model.use_smaller_batches():
+        module.sizes.clear()
+        assert torch.equal(input_gradient(model, images), gradient)
+        largest.append(max(module.sizes))
+    assert largest == [256, 128, 64], "a run's tile is the smallest"
+    assert model.largest_tile == 64
+
+
+def test_a_chosen_tile_without_smaller_batches_of_the_same_bits_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = first_images(300).x
+    model = wrapped(Clocked(lambda rows: rows, monkeypatch), tile=64)
+    model.plan_passes(images)
+    model.choose_tiles((), {}, trial(at_most=300))
+    assert not model.use_smaller_batches()
+    assert model.largest_tile == 512

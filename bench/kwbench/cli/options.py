@@ -232,13 +232,13 @@ class EvaluationOptions:
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.", rich_help_panel=RUN)] = 0
     tile: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Samples in a forward pass, or in one of another size that gives the same bits. Part of a run's identity. On "
-            "a GPU the default stands for larger tiles, chosen by trial once for each model and machine.",
+            help="Samples in a forward pass, or in one of another size that gives the same bits. Part of a run's identity. "
+            "Default: 64, and on a GPU larger tiles, chosen by trial once for each model and machine.",
             rich_help_panel=RUN,
         ),
-    ] = 64
+    ] = None
     device: Device = "auto"
     threads: Annotated[
         int | None,

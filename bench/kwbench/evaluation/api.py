@@ -142,7 +142,7 @@ class _Call:
         abstain_class: int | None = None,
         device: str = "auto",
         threads: int | None = None,
-        tile: int = 64,
+        tile: int | None = None,
         precision: Literal["auto", "float32"] = "auto",
         time_limit: float | None = None,
         memory_limit: float | None = None,

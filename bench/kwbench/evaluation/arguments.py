@@ -26,7 +26,7 @@ def check_numbers(*, n: Any, seed: Any, tile: Any, threads: Any, time_limit: Any
     """Raise UsageError if one of these is not a number of the right kind; None stands for a default where there is one."""
     whole = {"n": n, "seed": seed, "tile": tile, "threads": threads}
     for name, value in whole.items():
-        optional = name in ("n", "threads")
+        optional = name in ("n", "tile", "threads")
         if not isinstance(value, int | np.integer) and not (optional and value is None):
             raise UsageError(f"{name}: {value!r}; it must be an integer" + (" or None" if optional else ""))
     if threads is not None and threads < 1:

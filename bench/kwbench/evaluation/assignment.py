@@ -64,8 +64,8 @@ class Assignment:
         Drivers that share a record number the tiles alike, whatever each of them misses.
         """
         tasks = {}
-        for number, start in enumerate(range(0, len(self.rows), request.tile)):
-            rows = self.rows[start : start + request.tile]
+        for number, start in enumerate(range(0, len(self.rows), request.tile_size)):
+            rows = self.rows[start : start + request.tile_size]
             wanted = [row for row in rows if facts.samples[row] in self.missing]
             if wanted:
                 tasks[number] = self._task(rows if self.whole else wanted, facts, clean)
@@ -125,7 +125,7 @@ def assign(
 
 def pending(facts: Facts, assignment: Assignment, request: Request) -> list[list[int]]:
     """Return the rows that are still to be judged, divided into batches."""
-    tile, samples, wanted = request.tile, facts.samples, assignment.missing | assignment.imageless
+    tile, samples, wanted = request.tile_size, facts.samples, assignment.missing | assignment.imageless
     if assignment.whole:
         tiles = [assignment.rows[start : start + tile] for start in range(0, len(assignment.rows), tile)]
         return [rows for rows in tiles if any(samples[row] in wanted for row in rows)]

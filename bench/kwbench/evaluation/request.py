@@ -19,7 +19,7 @@ from kwbench.networks.adapters import is_adapted
 from kwbench.networks.user_names import is_file_model
 from kwbench.threat import ThreatModel
 
-# Samples in a forward pass unless told otherwise.
+# Samples in a forward pass unless told otherwise. On a GPU, trials may choose more.
 DEFAULT_TILE = 64
 
 
@@ -53,9 +53,9 @@ class Request:
     norm: str | None = None
     eps: str | Fraction | None = None
     seed: int = 0
-    # Samples in a forward pass, or in one of another size with the same bits; part of a run's identity. On a GPU the default
-    # stands for larger tiles, chosen by trial.
-    tile: int = DEFAULT_TILE
+    # Samples in a forward pass, or in one of another size with the same bits; part of a run's identity. None stands for 64, and
+    # on a GPU for larger tiles, chosen by trial.
+    tile: int | None = None
     # Tiles that were chosen by trial for this evaluation, by kind of pass, which are taken as they are.
     tiles: Mapping[str, int] = field(default_factory=dict)
     # Samples attacked together; it bounds memory and what an interruption loses, and changes no row.
@@ -80,6 +80,11 @@ class Request:
     # The worst case of so many broken samples is stored for people to look at, if they are among so many first samples.
     examples: int = 200
     examples_among: int = 1000
+
+    @property
+    def tile_size(self) -> int:
+        """Samples in a forward pass, before any trial."""
+        return DEFAULT_TILE if self.tile is None else self.tile
 
     @property
     def in_registry(self) -> bool:

@@ -71,8 +71,8 @@ def evaluate(
     """
     if request.batch_size < 1:
         raise UsageError(f"--batch-size {request.batch_size}: must be at least 1")
-    if request.tile < 1:
-        raise UsageError(f"--tile {request.tile}: must be at least 1")
+    if request.tile_size < 1:
+        raise UsageError(f"--tile {request.tile_size}: must be at least 1")
     if time_limit is not None and not 0 < time_limit <= _LONGEST:
         raise UsageError(f"--time-limit {time_limit:g}: must be above 0 and at most {_LONGEST} seconds")
     if request.memory_limit is not None and not 0 < request.memory_limit < math.inf:

@@ -28,6 +28,14 @@ class Batching:
         full, rest = divmod(rows, self.sizes[0])
         return [self.sizes[0]] * full + (self.splits[rest] if self.splits else [self.sizes[0]] if rest else [])
 
+    def at_most(self, size: int) -> "Batching":
+        """Return the batching without the sizes above `size`, which is one of them; rows then pass with as little padding as
+        possible."""
+        if size == self.sizes[0]:
+            return self
+        sizes = [smaller for smaller in self.sizes if smaller <= size]
+        return Batching(sizes, cheapest_splits(sizes, sizes[-1], sizes[0])) if len(sizes) > 1 else tiles_only(size)
+
 
 def tiles_only(tile: int) -> Batching:
     """The batching to use where nothing is known of other sizes."""

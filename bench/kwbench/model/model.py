@@ -181,10 +181,15 @@ class Model:
                 telling |= {name: tile} if differs else {}
         return tiles, telling
 
-    def limit_to_tiles(self) -> bool:
-        """To save memory, pass no more than a tile at once and record nothing from now on; return whether that changes
-        anything."""
-        return self._plan.limit_to_tiles()
+    def use_smaller_batches(self) -> bool:
+        """To save memory, pass smaller batches that give the same bits, and record nothing, from now on; return whether that
+        changes anything. No batch gets smaller than `tile`."""
+        return self._plan.use_smaller_batches()
+
+    @property
+    def largest_tile(self) -> int:
+        """The samples of the largest batch that rows are padded to, if a trial has chosen larger ones than `tile`."""
+        return self._plan.largest_tile
 
     @contextmanager
     def raising_by_name(self) -> Iterator[None]:

@@ -72,15 +72,29 @@ class PassPlan:
         recording = self._recording_for(images)
         return self._forward(images) if recording is None else recording(images)
 
-    def limit_to_tiles(self) -> bool:
-        """Allow no batch above a tile and no recording from now on; return whether that changes anything."""
+    def use_smaller_batches(self) -> bool:
+        """Record nothing and allow no batch above a tile from now on; return whether that changes anything.
+
+        Where it does not, tiles that were chosen by trial are given up for the next smaller batch of the same bits.
+        """
         self.limited = True
-        larger = [key for key, batching in self._batchings.items() if batching.sizes[0] > self._tile_of(key)]
-        for key in larger:
-            del self._batchings[key]
-        recorded = any(self._recordings.values())
+        changes = any(self._recordings.values())
         self._recordings, self._record = {}, None
-        return bool(larger) or recorded
+        smaller = {kind: batching.at_most(self._tile_of(kind)) for kind, batching in self._batchings.items()}
+        if not changes and smaller == self._batchings:
+            smaller |= {
+                kind: batching.at_most(batching.sizes[1])
+                for kind, batching in self._batchings.items()
+                if len(batching.sizes) > 1 and batching.sizes[1] >= self._tile
+            }
+        changes |= smaller != self._batchings
+        self._batchings = smaller
+        return changes
+
+    @property
+    def largest_tile(self) -> int:
+        """The samples of the smallest batch in use for the kind of pass for which this is largest; at least the tile."""
+        return max([self._tile, *(batching.sizes[-1] for batching in self._batchings.values())])
 
     def _applies_to(self, x: Tensor) -> bool:
         """Return whether a pass over x is like the trials: it calls the module itself, and has gradients if x requires them."""

@@ -26,7 +26,7 @@ from kwbench.evaluation.identity import attack_identity, engine_revisions, libra
 from kwbench.evaluation.preparation.known_tiles import cache_folder, tiles_for
 from kwbench.evaluation.preparation.prepare import Prepared, prepare
 from kwbench.evaluation.preparation.suite_attacks import SuiteAttacks
-from kwbench.evaluation.request import DEFAULT_TILE, Facts, Request
+from kwbench.evaluation.request import Facts, Request
 from kwbench.experiments import Experiment, Subject
 from kwbench.finding import Finding
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
@@ -76,7 +76,7 @@ class LocalEvaluator:
     @property
     def tile(self) -> int:
         """Samples in a forward pass."""
-        return self._request.tile
+        return self._request.tile_size
 
     @property
     def model(self) -> Model:
@@ -94,7 +94,7 @@ class LocalEvaluator:
 
     def judge_clean(self, rows: Sequence[int]) -> list[Outcome]:
         """Return the outcomes of the clean images."""
-        return judge_clean(self._model, self._batch.take(rows), self._request.seed)
+        return self._sparing_memory(lambda: judge_clean(self._model, self._batch.take(rows), self._request.seed))
 
     def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome], to_beat: Sequence[int] | None) -> list[Outcome]:
         """Return the outcomes of an attack; `to_beat` as in `judge.judge`. Raises MemoryError where memory runs out."""
@@ -142,19 +142,19 @@ class LocalEvaluator:
                 module.close()
 
     def _sparing_memory(self, work: Callable[[], _Result]) -> _Result:
-        """Return the result of `work`; if memory runs out, try again with at most a tile of samples a pass."""
-        try:
-            return work()
-        except (torch.OutOfMemoryError, MemoryError):
-            if not self._model.limit_to_tiles():
-                raise
-        torch.cuda.empty_cache()
-        return work()
+        """Return the result of `work`; if memory runs out, try again in smaller batches that give the same bits."""
+        while True:
+            try:
+                return work()
+            except (torch.OutOfMemoryError, MemoryError):
+                if not self._model.use_smaller_batches():
+                    raise
+            torch.cuda.empty_cache()
 
 
 def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
     attacks = {label: attack for label, (_, attack) in suite.by_label.items()}
-    sparsity = effective_sparsity(prepared.loaded.module, fill_tile(prepared.batch.x, request.tile))
+    sparsity = effective_sparsity(prepared.loaded.module, fill_tile(prepared.batch.x, request.tile_size))
     dataset = prepared.dataset
     device = prepared.device
     tiles, telling_tiles = _tiles(request, prepared, attacks)
@@ -225,7 +225,8 @@ def _facts(request: Request, prepared: Prepared, suite: SuiteAttacks) -> Facts:
 def _tiles(request: Request, prepared: Prepared, attacks: Mapping[str, Attack]) -> tuple[dict[str, int], dict[str, int]]:
     """Return the tiles chosen on a GPU by kind of pass, and those that tell runs apart; none on a CPU or with a --tile."""
     model, device = prepared.model, prepared.device
-    if device.type != "cuda" or request.tile != DEFAULT_TILE or model.tile != DEFAULT_TILE:
+    # A model whose rows depend on each other gets a tile of one image.
+    if device.type != "cuda" or request.tile is not None or model.tile != request.tile_size:
         return {}, {}
     precisions: set[Precision] = {attack.search_precision for attack in attacks.values()}
     # The last steps of Auto-PGD in bfloat16 are folded.
@@ -270,7 +271,7 @@ def open_evaluator(request: Request, time_limit: float | None = None, threads: i
         return spawned
     except (torch.OutOfMemoryError, MemoryError):
         raise CannotEvaluate(
-            f"{request.model}: memory does not hold the model and {request.tile} samples at once; give a smaller --tile"
+            f"{request.model}: memory does not hold the model and {request.tile_size} samples at once; give a smaller --tile"
         ) from None
 
 

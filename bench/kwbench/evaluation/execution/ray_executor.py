@@ -46,7 +46,7 @@ class RayExecutor:
         assert images is not None
         split = images.test if request.split == "test" else images.validation
         n = request.n if request.n is not None else request.suite.n
-        self._tiles = max(1, -(-min(n or len(split), len(split)) // max(request.tile, 1)))
+        self._tiles = max(1, -(-min(n or len(split), len(split)) // max(request.tile_size, 1)))
         self._parcel = ray.put(parcel)
         # On GPUs, the first evaluator chooses tiles by trial for all.
         together = parcel.request.device == "cpu"

@@ -107,8 +107,11 @@ class Observe(Task[dict[str, Array]]):
 
 def _first_half(evaluator: "LocalEvaluator", rows: Sequence[int]) -> int:
     """Return how many rows to run first after memory ran out: whole tiles, about half. Raises CannotEvaluate for one tile."""
-    tile = evaluator.tile
+    tile, largest = evaluator.tile, evaluator.model.largest_tile
     torch.cuda.empty_cache()
     if len(rows) <= tile:
-        raise CannotEvaluate(f"{evaluator.facts.model}: memory does not hold {tile} samples at once; give a smaller --tile")
+        lack = f"{evaluator.facts.model}: memory does not hold {largest} samples at once"
+        if largest > tile:
+            raise CannotEvaluate(f"{lack}, the tile that a trial chose here; give a smaller one: --tile {largest // 2}")
+        raise CannotEvaluate(f"{lack}; give a smaller --tile")
     return -(-len(rows) // tile // 2) * tile

@@ -104,7 +104,7 @@ def prepare(
             part.to(device)
         # Only a user's own code can keep state where a copy of the module would share it.
         pristine = Pristine.of(loaded.module, device) if request.in_own_process else None
-        images = fill_tile(batch.x, request.tile)
+        images = fill_tile(batch.x, request.tile_size)
         others = not dataset.fixed_classes
         module, notes = with_logits(loaded.module, images, dataset.classes, binary=request.binary, others=others)
         if module is not loaded.module:
@@ -112,7 +112,7 @@ def prepare(
         loaded = replace(loaded, notes=(*loaded.notes, *notes))
         answering = replace(loaded, module=module)
         model = _wrap(request, name, answering, prediction, dataset, batch, device)
-        probe = batch.x[: request.tile]
+        probe = batch.x[: request.tile_size]
         noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
         near = (probe + (2 * noise - 1) * threat.radius).clamp(0, 1)
         # Some models are random only where attacks end: at corners of the ball, and uphill of the loss.
@@ -184,7 +184,7 @@ def _number_of_samples(request: Request, dataset: DataSet, available: int) -> in
 
 def _workers(request: Request, device: torch.device, n: int) -> int:
     """Return one evaluator a core, if there are as many tiles; a GPU serves one only."""
-    return 1 if device.type == "cuda" else min(request.threads or CORES, -(-n // request.tile))
+    return 1 if device.type == "cuda" else min(request.threads or CORES, -(-n // request.tile_size))
 
 
 def _threads(request: Request, dataset: DataSet, workers: int) -> int:
@@ -278,7 +278,7 @@ def _wrap(
         logits = None
         # An error here is raised again, under the model's name, when the model is first evaluated.
         with suppress(Exception), torch.no_grad():
-            logits = loaded.module(fill_tile(batch.x, request.tile))
+            logits = loaded.module(fill_tile(batch.x, request.tile_size))
         if isinstance(logits, Tensor) and logits.dim() == 2:
             if logits.shape[1] < classes:
                 raise CannotEvaluate(f"{name}: {_too_few_classes(logits.shape[1], dataset)}")
@@ -290,7 +290,7 @@ def _wrap(
         classes=classes,
         shape=dataset.shape,
         device=device,
-        tile=request.tile,
+        tile=request.tile_size,
         prediction=prediction,
         beside=loaded.hidden,
     )

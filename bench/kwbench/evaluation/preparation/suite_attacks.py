@@ -105,21 +105,21 @@ class SuiteAttacks:
                 classes=self._prepared.dataset.classes,
                 shape=self._prepared.dataset.shape,
                 device=self._prepared.device,
-                tile=self._request.tile,
+                tile=self._request.tile_size,
             )
 
         return load
 
     def _swapped(self, name: str) -> Model:
         """Return the model with its activations replaced. Raises NotApplicable where it has none to replace."""
-        model, probe = self._prepared.model, self._prepared.batch.x[: self._request.tile]
+        model, probe = self._prepared.model, self._prepared.batch.x[: self._request.tile_size]
         surrogate = Model(
             swap_activations(model.module, name.removeprefix("swap:")),
             name=name,
             classes=model.classes,
             shape=self._prepared.dataset.shape,
             device=self._prepared.device,
-            tile=self._request.tile,
+            tile=self._request.tile_size,
         )
         # The model itself has been measured with more.
         surrogate.measure_randomness(probe, draws=2)
