@@ -130,7 +130,7 @@ def outcomes(rng: np.random.Generator, samples: Letters, robust: float, stochast
         broken = right & ~held
         chance = np.where(held, 0.9, 0.1)
         inside = np.where(rng.random(n) < 0.3, rng.random(n, dtype=np.float32) * np.float32(0.031), np.float32(0.031))
-        distance = np.where(clean, 0.0, inside.astype(np.float64) + rng.integers(-2, 3, n) * 2.0**-29)
+        distance = np.where(clean, 0.0, np.abs(inside.astype(np.float64) + rng.integers(-2, 3, n) * 2.0**-29))
         steps = np.where(clean | ~right, 0, np.where(broken, rng.geometric(0.1, n).clip(1, 40), 40))
         yield OutcomeArrays(
             sample=samples,
