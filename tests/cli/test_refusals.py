@@ -42,6 +42,7 @@ from support.command_line import FAST, Kwbench, refused
         (["small", "--time-limit", "0"], 2, ["--time-limit 0"]),
         (["small", "--memory-limit", "0"], 2, ["--memory-limit 0: must be above 0"]),
         (["small", "--device", "abacus"], 2, ["--device abacus"]),
+        (["small", "--sandbox"], 2, ["--sandbox: small is a model of the registry"]),
         (["small", "--untrusted"], 2, ["--untrusted: small is a model of the registry"]),
         (["small", "--no-such-option"], 2, ["--no-such-option"]),
         ([], 2, ["MODEL"]),

@@ -276,6 +276,14 @@ class EvaluationOptions:
             rich_help_panel=RUN,
         ),
     ] = False
+    sandbox: Annotated[
+        bool,
+        typer.Option(
+            "--sandbox",
+            help="Like --untrusted, and its process sees no other files than it needs. Needs bubblewrap.",
+            rich_help_panel=RUN,
+        ),
+    ] = False
     keep_adversarials: Annotated[
         bool,
         typer.Option("--keep-adversarials", help="Also store the adversarial examples that succeeded.", rich_help_panel=OUTPUT),
@@ -307,10 +315,11 @@ class EvaluationOptions:
             for model in registered:
                 require_model_name(model)
                 registry.find(model)  # an unknown last model must fail before hours are spent on the first
-        if self.untrusted and registered:
-            raise UsageError(f"--untrusted: {registered[0]} is a model of the registry, which brings no code; leave it out")
-        if self.untrusted and (adapted := [model for model in models if is_adapted(model)]):
-            raise UsageError(f"--untrusted: {adapted[0]} is built by its library; only files of code run confined")
+        confined = "--sandbox" if self.sandbox else "--untrusted" if self.untrusted else None
+        if confined and registered:
+            raise UsageError(f"{confined}: {registered[0]} is a model of the registry, which brings no code; leave it out")
+        if confined and (adapted := [model for model in models if is_adapted(model)]):
+            raise UsageError(f"{confined}: {adapted[0]} is built by its library; only files of code run confined")
         form = DataForm(self.resize, self.center_crop, _two_names(self.keys), self.severity)
         rule = parse_prediction_rule(self.prediction) if self.prediction is not None else None
         requests = [
@@ -339,7 +348,8 @@ class EvaluationOptions:
                 prediction=rule,
                 binary=self.binary,
                 abstain_class=self.abstain_class,
-                untrusted=self.untrusted,
+                untrusted=confined is not None,
+                sandbox=self.sandbox,
                 memory_limit=None if self.memory_limit is None else self.memory_limit * 1e9,
                 keep_adversarials=self.keep_adversarials,
             )

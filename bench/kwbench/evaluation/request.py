@@ -72,6 +72,8 @@ class Request:
     abstain_class: int | None = None
     # Whether a user's file is run in a confined process, which decides nothing; see `execution.outside`.
     untrusted: bool = False
+    # Whether that process sees only the files that it needs; see `execution.sandbox`.
+    sandbox: bool = False
     # Bytes that the processes of a user's file may hold in memory, if so many can be spared; None stands for all of those.
     memory_limit: float | None = None
     keep_adversarials: bool = False

@@ -1,6 +1,7 @@
 """Models evaluated from outside the process of their code: the same rows as inside, whatever the code does there."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from kwbench.errors import CannotEvaluate, UsageError
+from kwbench.evaluation.execution.guardian import descendants_of
 from kwbench.evaluation.execution.outside import OutsideModel, load_outside
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
@@ -200,6 +202,45 @@ def test_draws_follow_the_generator_of_this_process(outside: Any) -> None:
     torch.manual_seed(1)
     assert torch.equal(module(x), first)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap (bwrap) is not installed")
+def test_in_a_sandbox_a_model_answers_and_sees_neither_other_files_nor_processes_nor_a_network(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    secrets = [str(tmp_path / "secret"), str(Path(__file__).parents[3] / "README.md")]
+    assert all(map(os.path.exists, secrets))
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    seen = f"""\
+import os, socket
+def count(*acts):
+    return [float(len(act())) for act in acts]
+def processes():
+    return [name for name in os.listdir("/proc") if name.isdigit()]
+def secrets():
+    return [path for path in {secrets!r} if os.path.exists(path)]
+def networks():
+    return [name for _, name in socket.if_nameindex() if name != "lo"]
+"""
+    name = written(folder, "return x.new_tensor([count(processes, secrets, networks)]).repeat(len(x), 1)", seen)
+    try:
+        module = load_outside(name, 60, sandbox=True).module
+    except UsageError as failure:
+        pytest.skip(str(failure))
+    assert isinstance(module, OutsideModel)
+    processes, files, networks = module(torch.zeros(2, 1, 8, 8))[1].tolist()
+    assert 2 <= processes < 6
+    assert (files, networks) == (0, 0)
+    started = descendants_of(os.getpid())
+    module.close()
+    assert len(descendants_of(os.getpid())) < len(started)
+    assert not module._child.process.is_alive()
+
+
+def test_without_bubblewrap_a_sandbox_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="--sandbox: needs bubblewrap, the program bwrap; --untrusted confines"):
+        load_outside(written(tmp_path), None, sandbox=True)
 
 
 @pytest.mark.usefixtures("at_hand")

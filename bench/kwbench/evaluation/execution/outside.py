@@ -23,6 +23,7 @@ from kwbench.errors import CannotEvaluate, DamagedData, KwbenchError, UsageError
 from kwbench.evaluation.execution.channel import Channel, NoAnswer
 from kwbench.evaluation.execution.confinement import Confinement, confine
 from kwbench.evaluation.execution.processes import STALLED, ServerProcess, server_process
+from kwbench.evaluation.execution.sandbox import write_launcher
 from kwbench.model.outputs import find_logits, refusal
 from kwbench.networks.loaded import Loaded
 from kwbench.networks.user_files import load_file_model
@@ -120,18 +121,25 @@ class _Answer(torch.autograd.Function):
         return ctx.module.ask("gradient", x, ctx.seed, weights), None, None
 
 
-def load_outside(name: str, time_limit: float | None, memory_limit: float | None = None, **weights: Any) -> Loaded:
+def load_outside(
+    name: str, time_limit: float | None, memory_limit: float | None = None, *, sandbox: bool = False, **weights: Any
+) -> Loaded:
     """Return the module of path/to/file.py:factory, whose code runs in another process; see `load_file_model`.
 
     `weights` are the other arguments of `load_file_model`. `time_limit` bounds the seconds of each pass, and `memory_limit`
-    the bytes of memory. The hash covers the file itself, and what its process reports: it tells honest models apart. Raises as
-    `load_file_model` does.
+    the bytes of memory. With `sandbox`, its process sees no other files than it needs; see there. The hash covers the file
+    itself, and what its process reports: it tells honest models apart. Raises as `load_file_model` does.
     """
+    source = Path(parse_file_model(name).source)
     confinement = Confinement()
     child = None
     try:
+        # The folder of a file is its program; a module is looked for in the working folder, too.
+        readable = [source.parent if is_path(str(source)) else Path.cwd()]
+        readable += [weights["checkpoint"]] if weights.get("checkpoint") is not None else []
+        launcher = write_launcher(confinement.folder, readable) if sandbox else None
         with confinement.environment():
-            child = server_process(__name__)
+            child = server_process(__name__, launcher)
         module = OutsideModel(name, child, confinement, None)
     except BaseException:
         _end(child, confinement)
@@ -149,8 +157,7 @@ def load_outside(name: str, time_limit: float | None, memory_limit: float | None
     except BaseException:
         module.close()
         raise
-    source = parse_file_model(name).source
-    content = Path(source).read_bytes() if is_path(source) and Path(source).is_file() else name.encode()
+    content = source.read_bytes() if is_path(str(source)) and source.is_file() else name.encode()
     digest = hashlib.sha256(b"outside\0" + content + reported.encode()).hexdigest()
     open_ended = [] if kept_in else ["warning: this system cannot keep its code from files and connections"]
     return Loaded(module.eval(), digest, (*notes, "evaluated from outside the process of its code", *open_ended))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, spawn
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import ModuleType
@@ -75,8 +75,13 @@ def dismiss(module: str) -> None:
         prepared.close()
 
 
-def server_process(module: str) -> ServerProcess:
-    """Return a process that serves this module: the one started ahead if it is still alive, or a new one."""
+def server_process(module: str, launcher: Path | None = None) -> ServerProcess:
+    """Return a process that serves this module: the one started ahead if it is still alive, or a new one.
+
+    `launcher` is a program that runs Python in its place, see `sandbox`.
+    """
+    if launcher is not None:
+        return _start(module, launcher)
     prepared = _prepared.pop(module, None)
     if prepared is not None and not prepared.process.is_alive():
         prepared.close()
@@ -84,12 +89,12 @@ def server_process(module: str) -> ServerProcess:
     return prepared or _start(module)
 
 
-def _start(module: str) -> ServerProcess:
+def _start(module: str, launcher: Path | None = None) -> ServerProcess:
     context = multiprocessing.get_context("spawn")
     pipe, child_pipe = Channel.pair()
     printed, output = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(module, child_pipe, output), daemon=True)
-    with _interrupts_ignored(), _main_module_hidden(), _strings_hashed_alike():
+    with _interrupts_ignored(), _main_module_hidden(), _strings_hashed_alike(), _launched_by(launcher):
         process.start()
     child_pipe.close()
     output.close()
@@ -132,6 +137,17 @@ def _strings_hashed_alike() -> Iterator[None]:
             del os.environ["PYTHONHASHSEED"]
         else:
             os.environ["PYTHONHASHSEED"] = before
+
+
+@contextmanager
+def _launched_by(launcher: Path | None) -> Iterator[None]:
+    """Have this program run in place of Python's for processes that start in this block."""
+    before = spawn.get_executable()
+    spawn.set_executable(before if launcher is None else str(launcher))
+    try:
+        yield
+    finally:
+        spawn.set_executable(before)
 
 
 def _serve(module: str, pipe: Channel, output: multiprocessing.connection.Connection) -> None:

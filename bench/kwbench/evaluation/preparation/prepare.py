@@ -220,7 +220,7 @@ def _load(
         name, factory = f"{_on_record(model.source)}:{model.call}", model.call
         if request.untrusted:
             loaded, factory = (
-                load_outside(request.model, time_limit, request.memory_limit, **weights),
+                load_outside(request.model, time_limit, request.memory_limit, sandbox=request.sandbox, **weights),
                 f"{factory}, from outside",
             )
         else:
