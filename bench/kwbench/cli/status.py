@@ -1,6 +1,7 @@
 """The command that shows what is running: status."""
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,18 +72,10 @@ def _print(drivers: "list[Driver]", as_json: bool) -> None:
 
 
 def _row(driver: "Driver") -> dict[str, Any]:
-    return {
-        "host": driver.host,
-        "process": driver.process,
-        "command": driver.command,
-        "model": driver.model,
-        "position": driver.position,
-        "models": driver.models,
+    row = asdict(driver)
+    del row["id"], row["label"]
+    return row | {
         "attack": driver.label,
-        "done": driver.done,
-        "samples": driver.samples,
-        "done_in_all": driver.done_in_all,
-        "rows_in_all": driver.rows_in_all,
         "seconds": round(driver.seconds, 1),
         "silent": round(driver.silent, 1),
         "state": "running" if driver.silent < _SILENT else "silent",

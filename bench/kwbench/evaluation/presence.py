@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 
 from kwbench.errors import KwbenchError
 from kwbench.evaluation.runner import Progress
@@ -35,19 +36,14 @@ def presence(store: Store, command: str, models: int, interval: float = INTERVAL
         while not ended.wait(interval):
             for progress in tuple(newest):
                 driver = Driver(
-                    identity,
-                    socket.gethostname(),
-                    os.getpid(),
-                    command,
-                    models,
-                    seen[progress.model],
-                    progress.model,
-                    progress.label,
-                    progress.done,
-                    progress.samples,
-                    progress.done_in_all,
-                    progress.rows_in_all,
-                    time.monotonic() - began,
+                    id=identity,
+                    host=socket.gethostname(),
+                    process=os.getpid(),
+                    command=command,
+                    models=models,
+                    position=seen[progress.model],
+                    seconds=time.monotonic() - began,
+                    **{name: value for name, value in asdict(progress).items() if name != "retried"},
                 )
                 with suppress(KwbenchError):
                     store.write_driver(driver)
