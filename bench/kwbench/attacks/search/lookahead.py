@@ -13,13 +13,8 @@ _EARLY = 5
 
 
 def most_lookaheads(steps: int) -> int:
-    """Return the largest number of lookaheads for a sample in a search of so many steps."""
+    """Return the largest number of lookaheads for a sample in a search of so many steps; they come first."""
     return min(steps, _EARLY)
-
-
-def is_early(steps_taken: int) -> bool:
-    """Return whether lookaheads still pay after so many steps."""
-    return steps_taken <= _EARLY
 
 
 def should_look_ahead(expected: Tensor) -> Tensor:

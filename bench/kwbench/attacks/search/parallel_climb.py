@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kwbench.attacks.search.lookahead import current_margin, expected_margin, is_early, should_look_ahead
+from kwbench.attacks.search.lookahead import current_margin, expected_margin, most_lookaheads, should_look_ahead
 from kwbench.attacks.search.losses import (
     LOSSES,
     TARGETED,
@@ -294,7 +294,7 @@ class ParallelClimb:
         """Return which iterates (l,) are so likely to be misclassified that a lookahead saves time; None late in the search."""
         state = self._state
         ever = self._settings.lookahead and not self._model.stochastic
-        if not ever or not 0 < step < self._settings.steps or not is_early(step):
+        if not ever or not 0 < step <= most_lookaheads(self._settings.steps - 1):
             return None
         rise = total(state.gradient * (state.z - state.previous))
         expected = expected_margin(state.margin, state.margin_before, self._settings.loss, state.value, rise)
