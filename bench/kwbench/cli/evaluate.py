@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,10 +42,12 @@ from kwbench.cli.output import (
 )
 from kwbench.errors import TimeIsUp, UsageError
 from kwbench.imports import importing
-from kwbench.report.drawing.picture import KINDS, Style
+from kwbench.report.drawing.picture import KINDS, Picture, Style
 from kwbench.threat import parse_threats
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from kwbench.cli.executors import OpenExecutor
     from kwbench.evaluation.execution.timings import Timings
     from kwbench.evaluation.plan import Plan
@@ -335,7 +337,6 @@ def sweep(
     with importing():
         from kwbench.cli.progress import progress_display
         from kwbench.evaluation.studies.sweep import parse_sweep, run_sweep, sweep_picture
-        from kwbench.files import write_whole
 
     plan = parse_sweep(over)
     kind = figure.suffix.removeprefix(".").lower() if figure is not None else ""
@@ -366,10 +367,16 @@ def sweep(
             )[0],
         )
     curves = evaluated.results
-    if figure is not None and curves:
-        write_whole(figure, sweep_picture(plan, curves, chosen.name).files(style, [kind])[kind])
     if curves:
-        _print_sweep(plan, curves, figure, as_json)
+        _show_curves(
+            plan.quantity,
+            lambda: sweep_picture(plan, curves, chosen.name),
+            lambda: _sweep_table(plan, curves),
+            lambda: [_curve_json(plan.values, curve) for curve in curves],
+            figure,
+            style,
+            as_json,
+        )
     evaluated.require_all()
     require_complete([point for curve in curves for point in curve])
 
@@ -380,7 +387,6 @@ def _every_radius(
     """Evaluate each model once by minimum-norm attacks, and show its robust accuracy at every radius."""
     with importing():
         from kwbench.cli.progress import progress_display
-        from kwbench.files import write_whole
         from kwbench.record.minimum_norm import distance_curve, distance_curve_json
         from kwbench.report.figures.series import distance_curves
         from kwbench.report.terminal import distance_table
@@ -390,36 +396,47 @@ def _every_radius(
         run = _Run(store, show, options.time_limit, open_executor)
         evaluated = evaluate_each(requests, lambda index: run(requests[index]))
     curves = [distance_curve(store, summary) for summary in evaluated.results]
-    if figure is not None and curves:
-        kind = figure.suffix.removeprefix(".").lower()
-        write_whole(figure, distance_curves(requests[0].suite.name, curves).files(style, [kind])[kind])
-    if as_json:
-        rows = [{**summary_json(curve.summary), **distance_curve_json(curve)} for curve in curves]
-        print_json({"over": "eps", "figure": None if figure is None else str(figure), "curves": rows})
-    elif curves:
-        console().print(distance_table(curves))
+    if curves:
+        _show_curves(
+            "eps",
+            lambda: distance_curves(requests[0].suite.name, curves),
+            lambda: distance_table(curves),
+            lambda: [{**summary_json(curve.summary), **distance_curve_json(curve)} for curve in curves],
+            figure,
+            style,
+            as_json,
+        )
     evaluated.require_all()
     require_complete(evaluated.results)
 
 
-def _print_sweep(plan: "Sweep", curves: "Sequence[Sequence[Summary]]", figure: Path | None, as_json: bool) -> None:
-    if not as_json:
-        from kwbench.report.terminal import sweep_table
+def _show_curves(
+    over: str,
+    picture: Callable[[], Picture],
+    table: "Callable[[], Table]",
+    rows: Callable[[], list[dict[str, Any]]],
+    figure: Path | None,
+    style: Style,
+    as_json: bool,
+) -> None:
+    """Draw curves into the file `figure`, if there is one, and print them as a table, or as JSON."""
+    if figure is not None:
+        from kwbench.files import write_whole
 
-        console().print(sweep_table(plan.quantity, plan.values, curves))
-        return
-    print_json(
-        {
-            "over": plan.quantity,
-            "figure": None if figure is None else str(figure),
-            "curves": [
-                {
-                    "model": curve[0].model,
-                    "points": [
-                        {"value": value, **summary_json(point)} for value, point in zip(plan.values, curve, strict=True)
-                    ],
-                }
-                for curve in curves
-            ],
-        }
-    )
+        kind = figure.suffix.removeprefix(".").lower()
+        write_whole(figure, picture().files(style, [kind])[kind])
+    if as_json:
+        print_json({"over": over, "figure": None if figure is None else str(figure), "curves": rows()})
+    else:
+        console().print(table())
+
+
+def _sweep_table(plan: "Sweep", curves: "Sequence[Sequence[Summary]]") -> "Table":
+    from kwbench.report.terminal import sweep_table
+
+    return sweep_table(plan.quantity, plan.values, curves)
+
+
+def _curve_json(values: "Sequence[str]", curve: "Sequence[Summary]") -> dict[str, Any]:
+    points = [{"value": value, **summary_json(point)} for value, point in zip(values, curve, strict=True)]
+    return {"model": curve[0].model, "points": points}
