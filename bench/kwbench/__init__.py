@@ -144,47 +144,10 @@ def evaluate(
         CannotEvaluate: the model or its data cannot be used, or raise an exception.
         DamagedData: a checkpoint, data set or database is not what it should be.
     """
+    options = dict(locals())
     from kwbench.evaluation.api import evaluate as run
 
-    return run(
-        model,
-        x,
-        y,
-        suite=suite,
-        attacks=attacks,
-        parameters=parameters,
-        eps=eps,
-        norm=norm,
-        n=n,
-        seed=seed,
-        name=name,
-        dataset=dataset,
-        data=data,
-        classes=classes,
-        resize=resize,
-        center_crop=center_crop,
-        keys=keys,
-        severity=severity,
-        data_dir=data_dir,
-        download=download,
-        split=split,
-        registry=registry,
-        checkpoint=checkpoint,
-        checkpoint_key=checkpoint_key,
-        strip_prefix=strip_prefix,
-        prediction=prediction,
-        binary=binary,
-        abstain_class=abstain_class,
-        device=device,
-        threads=threads,
-        tile=tile,
-        precision=precision,
-        time_limit=time_limit,
-        memory_limit=memory_limit,
-        db=db,
-        progress=progress,
-        keep_adversarials=keep_adversarials,
-    )
+    return run(**options)
 
 
 def diagnose(
