@@ -79,10 +79,10 @@ figure experiment weights $pair --eps 0.031 $CIFAR10 $(images 64)
 figure experiment patterns $pair $CIFAR10 $(images 16)
 figure experiment learning $resnets
 figure landscape $resnets --eps 0.031 $CIFAR10
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd $CIFAR10 $(images 256)
-figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --eps 0.031 $CIFAR10 $(images 256)
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over eps=0.002,0.004,0.008,0.016,0.031 --attack pgd --precision float32 $CIFAR10 $(images 256)
+figure sweep $pair cifar10/resnet18-w16-relu-fast --over pgd.steps=1,5,10,20,40,100 --attack pgd --precision float32 --eps 0.031 $CIFAR10 $(images 256)
 figure experiment answers $lenets --suite hicheur2024 $CIFAR10 $(images 64)
-for under in "--attack pgd" "--suite strong"; do
+for under in "--attack pgd --precision float32" "--suite strong"; do
     figure sparsity digits/resnet18-kwta0.1 --gammas 0.1,0.2,0.3,0.5 --folder "$SERIES" $under $(images 360)
 done
 
