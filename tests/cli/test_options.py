@@ -7,16 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from kwbench.cli.options import (
-    ATTACK,
-    OUTPUT,
-    EvaluationOptions,
-    NormName,
-    Split,
-    chosen_suite,
-    evaluation_options,
-    names_in,
-)
+from kwbench.cli.options import EvaluationOptions, NormName, Split, chosen_suite, evaluation_options, names_in
+from kwbench.cli.panels import ATTACK, OUTPUT
 from kwbench.config.suite import suite_of
 from kwbench.errors import UsageError
 from support.small_registry import write_registry

@@ -7,7 +7,6 @@ import typer
 from kwbench.cli.each_model import evaluate_each
 from kwbench.cli.evaluate import PANEL
 from kwbench.cli.options import (
-    RUN,
     AttackNames,
     EvaluationOptions,
     Json,
@@ -18,6 +17,7 @@ from kwbench.cli.options import (
     evaluation_options,
 )
 from kwbench.cli.output import command_line, print_certified, require_complete
+from kwbench.cli.panels import RUN
 from kwbench.imports import importing
 
 app = typer.Typer()

@@ -13,10 +13,6 @@ from kwbench.cli.completion import complete_suites
 from kwbench.cli.each_model import evaluate_each
 from kwbench.cli.executors import ExecutorOptions, executor_options
 from kwbench.cli.options import (
-    ATTACK,
-    OUTPUT,
-    RUN,
-    THREAT,
     AttackNames,
     Budget,
     EvaluationOptions,
@@ -40,6 +36,7 @@ from kwbench.cli.output import (
     require_complete,
     summary_json,
 )
+from kwbench.cli.panels import ATTACK, OUTPUT, RUN, THREAT
 from kwbench.errors import TimeIsUp, UsageError
 from kwbench.imports import importing
 from kwbench.report.drawing.picture import KINDS, Picture, Style

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kwbench.cli.options import RUN, options_of
 from kwbench.cli.output import progress_line
+from kwbench.cli.panels import RUN, options_of
 from kwbench.errors import UsageError
 from kwbench.imports import importing
 

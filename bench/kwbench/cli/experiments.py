@@ -10,9 +10,6 @@ import typer
 
 from kwbench.cli.completion import complete_experiments, complete_models
 from kwbench.cli.options import (
-    DATA,
-    OUTPUT,
-    RUN,
     AttackNames,
     EvaluationOptions,
     FigureFolder,
@@ -34,6 +31,7 @@ from kwbench.cli.output import (
     require_complete,
     summary_json,
 )
+from kwbench.cli.panels import DATA, OUTPUT, RUN
 from kwbench.errors import UsageError
 from kwbench.imports import importing
 from kwbench.report.drawing.picture import Style

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kwbench.cli.completion import complete_models
-from kwbench.cli.options import DATA, MODEL, OUTPUT, DataDir, Device, Json, RegistryFile
+from kwbench.cli.options import DataDir, Device, Json, RegistryFile
 from kwbench.cli.output import print_json, print_lines, print_table, progress_line
+from kwbench.cli.panels import DATA, MODEL, OUTPUT
 from kwbench.errors import UsageError
 from kwbench.imports import importing
 

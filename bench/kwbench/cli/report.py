@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kwbench.cli.completion import complete_models
-from kwbench.cli.options import FORMAT, OUTPUT, Database, FigureStyle, Json, bundled
+from kwbench.cli.options import Database, FigureStyle, Json
 from kwbench.cli.output import (
     console,
     print_json,
@@ -19,6 +19,7 @@ from kwbench.cli.output import (
     progress_line,
     summary_json,
 )
+from kwbench.cli.panels import FORMAT, OUTPUT, bundled
 from kwbench.errors import UsageError
 from kwbench.formatting import printable
 from kwbench.imports import importing

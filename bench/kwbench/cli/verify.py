@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from kwbench.cli.completion import complete_models
-from kwbench.cli.options import ATTACK, AttackNames, EvaluationOptions, Json, SuiteName, chosen_suite, evaluation_options
+from kwbench.cli.options import AttackNames, EvaluationOptions, Json, SuiteName, chosen_suite, evaluation_options
 from kwbench.cli.output import command_line, print_summaries, require_complete
+from kwbench.cli.panels import ATTACK
 from kwbench.errors import UsageError
 from kwbench.imports import importing
 
