@@ -4,6 +4,7 @@ A message is the length of its content, in 8 bytes, and the content.
 """
 
 import pickle
+import select
 import socket
 import struct
 import time
@@ -11,8 +12,8 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 _LENGTH = struct.Struct("!Q")
-# Bytes that are read at once.
-_CHUNK = 1 << 20
+# Bytes by which memory for a message grows: what it says of its length may be wrong.
+_CHUNK = 1 << 24
 
 
 class NoAnswer(Exception):
@@ -58,13 +59,18 @@ class Channel:
 
     def send_bytes(self, content: bytes) -> None:
         """Send bytes that `recv_bytes` returns there. Raises OSError if that process ended, and NoAnswer."""
-        self._end.settimeout(self.patience)
-        rest = memoryview(_LENGTH.pack(len(content)) + content)
-        while rest:
+        length = _LENGTH.pack(len(content))
+        parts = [memoryview(length), memoryview(content)]
+        while any(parts):
             try:
-                rest = rest[self._end.send(rest) :]
-            except TimeoutError:
-                raise NoAnswer(f"took nothing of a message for {self.patience:g} s") from None
+                sent = self._end.sendmsg(parts, [], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if not self._ready(select.POLLOUT, self.patience):
+                    raise NoAnswer(f"took nothing of a message for {self.patience:g} s") from None
+                continue
+            for index, part in enumerate(parts):
+                parts[index] = part[sent:]
+                sent = max(0, sent - len(part))
 
     def recv_bytes(self, most: int | None = None, limit: float | None = None) -> bytes:
         """Return the next message, of at most so many bytes, within so many seconds.
@@ -88,13 +94,28 @@ class Channel:
 
     def _read(self, size: int, deadline: float | None, *, begun: bool) -> bytes:
         """Return so many bytes; `begun` says whether a part of the message was read before. Raises TimeoutError, too."""
-        content = bytearray()
-        while len(content) < size:
-            limits = [self.patience if begun else None, None if deadline is None else max(1e-3, deadline - time.monotonic())]
-            self._end.settimeout(min((limit for limit in limits if limit is not None), default=None))
-            chunk = self._end.recv(min(size - len(content), _CHUNK))
-            if not chunk:
+        content, filled = bytearray(min(size, _CHUNK)), 0
+        while filled < size:
+            if filled == len(content):
+                content += bytes(min(size - filled, _CHUNK))
+            try:
+                read = self._end.recv_into(memoryview(content)[filled:], 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                read = -1
+            if read == 0:
                 raise EOFError
-            content += chunk
-            begun = True
+            left = None if deadline is None else deadline - time.monotonic()
+            if read > 0:
+                filled, begun = filled + read, True
+                if left is not None and left < 0:
+                    raise TimeoutError
+            elif not self._ready(select.POLLIN, left, self.patience if begun else None):
+                raise TimeoutError
         return bytes(content)
+
+    def _ready(self, event: int, *limits: float | None) -> bool:
+        """Wait until the socket is ready, at most for the smallest limit; return whether it is."""
+        poll = select.poll()
+        poll.register(self._end, event)
+        seconds = min((limit for limit in limits if limit is not None), default=None)
+        return bool(poll.poll(None if seconds is None else max(0.0, 1000 * seconds)))
