@@ -16,7 +16,7 @@ import torch
 from measure import alternate, machine_line, markdown_table, peak_memory, ratio, spread, torch_defaults, waiting
 from torch import Tensor, nn
 
-from kwbench.model import Model, Precision, find_device, has_bfloat16, keep_freed_memory, require_exact_float32
+from kwbench.model import Model, Precision, find_device, has_bfloat16, keep_freed_memory, precisions_on, require_exact_float32
 from kwbench.networks.activations import Kwta
 from kwbench.networks.architectures.resnet import ResNet18
 from kwbench.networks.architectures.wide_resnet import WideResNet
@@ -66,14 +66,12 @@ def own_sides(network: nn.Module, images: Tensor) -> dict[str, Callable[[], obje
     """Return the passes of kwbench in each precision, with tiles of the batch."""
     model = Model(network, name="network", classes=10, shape=SHAPE, device=images.device, tile=len(images))
     model.plan_passes(images)
-    bfloat16: list[Precision] = ["bfloat16"] if has_bfloat16(images.device) else []
-    precisions: list[Precision] = ["float32", "folded", *bfloat16]
 
     def side(precision: Precision) -> None:
         with model.computing_in(precision):
             gradient(model, images)
 
-    return {f"kwbench, {precision}": partial(side, precision) for precision in precisions}
+    return {f"kwbench, {precision}": partial(side, precision) for precision in precisions_on(images.device)}
 
 
 def main() -> None:

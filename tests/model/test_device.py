@@ -1,4 +1,4 @@
-"""Memory that is kept for reuse."""
+"""What a device can do, and memory that is kept for reuse."""
 
 import platform
 import resource
@@ -6,7 +6,19 @@ import resource
 import pytest
 import torch
 
-from kwbench.model import keep_freed_memory
+from kwbench.model import keep_freed_memory, precisions_on
+from kwbench.model.device import has_tf32
+
+
+def test_tf32_is_of_gpus_with_compute_capability_8_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    for capability, has in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert has_tf32(torch.device("cuda")) is has
+        assert not has_tf32(torch.device("cpu"))
+        assert "tf32" not in precisions_on(torch.device("cpu"))
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert not has_tf32(torch.device("cuda")), "AMD's have other units"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is of glibc")

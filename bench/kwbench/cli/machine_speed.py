@@ -54,7 +54,7 @@ def _gradient_rates(seconds: float, device_name: str, width: int | None) -> dict
     import torch
     from torch import nn
 
-    from kwbench.model import Model, Precision, find_device, has_bfloat16, has_tf32, keep_freed_memory, require_exact_float32
+    from kwbench.model import Model, find_device, keep_freed_memory, precisions_on, require_exact_float32
     from kwbench.networks.architectures.resnet import ResNet18
 
     require_exact_float32()
@@ -62,11 +62,7 @@ def _gradient_rates(seconds: float, device_name: str, width: int | None) -> dict
     device = find_device(device_name)
     on_gpu = device.type == "cuda"
     batches = (64, 256, 1024) if on_gpu else (16, 64)
-    precisions: list[Precision] = ["float32", "folded"]
-    if has_tf32(device):
-        precisions.append("tf32")
-    if has_bfloat16(device):
-        precisions.append("bfloat16")
+    precisions = precisions_on(device)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = ResNet18(_CIFAR[0], 10, nn.ReLU, width=width or (64 if on_gpu else 16)).eval()

@@ -3,7 +3,6 @@
 from kwbench.model.device import (
     find_device,
     has_bfloat16,
-    has_tf32,
     keep_freed_memory,
     raise_if_memory_is_out,
     require_exact_float32,
@@ -12,6 +11,7 @@ from kwbench.model.forward import Precision, fill_tile
 from kwbench.model.model import Model
 from kwbench.model.outputs import are_answers, returns_labels, with_logits
 from kwbench.model.prediction import Prediction
+from kwbench.model.search_precision import precisions_on
 
 # Raise it with any change that can change an outcome; see tests/golden.
 REVISION = 2
@@ -25,8 +25,8 @@ __all__ = [
     "fill_tile",
     "find_device",
     "has_bfloat16",
-    "has_tf32",
     "keep_freed_memory",
+    "precisions_on",
     "raise_if_memory_is_out",
     "require_exact_float32",
     "returns_labels",

@@ -21,6 +21,12 @@ _SAME_PREDICTIONS = 0.9
 _GRADIENT_TOLERANCE = 0.1
 
 
+def precisions_on(device: torch.device) -> list[Precision]:
+    """Return the precisions that a search may gain from on this device, from the exact one to the coarsest."""
+    rounded: tuple[tuple[Precision, bool], ...] = (("tf32", has_tf32(device)), ("bfloat16", has_bfloat16(device)))
+    return ["float32", "folded", *(precision for precision, has in rounded if has)]
+
+
 class SearchPrecision:
     """The precisions in which a search may compute, and the stand-in for the module that they use.
 
