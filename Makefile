@@ -29,7 +29,8 @@ test-lowest:
 	build/lowest/bin/python -m build --wheel --outdir build/wheel .
 	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt build/wheel/*.whl
 	cd build/wheel && ../lowest/bin/kwbench evaluate resnet18-kwta0.1 --attack noop,fgsm --n 4
-	build/lowest/bin/python -m pytest -o pythonpath=tests -o filterwarnings= tests/test_threat.py tests/record/test_summary.py
+	build/lowest/bin/python -m pytest -o pythonpath=tests -o filterwarnings= \
+		tests/test_threat.py tests/record/test_summary.py tests/record/test_migrations.py
 
 trials: setup
 	$(BIN)/python -m pytest -m trial
