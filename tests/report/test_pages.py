@@ -10,6 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
+from kwbench.evaluation.studies.series import record_series
 from kwbench.record.store import Store
 from kwbench.report import write_report
 from support.records import deterministic, network
@@ -330,6 +331,24 @@ def test_a_phone_shows_the_robust_accuracies_and_the_three_images_of_a_sample(br
     tops = page.evaluate("[...document.querySelectorAll('.sample figure')].map(figure => figure.getBoundingClientRect().top)")
     assert len(tops) == 3
     assert len(set(tops)) == 1
+    page.close()
+
+
+def test_figures_keep_their_size_on_a_phone_and_fill_their_frame_on_a_screen(browser: Any, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "results.db"), create=True)
+    evaluations = [deterministic(store, {"clean": "hhhh", "pgd": "hhbb"}, eps=eps) for eps in ("0.1", "0.2")]
+    spec = {"over": "eps", "values": ["0.1", "0.2"], "suite": "papers"}
+    record_series(store, "sweep", evaluations, spec, {"place": np.array([0.1, 0.2])}, model="net")
+    write_report(store, tmp_path, {"figures"})
+    store.close()
+    page, complaints, _ = visit(browser, tmp_path / "figures.html", viewport={"width": 390, "height": 800})
+    width = "document.querySelector('{}').getBoundingClientRect().width".format
+    assert page.evaluate(width("figure .scroll")) <= 390
+    assert page.evaluate(width(".picture")) > 500
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1400, "height": 900})
+    assert page.evaluate(width("figure .scroll")) <= page.evaluate(width(".picture")) + 4
+    assert complaints == []
     page.close()
 
 
