@@ -132,6 +132,10 @@ def test_gammas_are_trained_both_ways_once_and_measured(run: Run, tmp_path: Path
     assert [(each["gamma"], each["incremental"]) for each in networks] == [("3/10", False), ("1/10", False), ("1/10", True)]
     assert [each["model"] for each in networks][2] == "small-kwta-gamma0.1-incremental"
     assert "epoch" in err
+    assert any(network["a_rob"]["value"] < network["a_std"]["value"] for network in networks)
+    store = Store.open("results.db")
+    assert not any(store.examples(run) for evaluation in store.evaluations() for run in evaluation.attack_runs.values())
+    store.close()
     cited = read_registry(tmp_path / "series/registry.yaml").paper_of("small-kwta-gamma0.1-incremental")
     assert cited is not None
     assert cited.title == "On winners"
@@ -159,6 +163,14 @@ def test_direct_training_lasts_as_long_as_incremental_training() -> None:
     assert {each.entry.activation.parameters["gamma"] for each in (direct, incremental)} == {"3/20"}
     plain = validate(ModelEntry, KWTA, "registry.yaml")
     assert [each.incremental for each in variants("net", plain, [Fraction("0.2"), Fraction("0.1")])] == [False, False, True]
+
+
+def test_the_small_networks_of_the_papers_figures_are_trained_both_ways() -> None:
+    registry = read_registry(Path(__file__).resolve().parents[3] / "bench/papers/sparsity.yaml")
+    for name, entry in registry.own.items():
+        series = variants(name, entry, [Fraction("0.3"), Fraction("0.2"), Fraction("0.05")])
+        assert [variant.incremental for variant in series] == [False, False, False, True]
+        assert registry.paper_of(name) is not None
 
 
 def test_gammas_of_what_has_none_are_refused() -> None:

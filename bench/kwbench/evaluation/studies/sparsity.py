@@ -1,7 +1,7 @@
 """A k-WTA network at several gammas, trained directly and incrementally (xiao2020, arXiv:1905.10510, figures 4 and 6)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from io import StringIO
 from math import ceil
@@ -134,8 +134,11 @@ def evaluate_series(
     *,
     command: str = "",
 ) -> list[Summary]:
-    """Evaluate the trained networks, one request each, and put them on record as a series of the model `name`."""
-    evaluations = [evaluate(request, store, report, command=command) for request in requests]
+    """Evaluate the trained networks, one request each, and put them on record as a series of the model `name`.
+
+    No images are stored: a series is looked at as curves.
+    """
+    evaluations = [evaluate(replace(request, examples=0), store, report, command=command) for request in requests]
     record_series(
         store,
         "sparsity",
