@@ -85,6 +85,11 @@ figure experiment answers $lenets --suite hicheur2024 $CIFAR10 $(images 64)
 for under in "--attack pgd --precision float32" "--suite strong"; do
     figure sparsity digits/resnet18-kwta0.1 --gammas 0.1,0.2,0.3,0.5 --folder "$SERIES" $under $(images 360)
 done
+# Two structures of few channels, at more gammas and a radius that natural training partly withstands: minutes.
+for network in resnet18-w4-kwta wrn10-1-kwta; do
+    figure sparsity $network --registry bench/papers/sparsity.yaml --gammas 0.3,0.2,0.1,0.05,0.02 --folder "$SERIES" --eps 0.05 \
+        --attack pgd --set pgd.steps=20 $(images 360)
+done
 
 report_and_pack() {
     "$KWBENCH" report --claims --figures --db "$DB" --output "$OUTPUT"
