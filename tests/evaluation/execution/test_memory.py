@@ -76,3 +76,18 @@ def test_what_processes_share_counts_once_where_it_matters() -> None:
             parent.kill()
     assert 64 << 20 < alone < apart - (64 << 20)
     assert together < apart - (48 << 20)
+
+
+def test_pages_of_files_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"x" * (64 << 20))
+    code = (
+        "import mmap, os, sys; file = open(sys.argv[1], 'rb'); pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n"
+        "print(sum(pages[::4096]), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) == ord("x") << 14
+        assert memory_held([process.pid], 0.0) < 32 << 20
+        process.stdin.close()

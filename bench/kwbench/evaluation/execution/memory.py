@@ -3,7 +3,6 @@
 Linux only, from /proc and the limits of control groups, as containers and SLURM set them. Elsewhere nothing is watched.
 """
 
-import os
 import sys
 import threading
 from collections.abc import Collection, Iterator
@@ -70,28 +69,30 @@ def spare_memory(root: Path = Path("/")) -> int | None:
     if sys.platform != "linux":
         return None
     try:
-        available = [1024 * _number(root / "proc/meminfo", "MemAvailable:")]
+        available = [1024 * _sum(root / "proc/meminfo", "MemAvailable:")]
     except (OSError, ValueError):
         return None
     for folder, limit, used, cache in _groups(root):
         with suppress(OSError, ValueError):
-            in_use = int((folder / used).read_text()) - _number(folder / "memory.stat", cache)
+            in_use = int((folder / used).read_text()) - _sum(folder / "memory.stat", f"{cache} ")
             available.append(max(0, int((folder / limit).read_text()) - in_use))
     least = min(available)
     return least - min(_MOST_RESERVED, int(_RESERVE * least))
 
 
 def memory_held(processes: Collection[int], enough: float) -> int:
-    """Return the bytes that processes hold in memory. What they share counts once, unless all together are below `enough`."""
-    page = os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes that processes hold in memory, without pages of files, which the system can drop.
+
+    What they share counts once, unless all together are below `enough`.
+    """
     held = {}
     for process in processes:
-        with suppress(OSError, ValueError, IndexError):
-            held[process] = page * int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        with suppress(OSError, ValueError):
+            held[process] = 1024 * _sum(Path(f"/proc/{process}/status"), "RssAnon:", "RssShmem:")
     if sum(held.values()) > enough and len(held) > 1:
         for process in held:
             with suppress(OSError, ValueError):
-                held[process] = 1024 * _number(Path(f"/proc/{process}/smaps_rollup"), "Pss:")
+                held[process] = 1024 * _sum(Path(f"/proc/{process}/smaps_rollup"), "Pss_Anon:", "Pss_Shmem:")
     return sum(held.values())
 
 
@@ -109,10 +110,9 @@ def _groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
                 yield root / mount / part, names[0], names[1], names[2]
 
 
-def _number(file: Path, name: str) -> int:
-    """Return the number that follows a name at the beginning of a line. Raises OSError, and ValueError if there is none."""
-    for line in file.read_text().splitlines():
-        first, *rest = line.split()
-        if first == name:
-            return int(rest[0])
-    raise ValueError(name)
+def _sum(file: Path, *names: str) -> int:
+    """Return the sum of the numbers after these names, each at the beginning of a line. Raises OSError, and ValueError."""
+    numbers = [int(line.split()[1]) for line in file.read_text(errors="replace").splitlines() if line.startswith(names)]
+    if len(numbers) != len(names):
+        raise ValueError(f"{file} does not have {names}")
+    return sum(numbers)
