@@ -399,7 +399,7 @@ class TestOwnFilesThatFail:
         model = defence(tmp_path, forward, "import subprocess, sys, time")
         message = r"defence.py:net: its process held \d\.\d\d GB of memory, more than the 2.00 GB of --memory-limit; what was"
         with pytest.raises(CannotEvaluate, match=message):
-            carry_out(own(model, suite=self.FIRST, memory_limit=2e9), db, time_limit=120)
+            carry_out(own(model, suite=self.FIRST, memory_limit=2e9), db, time_limit=300)
         assert {label: len(found) for label, found in rows(db).items()} == {"clean": 32, "noop": 32, "fgsm": 0}
 
     def test_a_hang_is_stopped_at_the_time_limit(self, tmp_path: Path, db: Path) -> None:

@@ -191,7 +191,7 @@ def begin():
 @pytest.mark.usefixtures("at_hand")
 def test_a_process_that_holds_too_much_memory_is_stopped(tmp_path: Path) -> None:
     with pytest.raises(CannotEvaluate, match=r"its process held 0\.\d\d GB of memory, more than the 0.01 GB of --memory-limit"):
-        load_outside(written(tmp_path), None, 1e7)
+        load_outside(written(tmp_path, head="import time; time.sleep(60)"), None, 1e7)
 
 
 @pytest.mark.usefixtures("at_hand")

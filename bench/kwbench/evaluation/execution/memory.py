@@ -51,7 +51,7 @@ class MemoryWatch:
         looks, processes = 0, list[int]()
         while not self._ended.wait(_INTERVAL):
             assert self._process.pid is not None
-            if looks % _LOOKS == 0:
+            if looks % _LOOKS == 0 or not processes:
                 processes = descendants_of(self._process.pid)
             looks += 1
             held = memory_held(processes, limit)
