@@ -149,6 +149,27 @@ def test_the_sampled_sign_flip_test_agrees_with_the_exact_one() -> None:
     assert sampled > 0
 
 
+@pytest.mark.parametrize(("n", "largest"), [(30, 7), (500, 100), (501, 1)])
+def test_the_p_value_is_the_same_enumerated_and_from_the_transform(
+    n: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(6)
+    differences = [(rng.integers(-largest, largest + 1, n) + shift) / 100 for shift in (-largest // 3, 0, 1, largest)]
+    enumerated = [sign_flip(d, one_sided=True) for d in differences]
+    monkeypatch.setattr("kwbench.statistics._ENUMERATED", 0)
+    assert [sign_flip(d, one_sided=True) for d in differences] == pytest.approx(enumerated, abs=2e-12)
+
+
+def test_many_estimated_probabilities_have_a_p_value_that_no_seed_changes() -> None:
+    rng = np.random.default_rng(7)
+    d = (rng.binomial(100, 0.5, 10_000) - rng.binomial(100, 0.502, 10_000)) / 100
+    p = sign_flip(d, one_sided=False)
+    assert p == sign_flip(d, one_sided=False, seed=1)
+    # The null distribution is close to normal.
+    assert p == pytest.approx(2 * stats.norm.sf(abs(d.sum()) / np.linalg.norm(d)), rel=0.02)
+    assert 0 < sign_flip(np.abs(d), one_sided=True) < 1e-11
+
+
 def test_on_zeros_and_ones_the_sign_flip_test_is_mcnemars() -> None:
     d = np.array([1.0] * 9 + [-1.0] * 3 + [0.0] * 50)
     assert sign_flip(d, one_sided=True) == pytest.approx(mcnemar(9, 3, one_sided=True))
