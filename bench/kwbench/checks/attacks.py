@@ -46,6 +46,7 @@ def accuracy_falls_with_eps(case: Case) -> list[Finding]:
     by_radius = {radius: _accuracy_under_pgd(case, radius, EXACT, f"eps sweep {radius}") for radius in radii}
     accuracies = [by_radius[radius].mean().item() for radius in radii]
     rise = max(larger - min(accuracies[: at + 1]) for at, larger in enumerate(accuracies[1:]))
+    change = f"rises by {percent(rise)}" if rise >= 0 else f"falls by at least {percent(-rise)}"
     shown = ", ".join(f"{float(radius):.3g}: {percent(value)}" for radius, value in zip(radii, accuracies, strict=True))
     grey_accuracy = by_radius[grey].mean().item()
     # Grey images all look alike, so that no more than the share of one class can be correct.
@@ -55,7 +56,7 @@ def accuracy_falls_with_eps(case: Case) -> list[Finding]:
     better = by_radius[case.threat.eps] - one_step > 0.5
     share = better.float().mean().item()
     return [
-        EPS_SWEEP.finding(rise, RISE, f"accuracy under PGD rises by {percent(rise)} from a smaller to a larger ball ({shown})"),
+        EPS_SWEEP.finding(rise, RISE, f"accuracy under PGD {change} from a smaller to a larger ball ({shown})"),
         LARGE_EPS.finding(
             grey_accuracy,
             round(min(chance + two_errors, 1.0), 6),
