@@ -507,7 +507,7 @@ class TestThePage:
             "PGD, linf 0.031",
             "C&amp;W, linf 0.031",
         ]
-        assert "here 20.0 [2.5, 55.6]" in table
+        assert "here 20.0 [2.5,\u00a055.6]" in table
         runs = re.findall(r'<details class="claims" id="[^"]+" data-run="(\d+)"( open)?>', page)
         assert {(run != "0", bool(is_open)) for run, is_open in runs} == {(True, True), (False, False)}
         assert "| Natural | ReLU | PGD, linf 0.031 | 0.0 | 20.0 [2.5, 55.6] | – | cifar10, 10 |" in text

@@ -502,7 +502,7 @@ def test_killing_the_command_itself_changes_no_row(registry: Path, tmp_path: Pat
     command = [sys.executable, "-c", "from kwbench.cli.main import main; main()", "evaluate", "resnet18-relu"]
     command += ["--registry", str(registry), "--attack", "fgsm,pgd,mim", "--db", str(db)]
     command += [part for setting in LONG for part in ("--set", setting)]
-    command += ["--n", "96", "--tile", "16", "--eps", "0.03"]
+    command += ["--n", "96", "--tile", "16", "--eps", "0.03", "--precision", "float32"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for enough in (1, 100, 200):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True)

@@ -17,8 +17,8 @@ import sys, time
 from pathlib import Path
 state = Path(sys.argv[1])
 if not state.exists():
-    state.write_text("half")
     try:
+        state.write_text("half")
         time.sleep(60)
     except KeyboardInterrupt:
         state.write_text("interrupted")

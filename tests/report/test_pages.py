@@ -373,7 +373,7 @@ def test_nothing_is_cut_in_print(browser: Any, reports: Path) -> None:
     explained = "document.querySelector('.help dl').checkVisibility({contentVisibilityAuto: true})"
     assert not page.evaluate(explained)
     page.emulate_media(media="print")
-    assert page.evaluate(explained)
+    await_value(page, explained, True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1032
     assert page.evaluate("getComputedStyle(document.querySelector('.filters')).display") == "none"
     page.close()
