@@ -57,7 +57,9 @@ def evaluated(what: Request, db: Path, **options: Any) -> dict[str, list[dict[st
 @pytest.fixture(scope="module")
 def uninterrupted(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """The rows of the plain request, without any interruption."""
-    return evaluated(request(registry), tmp_path_factory.mktemp("uninterrupted") / "results.db")
+    found = evaluated(request(registry), tmp_path_factory.mktemp("uninterrupted") / "results.db")
+    assert {row["status"] for outcomes in found.values() for row in outcomes} <= {Status.WRONG, Status.BROKEN, Status.HELD}
+    return found
 
 
 class Judged:

@@ -55,9 +55,7 @@ FAULTS = (
         "F03",
         "resume with another batch size",
         (f"{_RUNNER}::TestInvariance::test_rows_are_the_same_at_every_batch_size",),
-        Mutant(
-            "randomness.py", "_digest(self.seed, self.purpose, name, sample)", "_digest(self.seed, self.purpose, name, row)"
-        ),
+        Mutant("randomness.py", "np.frombuffer(self._key(name, sample)", "np.frombuffer(self._key(name, str(row))"),
     ),
     Fault(
         "F04",
