@@ -25,7 +25,7 @@ from kwbench.imports import importing
 # Seconds that a process has to end, and its output to be read.
 _PATIENCE = 10.0
 # Seconds without a byte after which a message of a process that runs foreign code, or one to it, is given up.
-STALLED = 60.0
+STALLED = 30.0
 
 
 @dataclass(frozen=True, slots=True)
