@@ -13,8 +13,10 @@ SCRIPT = Path(__file__).resolve().parents[2] / "bench/chunks.py"
 APPEND = "import sys; open(sys.argv[1], 'a').write('x')"
 # Notes its start, and is not finished before it is interrupted for the first time.
 RESUMABLE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+# A shell lets its background processes ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 state = Path(sys.argv[1])
 if not state.exists():
     try:
