@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import ModelFacts, RestartedAttack, SearchPrecision
+from kwbench.attacks.attack import ModelFacts, PrecisionOrAuto, RestartedAttack
 from kwbench.attacks.search.lookahead import most_lookaheads
 from kwbench.attacks.search.losses import LossName, fooled, margin
 from kwbench.attacks.search.narrowing import Narrowing
@@ -68,7 +68,7 @@ class Apgd(RestartedAttack):
     selection_draws: int = 20
     focus: float | Literal["auto"] | None = None
     finalists: int | None = None
-    precision: SearchPrecision = "float32"
+    precision: PrecisionOrAuto = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.selection_draws < 1:

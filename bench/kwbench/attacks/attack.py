@@ -30,7 +30,7 @@ def _from_fraction(value: Any) -> Any:
 
 
 # The precision of a search. `auto` is the fastest that does not mislead it, of those that the model and the device allow.
-SearchPrecision = Precision | Literal["auto"]
+PrecisionOrAuto = Precision | Literal["auto"]
 
 # A length in the norm's unit; YAML may say "2/255".
 Length = Annotated[float, BeforeValidator(_from_fraction)]
@@ -113,7 +113,7 @@ class Attack(ABC):
     # Its gradient estimator, if it has one; a parameter.
     gradient: Gradient | None = None
     # In which precision it searches, if it leaves the choice; a parameter.
-    precision: SearchPrecision | None = None
+    precision: PrecisionOrAuto | None = None
     # The name of its surrogate model, if it has one, and the model once loaded. Its passes count as the attack's.
     surrogate: str | None = None
     source: Model | None = None

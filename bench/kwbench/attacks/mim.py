@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Attack, Length, SearchPrecision
+from kwbench.attacks.attack import Attack, Length, PrecisionOrAuto
 from kwbench.attacks.search.ascent import Ascent
 from kwbench.attacks.search.losses import LossName
 from kwbench.gradients import EXACT, Gradient
@@ -35,7 +35,7 @@ class Mim(Attack):
     loss: LossName = "cross_entropy"
     gradient: Gradient = EXACT
     early_exit: bool = True
-    precision: SearchPrecision = "float32"
+    precision: PrecisionOrAuto = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Length, ModelFacts, RestartedAttack, SearchPrecision
+from kwbench.attacks.attack import Length, ModelFacts, PrecisionOrAuto, RestartedAttack
 from kwbench.attacks.search.ascent import Ascent
 from kwbench.attacks.search.losses import LOSSES, LossName, fooled
 from kwbench.geometry import random_start
@@ -48,7 +48,7 @@ class Pgd(RestartedAttack):
     gradient: Gradient = EXACT
     early_exit: bool = True
     restart_draws: int = 20
-    precision: SearchPrecision = "float32"
+    precision: PrecisionOrAuto = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.restart_draws < 1:

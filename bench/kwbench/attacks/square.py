@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kwbench.attacks.attack import Attack, SearchPrecision
+from kwbench.attacks.attack import Attack, PrecisionOrAuto
 from kwbench.attacks.search.losses import margin
 from kwbench.attacks.search.trials import means_under_same_draws, misclassified, on_device, put_where, read
 from kwbench.geometry import norms, project, total
@@ -41,7 +41,7 @@ class Square(Attack):
     restarts: int = 1
     rescale_schedule: bool = False
     draws: int = 10
-    precision: SearchPrecision = "float32"
+    precision: PrecisionOrAuto = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.draws < 1:

@@ -37,7 +37,7 @@ class Split(StrEnum):
     VALIDATION = "validation"
 
 
-class SearchPrecision(StrEnum):
+class PrecisionName(StrEnum):
     """The precisions that --precision accepts."""
 
     AUTO = "auto"
@@ -232,13 +232,13 @@ class EvaluationOptions:
         typer.Option(min=1, help="Threads of torch; default: one for small images, else torch's choice.", rich_help_panel=RUN),
     ] = None
     precision: Annotated[
-        SearchPrecision,
+        PrecisionName,
         typer.Option(
             help="Of searches. auto: attacks named one by one, and those whose suite says so, search in the fastest precision "
             "that does not mislead them. float32: all search in float32. Predictions count in float32 either way.",
             rich_help_panel=RUN,
         ),
-    ] = SearchPrecision.AUTO
+    ] = PrecisionName.AUTO
     time_limit: Annotated[
         float | None,
         typer.Option(
