@@ -294,7 +294,7 @@ def _enumerate(d: NDArray[np.int64]) -> tuple[float, float]:
 def _invert(d: NDArray[np.int64]) -> tuple[float, float] | None:
     """Return P(sum >= observed) and P(sum <= observed) over all sign vectors, from the Fourier transform of the distribution.
 
-    A sign vector adds a cosine to the transform's product for each difference. Return None if that takes too long.
+    The transform is a product of one cosine for each difference. Return None if that takes too long.
     """
     sizes, counts = np.unique(np.abs(d), return_counts=True)
     # By Hoeffding's inequality, at most 1e-17 lies beyond.
