@@ -191,6 +191,24 @@ def test_the_viewer_shows_what_broke_a_sample_and_filters_the_grid(browser: Any,
     page.close()
 
 
+def test_samples_of_an_incomplete_evaluation_are_broken_or_unfinished_but_never_held(browser: Any, tmp_path: Path) -> None:
+    letters = {"clean": "hhhw", "fgsm": "bh..", "pgd": "hb..", "noise": "bbb."}
+    folder = written(tmp_path, lambda store: deterministic(store, letters, model="halfway", n=4, spec={"beside": ["noise"]}))
+    page, complaints, _ = visit(browser, run_of(folder, "halfway"), "#samples?sample=0")
+    assert page.eval_on_selector_all(".grid tbody tr", "rows => rows.map(row => row.cells[3].textContent)") == [
+        "broken",
+        "broken",
+        "unfinished",
+        "wrong",
+    ]
+    assert "broken by\nfgsm" in page.inner_text(".shown")
+    page.click(".grid tbody tr:nth-child(3)")
+    assert "not all attacks are through with it" in page.inner_text(".shown")
+    assert "No adversarial image" in page.inner_text("#samples")
+    assert complaints == []
+    page.close()
+
+
 def test_accuracy_against_passes_is_drawn_in_the_colours_of_the_theme(browser: Any, reports: Path) -> None:
     page, complaints, _ = visit(browser, run_of(reports, "first"), color_scheme="light")
     assert page.is_visible("#survival canvas[role=img]")

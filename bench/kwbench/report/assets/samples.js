@@ -31,6 +31,20 @@ const kwbench = (() => {
     };
   };
 
+  // What became of a sample. Unless all attacks are through with it, a sample that none broke is not known to have held.
+  const resultOf = (run, position) => {
+    const index = run.index[position];
+    if (outcome(run, 0, index).status === "w") return "wrong";
+    const worst = run.worst[position];
+    if (worst > 0 && outcome(run, worst, index)?.status === "b") return "broken";
+    return run.complete ? "held" : "unfinished";
+  };
+  const meanings = {
+    wrong: "wrong without an attack",
+    held: "held against every attack",
+    unfinished: "not broken so far; not all attacks are through with it",
+  };
+
   const className = (run, label) => (run.classes[label] === undefined ? `${label}` : `${label} ${run.classes[label]}`);
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
@@ -94,7 +108,8 @@ const kwbench = (() => {
   // A figure of one sample: images, predictions before and after, and what broke it.
   const sampleFigure = (run, index) => {
     const clean = outcome(run, 0, index);
-    const worst = run.worst[run.position.get(index)] ?? -1;
+    const position = run.position.get(index);
+    const worst = run.worst[position];
     const attacked = worst > 0 ? outcome(run, worst, index) : null;
     const image = run.images[index];
     const figure = element("div", { className: "sample" });
@@ -104,18 +119,18 @@ const kwbench = (() => {
       drawExample(image, ...canvases.map(([, one]) => one));
       figure.append(probabilities(run, "before", image.before, clean.label), probabilities(run, "after", image.after, clean.label));
     }
-    const facts = [["class", className(run, clean.label)], ["clean prediction", className(run, clean.prediction)]];
+    const facts = [["class", className(run, clean.label)], [run.stochastic ? "one draw, clean" : "clean prediction", className(run, clean.prediction)]];
     if (clean.share !== null) facts.push(["right draws, clean", percent(clean.share)]);
     if (attacked) {
       facts.push([attacked.status === "b" ? "broken by" : "worst case by", run.attacks[worst]]);
-      facts.push(["after", `${attacked.passes} passes`], ["prediction", className(run, attacked.prediction)]);
+      facts.push(["after", `${attacked.passes} passes`], [run.stochastic ? "one draw, attacked" : "prediction", className(run, attacked.prediction)]);
       if (attacked.distance !== null) facts.push([`${run.norm} distance`, attacked.distance.toPrecision(4)]);
       if (attacked.share !== null) facts.push(["right draws, attacked", percent(attacked.share)]);
-    } else facts.push(["result", clean.status === "w" ? "wrong without an attack" : "held against every attack"]);
+    } else facts.push(["result", meanings[resultOf(run, position)]]);
     if (!image && attacked?.status === "b") facts.push(["image", "not on record"]);
     figure.append(element("dl", {}, ...facts.flatMap(([name, value]) => [element("dt", { textContent: name }), element("dd", { textContent: value })])));
     return figure;
   };
 
-  return { element, words, prepare, outcome, className, percent, drawExample, canvas, sampleFigure };
+  return { element, words, prepare, outcome, resultOf, className, percent, drawExample, canvas, sampleFigure };
 })();

@@ -1,6 +1,17 @@
 "use strict";
 // The samples of an evaluation: a gallery of worst cases, a grid of samples and attacks, and one sample at a time. The address
 // names the sample and the filters: #samples?sample=17&result=broken&class=3
+const GALLERY = 24;
+
+// What the gallery shows of the images on record, and how to get all of them.
+function pictureNote(run, count) {
+  const { element } = kwbench;
+  if (!count) return element("p", { className: "hint", textContent: "No adversarial image of this evaluation is on record." });
+  const first = count > GALLERY ? `The first ${GALLERY} of ${count} adversarial images. ` : "Adversarial images. ";
+  const command = element("code", { textContent: `kwbench export ${run} --adversarials FILE.npz` });
+  return element("p", { className: "hint" }, `${first}Each is the worst case of its sample. `, command, " writes all that are on record.");
+}
+
 function kwbenchRun(data) {
   const run = kwbench.prepare(data);
   const { element } = kwbench;
@@ -8,12 +19,7 @@ function kwbenchRun(data) {
   const section = document.getElementById("samples");
   if (!section || !run.index.length) return;
   section.hidden = false;
-  const results = run.index.map((index, position) => {
-    const clean = kwbench.outcome(run, 0, index);
-    if (clean.status === "w") return "wrong";
-    const worst = run.worst[position] ?? -1;
-    return worst > 0 && kwbench.outcome(run, worst, index)?.status === "b" ? "broken" : "held";
-  });
+  const results = run.index.map((_, position) => kwbench.resultOf(run, position));
 
   const shown = element("div", { className: "shown" });
   shown.setAttribute("aria-live", "polite");
@@ -35,14 +41,15 @@ function kwbenchRun(data) {
   const scroll = element("div", { className: "scroll", tabIndex: 0 }, table);
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", "Samples and attacks");
-  section.append(gallery, shown, filters, scroll);
+  const pictured = Object.keys(run.images).map(Number);
+  section.append(pictureNote(run.run, pictured.length), gallery, shown, filters, scroll);
 
   const symbols = { w: "×", b: "●", h: "○", i: "!", e: "!" };
   const text = DataTable.render.text();
   const columns = [
     { title: "Sample", data: "index", className: "num", render: (index, type) => (type === "display" ? `<button type="button">${index}</button>` : index) },
     { title: "Class", data: "name", render: text },
-    { title: "Predicted", data: "predicted", render: text },
+    { title: run.stochastic ? "One draw" : "Predicted", data: "predicted", render: text },
     { title: "Result", data: "result" },
     { title: "Broken by", data: "by", render: text },
     { title: "Passes", data: "passes", className: "num" },
@@ -61,7 +68,7 @@ function kwbenchRun(data) {
   ];
   const rows = run.index.map((index, position) => {
     const clean = kwbench.outcome(run, 0, index);
-    const worst = run.worst[position] ?? -1;
+    const worst = run.worst[position];
     const attacked = worst > 0 ? kwbench.outcome(run, worst, index) : null;
     const broken = results[position] === "broken" ? attacked : null;
     const row = {
@@ -112,7 +119,6 @@ function kwbenchRun(data) {
   const show = (index) => {
     if (index === last || !run.position.has(index)) return;
     last = index;
-    const pictured = Object.keys(run.images).map(Number);
     const step = (by) => {
       const position = pictured.indexOf(index);
       const next = pictured[(Math.max(position, 0) + by + pictured.length) % pictured.length];
@@ -130,7 +136,7 @@ function kwbenchRun(data) {
     result.value = query.get("result") ?? "";
     kind.value = query.get("class") ?? "";
     filter();
-    const first = Object.keys(run.images)[0] ?? run.index[Math.max(0, results.indexOf("broken"))];
+    const first = pictured[0] ?? run.index[Math.max(0, results.indexOf("broken"))];
     show(Number(query.get("sample") ?? first));
   };
   result.addEventListener("change", () => change("result", result.value));
@@ -140,7 +146,7 @@ function kwbenchRun(data) {
     const chosen = row && data_.row(row).data();
     if (chosen) change("sample", chosen.index);
   });
-  for (const index of Object.keys(run.images).slice(0, 24)) {
+  for (const index of pictured.slice(0, GALLERY)) {
     const picture = kwbench.canvas(`adversarial image of sample ${index}`);
     const button = element("button", { type: "button" }, picture);
     button.dataset.sample = index;

@@ -3,14 +3,14 @@
 import base64
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kwbench.formatting import plain
-from kwbench.outcome import CLEAN, Example
+from kwbench.outcome import CLEAN, Example, Status
 from kwbench.record.arrays import OutcomeArrays
 from kwbench.record.comparability import comparison_key
 from kwbench.record.store import Store
@@ -21,6 +21,9 @@ from kwbench.report.html.survival import survival_curves
 
 # Images of a page stop at this size; `kwbench export` has them all.
 _MOST_BYTES = 8_000_000
+
+# The first letter of a status as `OutcomeArrays` has it.
+_BROKEN = ord(Status.BROKEN[0])
 
 
 def samples_script(store: Store, summary: Summary, outcomes: Mapping[str, OutcomeArrays]) -> str:
@@ -42,13 +45,30 @@ def samples_script(store: Store, summary: Summary, outcomes: Mapping[str, Outcom
         "curves": survival_curves(outcomes, summary),
         "classes": class_names(summary.dataset, spec.provenance),
         "index": summary.index.tolist(),
-        "worst": [labels.index(label) if label in labels else -1 for label in summary.worst],
+        "complete": summary.complete,
+        "worst": _worst_attacks(summary, outcomes, labels),
         "cleanValues": _values(summary.clean_values),
         "robustValues": _values(summary.robust_values),
         "images": _images(store, summary),
     }
     rows = ",".join(_rows(outcomes.get(label)) for label in labels)
     return f'kwbenchRun({json.dumps(head)[:-1]}, "rows": [{rows}]}});\n'
+
+
+def _worst_attacks(summary: Summary, outcomes: Mapping[str, OutcomeArrays], labels: Sequence[str]) -> list[int]:
+    """Return the position in `labels` of the attack behind each sample's worst case, 0 if it is the clean image.
+
+    An incomplete evaluation has no worst case yet: of a sample, the first attack that broke it, or -1.
+    """
+    if summary.worst:
+        return [labels.index(label) if label in labels else -1 for label in summary.worst]
+    worst = np.full(len(summary.index), -1)
+    beside = summary.evaluation.spec.spec.get("beside", ())
+    for position, label in reversed(list(enumerate(labels))):
+        rows = outcomes.get(label)
+        if rows is not None and label != CLEAN and label not in beside:
+            worst[np.isin(summary.index, rows.index[rows.status.view(np.uint8) == _BROKEN])] = position
+    return [int(attack) for attack in worst]
 
 
 def _rows(outcomes: OutcomeArrays | None) -> str:
