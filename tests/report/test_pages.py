@@ -141,6 +141,7 @@ def test_an_address_shows_the_same_view_again(browser: Any, reports: Path) -> No
     assert page.url.endswith(address)
     page.evaluate("location.hash = '#digits-linf-1-10'")
     await_value(page, MODELS, ["resnet18-relu"])
+    assert page.locator("output.count:visible").inner_text() == "1 model"
     page.click(f"nav.tables a[href='#t-{TABLE[1:]}']")
     await_value(page, f"({MODELS}).length", 6)
     assert complaints == []

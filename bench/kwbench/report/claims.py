@@ -1,6 +1,5 @@
 """Claimed and measured accuracies, cell by cell: for the terminal, as Markdown, and as one self-contained HTML page."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -148,7 +147,6 @@ def claims_html(
         columns=_COLUMNS,
         unclaimed=_rows(unclaimed),
         whole=_whole,
-        symbols=_symbols,
     )
 
 
@@ -289,11 +287,6 @@ def _by_training(rows: Sequence[tuple[str, Row]], *, measured: bool) -> Rows:
         if any(cell is not None and cell.status == "run" for cell in row.cells) == measured:
             chosen.setdefault(training, []).append(row)
     return chosen
-
-
-def _symbols(text: str) -> Markup:
-    """Return a text with A_std and A_rob as symbols."""
-    return Markup(re.sub("A_(std|rob)", r"A<sub>\1</sub>", str(escape(plain(text)))))
 
 
 def _images(comparison: ClaimComparison) -> str:

@@ -2,13 +2,14 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from kwbench.formatting import count_text, duration_text, plain
 
@@ -105,8 +106,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"count": count_text, "duration": duration_text}
+    environment.filters |= {"count": count_text, "duration": duration_text, "symbols": symbols}
     return environment
+
+
+def symbols(text: str) -> Markup:
+    """Return a text with A_std and A_rob as symbols."""
+    return Markup(re.sub("A_(std|rob)", r"A<sub>\1</sub>", str(escape(plain(text)))))
 
 
 def _links(pages: Sequence[str]) -> list[tuple[str, str]]:

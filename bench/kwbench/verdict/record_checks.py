@@ -46,6 +46,9 @@ BEST_KNOWN: dict[tuple[str, str, Fraction], float] = {
 }
 
 
+_EXACT = Fraction(0)
+
+
 @dataclass(frozen=True, slots=True)
 class BestKnown:
     """The best published robust accuracy on a data set under a threat model, a fraction of 1."""
@@ -301,14 +304,15 @@ def accuracy_is_at_most_the_best_known(record: Record) -> list[Finding]:
     return [BEST.finding(value, known.accuracy, statement, fires=summary.a_rob.low > known.accuracy)]
 
 
-def best_known(dataset: str, model: str, threat: ThreatModel) -> BestKnown | None:
+def best_known(dataset: str, model: str, threat: ThreatModel, tolerance: Fraction = _EXACT) -> BestKnown | None:
     """Return the best published robust accuracy that bounds a model's; None if none is known.
 
-    The best value for a smaller ball also bounds the robust accuracy in a larger one, which contains it.
+    The best value for a smaller ball also bounds the robust accuracy in a larger one, which contains it. With a `tolerance`,
+    the published radius may be larger by that share of the threat model's, and the value is then no bound.
     """
     for (name, norm, eps), accuracy in BEST_KNOWN.items():
         same = dataset.lower().startswith(name) or model.startswith(f"{name}/")
-        if same and norm == threat.norm and threat.eps >= eps:
+        if same and norm == threat.norm and threat.eps * (1 + tolerance) >= eps:
             return BestKnown(name, norm, eps, accuracy)
     return None
 

@@ -113,7 +113,8 @@ const start = (section) => {
   section.querySelector(".scroll").before(bar);
   data.on("draw", () => {
     const { recordsDisplay, recordsTotal } = data.page.info();
-    count.value = recordsDisplay === recordsTotal ? `${recordsTotal} models` : `${recordsDisplay} of ${recordsTotal} models`;
+    const models = recordsTotal === 1 ? "model" : "models";
+    count.value = recordsDisplay === recordsTotal ? `${recordsTotal} ${models}` : `${recordsDisplay} of ${recordsTotal} ${models}`;
     // Sorting leaves the counts as they are.
     const filters = JSON.stringify([data.search(), ...[...state.facets.values()].map((select) => select.value)]);
     if (filters !== state.filters) countFacets(state);

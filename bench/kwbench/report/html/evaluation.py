@@ -13,6 +13,7 @@ from kwbench.outcome import CLEAN
 from kwbench.record.cascade import cascaded_attacks
 from kwbench.record.certificates import bounds_text
 from kwbench.record.summary import AttackSummary, Summary
+from kwbench.report.html.grouping import prediction_text
 from kwbench.report.html.leaderboard import Entry
 from kwbench.report.html.model_facts import bibtex
 from kwbench.report.leaderboard import judging_rule
@@ -43,7 +44,7 @@ def evaluation_view(entry: Entry) -> SimpleNamespace:
         stochastic=summary.stochastic,
         cascade=summary.cascade,
         complete=summary.complete,
-        missing=summary.missing,
+        missing=[_whole(reason) for reason in summary.missing],
         notes=summary.notes,
         earlier_version=summary.earlier_version,
         superseded=entry.row is None,
@@ -53,6 +54,7 @@ def evaluation_view(entry: Entry) -> SimpleNamespace:
         robust=None if summary.a_rob is None else interval_text(summary.a_rob, n),
         bounds=bounds_text(summary) + (f" ({summary.bounds})" if summary.bounds else ""),
         lowest=None if summary.a_rob_as_in_paper is None else interval_text(summary.a_rob_as_in_paper, n),
+        of_paper="paper_attacks" in spec.spec,
         protocol=None if summary.a_protocol is None else (", ".join(summary.protocol), interval_text(summary.a_protocol, n)),
         overestimate=None if gap is None else f"{100 * gap.value:.1f} [{100 * gap.low:.1f}, {100 * gap.high:.1f}]",
         claim=entry.claim,
@@ -107,16 +109,6 @@ def _data_options(command: str, model: str, dataset: str) -> list[str]:
             return [option, words[words.index(option) + 1]]
     known = model.split("/", maxsplit=1)[0] if "/" in model else "digits"
     return [] if dataset == known else ["--dataset", dataset]
-
-
-def prediction_text(summary: Summary) -> str:
-    """Return the rule by which a stochastic model's draws become a prediction."""
-    rule = summary.evaluation.origin.get("prediction", {"kind": "draw", "draws": 1})
-    if not isinstance(rule, Mapping):
-        return "not on record"
-    if rule.get("kind") == "frozen":
-        return f"frozen randomness, seed {rule.get('seed')}"
-    return "a single draw" if rule.get("kind") == "draw" else f"{rule.get('kind')} of {rule.get('draws')} draws"
 
 
 def readable(value: Mapping[str, Any]) -> Markup:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kwbench.formatting import plain
@@ -86,17 +86,23 @@ def _importance(board: Board) -> tuple[bool, int, int, str]:
     return not any(row.summary.findings for row in board.rows), -ranked, -board.key.n, str(board.key)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
-
-
 # What may separate two boards of one suite, and how a label says it.
 _MARKS: tuple[Callable[[Board], str], ...] = (
     lambda board: f"n = {board.key.n}",
     lambda board: f"data {plain(board.key.data[:8])}",
-    lambda board: f"predictions {_digest(board.key.prediction)}",
+    lambda board: plain(prediction_text(board.rows[0].summary)),
     lambda board: "cascade" if board.key.cascade else "no cascade",
 )
+
+
+def prediction_text(summary: Summary) -> str:
+    """Return the rule by which a stochastic model's draws become a prediction."""
+    rule = summary.evaluation.origin.get("prediction", {"kind": "draw", "draws": 1})
+    if not isinstance(rule, Mapping):
+        return "not on record"
+    if rule.get("kind") == "frozen":
+        return f"frozen randomness, seed {rule.get('seed')}"
+    return "a single draw" if rule.get("kind") == "draw" else f"{rule.get('kind')} of {rule.get('draws')} draws"
 
 
 def _slug(*parts: str) -> str:

@@ -13,12 +13,14 @@ from kwbench.formatting import count_text, duration_text, percent, plain
 from kwbench.record.summary import Summary
 from kwbench.report.drawing.lines import Line, Panel, panels_picture
 from kwbench.report.figures.figure import short
+from kwbench.report.html.best import best_model, known_elsewhere, points_text, span_text
 from kwbench.report.html.charts import chart_image
 from kwbench.report.html.grouping import Tab, Table, run_file
 from kwbench.report.html.model_facts import ModelFacts
-from kwbench.report.leaderboard import LEVEL, Board, Row, shown
+from kwbench.report.leaderboard import Board, Row, shown
+from kwbench.report.page import symbols
 from kwbench.statistics import Interval
-from kwbench.verdict import Verdict, best_known
+from kwbench.verdict import Verdict
 
 # A chart names its points up to this number; the best ones only beyond it.
 _NAMED = 14
@@ -74,8 +76,7 @@ class Column:
     """A column of the leaderboard.
 
     `group` names the columns that are shown and hidden together. The page offers a filter for a `facet`, and for each value of
-    the column. `hint` explains the heading. `cell` returns None where there is nothing to show; a column without any cell is
-    left out of a table.
+    the column. `hint` explains the heading. `cell` returns None where there is nothing to show; see `_is_filled`.
     """
 
     key: str
@@ -90,7 +91,7 @@ class Column:
 def board_view(table: Table, tab: Tab, entries: Sequence[Entry]) -> SimpleNamespace:
     """Return what the template shows of a board."""
     board, key = tab.board, tab.board.key
-    columns = [column for column in _columns(tab) if column.key in _FIXED or any(column.cell(entry) for entry in entries)]
+    columns = [column for column in _columns(tab) if column.key in _FIXED or _is_filled(column, entries)]
     ranked = [entry for entry in entries if entry.row is not None and entry.row.rank is not None]
     return SimpleNamespace(
         id=tab.id,
@@ -102,7 +103,7 @@ def board_view(table: Table, tab: Tab, entries: Sequence[Entry]) -> SimpleNamesp
         columns=columns,
         rows=[Markup(_row(entry, columns)) for entry in entries],
         models=len(entries),
-        best=_best(ranked),
+        best=best_model(ranked),
         all_earlier_versions=all(entry.summary.earlier_version for entry in entries),
         earlier=[(summary, run_file(summary)) for summary in board.earlier],
         chart=_chart(ranked) if len(ranked) > 1 else None,
@@ -110,9 +111,14 @@ def board_view(table: Table, tab: Tab, entries: Sequence[Entry]) -> SimpleNamesp
     )
 
 
+def _is_filled(column: Column, entries: Sequence[Entry]) -> bool:
+    """Return whether a column has a cell; of the number of parameters, whether most models have one."""
+    filled = (column.cell(entry) is not None for entry in entries)
+    return 2 * sum(filled) > len(entries) if column.key == "parameters" else any(filled)
+
+
 def table_view(table: Table, boards: Sequence[SimpleNamespace]) -> SimpleNamespace:
     """Return what the template shows of a table."""
-    known = best_known(table.dataset, table.tabs[0].board.rows[0].summary.model, table.threat)
     return SimpleNamespace(
         id=table.id,
         dataset=table.dataset,
@@ -121,28 +127,7 @@ def table_view(table: Table, boards: Sequence[SimpleNamespace]) -> SimpleNamespa
         natural=table.natural,
         models=table.models,
         boards=boards,
-        best_known=None if known is None else f"{100 * known.accuracy:.2f} % at {known.norm} {known.eps}",
-    )
-
-
-def _best(ranked: Sequence[Entry]) -> SimpleNamespace | None:
-    """Return what the sentence above a table says about its best model."""
-    if not ranked:
-        return None
-    first = ranked[0]
-    summary, others = first.summary, [entry for entry in ranked[1:] if entry.row is not None and entry.row.tied]
-    gap = first.verdict.overestimate if first.verdict else None
-    return SimpleNamespace(
-        model=summary.model,
-        href=first.href,
-        rob=_interval(summary.a_rob, summary.n),
-        protocol=None if summary.a_protocol is None else percent(summary.a_protocol.value, summary.n),
-        protocol_attacks=", ".join(summary.protocol),
-        overestimate=None if gap is None else _points(gap),
-        verdict=first.verdict.conclusion if first.verdict else None,
-        tied=len(others),
-        others=len(ranked) - 1,
-        level=f"{100 * LEVEL:g} %",
+        best_known=None if table.natural else known_elsewhere(table),
     )
 
 
@@ -153,6 +138,7 @@ _FIXED = ("rank", "model", "clean", "robust")
 def _columns(tab: Tab) -> list[Column]:
     cascade = tab.board.key.cascade
     attacks = [_attack_column(label, cascade, f"attack-{number}") for number, label in enumerate(tab.board.labels)]
+    of_paper = any("paper_attacks" in row.summary.evaluation.spec.spec for row in tab.board.rows)
     rob, std = Markup("A<sub>rob</sub>"), Markup("A<sub>std</sub>")
     return [
         Column("rank", Markup("Rank"), _rank, numeric=True, hint="the ranks that these samples allow, 95 % confidence"),
@@ -203,11 +189,11 @@ def _columns(tab: Tab) -> list[Column]:
         Column("verdict", Markup("Verdict"), _verdict, facet="Verdict"),
         Column(
             "lowest",
-            Markup("Lowest<br>single"),
+            Markup("Paper's<br>lowest") if of_paper else Markup("Lowest<br>single"),
             _lowest,
             numeric=True,
             group="attacks",
-            hint="lowest accuracy under one attack alone",
+            hint=f"lowest accuracy under one attack alone{', of those in the table of the paper' if of_paper else ''}",
         ),
         *attacks,
         Column(
@@ -270,8 +256,9 @@ def _model(entry: Entry) -> _Cell:
     if entry.remark:
         html += Markup(' <span class="tag" title="{}">{}</span>').format(_REMARKS[entry.remark], entry.remark)
     if not summary.complete:
-        html += Markup(' <span class="tag warn">incomplete</span><small>not ranked: {}</small>').format(
-            plain("; ".join(summary.missing), 300)
+        missing = "; ".join(summary.missing)
+        html += Markup(' <span class="tag warn">incomplete</span><small title="{}">not ranked: {}</small>').format(
+            plain(missing, 1000), plain(missing, 90)
         )
     return _Cell(html, summary.model)
 
@@ -282,12 +269,14 @@ def _accuracy(summary: Summary, interval: Interval | None) -> _Cell | None:
 
 @lru_cache(maxsize=65536)
 def _plain_accuracy(interval: Interval, n: int) -> _Cell:
-    return _Cell(Markup(f"<b>{percent(interval.value, n)}</b><small>{_span(interval, n)}</small>"), round(interval.value, 6))
+    return _Cell(
+        Markup(f"<b>{percent(interval.value, n)}</b><small>{span_text(interval, n)}</small>"), round(interval.value, 6)
+    )
 
 
 @lru_cache(maxsize=65536)
 def _tinted(interval: Interval, n: int) -> _Cell:
-    number = f"<b>{percent(interval.value, n)}</b><small>{_span(interval, n)}</small>"
+    number = f"<b>{percent(interval.value, n)}</b><small>{span_text(interval, n)}</small>"
     html = f'<span class="t{round(10 * interval.value)}">{number}</span>'
     return _Cell(Markup(html), round(interval.value, 6))
 
@@ -296,15 +285,17 @@ def _claimed(entry: Entry) -> _Cell | None:
     claim = entry.claim
     if claim is None:
         return None
-    return _Cell(Markup("<b>{}</b><small>{}, {}</small>").format(claim.text, claim.paper, claim.attack), claim.percent)
+    return _Cell(Markup("<b>{}</b><small>{}, {}</small>").format(claim.text, claim.paper, symbols(claim.attack)), claim.percent)
 
 
 def _overestimate(entry: Entry) -> _Cell | None:
     gap = entry.verdict.overestimate if entry.verdict else None
     if gap is None:
         return None
-    low, high = 100 * gap.low, 100 * gap.high
-    return _Cell(Markup(f"<b>{100 * gap.value:.1f}</b><small>{low:.1f}–{high:.1f}</small>"), round(gap.value, 6))
+    return _Cell(
+        Markup("<b>{}</b><small>{} to {}</small>").format(*map(points_text, (gap.value, gap.low, gap.high))),
+        round(gap.value, 6),
+    )
 
 
 def _verdict(entry: Entry) -> _Cell | None:
@@ -376,20 +367,6 @@ def _chart(ranked: Sequence[Entry]) -> Markup:
     panel = Panel("", r"$A_\mathrm{std}$, %", r"$A_\mathrm{rob}$, %", (line,))
     title = f"Robust against clean accuracy of {len(points)} models"
     return chart_image(panels_picture(title, [panel], columns=1, wide=True))
-
-
-def _interval(interval: Interval | None, n: int) -> SimpleNamespace | None:
-    if interval is None:
-        return None
-    return SimpleNamespace(value=percent(interval.value, n), span=_span(interval, n))
-
-
-def _span(interval: Interval, n: int) -> str:
-    return f"{percent(interval.low, n)}–{percent(interval.high, n)}"
-
-
-def _points(gap: Interval) -> str:
-    return f"{100 * gap.value:.1f} points ({100 * gap.low:.1f} to {100 * gap.high:.1f})"
 
 
 def _whole(text: str) -> Markup:
