@@ -38,6 +38,17 @@ def test_the_binomial_interval_is_scipys() -> None:
         assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
+def test_one_proportion_has_the_same_interval_as_many() -> None:
+    hits = np.arange(361)
+    low, high = binomial_interval(hits, 360)
+    assert [(interval.low, interval.high) for interval in (accuracy_of_hits(k, 360) for k in hits.tolist())] == list(
+        zip(low.tolist(), high.tolist(), strict=True)
+    )
+    for impossible in ((-1, 5), (6, 5), (0, 0)):
+        with pytest.raises(ValueError, match="0 <= hits <= n"):
+            accuracy_of_hits(*impossible)
+
+
 def populations(p: float, rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, np.ndarray]:
     """Return draws from distributions of the samples' probabilities with mean p."""
     distributions = {"equal": np.full(shape, p), "zero or one": (rng.random(shape) < p).astype(float)}

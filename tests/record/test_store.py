@@ -495,6 +495,27 @@ def test_after_a_return_to_an_older_checkpoint_its_evaluation_is_the_newest(stor
     assert max(store.evaluations(), key=lambda evaluation: evaluation.recency).id == again.id == 1
 
 
+def test_the_evaluations_of_one_model_are_read_without_the_others(store: Store, path: Path) -> None:
+    ours = [deterministic(store, {"pgd": "h"}, model="ours", n=n) for n in (1, 2)]
+    deterministic(store, {"pgd": "h"}, model="theirs")
+    store.record_findings(ours[0].id, [Finding("flat", 0.5, 0.01, True, "Half of the gradients are zero.")])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE evaluations SET dataset = 'other' WHERE model = 'theirs'")
+    assert [evaluation.id for evaluation in store.evaluations(model="ours")] == [evaluation.id for evaluation in ours]
+    assert store.evaluations(model="unknown") == []
+    assert list(store.findings_by_evaluation([ours[0].id])) == [ours[0].id]
+    assert store.findings_by_evaluation([ours[1].id]) == {}
+    with pytest.raises(DamagedData, match="theirs"):
+        store.evaluations()
+
+
+def test_failed_outcomes_and_those_with_a_note_are_remarkable(store: Store) -> None:
+    outcomes = [*rows("whbie"), replace(rows("h", start=5)[0], note="judged again")]
+    evaluation = record(store, specification(n=6), {"pgd": outcomes})
+    arrays = store.outcome_arrays(evaluation.attack_runs["pgd"])
+    assert arrays.remarkable().outcomes() == outcomes[3:]
+
+
 def test_tallies_are_those_of_the_outcomes_also_of_runs_that_were_written_in_parts(store: Store) -> None:
     letters = {"clean": "whhhhhhh", "pgd": "whbeibhh", "cw": "whbhhhbb"}
     first = deterministic(store, {label: text[:1] for label, text in letters.items()}, n=8)

@@ -96,8 +96,7 @@ def show(
     rows = [
         {"attack": label, "index": outcome.index, "sample": outcome.sample, "status": str(outcome.status), "note": outcome.note}
         for label, attack_run in newest.attack_runs.items()
-        for outcome in store.outcomes(attack_run)
-        if str(outcome.status) in ("invalid", "error") or outcome.note
+        for outcome in store.outcome_arrays(attack_run).remarkable().outcomes()
     ]
     if as_json:
         print_json({**summary_json(summary), "created": newest.created, "spec": newest.spec.spec, "rows": rows})
@@ -129,10 +128,9 @@ def _newest(store: "Store", model: str, db: str) -> "Evaluation":
     """Return the evaluation of a model that was asked for last. Raises UsageError if there is none."""
     from kwbench.errors import did_you_mean
 
-    evaluations = store.evaluations()
-    own = [evaluation for evaluation in evaluations if evaluation.spec.model == model]
+    own = store.evaluations(model=model)
     if not own:
-        known = {evaluation.spec.model for evaluation in evaluations}
+        known = {evaluation.spec.model for evaluation in store.evaluations()}
         raise UsageError(f"{db}: nothing on record about {model!r}; {did_you_mean(model, known)}")
     return max(own, key=lambda evaluation: evaluation.recency)
 

@@ -92,6 +92,11 @@ class OutcomeArrays:
         """Return the outcomes at these positions, or where a mask is True."""
         return type(self)(*(getattr(self, name)[rows] for name in FIELDS))
 
+    def remarkable(self) -> Self:
+        """Return the outcomes that are invalid or errors, or have a note."""
+        failed = np.isin(self.status, [Status.INVALID[:1].encode(), Status.ERROR[:1].encode()])
+        return self.take(failed | (self.note != ""))
+
     def sorted(self) -> Self:
         """Return the outcomes by position in the split."""
         if bool((np.diff(self.index) >= 0).all()):

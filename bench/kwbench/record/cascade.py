@@ -80,11 +80,11 @@ def stages(spec: EvaluationSpec, tallies: Sequence[Tally | None]) -> list[Stage]
     cascade = cascaded_attacks(spec)
     clean = next((tally for attack, tally in zip(spec.attacks, tallies, strict=False) if attack.label == CLEAN), None)
     index = clean.index if clean is not None else np.empty(0, dtype=np.int64)
-    best = np.ones(len(index))
+    best, everything = np.ones(len(index)), np.ones(len(index), dtype=bool)
     by_label: dict[str, Stage] = {}
     for attack, recorded in zip(spec.attacks, tallies, strict=False):
         label = attack.label
-        targets = best > 0 if label in cascade else np.ones(len(index), dtype=bool)
+        targets = best > 0 if label in cascade else everything
         robust = int(targets.sum())
         skipped = not_applicable.get(label) or _ruled_out(after.get(label, ()), by_label)
         if skipped is None and label in cascade - necessary and len(index) == spec.n and best.sum() < NEGLIGIBLE * spec.n:
@@ -92,8 +92,9 @@ def stages(spec: EvaluationSpec, tallies: Sequence[Tally | None]) -> list[Stage]
         # The rows of a skipped attack belong to other evaluations, which share its run.
         tally = recorded if skipped is None else None
         values = align(index, tally, _values(tally, spec.stochastic))
-        lowered = (values < best) & (label not in beside)
-        gain = np.where(lowered, best - values, 0.0)
+        # Without an answer, a value is NaN and lowers nothing.
+        lowest = best if label in beside else np.fmin(best, values)
+        lowered, gain = lowest < best, best - lowest
         phases: tuple[NDArray[np.bool_], ...] = (targets,)
         if robust > screens.get(label, robust):
             screen = _spread_subset(targets, screens[label])
@@ -102,7 +103,7 @@ def stages(spec: EvaluationSpec, tallies: Sequence[Tally | None]) -> list[Stage]
             targets = targets if goes_on else screen
         gained = _has_gained(gain, targets, robust, spec.n)
         by_label[label] = Stage(label, skipped, phases, best, lowered, _covers(tally, index, targets), gained)
-        best = np.where(lowered, values, best)
+        best = lowest
     return list(by_label.values())
 
 
@@ -135,7 +136,8 @@ def _spread_subset(mask: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
 
 def _has_gained(gain: NDArray[np.float64], seen: NDArray[np.bool_], robust: int, n: int) -> bool:
     """Return whether the gain on the samples seen, scaled up to all `robust` ones, lowers the mean over n by `GAIN`."""
-    return bool(gain[seen].sum() * robust >= GAIN * n * max(1, int(seen.sum())))
+    total = gain.sum() if seen.all() else gain[seen].sum()
+    return bool(total * robust >= GAIN * n * max(1, int(seen.sum())))
 
 
 def _covers(tally: Tally | None, index: NDArray[np.int64], targets: NDArray[np.bool_]) -> bool:
@@ -151,8 +153,7 @@ def _values(tally: Tally | None, stochastic: bool) -> NDArray[np.float64]:
         return np.empty(0)
     if stochastic:
         return tally.selection if len(tally.selection) else np.full(len(tally), np.nan)
-    values: NDArray[np.float64] = _VALUES[tally.status.view(np.uint8)]
-    return values
+    return _VALUES.take(tally.status.view(np.uint8))
 
 
 def _ruled_out(after: Sequence[str], before: dict[str, Stage]) -> str | None:

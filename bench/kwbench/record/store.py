@@ -39,7 +39,7 @@ from kwbench.record.database.sqlite_file import (
     create_file_on_first_connection,
     is_damage,
 )
-from kwbench.record.database.statements import in_parts
+from kwbench.record.database.statements import IDS_PER_QUERY, in_parts
 from kwbench.record.database.tallies import TallyReader
 from kwbench.record.evaluation import Evaluation, EvaluationSpec
 from kwbench.record.measurement import Measurement
@@ -154,13 +154,16 @@ class Store:
             with self._reading() as connection:
                 check_all_pages(connection)
 
-    def evaluations(self, identity: str | None = None, *, containing: str | None = None) -> list[Evaluation]:
+    def evaluations(
+        self, identity: str | None = None, *, model: str | None = None, containing: str | None = None
+    ) -> list[Evaluation]:
         """Return all evaluations, oldest first, or the one with this identity; empty if there is none.
 
-        `containing`: only those whose specification contains this text, such as the hash of a model.
+        `model`: only those of this model. `containing`: only those whose specification contains this text, such as the hash
+        of a model. The others are not checked for damage.
         """
         with self._reading() as connection:
-            return evaluations.select_evaluations(connection, identity, containing)
+            return evaluations.select_evaluations(connection, identity, model, containing)
 
     @property
     def shared(self) -> bool:
@@ -274,12 +277,14 @@ class Store:
     def findings(self, evaluation: int) -> list[Finding]:
         """Return the findings on an evaluation, in the order of their recording."""
         with self._reading() as connection:
-            return evaluations.select_findings(connection, evaluation).get(evaluation, [])
+            return evaluations.select_findings(connection, [evaluation]).get(evaluation, [])
 
-    def findings_by_evaluation(self) -> dict[int, list[Finding]]:
-        """Return all findings by evaluation id."""
+    def findings_by_evaluation(self, chosen: Collection[int] | None = None) -> dict[int, list[Finding]]:
+        """Return the findings on the evaluations with these ids, by default on all, by id."""
         with self._reading() as connection:
-            return evaluations.select_findings(connection)
+            if chosen is None or len(chosen) > IDS_PER_QUERY:
+                return evaluations.select_findings(connection)
+            return evaluations.select_findings(connection, chosen)
 
     def record_experiment(self, measurement: Measurement) -> None:
         """Put a measurement on record if it is missing; it becomes the newest one."""

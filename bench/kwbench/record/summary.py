@@ -30,7 +30,7 @@ from kwbench.threat import ThreatModel
 
 Values = NDArray[np.float64]
 
-_LETTERS = {status.value: status.value[:1].encode() for status in Status}
+_CODES = {status.value: ord(status.value[0]) for status in Status}
 _HELD = ord(Status.HELD[0])
 
 
@@ -103,7 +103,7 @@ class Summary:
         skipped: why an attack did not run, by label.
         a_protocol: accuracy under the worst case of the suite's `protocol` alone; None if the suite names none.
         protocol_values: value of each sample behind A_protocol.
-        worst: label of the attack behind each robust value, `clean` if there is none.
+        worst_attacks: number of the attack behind each robust value, by its position among the attacks of the specification.
         findings: findings of the diagnostic checks; empty if none were run.
         guarded: whether checksums show that everything behind the numbers is what was written.
         a_rob_excused: A_rob of a model that may abstain, if abstaining on an attacked image counts as right; None for others.
@@ -127,7 +127,7 @@ class Summary:
     skipped: Mapping[str, str] = field(default_factory=dict)
     a_protocol: Interval | None = None
     protocol_values: Values | None = field(default=None, repr=False, compare=False)
-    worst: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    worst_attacks: NDArray[np.intp] | None = field(default=None, repr=False, compare=False)
     findings: tuple[Finding, ...] = field(default=(), repr=False)
     guarded: bool = field(default=True, compare=False)
     label_hint: str | None = field(default=None, repr=False, compare=False)
@@ -154,6 +154,14 @@ class Summary:
     def threat(self) -> ThreatModel:
         """Norm and radius."""
         return self.evaluation.spec.threat
+
+    @property
+    def worst(self) -> tuple[str, ...]:
+        """Label of the attack behind each robust value, `clean` if there is none; empty without robust values."""
+        if self.worst_attacks is None:
+            return ()
+        labels = [attack.label for attack in self.evaluation.spec.attacks]
+        return tuple([labels[position] for position in self.worst_attacks.tolist()])
 
     @property
     def stochastic(self) -> bool:
@@ -231,7 +239,7 @@ def summaries(store: Store, evaluations: Sequence[Evaluation] | None = None) -> 
     chosen = store.evaluations() if evaluations is None else evaluations
     runs = None if evaluations is None else sorted({run for one in chosen for run in one.attack_runs.values()})
     tallies = store.tallies(runs)
-    findings = store.findings_by_evaluation()
+    findings = store.findings_by_evaluation(None if evaluations is None else [one.id for one in evaluations])
     reasons = store.reasons({run for run, tally in tallies.items() if tally.failed})
     summarized = [replace(_summarize(one, tallies, reasons), findings=tuple(findings.get(one.id, ()))) for one in chosen]
     summarized = [with_excused(store, summary) for summary in summarized]
@@ -291,7 +299,7 @@ def _summarize(
         skipped={stage.label: stage.skipped for stage in course if stage.skipped is not None},
         a_protocol=None if protocol_values is None else _accuracy(protocol_values, spec.stochastic),
         protocol_values=protocol_values,
-        worst=tuple([spec.attacks[position].label for position in worst.tolist()]) if robust_values is not None else (),
+        worst_attacks=worst if robust_values is not None else None,
         guarded=evaluation.guarded and all(tally.guarded for tally in rows if tally is not None),
     )
 
@@ -303,9 +311,13 @@ def _worst_cases(
     values = np.ones(len(index))
     after = []
     for stage, tally in zip(course, rows, strict=True):
-        scores = np.full(len(index), np.nan) if tally is None else align(index, tally, _values(tally, stochastic))
         # The clean images are the first candidate, whatever their selection draws are.
-        values = scores if stage.label == CLEAN else np.where(stage.lowered, scores, values)
+        if stage.label == CLEAN or (stochastic and stage.lowered.any()):
+            scores = np.full(len(index), np.nan) if tally is None else align(index, tally, _values(tally, stochastic))
+            values = scores if stage.label == CLEAN else np.where(stage.lowered, scores, values)
+        elif stage.lowered.any():
+            # A deterministic model is wrong wherever an attack lowered its value.
+            values = np.where(stage.lowered, 0.0, values)
         after.append(values)
     return after
 
@@ -400,8 +412,8 @@ def _summarize_attack(
 
 
 def _count_statuses(tally: Tally | None) -> dict[str, int]:
-    letters = b"" if tally is None else tally.status.tobytes()
-    return {status: letters.count(letter) for status, letter in _LETTERS.items()}
+    codes = np.empty(0, dtype=np.uint8) if tally is None else tally.status.view(np.uint8)
+    return {status: int(np.count_nonzero(codes == code)) for status, code in _CODES.items()}
 
 
 def _values(tally: Tally, stochastic: bool) -> Values:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kwbench.outcome import Status
 
-_FAILED = np.array([Status.INVALID[:1], Status.ERROR[:1]], dtype="S1")
+_FAILED = (ord(Status.INVALID[0]), ord(Status.ERROR[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class Tally:
     @property
     def failed(self) -> bool:
         """Whether a row is invalid or an error."""
-        return bool(np.isin(self.status, _FAILED).any())
+        codes = self.status.view(np.uint8)
+        return any(bool((codes == code).any()) for code in _FAILED)
 
     def __len__(self) -> int:
         return len(self.index)

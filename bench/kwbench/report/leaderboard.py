@@ -128,7 +128,7 @@ def _value(summary: Summary) -> float:
 
 
 def _test(best: Summary, other: Summary) -> PairedTest | None:
-    if best.robust_values is None or other.robust_values is None or best.index.tolist() != other.index.tolist():
+    if best.robust_values is None or other.robust_values is None or not np.array_equal(best.index, other.index):
         return None
     return paired_test(best.robust_values, other.robust_values, one_sided=False)
 

@@ -1,7 +1,7 @@
 """Queries on evaluations, the attack runs they share, and the findings of their checks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -94,14 +94,16 @@ def insert_evaluation(
 
 
 def select_evaluations(
-    connection: sa.Connection, identity: str | None = None, containing: str | None = None
+    connection: sa.Connection, identity: str | None = None, model: str | None = None, containing: str | None = None
 ) -> list[Evaluation]:
-    """Return all evaluations, oldest first, or the one with this identity, or those whose specification contains a text.
+    """Return all evaluations, oldest first, or those with this identity, model, or text in their specification.
 
     Raises DamagedData that names those that are not what was written.
     """
     table, checksums = schema.evaluations, schema.evaluation_checksums
     chosen = sa.true() if identity is None else table.c.identity == identity
+    if model is not None:
+        chosen = chosen & (table.c.model == model)
     if containing is not None:
         chosen = chosen & table.c.spec.contains(containing, autoescape=True)
     members = _select_members(connection, chosen)
@@ -115,7 +117,7 @@ def select_evaluations(
             evaluations.append(_evaluation(row, own, state))
         except (KwbenchError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
             damaged.append(f"evaluation {row.id} ({row.model}, {row.dataset}): {failure}")
-    if identity is None and containing is None:
+    if identity is None and model is None and containing is None:
         lost = sorted((members.keys() | states.keys()) - {row.id for row in rows})
         damaged += [f"evaluation {number}: its row is missing" for number in lost]
     if damaged:
@@ -176,21 +178,21 @@ def replace_findings(connection: sa.Connection, evaluation: int, findings: Seque
     table, checksums = schema.findings, schema.evaluation_checksums
     own = checksums.c.evaluation == evaluation
     lock(connection, checksums, own)
-    _require_findings(connection, evaluation)
+    _require_findings(connection, [evaluation])
     replaced = [*checks, *(finding.check for finding in findings)]
     connection.execute(sa.delete(table).where(table.c.evaluation == evaluation, table.c.check.in_(replaced)))
     rows = [{"evaluation": evaluation, "check": finding.check, "finding": to_json(asdict(finding))} for finding in findings]
     insert(connection, table, rows)
-    digest = _findings_checksum(_select_texts(connection, evaluation).get(evaluation, []))
+    digest = _findings_checksum(_select_texts(connection, [evaluation]).get(evaluation, []))
     connection.execute(sa.update(checksums).where(own, checksums.c.findings.is_not(None)).values(findings=digest))
 
 
-def select_findings(connection: sa.Connection, evaluation: int | None = None) -> dict[int, list[Finding]]:
-    """Return the findings by evaluation, in the order of their recording; of one evaluation, or of all.
+def select_findings(connection: sa.Connection, chosen: Collection[int] | None = None) -> dict[int, list[Finding]]:
+    """Return the findings by evaluation, in the order of their recording; on at most `IDS_PER_QUERY` evaluations, or on all.
 
     Raises DamagedData if they are not those that were written.
     """
-    texts = _require_findings(connection, evaluation)
+    texts = _require_findings(connection, chosen)
     return {owner: [_finding(text, owner) for _, text in rows] for owner, rows in texts.items()}
 
 
@@ -201,23 +203,23 @@ def _finding(text: str, evaluation: int) -> Finding:
         raise DamagedData(f"damaged: a finding on evaluation {evaluation} cannot be read; {REMEDY}") from None
 
 
-def _require_findings(connection: sa.Connection, evaluation: int | None) -> dict[int, list[tuple[str, str]]]:
+def _require_findings(connection: sa.Connection, chosen: Collection[int] | None) -> dict[int, list[tuple[str, str]]]:
     """Return the texts of findings; see `select_findings`."""
     checksums = schema.evaluation_checksums.c
-    texts = _select_texts(connection, evaluation)
-    chosen = sa.true() if evaluation is None else checksums.evaluation == evaluation
-    query = sa.select(checksums.evaluation, checksums.findings).where(chosen, checksums.findings.is_not(None))
+    texts = _select_texts(connection, chosen)
+    own = sa.true() if chosen is None else checksums.evaluation.in_(chosen)
+    query = sa.select(checksums.evaluation, checksums.findings).where(own, checksums.findings.is_not(None))
     for owner, recorded in connection.execute(query):
         if recorded != _findings_checksum(texts.get(owner, [])):
             raise DamagedData(f"damaged: the findings on evaluation {owner} are not those that were written; {REMEDY}")
     return texts
 
 
-def _select_texts(connection: sa.Connection, evaluation: int | None) -> dict[int, list[tuple[str, str]]]:
+def _select_texts(connection: sa.Connection, chosen: Collection[int] | None) -> dict[int, list[tuple[str, str]]]:
     """Return the check and the text of each finding, by evaluation, in the order of their recording."""
     table = schema.findings
-    chosen = sa.true() if evaluation is None else table.c.evaluation == evaluation
-    query = sa.select(table.c.evaluation, table.c.check, table.c.finding).where(chosen).order_by(table.c.id)
+    own = sa.true() if chosen is None else table.c.evaluation.in_(chosen)
+    query = sa.select(table.c.evaluation, table.c.check, table.c.finding).where(own).order_by(table.c.id)
     texts: dict[int, list[tuple[str, str]]] = {}
     for owner, check, text in connection.execute(query):
         texts.setdefault(owner, []).append((check, text))

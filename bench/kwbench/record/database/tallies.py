@@ -55,7 +55,7 @@ class TallyReader:
             sum(values) for values in zip(*(shard.sums for shard in shards), strict=True)
         )
         selection_correct, selection_draws, fresh_correct, fresh_draws = draws
-        drawn = bool(selection_draws.any() or fresh_draws.any())
+        drawn = _has_any(selection_draws) or _has_any(fresh_draws)
         none = np.empty(0)
         return Tally(
             index=index,
@@ -83,3 +83,8 @@ class TallyReader:
             self._orders.clear()
         # If another thread was faster, its array is the one that tallies share.
         return self._orders.setdefault(key, (order, index[order]))
+
+
+def _has_any(values: NDArray[np.int64]) -> bool:
+    """Return whether a value is not 0. Equal values are stored once; see `packing`."""
+    return bool((values if values.strides[0] else values[:1]).any())
