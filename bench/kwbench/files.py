@@ -56,6 +56,12 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
+def cache_folder(name: str) -> Path:
+    """Return the folder of this user for files that may be deleted at any time: XDG_CACHE_HOME/kwbench/NAME, by default below
+    ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kwbench" / name
+
+
 def record_file(database: str) -> Path | None:
     """Return the file of a record given by a path or a SQLAlchemy URL; None if it is not a file."""
     path = database.removeprefix("sqlite:///")

@@ -328,6 +328,8 @@ def growth(arguments: argparse.Namespace, folder: Path, server: "Server | None" 
         before = models
         os.sync()  # later reads must not wait for these writes
         record, output = ["--db", url], ["--output", str(folder / "reports")]
+        # Summaries that earlier reports kept would make the first report a later one.
+        os.environ["XDG_CACHE_HOME"] = str(folder / f"cache-{models}")
         reports = [run("report", "--markdown", *output, *record) for _ in range(arguments.rounds + 1)]
         baseline = ["--baseline", str(folder / "baseline.json")]
         run("check", "network-0", "--update", *baseline, *record)

@@ -17,7 +17,7 @@ from kwbench.model import Model
 from kwbench.outcome import Status
 from kwbench.randomness import SampleRandom
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.threat import ThreatModel
 from support.small_registry import fast_suite, request, write_registry
 

@@ -9,7 +9,7 @@ from kwbench.config.suite import read_suite
 from kwbench.evaluation.runner import evaluate
 from kwbench.finding import Check, Criterion, Finding
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.verdict import verdict_on_record
 from kwbench.verdict.record_checks import RECORD_CHECKS, Record
 from support.small_registry import request, write_registry

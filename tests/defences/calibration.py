@@ -23,7 +23,8 @@ from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.formatting import interval_text
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.report.drawing.lines import Line, Panel, panels_picture
 from kwbench.threat import ThreatModel
 from kwbench.verdict import verdict_on_record

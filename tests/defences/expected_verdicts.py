@@ -15,7 +15,7 @@ from defences.broken_defences import EXPECTATIONS
 from defences.sound_models import SOUND
 from defences.zoo.defence import EPS
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.verdict import verdict_on_record
 
 ROOT = Path(__file__).resolve().parents[2]

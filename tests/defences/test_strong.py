@@ -18,7 +18,8 @@ from kwbench.config.suite import Suite, read_suite
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.verdict import Verdict, verdict_on_record
 from support.small_models import first_images
 

@@ -116,7 +116,7 @@ def test_where_no_smaller_batch_has_the_same_bits_the_remedy_is_named() -> None:
 
 
 def test_a_tile_of_64_that_is_asked_for_is_not_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(evaluator, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(evaluator, "cache_folder", lambda name: tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "none")
     monkeypatch.setattr(TileTrial, "on_gpu", lambda device, at_most: TileTrial(at_most, 10**9, lambda: 0))
     for tile, chooses in ((None, True), (64, False), (32, False)):

@@ -26,7 +26,7 @@ from kwbench.model.forward import Forward
 from kwbench.outcome import Outcome, Status
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.statistics import accuracy_of_values
 from support.damage import change_outcomes_of_file, with_values, without
 from support.small_registry import count, fast_suite, intact, request, rows, write_registry

@@ -9,7 +9,8 @@ from kwbench.config.suite import Suite, read_suite
 from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import evaluate
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 
 # The attacks of the strong suite on a network that hides no gradient, each on every sample, in float32.
 FULL = """

@@ -380,7 +380,7 @@ FAULTS = (
             "tests/record/test_summary.py::test_missing_invalid_and_error_rows_leave_an_attack_without_accuracy",
         ),
         Mutant(
-            f"{_RECORD}/summary.py",
+            f"{_RECORD}/derivation.py",
             "lack = _find_lack(tally, counts, stage, index, spec, cascaded=label in cascade)",
             'lack = ""',
         ),
@@ -390,7 +390,7 @@ FAULTS = (
         "a large record",
         ("tests/report/test_report.py::test_forty_models_take_a_moment",),
         Mutant(
-            f"{_RECORD}/summary.py",
+            f"{_RECORD}/derivation.py",
             "    spec = evaluation.spec\n    cascade = cascaded_attacks(spec)\n",
             "    spec = evaluation.spec\n    sum(range(50_000_000))\n    cascade = cascaded_attacks(spec)\n",
         ),

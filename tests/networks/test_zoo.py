@@ -17,7 +17,7 @@ from kwbench.evaluation.runner import evaluate
 from kwbench.networks.activations import Kwta, effective_sparsity
 from kwbench.networks.entries import load_entry
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.training import accuracy, read_curve, recipe_hash
 
 REGISTRY = Path(__file__).resolve().parents[2] / "registry.yaml"

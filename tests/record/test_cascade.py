@@ -8,7 +8,8 @@ import pytest
 from kwbench.record.comparability import comparison_key
 from kwbench.record.results import to_json
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from support.records import deterministic, drawn, record, rows, specification
 
 

@@ -20,7 +20,7 @@ from kwbench.outcome import Status
 from kwbench.record.arrays import MISSING, OutcomeArrays
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from support.damage import change_outcomes_of_file, former_record, with_values
 from support.records import deterministic, drawn, record, rows, sample, specification
 

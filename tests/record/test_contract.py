@@ -18,7 +18,7 @@ from kwbench.outcome import Example
 from kwbench.record.database.schema import SCHEMA_VERSION
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.record.transfer import transfer
 from kwbench.record.verification import verify
 from support.damage import change_outcomes, copy_record, former_record, with_values

@@ -13,7 +13,7 @@ from kwbench.record.certificates import CERTIFICATE, GAUSSIAN
 from kwbench.record.contradictions import contradictions, mean_is_below_bounds, rarer_than_bounds
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.verdict.record_checks import examine_record
 from support.records import deterministic, digest, drawn, record, rows, sample, specification
 

@@ -9,7 +9,7 @@ from kwbench.errors import UsageError
 from kwbench.outcome import Outcome
 from kwbench.record.joint import Joint, joint
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from support.records import deterministic, drawn, record, specification
 
 

@@ -11,7 +11,7 @@ import pytest
 from kwbench.record.label_order import label_hint
 from kwbench.record.results import to_json
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from support.records import record, rows, specification
 
 _WORDS = sorted(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])

@@ -10,7 +10,7 @@ from kwbench.outcome import Outcome, Status
 from kwbench.record.evaluation import AttackSpec
 from kwbench.record.minimum_norm import DistanceCurve, distance_curve, distance_curve_json
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from support.records import deterministic, record, rows, specification
 
 

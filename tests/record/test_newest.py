@@ -10,7 +10,7 @@ import pytest
 
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.regression.baseline import update_baseline
 from kwbench.regression.gate import Decision, check
 from kwbench.report.leaderboard import boards

@@ -22,7 +22,7 @@ from kwbench.evaluation.studies.series import record_series
 from kwbench.experiments import build_experiment
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.report import write_report
 from kwbench.report.drawing.gallery import Example, Strip, gallery_picture
 from kwbench.report.drawing.lines import Line, Panel, panels_picture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.report.latex import breakable, latex_tables
 from kwbench.report.leaderboard import boards
 from support.records import deterministic, network

@@ -19,7 +19,7 @@ from kwbench.formatting import count_text, duration_text, latex, markdown, plain
 from kwbench.outcome import Status
 from kwbench.record.results import to_json
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.report import write_report
 from kwbench.report.leaderboard import boards
 from kwbench.report.terminal import text_table

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.report.html.survival import survival_curves
 from support.records import deterministic, drawn, record, specification
 

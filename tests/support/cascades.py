@@ -17,7 +17,8 @@ from kwbench.model import Model
 from kwbench.randomness import SampleRandom
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.threat import ThreatModel
 from support.small_registry import request
 

@@ -10,7 +10,7 @@ import pytest
 from kwbench.finding import Finding
 from kwbench.record.evaluation import AttackSpec, Evaluation
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.verdict.attack_groups import group_of
 from kwbench.verdict.record_checks import examine_record
 from support.records import deterministic, drawn, record, specification

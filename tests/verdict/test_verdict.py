@@ -9,7 +9,8 @@ import pytest
 
 from kwbench.finding import Criterion, Finding
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.verdict import CAVEAT, verdict, verdict_json, verdict_on_record
 from support.records import deterministic, drawn, record, specification
 

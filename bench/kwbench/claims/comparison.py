@@ -12,7 +12,8 @@ from kwbench.claims.measurements import MeasuredAccuracy, Measurements, of_newes
 from kwbench.config.registry import ModelEntry, Registry, read_registry
 from kwbench.errors import UsageError
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.verdict import verdict_on_record
 
 State = Literal["run", "runnable", "not comparable"]

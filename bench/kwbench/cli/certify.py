@@ -43,7 +43,7 @@ def certify(
     with importing():
         from kwbench.cli.progress import progress_display
         from kwbench.evaluation.studies.certifying import certify_standing
-        from kwbench.record.summary import summaries
+        from kwbench.record.summaries import summaries
 
     requests = options.requests(models, chosen_suite(attack, suite, settings, default="apgd"))
     store = options.store()

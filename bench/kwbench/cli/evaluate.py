@@ -244,7 +244,7 @@ class _Run:
         """Evaluate a request and return its summary; `thoroughly` as in `runner.evaluate`. Raises TimeIsUp."""
         with importing():
             from kwbench.evaluation.runner import evaluate as run
-            from kwbench.record.summary import summaries
+            from kwbench.record.summaries import summaries
 
         self._require_time()
         evaluation = run(

@@ -88,7 +88,7 @@ def show(
     """Show a model's newest evaluation, and the samples that have no valid outcome or a note."""
     with importing():
         from kwbench.record.store import Store
-        from kwbench.record.summary import summaries
+        from kwbench.record.summaries import summaries
 
     store = Store.open(db)
     newest = _newest(store, model, db)

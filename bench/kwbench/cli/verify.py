@@ -54,7 +54,7 @@ def verify(
         from kwbench.cli.progress import progress_display
         from kwbench.evaluation.proposals import read_proposals, suite_with
         from kwbench.evaluation.runner import evaluate as run
-        from kwbench.record.summary import summaries
+        from kwbench.record.summaries import summaries
 
     if worst_case and attack is None and suite is None:
         raise UsageError("--worst-case: is for the worst case of --attack or --suite; alone, the images are the worst case")

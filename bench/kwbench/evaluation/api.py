@@ -27,7 +27,8 @@ from kwbench.evaluation.runner import Progress
 from kwbench.evaluation.runner import evaluate as run
 from kwbench.networks.in_memory import unchanged
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 
 
 def evaluate(model: str | nn.Module, x: Any = None, y: Any = None, **options: Any) -> EvaluationResult:

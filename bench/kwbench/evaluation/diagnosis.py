@@ -15,7 +15,8 @@ from kwbench.finding import Check, Criterion, Finding
 from kwbench.outcome import CLEAN, Outcome, Status, escalated
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.verdict import robustness_is_negligible
 from kwbench.verdict.record_checks import examine_record, twin_of
 

@@ -10,7 +10,7 @@ from kwbench.outcome import CLEAN
 from kwbench.record.cascade import Stage, stages
 from kwbench.record.evaluation import AttackSpec, Evaluation, EvaluationSpec
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.record.tally import Tally
 
 

@@ -19,7 +19,8 @@ from kwbench.outcome import Outcome, Status
 from kwbench.record.certificates import CERTIFICATE, CONFIDENCE, model_asked
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.threat import NORMS, ThreatModel
 
 # Half of the error is for single samples, half for their mean.

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from kwbench.errors import CannotEvaluate, UsageError, did_you_mean
 from kwbench.outcome import CLEAN
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 
 
 def find_evaluation(store: Store, name: str) -> Summary:

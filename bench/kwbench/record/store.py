@@ -7,10 +7,11 @@ appended twice, also by two processes at once.
 
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -49,10 +50,16 @@ from kwbench.record.tally import Tally
 _READERS = min(4, os.cpu_count() or 1)
 
 
+_T = TypeVar("_T")
+
+
 class Store:
     """A database of results; `Store.open` opens one.
 
     Every method raises CannotEvaluate if the database cannot be used, and DamagedData if it is not a kwbench database.
+
+    Attributes:
+        name: the path of the database, or its address without a password.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -61,7 +68,7 @@ class Store:
         self._sample_ids: dict[bytes, NDArray[np.int64]] = {}
         url = engine.url
         sqlite = url.get_backend_name() == "sqlite"
-        self._name = url.database if sqlite and url.database else url.render_as_string(hide_password=True)
+        self.name = url.database if sqlite and url.database else url.render_as_string(hide_password=True)
 
     @classmethod
     def open(cls, url: str, *, create: bool = False, deferred: bool = False, upgraded: bool = True) -> "Store":
@@ -191,7 +198,7 @@ class Store:
             arrays = rows if isinstance(rows, OutcomeArrays) else OutcomeArrays.of(rows)
             arrays.require_possible()
         except CannotEvaluate as failure:
-            raise CannotEvaluate(f"{self._name}: {failure}") from None
+            raise CannotEvaluate(f"{self.name}: {failure}") from None
         with self._writing() as connection:
             writer = SampleWriter(connection, self._sample_ids)
             outcomes.insert_outcomes(connection, self._reader, attack_run, arrays, writer)
@@ -239,14 +246,19 @@ class Store:
             with self._reading() as connection:
                 return self._reader.read(connection, part)
 
-        parts = list(in_parts(attack_runs))
-        if len(parts) == 1:
-            return read(parts[0])
-        tallies: dict[int, Tally] = {}
-        with ThreadPoolExecutor(_READERS) as threads:
-            for part_tallies in threads.map(read, parts):
-                tallies |= part_tallies
-        return tallies
+        return self._in_parallel(read, attack_runs)
+
+    def fingerprints(self, attack_runs: Collection[int]) -> dict[int, bytes]:
+        """Return a digest of the stored bytes behind the tally of each attack run, without unpacking them.
+
+        They are equal only if the tallies are. Runs without rows have one, too; those without checksums have none.
+        """
+
+        def read(part: list[int]) -> dict[int, bytes]:
+            with self._reading() as connection:
+                return self._reader.fingerprints(connection, part)
+
+        return self._in_parallel(read, attack_runs)
 
     def adversarials(self, attack_run: int) -> dict[str, NDArray[np.float32]]:
         """Return the adversarial images (c, h, w) that were kept, by sample. Raises DamagedData if one is damaged."""
@@ -270,7 +282,7 @@ class Store:
         """
         for finding in findings:
             if not math.isfinite(finding.threshold) or not math.isfinite(finding.figure or 0.0):
-                raise CannotEvaluate(f"{self._name}: check {finding.check}: figure and threshold must be finite")
+                raise CannotEvaluate(f"{self.name}: check {finding.check}: figure and threshold must be finite")
         with self._writing() as connection:
             evaluations.replace_findings(connection, evaluation, findings, instead_of)
 
@@ -314,6 +326,17 @@ class Store:
         with self._reading() as connection:
             return drivers.select_drivers(connection)
 
+    def _in_parallel(self, read: Callable[[list[int]], dict[int, _T]], attack_runs: Collection[int]) -> dict[int, _T]:
+        """Return what `read` returns for the parts of many attack runs, on several connections at once."""
+        parts = list(in_parts(attack_runs))
+        if len(parts) == 1:
+            return read(parts[0])
+        by_run: dict[int, _T] = {}
+        with ThreadPoolExecutor(_READERS) as threads:
+            for of_part in threads.map(read, parts):
+                by_run |= of_part
+        return by_run
+
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         # All queries must see one state, or rows and checksums would differ while another process writes.
@@ -336,14 +359,14 @@ class Store:
         try:
             yield
         except DamagedData as failure:
-            raise DamagedData(f"{self._name}: {failure}") from None
+            raise DamagedData(f"{self.name}: {failure}") from None
         except sa.exc.OperationalError as failure:
             if self._engine.dialect.name == "sqlite" and is_damage(failure.orig):
-                raise DamagedData(f"{self._name}: damaged ({plain(failure.orig)}); {REMEDY}") from None
-            raise CannotEvaluate(f"{self._name}: the database cannot be used ({failure.orig})") from None
+                raise DamagedData(f"{self.name}: damaged ({plain(failure.orig)}); {REMEDY}") from None
+            raise CannotEvaluate(f"{self.name}: the database cannot be used ({failure.orig})") from None
         except UnicodeDecodeError:
-            raise DamagedData(f"{self._name}: damaged, a text in it is none; {REMEDY}") from None
+            raise DamagedData(f"{self.name}: damaged, a text in it is none; {REMEDY}") from None
         except sa.exc.IntegrityError as failure:
-            raise CannotEvaluate(f"{self._name}: an impossible row was refused ({failure.orig})") from None
+            raise CannotEvaluate(f"{self.name}: an impossible row was refused ({failure.orig})") from None
         except sa.exc.DatabaseError as failure:
-            raise DamagedData(f"{self._name}: not a kwbench database ({failure.orig})") from None
+            raise DamagedData(f"{self.name}: not a kwbench database ({failure.orig})") from None

@@ -17,7 +17,8 @@ from kwbench.outcome import CLEAN
 from kwbench.record.comparability import ComparisonKey, attacks_key, comparison_key
 from kwbench.record.evaluation import Evaluation
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.regression.newest import newest_summaries
 
 FORMAT = 1

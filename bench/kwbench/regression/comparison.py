@@ -8,7 +8,8 @@ from kwbench.errors import CannotEvaluate, UsageError, did_you_mean
 from kwbench.record.certificates import bounds_text
 from kwbench.record.comparability import comparison_key
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.regression.newest import newest_summaries
 from kwbench.statistics import Interval, PairedTest, difference_interval, paired_test
 

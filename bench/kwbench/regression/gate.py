@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike
 from kwbench.errors import UsageError
 from kwbench.record.comparability import comparison_key
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.regression.baseline import BaselineEntry, read_baseline, values_by_sample, worst_by_sample
 from kwbench.regression.differences import agreement, describe_differences
 from kwbench.statistics import Interval, PairedTest, difference_interval, paired_test

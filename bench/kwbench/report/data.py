@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from kwbench.record.measurement import Measurement
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.report.drawing.picture import Style
 from kwbench.report.leaderboard import Board, boards
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from kwbench.record.results import to_frame
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.verdict.verdict import verdict_on_record
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from defences.zoo.registry import DEFENCES
 from defences.zoo.sound import SOUND_MODELS, SoundModel
 from kwbench.formatting import interval_text, markdown, percent
 from kwbench.record.store import Store
-from kwbench.record.summary import AttackSummary, Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import AttackSummary, Summary
 from kwbench.verdict import Verdict, verdict_on_record
 
 SECOND_OPINION = "second opinion"

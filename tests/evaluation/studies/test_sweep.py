@@ -16,7 +16,7 @@ from kwbench.config.suite import suite_of
 from kwbench.errors import UsageError
 from kwbench.evaluation.studies.sweep import Sweep, parse_sweep
 from kwbench.record.store import Store
-from kwbench.record.summary import summaries
+from kwbench.record.summaries import summaries
 from kwbench.report.drawing.lines import Curve, curves_picture
 from kwbench.report.drawing.picture import Style
 from kwbench.report.terminal import sweep_table

@@ -23,11 +23,12 @@ from kwbench.evaluation.execution.tampering import Integrity
 from kwbench.evaluation.execution.tasks import Task
 from kwbench.evaluation.execution.timings import PROBES, Timings
 from kwbench.evaluation.identity import attack_identity, engine_revisions, library_versions, network_revisions
-from kwbench.evaluation.preparation.known_tiles import cache_folder, tiles_for
+from kwbench.evaluation.preparation.known_tiles import tiles_for
 from kwbench.evaluation.preparation.prepare import Prepared, prepare
 from kwbench.evaluation.preparation.suite_attacks import SuiteAttacks
 from kwbench.evaluation.request import Facts, Request
 from kwbench.experiments import Experiment, Subject
+from kwbench.files import cache_folder
 from kwbench.finding import Finding
 from kwbench.judge import FRESH_DRAWS, SELECTION_DRAWS, judge, judge_clean
 from kwbench.model import Model, Precision, fill_tile, keep_freed_memory, require_exact_float32
@@ -232,7 +233,7 @@ def _tiles(request: Request, prepared: Prepared, attacks: Mapping[str, Attack]) 
     # The last steps of Auto-PGD in bfloat16 are folded.
     precisions |= {"folded"} if "bfloat16" in precisions else set()
     trial = TileTrial.on_gpu(device, len(prepared.batch))
-    return tiles_for(model, prepared.loaded.sha256, precisions, trial, cache_folder(), request.tiles)
+    return tiles_for(model, prepared.loaded.sha256, precisions, trial, cache_folder("tiles"), request.tiles)
 
 
 def _caveats(request: Request, prepared: Prepared, suite: SuiteAttacks) -> list[str]:

@@ -1,7 +1,6 @@
 """Tiles chosen once for each model, machine and version, and kept in a file, so that repeated runs have the same bits."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +13,6 @@ from kwbench.files import read_file, write_whole
 from kwbench.model import Model, Precision
 from kwbench.model.tiles import TileTrial
 from kwbench.record.provenance import digest
-
-
-def cache_folder() -> Path:
-    """Return the folder of the choices of this user: XDG_CACHE_HOME/kwbench/tiles, by default below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kwbench" / "tiles"
 
 
 def tiles_for(

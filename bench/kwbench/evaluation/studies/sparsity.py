@@ -22,7 +22,8 @@ from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.evaluation.studies.series import record_series
 from kwbench.files import write_whole
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.training import Epoch, progress_path, recipe_hash, save_checkpoint, train, write_curve
 
 # xiao2020 D.1. It does not give the learning rate while gamma decreases; a tenth of the recipe's is our choice.

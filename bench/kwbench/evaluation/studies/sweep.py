@@ -11,7 +11,8 @@ from kwbench.evaluation.request import Request
 from kwbench.evaluation.runner import Progress, evaluate
 from kwbench.evaluation.studies.series import record_series
 from kwbench.record.store import Store
-from kwbench.record.summary import Summary, summaries
+from kwbench.record.summaries import summaries
+from kwbench.record.summary import Summary
 from kwbench.report.drawing.picture import Picture
 from kwbench.report.figures.series import sweep_curves
 from kwbench.threat import exact_fraction

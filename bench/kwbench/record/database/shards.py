@@ -6,7 +6,7 @@ Each part is covered by a checksum that also depends on the samples; those of a 
 
 import hashlib
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +151,23 @@ def select_shards(connection: sa.Connection, reader: SampleReader, attack_runs: 
         except (ValueError, TypeError, struct.error):
             raise damaged_run(connection, run) from None
     return shards
+
+
+def select_stored(
+    connection: sa.Connection, reader: SampleReader, attack_runs: Collection[int]
+) -> Iterator[tuple[int, bytes, int, bytes]]:
+    """Yield the shards of at most `IDS_PER_QUERY` attack runs, in the order of writing, without unpacking their tallies.
+
+    Each is its attack run, the checksum of its samples, the number of its outcomes, and what a tally needs, as it is stored.
+    Raises DamagedData if the samples cannot be read.
+    """
+    column = schema.shards.c
+    query = sa.select(column.attack_run, column.outcomes, column.samples, column.tally)
+    for run, n, samples, tally in connection.execute(query.where(column.attack_run.in_(attack_runs)).order_by(column.id)):
+        try:
+            yield run, reader.read(connection, samples, n).digest, n, bytes(tally)
+        except (ValueError, TypeError, struct.error):
+            raise damaged_run(connection, run) from None
 
 
 def select_arrays(connection: sa.Connection, attack_run: int, shard: Shard) -> tuple[OutcomeArrays, Checksum]:

@@ -1,5 +1,6 @@
 """Reading tallies: what summaries need of attack runs, without the rest of their outcomes."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from kwbench.record.database.checksums import damaged_run, select_run_checksums
 from kwbench.record.database.samples import LISTS, SampleReader
-from kwbench.record.database.shards import Shard, select_shards, total
+from kwbench.record.database.shards import Shard, select_shards, select_stored, total
 from kwbench.record.tally import Tally, shares
 
 _Order = tuple[NDArray[np.intp], NDArray[np.int64]]
@@ -45,6 +46,17 @@ class TallyReader:
             if not all(shard.possible for shard in shards[run]):
                 raise damaged_run(connection, run)
         return shards, checksums
+
+    def fingerprints(self, connection: sa.Connection, attack_runs: Sequence[int]) -> dict[int, bytes]:
+        """Return digests of what is stored of at most `IDS_PER_QUERY` attack runs; see `Store.fingerprints`."""
+        checksums = select_run_checksums(connection, attack_runs)
+        digests = {run: hashlib.blake2b(ascii(checksums.get(run)).encode(), digest_size=16) for run in attack_runs}
+        for run, samples, n, tally in select_stored(connection, self._samples, attack_runs):
+            if run not in checksums:
+                digests.pop(run, None)
+            else:
+                digests[run].update(samples + n.to_bytes(8, "big") + tally)
+        return {run: digest.digest() for run, digest in digests.items()}
 
     def _tally(self, shards: Sequence[Shard], *, guarded: bool) -> Tally:
         index, (status, *draws) = shards[0].samples.index, shards[0].columns
