@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -95,7 +96,8 @@ def test_the_report_draws_all_that_is_on_record_into_files_and_a_page_that_loads
             assert content.startswith(b"%PDF" if path.suffix == ".pdf" else b"\x89PNG")
     embedded = [base64.b64decode(text) for text in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)]
     assert embedded == [path.read_bytes() for path in files if path.suffix == ".svg"]
-    assert not re.search(r'(?:href|src)="(?!data:|#)', page)
+    assert not re.search(r'(?:href|src)="(?!data:|#|figures/)|src="figures/', page)
+    assert [tmp_path / address for address in re.findall('href="(figures/[^"]+)"', page)] == files[1:]
 
 
 def test_equal_records_give_equal_bytes_without_dates(store: Store) -> None:
@@ -214,7 +216,7 @@ def test_networks_trained_both_ways_are_drawn_as_in_figures_4_and_6(tmp_path: Pa
     assert lines == [[100], [100, 100], [75], [50, 0]]
     # Where both kinds of training agree, the lower curve is seen between the dashes of the upper one.
     assert [line.get_linestyle() for line in panels[1].lines] == ["-", "--", "-", "--"]
-    assert {"A_std, incremental training", "A_rob, direct training"} <= set(words(training.picture.svg()))
+    assert {"clean accuracy, incremental training", "robust accuracy, direct training"} <= set(words(training.picture.svg()))
     store.close()
 
 
@@ -263,6 +265,17 @@ def test_a_chart_of_a_page_has_no_background_and_no_title() -> None:
     assert "the title" not in words(picture.chart())
     assert "fill: #ffffff" in picture.svg()
     assert "fill: #ffffff" not in picture.chart()
+
+
+def test_labels_of_ticks_do_not_touch_and_those_of_powers_of_ten_stay() -> None:
+    gammas = (0.3, 0.2, 0.1, 0.05, 0.02)
+    line = Line("a", np.array(gammas), np.zeros(5), 0)
+    panel = Panel("", "x", "y", (line,), log_x=True, ticks_at_points=True, descending=True)
+    narrow = panels_picture("t", [panel, replace(panel, y_label="z")])
+    shown = [text for text in words(narrow.svg(Style.PAPER)) if text in {str(gamma) for gamma in gammas}]
+    assert [shown.count(text) for text in ("0.3", "0.2", "0.1", "0.02")] == [2, 0, 2, 2]
+    wide = [text for text in words(panels_picture("t", [panel]).svg()) if text in {str(gamma) for gamma in gammas}]
+    assert len(wide) == 5
 
 
 def test_the_page_of_figures_links_to_the_others(store: Store) -> None:

@@ -4,6 +4,7 @@ import io
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -395,6 +396,24 @@ def test_nothing_is_cut_in_print(browser: Any, reports: Path) -> None:
     await_value(page, explained, True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1032
     assert page.evaluate("getComputedStyle(document.querySelector('.filters')).display") == "none"
+    page.close()
+
+
+def test_pictures_fit_a_printed_page(browser: Any, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "results.db"), create=True)
+    evaluations = [deterministic(store, {"clean": "hhhh", "pgd": "hhbb"}, eps=eps) for eps in ("0.1", "0.2")]
+    spec = {"over": "eps", "values": ["0.1", "0.2"], "suite": "papers"}
+    record_series(store, "sweep", evaluations, spec, {"place": np.array([0.1, 0.2])}, model="net")
+    write_report(store, tmp_path, {"figures"})
+    store.close()
+    page, _, _ = visit(browser, tmp_path / "figures.html")
+    high = "<svg xmlns='http://www.w3.org/2000/svg' width='1230' height='2572'/>"
+    page.evaluate("source => { document.querySelector('.picture').src = source }", f"data:image/svg+xml,{quote(high)}")
+    await_value(page, "document.querySelector('.picture').naturalHeight", 2572)
+    page.emulate_media(media="print")
+    # A4 upright has 273 mm within its margins, of which the caption needs some.
+    assert page.evaluate("document.querySelector('.picture').getBoundingClientRect().height") <= 230 / 25.4 * 96
+    assert page.evaluate("getComputedStyle(document.body).page") == "portrait"
     page.close()
 
 

@@ -1,6 +1,7 @@
 """A picture before it is drawn, the two styles, and the files of it: the same picture gives the same bytes."""
 
 import io
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 MARKERS = "os^Dvp*"
 DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 SOFT = "#555555"
+
+# Inches around the label of a tick that stay free.
+_GAP = 0.015
 
 
 class Style(StrEnum):
@@ -60,6 +64,7 @@ class Picture:
             figure.draw_without_rendering()
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
+            _hide_crowded_labels(figure)
             return {kind: self._file(figure, kind) for kind in kinds}
 
     def svg(self, style: Style = Style.SCREEN) -> str:
@@ -97,6 +102,23 @@ class Picture:
         content = io.BytesIO()
         figure.savefig(content, format=kind, metadata=dict(metadata[kind]))
         return content.getvalue()
+
+
+def _hide_crowded_labels(figure: "Figure") -> None:
+    """Hide labels below x-axes that would touch others; those of powers of ten stay. The layout must be final."""
+    for axes in figure.axes:
+        if axes.name == "3d":
+            continue
+        # Rotated labels reach over one another without touching.
+        labels = [label for label in axes.get_xticklabels() if label.get_text() and label.get_rotation() == 0]
+        labels.sort(key=lambda label: (re.fullmatch(r"[0.]*10*", label.get_text()) is None, label.get_window_extent().x0))
+        shown: list[tuple[float, float]] = []
+        for label in labels:
+            box = label.get_window_extent().padded(_GAP * figure.dpi)
+            if any(start < box.x1 and box.x0 < end for start, end in shown):
+                label.set_visible(False)
+            else:
+                shown.append((box.x0, box.x1))
 
 
 def _in_lines(title: str, letters: int) -> str:

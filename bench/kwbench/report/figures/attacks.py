@@ -40,7 +40,7 @@ def landscapes(group: Sequence[Measurement]) -> list[Figure]:
             f"the largest difference between neighbouring points. {noise}Compare figures 5 and 7 of xiao2020."
         )
         for suffix, draw, addition in (
-            ("", surfaces_picture, " Each surface has its own height."),
+            ("", surfaces_picture, " Heights are the loss as well, each on an axis of its own."),
             ("map", maps_picture, " White lines separate correct from wrong predictions."),
         ):
             title = f"Loss {'map' if suffix else 'landscape'}: {first.dataset}, image {image}"

@@ -171,4 +171,4 @@ def patterns(group: Sequence[Measurement]) -> list[Figure]:
         "distances of 0, where units tie at the image itself, as on a uniform background. "
         f"Medians of both: {medians}. Compare theorem 1 and appendix B of xiao2020."
     )
-    return [figure_of(group, "", caption, panels_picture(title, panels, description=described(group)))]
+    return [figure_of(group, "", caption, panels_picture(title, panels, wide=True, description=described(group)))]

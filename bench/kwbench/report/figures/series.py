@@ -99,10 +99,10 @@ def sparsities(group: Sequence[Measurement], summaries: Mapping[str, Summary]) -
                 "accuracy, %",
                 [
                     # Direct training is dashed, so that the other curve is seen below it where they agree.
-                    Curve(f"{symbol}, {training} training", series.points(accuracy_of, chosen)).line(
+                    Curve(f"{kind}, {training} training", series.points(accuracy_of, chosen)).line(
                         number + dashed * (len(COLOURS))
                     )
-                    for number, (symbol, accuracy_of) in enumerate((("A_std", _a_std), ("A_rob", _a_rob)))
+                    for number, (kind, accuracy_of) in enumerate((("clean accuracy", _a_std), ("robust accuracy", _a_rob)))
                     for dashed, (training, chosen) in enumerate(
                         (("incremental", series.incremental), ("direct", ~series.incremental))
                     )
