@@ -270,7 +270,7 @@ def test_a_chart_of_a_page_has_no_background_and_no_title() -> None:
 def test_labels_of_ticks_do_not_touch_and_those_of_powers_of_ten_stay() -> None:
     gammas = (0.3, 0.2, 0.1, 0.05, 0.02)
     line = Line("a", np.array(gammas), np.zeros(5), 0)
-    panel = Panel("", "x", "y", (line,), log_x=True, ticks_at_points=True, descending=True)
+    panel = Panel("", "x", "y", (line,), log_x=True, y_max=100.0, ticks_at_points=True, descending=True)
     narrow = panels_picture("t", [panel, replace(panel, y_label="z")])
     shown = [text for text in words(narrow.svg(Style.PAPER)) if text in {str(gamma) for gamma in gammas}]
     assert [shown.count(text) for text in ("0.3", "0.2", "0.1", "0.02")] == [2, 0, 2, 2]
