@@ -268,7 +268,8 @@ def test_two_models_are_compared_sample_by_sample(browser: Any, reports: Path) -
     assert robust[5:] == ["1", "2"]
     assert "Only first keeps: 1 sample" in page.inner_text("#comparison")
     links = page.eval_on_selector_all("#comparison a", "links => links.map(link => link.getAttribute('href'))")
-    assert links == [f"runs/{run}.html#samples?sample={n}" for run, n in ((second, 10), (first, 0), (first, 2))]
+    samples = [f"runs/{run}.html#samples?sample={n}" for run, n in ((second, 10), (first, 0), (first, 2))]
+    assert links == [f"runs/{first}.html", f"runs/{second}.html", *samples]
     # The whole names are to be read.
     assert page.evaluate("document.getElementById('first').offsetWidth") > page.evaluate(WIDTH_OF_NAME)
     page.select_option("#second", first)
@@ -296,6 +297,58 @@ def test_the_claims_are_filtered_by_paper_and_status(browser: Any, tmp_path: Pat
     for row in shown.all():
         assert row.locator("[data-status='not comparable']").count() > 0
     assert complaints == []
+    page.close()
+
+
+def test_an_evaluation_leads_back_to_its_own_table_and_claims_lead_to_evaluations(browser: Any, tmp_path: Path) -> None:
+    def claimed(store: Store) -> None:
+        letters = {"clean": "hhhh", "pgd": "hhbb"}
+        for suite, model in (
+            ("strong", "cifar10/resnet18-w16-relu"),
+            ("strong", "b"),
+            ("xiao2020", "cifar10/resnet18-w16-relu"),
+        ):
+            deterministic(store, letters, model=model, dataset="cifar10-exact-subset", eps="0.031", suite=suite)
+
+    folder = written(tmp_path, fill, claimed)
+    page, complaints, _ = visit(browser, folder / "index.html", "#cifar10-exact-subset-linf-31-1000?tab=xiao2020-1")
+    page.click(".board:not([hidden]) tbody th a >> visible=true")
+    page.click("text=Leaderboard >> nth=-1")
+    assert page.inner_text("[role=tab][aria-selected=true]").startswith("xiao2020")
+    assert complaints == []
+    page.close()
+    page, complaints, _ = visit(browser, folder / "claims.html")
+    page.click(".pivot td:last-child a:visible >> nth=0")
+    assert page.inner_text("h1") == "cifar10/resnet18-w16-relu"
+    assert "suite strong" in page.inner_text("main > header .chips")
+    assert complaints == []
+    page.close()
+
+
+def test_a_phone_shows_what_checks_found_and_breaks_no_words(browser: Any, reports: Path) -> None:
+    phone = {"width": 390, "height": 800}
+    page, _, _ = visit(browser, run_of(reports, "masked"), viewport=phone)
+    statement = "document.querySelector('#evidence td.wide').getBoundingClientRect()"
+    assert page.evaluate(f"{statement}.left") < 230
+    # Options of the command stay whole.
+    lines = "[...document.querySelectorAll('.option')].map(option => option.getClientRects().length)"
+    assert set(page.evaluate(lines)) == {1}
+    assert page.locator(".option").count() > 3
+    copied = page.evaluate("document.querySelector('.copy pre').textContent")
+    assert copied.startswith("kwbench evaluate masked --suite papers --norm linf --eps 8/255 --n 360")
+    page.close()
+    first, second = run_of(reports, "first").stem, run_of(reports, "second").stem
+    page, _, _ = visit(browser, reports / "compare.html", f"#a={first}&b={second}", viewport=phone)
+    page.wait_for_selector("#comparison table")
+    broken = """() => [...document.querySelectorAll('#comparison thead th:not(:has(a))')].flatMap(head => {
+      const range = document.createRange();
+      return [...head.textContent.matchAll(/[^ ]+/g)].filter(word => {
+        range.setStart(head.firstChild, word.index);
+        range.setEnd(head.firstChild, word.index + word[0].length);
+        return range.getClientRects().length > 1;
+      }).map(word => word[0]);
+    })"""
+    assert page.evaluate(broken) == []
     page.close()
 
 

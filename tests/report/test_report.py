@@ -289,7 +289,7 @@ def test_hostile_names_add_no_element_attribute_or_link_to_a_page(store: Store, 
         assert found.found <= set.union(*(page.found for page in known))
         assert found.attributes <= set.union(*(page.attributes for page in known))
         own = (
-            r"#[a-z0-9./-]+|data:,|[0-9a-f]{16}\.js|(\.\./)?(index\.html|compare\.html(#a=[0-9a-f]{16})?|assets/[a-z.]+"
+            r"#[a-z0-9./-]+|data:,|[0-9a-f]{16}\.js|(\.\./)?(index\.html(#[a-z0-9.-]+(\?tab=[a-z0-9.-]+)?)?|compare\.html(#a=[0-9a-f]{16})?|assets/[a-z.]+"
             r"|runs/[0-9a-f]{16}\.html(#evidence)?|results\.(csv|json)|data:image/svg\+xml;base64,[A-Za-z0-9+/]+=*)"
         )
         papers = {paper.url for paper in read_registry().papers.values()}

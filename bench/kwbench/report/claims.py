@@ -15,6 +15,7 @@ from kwbench.claims import PAPERS, ClaimComparison, Remark
 from kwbench.claims.measurements import MeasuredAccuracy
 from kwbench.formatting import interval_text, markdown, plain
 from kwbench.record.summary import Summary
+from kwbench.report.html.grouping import run_file
 from kwbench.report.page import rendered
 from kwbench.verdict import verdict_on_record
 
@@ -58,6 +59,7 @@ class Line:
     strong: str | None
     verdict: str
     model: str
+    run: str
     differs: str
     status: str
     recipe: str
@@ -66,11 +68,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table as the paper prints it: a cell for each attack, and what most of its measured cells share."""
+    """A row of a table as the paper prints it: a cell for each attack, and what most of its measured cells share.
+
+    `run` names the page of the evaluation under `strong`, else of one under the paper's protocol; it is empty without any.
+    """
 
     activation: str
     cells: tuple[Line | None, ...]
     model: str
+    run: str
     images: str
     verdict: str
     differs: str
@@ -145,7 +151,8 @@ def claims_html(
         papers=papers,
         without_claim=WITHOUT_CLAIM,
         columns=_COLUMNS,
-        unclaimed=_rows(unclaimed),
+        unclaimed=list(zip(_rows(unclaimed), map(run_file, unclaimed), strict=True)),
+        evaluations="index.html" in pages,
         whole=_whole,
     )
 
@@ -238,6 +245,7 @@ def _group(members: Sequence[ClaimComparison]) -> Group:
                 strong=_strong(comparison) or None,
                 verdict=comparison.verdict,
                 model=model,
+                run=_run(comparison),
                 differs=", ".join(differs),
                 status=comparison.status,
                 recipe=recipe,
@@ -268,7 +276,7 @@ def _rows_of(lines: Sequence[Line], attacks: Sequence[str]) -> list[tuple[str, R
     rows = []
     for (training, activation), cells in networks.items():
         measured = [cell for cell in cells.values() if cell.status == "run"]
-        shared = {name: _usual(getattr(cell, name) for cell in measured) for name in ("images", "verdict", "differs")}
+        shared = {name: _usual(getattr(cell, name) for cell in measured) for name in ("run", "images", "verdict", "differs")}
         model = next(filter(None, (cell.model for cell in cells.values())), "")
         rows.append((training, Row(activation, tuple(map(cells.get, attacks)), model, **shared)))
     return rows
@@ -287,6 +295,12 @@ def _by_training(rows: Sequence[tuple[str, Row]], *, measured: bool) -> Rows:
         if any(cell is not None and cell.status == "run" for cell in row.cells) == measured:
             chosen.setdefault(training, []).append(row)
     return chosen
+
+
+def _run(comparison: ClaimComparison) -> str:
+    """The page of the evaluation under `strong`, else of the first measurement; empty without any."""
+    evaluations = [*([comparison.strong] if comparison.strong is not None else []), *comparison.measured]
+    return run_file(evaluations[0].summary) if evaluations else ""
 
 
 def _images(comparison: ClaimComparison) -> str:

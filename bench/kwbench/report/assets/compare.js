@@ -33,6 +33,9 @@ const difference = (pairs) => {
 };
 const points = (share) => `${share > 0 ? "+" : ""}${(100 * share).toFixed(1)}`;
 
+// A model's name as a link to the page of its evaluation.
+const linked = (run) => element("a", { className: "name", href: `runs/${run.run}.html`, textContent: run.model });
+
 // The value of each sample under an attack: its share of right draws, or 0 or 1. Null unless every sample has one.
 const values = (run, attack) => {
   const found = run.index.map((index) => {
@@ -54,8 +57,8 @@ const show = (first, second) => {
     const other = second.attacks.indexOf(name);
     if (attack && other > 0) measures.push([name, values(first, attack), values(second, other)]);
   });
-  const heads = ["Accuracy, %", first.model, second.model, "Difference, points", "95 % interval", "Only first right", "Only second right"];
-  const head = element("tr", {}, ...heads.map((text, column) => element("th", { scope: "col", className: column ? "num" : "", textContent: text })));
+  const heads = ["Accuracy, %", linked(first), linked(second), "Difference, points", "95 % interval", "Only first right", "Only second right"];
+  const head = element("tr", {}, ...heads.map((content, column) => element("th", { scope: "col", className: column ? "num" : "" }, content)));
   const rows = measures
     .filter(([, ours, theirs]) => ours && theirs)
     .map(([name, ours, theirs]) => {

@@ -1,6 +1,7 @@
 """The page of one evaluation: its numbers, what each attack achieved, the evidence, and how to reproduce and cite it."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -65,8 +66,8 @@ def evaluation_view(entry: Entry) -> SimpleNamespace:
         skipped=list(summary.skipped.items()),
         used=summary.used,
         budget=summary.budget,
-        command=_whole(reproduction(summary)),
-        recorded=_whole(str(spec.provenance.get("command") or "")),
+        command=_command(reproduction(summary)),
+        recorded=_command(str(spec.provenance.get("command") or "")),
         bibtex=[_whole(text) for text in _citations(entry)],
         parameters=[(attack.name, readable(attack.spec.spec)) for attack in summary.attacks],
         provenance=readable(
@@ -186,6 +187,12 @@ def _notes(attack: AttackSummary, n: int) -> list[str]:
 
 def _span(interval: Interval, n: int) -> str:
     return f"{percent(interval.low, n)}–{percent(interval.high, n)}"
+
+
+def _command(command: str) -> Markup:
+    """Escape a command so that lines break between its options only; browsers break after the hyphens of an option too."""
+    words = [Markup('<span class="option">{}</span>').format(_whole(part)) for part in re.split(r" (?=-)", command)]
+    return Markup(" ").join(words) if command else Markup()
 
 
 def _whole(text: str) -> Markup:

@@ -42,6 +42,7 @@ def site(data: "ReportData") -> dict[str, str]:
     compare = rendered_in_folder("compare.html.j2", pages=pages, scripts=_COMPARE, groups=groups)
     files = {"index.html": index, "compare.html": compare, **asset_files(tuple(dict.fromkeys((*_TABLES, *_RUN, *_COMPARE))))}
     compared = {run for _, rows in groups for _, run in rows}
+    addresses = _table_addresses(data)
     for summary in data.summaries:
         entry = entries[summary.evaluation.id]
         name = run_file(summary)
@@ -57,11 +58,27 @@ def site(data: "ReportData") -> dict[str, str]:
             it=view,
             caveat=CAVEAT,
             run=run,
+            table=addresses.get(summary.evaluation.id, ""),
         )
         files[f"runs/{name}.js"] = samples_script(data.store, summary, outcomes)
     verdicts = {summary.evaluation.id: verdict_json(verdict_on_record(summary)) for summary in data.summaries}
     values = [{**to_json(summary), "verdict": verdicts[summary.evaluation.id]} for summary in data.summaries]
     return files | {"results.csv": csv_table(data.summaries), "results.json": json.dumps(values, indent=1) + "\n"}
+
+
+def _table_addresses(data: "ReportData") -> dict[int, str]:
+    """Return where the leaderboard shows the table of each evaluation, by its id; an evaluation of a sweep has none."""
+    addresses = {}
+    for table in _tables(data):
+        for number, tab in enumerate(table.tabs):
+            for summary in (*(row.summary for row in tab.board.rows), *tab.board.earlier):
+                addresses[summary.evaluation.id] = f"#{table.id}" + (f"?tab={tab.id}" if number else "")
+    return addresses
+
+
+def _tables(data: "ReportData") -> list[Table]:
+    swept = {identity for sweep in data.sweeps for identity in sweep.spec["evaluations"]}
+    return tables(data.suite_boards, swept)
 
 
 def _comparable(data: "ReportData") -> list[tuple[str, list[tuple[str, str]]]]:
@@ -82,8 +99,7 @@ def leaderboard_page(data: "ReportData") -> str:
 
 
 def _views(data: "ReportData", entries: Mapping[int, Entry]) -> dict[str, Any]:
-    swept = {identity for sweep in data.sweeps for identity in sweep.spec["evaluations"]}
-    made = [_table(data.store, table, entries) for table in tables(data.suite_boards, swept)]
+    made = [_table(data.store, table, entries) for table in _tables(data)]
     return {"tables": made, "sweeps": sweep_charts(data.sweeps, data.summaries), "caveat": CAVEAT}
 
 
