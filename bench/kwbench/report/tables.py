@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from kwbench.formatting import count_text, duration_text, interval_text, markdown, spreadsheet
 from kwbench.record.summary import Summary
 from kwbench.report.leaderboard import Board, Row, shown
@@ -26,12 +24,8 @@ def markdown_page(tables: Sequence[Board]) -> str:
         key = board.key
         parts.append(f"## {markdown(key.dataset)}, {markdown(board.threat)}, suite {markdown(key.suite)}\n")
         parts.append(f"Percent of n = {key.n} samples, with 95 % intervals. Digest of the data: {markdown(key.data[:12])}.\n")
-        frame = _frame(board)
-        lines = [
-            list(frame.columns),
-            [":--" if name == "Model" else "--:" for name in frame.columns],
-            *frame.to_numpy().tolist(),
-        ]
+        columns, rows = _table(board)
+        lines = [columns, [":--" if name == "Model" else "--:" for name in columns], *rows]
         parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n")
         bullets = [
             f"- Incomplete, not ranked: {markdown(row.summary.model)}: {markdown('; '.join(row.summary.missing))}"
@@ -52,6 +46,8 @@ def markdown_page(tables: Sequence[Board]) -> str:
 
 def csv_table(summaries: Sequence[Summary]) -> str:
     """Return a row for each evaluation and attack. Text that a spreadsheet would run as a formula is quoted."""
+    import pandas as pd  # slow to import, and Markdown needs none of it
+
     frame = with_verdicts(summaries)
     if not frame["verdict"].any():
         frame = frame.drop(columns=VERDICTS)
@@ -61,8 +57,8 @@ def csv_table(summaries: Sequence[Summary]) -> str:
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
-def _frame(board: Board) -> pd.DataFrame:
-    """A board in the form of the papers' tables, in Markdown: model, A_std, one column for each attack, A_rob."""
+def _table(board: Board) -> tuple[list[str], list[list[str]]]:
+    """Return the heading and the rows of a board as the papers print it: model, A_std, a column for each attack, A_rob."""
     n = board.key.n
     row_verdicts = verdicts(board)
     certified = [heading.capitalize() for heading in certified_heading(board)]
@@ -82,7 +78,7 @@ def _frame(board: Board) -> pd.DataFrame:
 
     columns = ["Model", "A\\_std", *map(markdown, board.labels), *certified, "A\\_rob", *(["Verdict"] if row_verdicts else [])]
     columns += ["forwards", "backwards", "time"]
-    return pd.DataFrame([cells(position, row) for position, row in enumerate(board.rows)], columns=columns)
+    return columns, [cells(position, row) for position, row in enumerate(board.rows)]
 
 
 def _words(verdict: Verdict) -> str:
