@@ -133,11 +133,12 @@ def test_filters_narrow_the_table_count_and_stand_in_the_address(browser: Any, r
 
 
 def test_an_address_shows_the_same_view_again(browser: Any, reports: Path) -> None:
-    address = f"{TABLE}?q=-at&sort=clean%3Adesc&predictions=deterministic&show=attacks"
+    address = f"{TABLE}?q=-at&sort=clean%3Adesc&predictions=deterministic&show=cost&hide=details"
     page, complaints, _ = visit(browser, reports / "index.html", address)
     assert page.evaluate(MODELS) == ["resnet18-relu-at", "resnet18-kwta0.1-at"]
     assert page.is_checked("text=Each attack")
-    assert not page.is_checked("text=Cost")
+    assert page.is_checked("text=Cost")
+    assert not page.is_checked("text=Model details")
     assert page.is_visible(".table:not([hidden]) > .board:not([hidden]) th[data-key=attack-0]")
     assert page.url.endswith(address)
     page.evaluate("location.hash = '#digits-linf-1-10'")
@@ -146,6 +147,67 @@ def test_an_address_shows_the_same_view_again(browser: Any, reports: Path) -> No
     page.click(f"nav.tables a[href='#t-{TABLE[1:]}']")
     await_value(page, f"({MODELS}).length", 6)
     assert complaints == []
+    page.close()
+
+
+def series(store: Store) -> None:
+    """Three networks of a series over γ, on nothing else than that."""
+    arrays = {"gamma": np.array([0.2, 0.1, 0.1]), "incremental": np.array([0.0, 0.0, 1.0])}
+    letters = {"direct 0.2": "hhbb", "direct 0.1": "bbbb", "incremental 0.1": "hhhb"}
+    evaluations = [
+        deterministic(store, {"clean": "hhhh", "pgd": rows}, model=f"wide {kind}", eps="0.07") for kind, rows in letters.items()
+    ]
+    spec = {"suite": "papers", "values": ["1/5", "1/10", "1/10"]}
+    record_series(store, "sparsity", evaluations, spec, arrays, model="wide")
+
+
+def test_series_are_curves_that_lead_to_their_evaluations_and_no_tables(browser: Any, tmp_path: Path) -> None:
+    for name in ("alone", "beside"):
+        (tmp_path / name).mkdir()
+    page, complaints, _ = visit(browser, written(tmp_path / "alone", series) / "index.html")
+    assert page.locator(".empty").count() == 0
+    assert page.locator("#sweeps img.chart:visible").count() == 2
+    page.close()
+    page, complaints, _ = visit(browser, written(tmp_path / "beside", fill, series) / "index.html")
+    assert page.locator("section.table").count() == 2
+    assert not page.is_visible("#sweeps")
+    page.click("nav.tables a:has-text('Curves')")
+    assert page.is_visible("#sweeps")
+    assert not page.is_visible("section.table")
+    page.click("#sweeps summary >> nth=0")
+    assert "wide incremental 0.1, linf 0.07: Arob 75.0" in page.inner_text("#sweeps ul >> nth=0")
+    page.click("#sweeps a:has-text('incremental') >> nth=0")
+    assert page.inner_text("h1") == "wide incremental 0.1"
+    page.click(".crumbs a >> nth=0")
+    assert page.is_visible("#sweeps")
+    page.click(f"nav.tables a[href='#t-{TABLE[1:]}']")
+    assert not page.is_visible("#sweeps")
+    assert complaints == []
+    page.close()
+
+
+def test_an_address_hides_only_the_columns_that_it_names(browser: Any, reports: Path) -> None:
+    page, _, _ = visit(browser, reports / "index.html", f"{TABLE}?show=cost")
+    assert page.is_checked("text=Cost")
+    assert page.is_checked("text=Model details")
+    page.uncheck("text=Model details")
+    assert page.url.endswith(f"{TABLE}?show=cost&hide=details")
+    page.reload()
+    assert page.is_checked("text=Cost")
+    assert not page.is_checked("text=Model details")
+    page.close()
+
+
+def test_filters_are_folded_on_a_phone_unless_they_are_set(browser: Any, reports: Path) -> None:
+    address = f"{TABLE}?predictions=deterministic"
+    page, _, _ = visit(browser, reports / "index.html", address, viewport={"width": 390, "height": 800})
+    assert page.locator(".facet:visible").count() == 1
+    page.click("button:visible:has-text('Filters')")
+    assert page.locator(".facet:visible").count() > 1
+    assert page.get_attribute("button.unfold:visible", "aria-expanded") == "true"
+    page.set_viewport_size({"width": 1400, "height": 900})
+    assert not page.is_visible("button.unfold")
+    assert page.locator(".facet:visible").count() > 1
     page.close()
 
 

@@ -14,7 +14,7 @@ const element = (tag, properties = {}, ...children) => {
   return made;
 };
 
-// The address: #TABLE?tab=...&q=...&sort=column:asc&show=attacks,cost&FACET=value
+// The address: #TABLE?tab=...&q=...&sort=column:asc&show=attacks,cost&hide=claims&FACET=value, or #sweeps for the curves
 const readAddress = () => {
   const [id, query = ""] = decodeURI(location.hash.slice(1)).split("?");
   return [id, new URLSearchParams(query)];
@@ -33,7 +33,11 @@ const writeAddress = (section) => {
     if (first && first[0] !== 0) query.set("sort", `${state.keys[first[0]]}:${first[1]}`);
     for (const [key, select] of state.facets) if (select.value) query.set(key, select.value);
     const shown = Object.keys(state.groups).filter((name) => state.groups[name].checked);
-    if (shown.join() !== state.initially.join()) query.set("show", shown.join());
+    // Differences from what is shown at first, so that an address does not hide groups that are added later.
+    const added = shown.filter((name) => !state.initially.includes(name));
+    const removed = state.initially.filter((name) => !shown.includes(name));
+    if (added.length) query.set("show", added.join());
+    if (removed.length) query.set("hide", removed.join());
   }
   const text = query.toString();
   history.replaceState(null, "", `#${section.parentElement.dataset.id}${text ? `?${text}` : ""}`);
@@ -53,7 +57,9 @@ const start = (section) => {
   const columnsOf = (name) => heads.flatMap((head, column) => (head.dataset.group === name ? [column] : []));
   const present = Object.keys(groups).filter((name) => columnsOf(name).length);
   const hasProtocol = keys.includes("protocol") || keys.includes("verdict");
-  const initially = present.filter((name) => ({ claims: !narrow.matches, attacks: !hasProtocol, details: !narrow.matches, cost: wide.matches })[name]);
+  // The details of the models have no room beside many attacks.
+  const details = !narrow.matches && (hasProtocol || wide.matches || columnsOf("attacks").length <= 6);
+  const initially = present.filter((name) => ({ claims: !narrow.matches, attacks: !hasProtocol, details, cost: wide.matches })[name]);
   const hidden = [...present.filter((name) => !initially.includes(name)), "filters"].flatMap(columnsOf);
   const many = rows.length > 100;
   const data = new DataTable(table, {
@@ -86,7 +92,7 @@ const start = (section) => {
     if (!head.dataset.facet) return;
     const values = valuesOf(data, column);
     if (values.size < 2) return;
-    const select = element("select");
+    const select = element("select", { className: "facet" });
     select.setAttribute("aria-label", head.dataset.facet);
     select.append(element("option", { value: "", textContent: `${head.dataset.facet}: all` }));
     for (const value of [...values.keys()].sort()) select.append(element("option", { value }));
@@ -97,6 +103,13 @@ const start = (section) => {
     state.facets.set(keys[column], select);
     bar.append(select);
   });
+  // On phones the filters are folded until they are asked for.
+  if (state.facets.size) {
+    const unfold = element("button", { type: "button", className: "unfold", textContent: "Filters" });
+    unfold.setAttribute("aria-expanded", "false");
+    unfold.addEventListener("click", () => unfold.setAttribute("aria-expanded", String(bar.classList.toggle("unfolded"))));
+    search.after(unfold);
+  }
   for (const name of present) {
     const box = element("input", { type: "checkbox", checked: initially.includes(name) });
     box.addEventListener("change", () => {
@@ -154,6 +167,7 @@ const countFacets = (state) => {
       counts = new Map([[chosen, state.table.rows({ search: "applied" }).count()]]);
       for (const [value, all] of valuesOf(state.table, column)) if (value !== chosen) counts.set(value, all);
     } else counts = valuesOf(state.table, column, { search: "applied" });
+    select.classList.toggle("set", select.value !== "");
     for (const option of select.options) if (option.value) option.textContent = `${option.value} (${counts.get(option.value) ?? 0})`;
   }
 };
@@ -170,9 +184,10 @@ const apply = (section, query) => {
     if (select.selectedIndex < 0) select.value = "";
     setFacet(state, columnOf(state, key), select.value);
   }
-  const shown = query.has("show") ? query.get("show").split(",") : state.initially;
+  const [added, removed] = ["show", "hide"].map((key) => (query.get(key) ?? "").split(","));
   for (const [name, box] of Object.entries(state.groups)) {
-    if (box.checked === shown.includes(name)) continue;
+    const wanted = added.includes(name) || (state.initially.includes(name) && !removed.includes(name));
+    if (box.checked === wanted) continue;
     box.checked = !box.checked;
     box.dispatchEvent(new Event("change"));
   }
@@ -184,12 +199,18 @@ const apply = (section, query) => {
   writeAddress(section);
 };
 
-const select = (table, tab, query) => {
-  for (const other of tables) other.hidden = other !== table;
+// Show one of the sections: a table or the curves.
+const curves = document.getElementById("sweeps");
+const reveal = (section, id) => {
+  for (const other of curves ? [...tables, curves] : tables) other.hidden = other !== section;
   for (const link of document.querySelectorAll("nav.tables a[data-table]")) {
-    if (link.dataset.table === table.dataset.id) link.setAttribute("aria-current", "true");
+    if (link.dataset.table === id) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
   }
+};
+
+const select = (table, tab, query) => {
+  reveal(table, table.dataset.id);
   const sections = tabsOf(table);
   const chosen = sections.find((section) => section.dataset.tab === tab) ?? sections[0];
   for (const section of sections) section.hidden = section !== chosen;
@@ -204,8 +225,10 @@ const select = (table, tab, query) => {
 const follow = () => {
   const [id, query] = readAddress();
   const table = tables.find((one) => one.dataset.id === id.replace(/^t-/, ""));
+  const undecided = tables.every((one) => !one.hidden);
   if (table) select(table, query.get("tab"), query);
-  else if (tables.every((one) => !one.hidden)) select(tables[0], null, new URLSearchParams());
+  else if (curves && (id === "sweeps" || !tables.length)) reveal(curves, "sweeps");
+  else if (undecided && tables.length) select(tables[0], null, new URLSearchParams());
 };
 
 for (const table of tables) {
@@ -236,7 +259,7 @@ for (const table of tables) {
   });
   table.querySelector("section.board").before(list);
 }
-if (tables.length) {
+if (tables.length || curves) {
   follow();
   addEventListener("hashchange", follow);
   addEventListener("beforeprint", () => {

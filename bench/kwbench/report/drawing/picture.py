@@ -72,12 +72,15 @@ class Picture:
         return self.files(style, ["svg"])["svg"].decode()
 
     def chart(self) -> str:
-        """Return an SVG for web pages: in the style of papers, without a background, and quick: laid out in one pass."""
+        """Return an SVG for web pages: in the style of papers, without a background, and quick: laid out once."""
         with _settings(Style.PAPER):
             figure = self.figure(Style.PAPER)
             figure.patch.set_visible(False)
             for axes in figure.axes:
                 axes.patch.set_visible(False)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            _hide_crowded_labels(figure)
             return self._file(figure, "svg").decode()
 
     def figure(self, style: Style) -> "Figure":

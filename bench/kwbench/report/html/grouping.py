@@ -44,15 +44,15 @@ class Table:
         return sum(row.rank is not None for tab in self.tabs for row in tab.board.rows)
 
 
-def tables(boards: Sequence[Board], swept: Collection[str] = ()) -> list[Table]:
+def tables(boards: Sequence[Board], drawn: Collection[str] = ()) -> list[Table]:
     """Group boards into tables: attacks before natural perturbations, the table with the most evaluations first.
 
-    A board without other evaluations than those of sweeps, whose identities are `swept`, is left out.
+    A board without other evaluations than those drawn as curves, whose identities are `drawn`, is left out.
     """
     groups: dict[tuple[str, str, str, bool], list[Board]] = {}
     for board in boards:
         identities = {row.summary.evaluation.spec.identity for row in board.rows}
-        if not identities <= set(swept):
+        if not identities <= set(drawn):
             groups.setdefault((board.key.dataset, board.key.norm, board.key.eps, is_natural(board)), []).append(board)
     made = [
         Table(_slug(dataset, norm, eps, "natural" if natural else ""), dataset, group[0].threat, natural, _tabs(group))

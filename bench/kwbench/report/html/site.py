@@ -15,7 +15,7 @@ from kwbench.report.html.grouping import Table, run_file, tables
 from kwbench.report.html.leaderboard import Entry, PaperClaim, Remark, board_view, table_view
 from kwbench.report.html.model_facts import model_facts
 from kwbench.report.html.samples import samples_script
-from kwbench.report.html.sweeps import sweep_charts
+from kwbench.report.html.sweeps import complete_series, series_charts
 from kwbench.report.html.worst import worst_pictures
 from kwbench.report.page import asset_files, rendered, rendered_in_folder
 from kwbench.report.tables import csv_table
@@ -23,6 +23,7 @@ from kwbench.threat import exact_fraction
 from kwbench.verdict import CAVEAT, verdict_json, verdict_on_record
 
 if TYPE_CHECKING:
+    from kwbench.record.measurement import Measurement
     from kwbench.record.store import Store
     from kwbench.record.summary import Summary
     from kwbench.report.data import ReportData
@@ -36,13 +37,14 @@ def site(data: "ReportData") -> dict[str, str]:
     """Return the files of the pages by their path in the report's folder: pages, style, scripts, CSV and JSON."""
     pages = ("index.html", "compare.html", *(file for file in ("claims.html", "figures.html") if file in data.pages))
     entries = _entries(data, linked=True)
-    views = _views(data, entries)
+    series = _series(data)
+    views = _views(data, entries, series)
     index = rendered_in_folder("leaderboard.html.j2", pages=pages, scripts=_TABLES, **views, single=False)
     groups = _comparable(data)
     compare = rendered_in_folder("compare.html.j2", pages=pages, scripts=_COMPARE, groups=groups)
     files = {"index.html": index, "compare.html": compare, **asset_files(tuple(dict.fromkeys((*_TABLES, *_RUN, *_COMPARE))))}
     compared = {run for _, rows in groups for _, run in rows}
-    addresses = _table_addresses(data)
+    addresses = _table_addresses(data, series)
     for summary in data.summaries:
         entry = entries[summary.evaluation.id]
         name = run_file(summary)
@@ -66,19 +68,26 @@ def site(data: "ReportData") -> dict[str, str]:
     return files | {"results.csv": csv_table(data.summaries), "results.json": json.dumps(values, indent=1) + "\n"}
 
 
-def _table_addresses(data: "ReportData") -> dict[int, str]:
-    """Return where the leaderboard shows the table of each evaluation, by its id; an evaluation of a sweep has none."""
-    addresses = {}
-    for table in _tables(data):
+def _table_addresses(data: "ReportData", series: Sequence["Measurement"]) -> dict[int, str]:
+    """Return where the leaderboard shows each evaluation, by its id: in its table, or as part of a curve."""
+    drawn = _identities(series)
+    addresses = {summary.evaluation.id: "#sweeps" for summary in data.summaries if summary.evaluation.spec.identity in drawn}
+    for table in tables(data.suite_boards, drawn):
         for number, tab in enumerate(table.tabs):
             for summary in (*(row.summary for row in tab.board.rows), *tab.board.earlier):
                 addresses[summary.evaluation.id] = f"#{table.id}" + (f"?tab={tab.id}" if number else "")
     return addresses
 
 
-def _tables(data: "ReportData") -> list[Table]:
-    swept = {identity for sweep in data.sweeps for identity in sweep.spec["evaluations"]}
-    return tables(data.suite_boards, swept)
+def _identities(series: Sequence["Measurement"]) -> set[str]:
+    """Return the identities of the evaluations of these series."""
+    return {identity for measurement in series for identity in measurement.spec["evaluations"]}
+
+
+def _series(data: "ReportData") -> list["Measurement"]:
+    """Return the series of evaluations that are drawn as curves."""
+    sparsities = [measurement for measurement in data.store.experiments() if measurement.experiment == "sparsity"]
+    return complete_series([*data.sweeps, *sparsities], data.summaries)
 
 
 def _comparable(data: "ReportData") -> list[tuple[str, list[tuple[str, str]]]]:
@@ -94,13 +103,13 @@ def _comparable(data: "ReportData") -> list[tuple[str, list[tuple[str, str]]]]:
 
 def leaderboard_page(data: "ReportData") -> str:
     """Return the leaderboards as one self-contained page, without the pages of the evaluations."""
-    views = _views(data, _entries(data, linked=False))
+    views = _views(data, _entries(data, linked=False), _series(data))
     return rendered("leaderboard.html.j2", scripts=_TABLES, **views, single=True)
 
 
-def _views(data: "ReportData", entries: Mapping[int, Entry]) -> dict[str, Any]:
-    made = [_table(data.store, table, entries) for table in _tables(data)]
-    return {"tables": made, "sweeps": sweep_charts(data.sweeps, data.summaries), "caveat": CAVEAT}
+def _views(data: "ReportData", entries: Mapping[int, Entry], series: Sequence["Measurement"]) -> dict[str, Any]:
+    made = [_table(data.store, table, entries) for table in tables(data.suite_boards, _identities(series))]
+    return {"tables": made, "sweeps": series_charts(series, list(entries.values())), "caveat": CAVEAT}
 
 
 def _table(store: "Store", table: Table, entries: Mapping[int, Entry]) -> SimpleNamespace:
