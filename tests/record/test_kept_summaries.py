@@ -135,7 +135,7 @@ def test_a_changed_sample_is_noticed(path: Path, store: Store) -> None:
         summaries(again)
 
 
-def test_what_was_recorded_without_checksums_is_not_kept(path: Path, derived: list[str]) -> None:
+def test_what_was_recorded_without_checksums_is_not_kept(tmp_path: Path, path: Path, derived: list[str]) -> None:
     with closing(Store.open(str(former_record(3, path)))) as store:
         first = summaries(store)
         assert first
@@ -143,6 +143,7 @@ def test_what_was_recorded_without_checksums_is_not_kept(path: Path, derived: li
         for one, other in zip(first, summaries(store), strict=True):
             assert_equal(one, other)
     assert len(derived) == 2 * count
+    assert kept_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "folder"])

@@ -1,6 +1,6 @@
 """Summaries of a large record, kept in a file of this user, so that later reports need not derive them again.
 
-Each has a fingerprint of all that it was derived from: the code of kwbench, the evaluation, and the stored bytes of its
+Each has a fingerprint of all that it was derived from: the code, the evaluation, and the stored bytes of its
 outcomes. Where one of these changed, it is derived anew, which notices damage. The file is no part of the record, and may be
 deleted at any time.
 """
@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,9 +70,9 @@ class KeptSummaries:
         name = hashlib.sha256(str(Path(record).resolve() if "://" not in record else record).encode()).hexdigest()
         return cls(cache_folder("summaries") / name[:32])
 
-    def summary(self, print_: str | None, evaluation: Evaluation) -> Summary | None:
-        """Return the summary that was kept with this fingerprint; None if there is none."""
-        entry = self._entries.get(print_ or "")
+    def summary(self, key: str | None, evaluation: Evaluation) -> Summary | None:
+        """Return the summary of an evaluation that was kept with this fingerprint; None if there is none."""
+        entry = self._entries.get(key or "")
         if entry is None:
             return None
         specs = {attack.label: attack for attack in evaluation.spec.attacks}
@@ -89,36 +90,12 @@ class KeptSummaries:
 
     def write(self, summaries: Mapping[str | None, Summary]) -> None:
         """Keep these summaries, by fingerprint, and no others; only complete ones that have a fingerprint."""
-        entries: dict[str, Any] = {}
-        parts: list[bytes] = []
-        places: dict[bytes, list[int]] = {}
-        end = 0
-        for print_, summary in summaries.items():
-            if print_ is None or not summary.complete:
-                continue
-            listed = {}
-            for name, kind in _ARRAYS.items():
-                array = getattr(summary, name)
-                if array is None:
-                    continue
-                packed = compress(pack([array.astype(_STORED[kind])]))
-                if packed not in places:
-                    places[packed] = [end, len(packed), len(array)]
-                    parts.append(packed)
-                    end += len(packed)
-                listed[name] = places[packed]
-            clean = () if summary.clean is None else (summary.clean,)
-            entries[print_] = {
-                "numbers": {name: _plain(getattr(summary, name)) for name in _NUMBERS},
-                "attacks": [
-                    {name: _plain(getattr(attack, name)) for name in _ATTACK_NUMBERS} for attack in (*clean, *summary.attacks)
-                ],
-                "arrays": listed,
-            }
-        head = json.dumps({"code": code_digest(), "entries": entries}).encode()
-        content = len(head).to_bytes(8, "big") + head + b"".join(parts)
+        content = _Content()
+        entries = {key: _entry(summary, content) for key, summary in summaries.items() if key is not None and summary.complete}
+        head = json.dumps({"code": _code(), "entries": entries}).encode()
+        whole = len(head).to_bytes(8, "big") + head + b"".join(content.parts)
         with suppress(CannotEvaluate):  # without a file that can be written, the next report derives them anew
-            write_whole(self._file, hashlib.sha256(content).digest() + content)
+            write_whole(self._file, hashlib.sha256(whole).digest() + whole)
 
     def _array(self, kind: str, start: int, length: int, n: int) -> NDArray[Any]:
         packed = self._content[start : start + length]
@@ -129,7 +106,27 @@ class KeptSummaries:
         return self._shared[packed]
 
 
-_STORED = {"i": np.int64, "f": np.float64}
+class _Content:
+    """Packed arrays, one after the other, and equal ones once."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self._places: dict[bytes, tuple[int, int, int]] = {}
+        self._end = 0
+
+    def add(self, array: NDArray[Any], kind: str) -> tuple[int, int, int]:
+        """Add an array (n,), and return where its bytes start, their number, and n."""
+        packed = compress(pack([array.astype({"i": np.int64, "f": np.float64}[kind])]))
+        if packed not in self._places:
+            self._places[packed] = self._end, len(packed), len(array)
+            self.parts.append(packed)
+            self._end += len(packed)
+        return self._places[packed]
+
+
+def _code() -> list[str]:
+    """Return what identifies the code that derives summaries."""
+    return [code_digest(), version("numpy"), version("scipy")]
 
 
 def _read(file: Path) -> tuple[dict[str, Any], bytes]:
@@ -140,9 +137,20 @@ def _read(file: Path) -> tuple[dict[str, Any], bytes]:
         if hashlib.sha256(content).digest() == whole[:_DIGEST_BYTES]:
             start = 8 + int.from_bytes(content[:8], "big")
             head = json.loads(content[8:start])
-            if head["code"] == code_digest():
+            if head["code"] == _code():
                 return head["entries"], content[start:]
     return {}, b""
+
+
+def _entry(summary: Summary, content: _Content) -> dict[str, Any]:
+    """Return what is kept of a summary, as JSON values and the places of its arrays."""
+    arrays = {name: (getattr(summary, name), kind) for name, kind in _ARRAYS.items()}
+    attacks = [summary.clean, *summary.attacks] if summary.clean is not None else summary.attacks
+    return {
+        "numbers": {name: _plain(getattr(summary, name)) for name in _NUMBERS},
+        "attacks": [{name: _plain(getattr(attack, name)) for name in _ATTACK_NUMBERS} for attack in attacks],
+        "arrays": {name: content.add(array, kind) for name, (array, kind) in arrays.items() if array is not None},
+    }
 
 
 def _attack(values: Mapping[str, Any], specs: Mapping[str, AttackSpec]) -> AttackSummary:

@@ -37,12 +37,12 @@ def _kept_or_derived(store: Store, evaluations: Sequence[Evaluation]) -> list[Su
     """Return the summaries of all evaluations: kept ones of the same outcomes, and others derived and kept from now on."""
     file = KeptSummaries.of(store.name)
     stored = store.fingerprints(_runs(evaluations))
-    prints = {one.id: fingerprint(one, stored) for one in evaluations}
-    kept = {one.id: file.summary(prints[one.id], one) for one in evaluations}
+    keys = {one.id: fingerprint(one, stored) for one in evaluations}
+    kept = {one.id: file.summary(keys[one.id], one) for one in evaluations}
     others = [one for one in evaluations if kept[one.id] is None]
     derived = {summary.evaluation.id: summary for summary in _derived(store, others)} if others else {}
-    if derived:
-        file.write({prints[number]: summary for number, summary in (kept | derived).items() if summary is not None})
+    if any(keys[number] is not None and summary.complete for number, summary in derived.items()):
+        file.write({keys[number]: summary for number, summary in (kept | derived).items() if summary is not None})
     return [kept[one.id] or derived[one.id] for one in evaluations]
 
 
