@@ -277,6 +277,8 @@ def test_accuracy_against_passes_is_drawn_in_the_colours_of_the_theme(browser: A
     page, complaints, _ = visit(browser, run_of(reports, "first"), color_scheme="light")
     assert page.is_visible("#survival canvas[role=img]")
     assert "fgsm" in page.inner_text("#survival .u-legend")
+    colon = "getComputedStyle(document.querySelector('#survival .u-legend th'), '::after').content"
+    assert page.evaluate(colon) == "none"
     light = page.locator("#survival canvas").screenshot()
     page.emulate_media(color_scheme="dark")
     await_value(page, "getComputedStyle(document.body).colorScheme", "light dark")
@@ -334,8 +336,23 @@ def test_two_models_are_compared_sample_by_sample(browser: Any, reports: Path) -
     assert links == [f"runs/{first}.html", f"runs/{second}.html", *samples]
     # The whole names are to be read.
     assert page.evaluate("document.getElementById('first').offsetWidth") > page.evaluate(WIDTH_OF_NAME)
+    assert "kwbench compare first second" in page.inner_text("#comparison .hint >> nth=0")
     page.select_option("#second", first)
     assert page.url.endswith(f"#a={first}&b={first}")
+    assert complaints == []
+    page.close()
+
+
+def test_a_comparison_under_other_attacks_says_so_and_names_no_command(browser: Any, tmp_path: Path) -> None:
+    def differing(store: Store) -> None:
+        for model, steps in (("first", 10), ("second", 20)):
+            deterministic(store, {"clean": "hh", "pgd": "hb"}, model=model, attacks={"clean": {}, "pgd": {"steps": steps}})
+
+    page, complaints, _ = visit(browser, written(tmp_path, differing) / "compare.html")
+    page.wait_for_selector("#comparison table")
+    note = page.inner_text("#comparison .hint >> nth=0")
+    assert "had other attacks for one of the models" in note
+    assert "kwbench compare" not in note
     assert complaints == []
     page.close()
 

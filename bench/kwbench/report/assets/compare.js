@@ -74,9 +74,12 @@ const show = (first, second) => {
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", "Accuracy of both models");
   place.replaceChildren(scroll);
-  const command = element("code", { textContent: `kwbench compare ${first.model} ${second.model}` });
   const cascade = first.cascade || second.cascade ? "Attacks of a cascade did not see every sample and are left out. " : "";
-  place.append(element("p", { className: "hint" }, `${cascade}Intervals: Agresti and Min (2005). `, command, " tests the differences."));
+  const note = element("p", { className: "hint" }, `${cascade}Intervals: Agresti and Min (2005). `);
+  if (first.protocol === second.protocol) {
+    note.append(element("code", { textContent: `kwbench compare ${first.model} ${second.model}` }), " tests the differences.");
+  } else note.append("The suite of this name had other attacks for one of the models. Robust accuracies remain comparable; those under single attacks perhaps not.");
+  place.append(note);
   if (!first.robustValues || !second.robustValues) return;
   // What broke the other model on the samples that one keeps.
   for (const [keeper, loser] of [[first, second], [second, first]]) {

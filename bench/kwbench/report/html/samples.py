@@ -1,6 +1,7 @@
 """The samples of one evaluation, as a script that its page and the comparison load. Pages on disk cannot fetch other files."""
 
 import base64
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ def samples_script(store: Store, summary: Summary, outcomes: Mapping[str, Outcom
         "run": run_file(summary),
         "model": plain(summary.model),
         "title": plain(f"{summary.dataset}, {summary.threat}, {spec.suite}"),
-        "comparable": json.dumps(comparison_key(summary.evaluation)._replace(protocol="")),
+        "protocol": hashlib.sha256(comparison_key(summary.evaluation).protocol.encode()).hexdigest()[:16],
         "stochastic": summary.stochastic,
         "norm": spec.threat.norm,
         "attacks": [plain(label) for label in labels],
