@@ -53,6 +53,14 @@ def test_where_nothing_held_no_model_is_called_the_most_robust(store: Store, tmp
     assert "Most robust" not in text
 
 
+def test_probabilities_that_round_to_nothing_make_no_model_robust(store: Store, tmp_path: Path) -> None:
+    for model, least in (("a", 1), ("b", 0)):
+        spec = specification(model, n=50, stochastic=True)
+        drawn_rows = {CLEAN: drawn([90] * 50, [90] * 50), "pgd": drawn([0] * 50, [least] + [0] * 49)}
+        record(store, spec, drawn_rows)
+    assert "No model is robust: all 2 models have Arob 0.0 %" in answer(store, tmp_path)
+
+
 def test_the_answer_counts_the_models_that_do_not_differ_from_the_best(store: Store, tmp_path: Path) -> None:
     network(store, "best", 0.9, {"pgd": 0.80})
     assert answer(store, tmp_path / "0").endswith("of 360 images.")

@@ -519,6 +519,13 @@ def test_measured_tables_of_the_claims_fit_a_screen(browser: Any, reports: Path)
     page.close()
 
 
+def test_the_status_of_the_claims_fits_a_phone(browser: Any, reports: Path) -> None:
+    page, _, _ = visit(browser, reports / "claims.html", viewport={"width": 390, "height": 800})
+    width = "document.querySelector('.status').{}".format
+    assert page.evaluate(width("scrollWidth")) <= page.evaluate(width("parentElement.clientWidth"))
+    page.close()
+
+
 def test_nothing_is_cut_in_print(browser: Any, reports: Path) -> None:
     # A4 across, less the margins, at 96 pixels an inch.
     page, _, _ = visit(browser, reports / "index.html", TABLE, viewport={"width": 1032, "height": 700})

@@ -34,16 +34,18 @@ def best_model(ranked: Sequence["Entry"]) -> SimpleNamespace | None:
     first = ranked[0]
     summary, others = first.summary, [entry for entry in ranked[1:] if entry.row is not None and entry.row.tied]
     gap = first.verdict.overestimate if first.verdict else None
+    rob = None if summary.a_rob is None else percent(summary.a_rob.value, summary.n)
     return SimpleNamespace(
         model=summary.model,
         href=first.href,
-        rob=None if summary.a_rob is None else percent(summary.a_rob.value, summary.n),
+        rob=rob,
         span=None if summary.a_rob is None else span_text(summary.a_rob, summary.n),
         protocol=None if summary.a_protocol is None else percent(summary.a_protocol.value, summary.n),
         protocol_attacks=", ".join(summary.protocol),
         overestimate=None if gap is None else _gap_text(gap),
         verdict=first.verdict.conclusion if first.verdict else None,
-        none_held=len(ranked) > 1 and summary.a_rob is not None and summary.a_rob.value == 0,
+        # As far as the page shows it: means of probabilities are hardly ever 0.
+        none_held=len(ranked) > 1 and rob is not None and float(rob) == 0,
         models=len(ranked),
         compared=_compared(len(others), len(ranked) - 1),
     )
