@@ -483,6 +483,8 @@ def test_a_phone_shows_the_robust_accuracies_and_the_three_images_of_a_sample(br
     tops = page.evaluate("[...document.querySelectorAll('.sample figure')].map(figure => figure.getBoundingClientRect().top)")
     assert len(tops) == 3
     assert len(set(tops)) == 1
+    # The grid of samples and attacks is in sight too.
+    assert page.evaluate("document.querySelector('.grid .cell:last-child').getBoundingClientRect().right") <= 390
     page.close()
 
 

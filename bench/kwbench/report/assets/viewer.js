@@ -46,15 +46,17 @@ function kwbenchRun(data) {
 
   const symbols = { w: "×", b: "●", h: "○", i: "!", e: "!" };
   const text = DataTable.render.text();
+  // On a phone the attacks have the room; the sample shown has the rest.
+  const roomy = !matchMedia("(max-width: 48rem)").matches;
   const columns = [
     { title: "Sample", data: "index", className: "num", render: (index, type) => (type === "display" ? `<button type="button">${index}</button>` : index) },
     { title: "Class", data: "name", render: text },
-    { title: run.stochastic ? "One draw" : "Predicted", data: "predicted", render: text },
+    { title: run.stochastic ? "One draw" : "Predicted", visible: roomy, data: "predicted", render: text },
     { title: "Result", data: "result" },
-    { title: "Broken by", data: "by", render: text },
-    { title: "Passes", data: "passes", className: "num" },
-    { title: "Distance", data: "distance", className: "num" },
-    ...(run.stochastic ? [{ title: "Right draws", data: "share", className: "num" }] : []),
+    { title: "Broken by", visible: roomy, data: "by", render: text },
+    { title: "Passes", visible: roomy, data: "passes", className: "num" },
+    { title: "Distance", visible: roomy, data: "distance", className: "num" },
+    ...(run.stochastic ? [{ title: "Right draws", visible: roomy, data: "share", className: "num" }] : []),
     ...run.attacks.slice(1).map((_, number) => ({
       title: "",
       data: `attack${number + 1}`,
