@@ -36,6 +36,10 @@ class Nodes:
 
         # The names of sockets, which lie below, may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="kwr-", dir="/tmp"))
+        # Ray notes the address of the newest cluster below this folder, which must exist; by default it is that of all users.
+        (self.folder / "ray").mkdir()
+        self._ray_folder = os.environ.get("RAY_TMPDIR")
+        os.environ["RAY_TMPDIR"] = str(self.folder)
         self.started: set[int] = set()
         self._cluster: Any = Cluster()
         self._start(
@@ -88,6 +92,9 @@ class Nodes:
         import ray
 
         ray.shutdown()
+        os.environ.pop("RAY_TMPDIR")
+        if self._ray_folder is not None:
+            os.environ["RAY_TMPDIR"] = self._ray_folder
         self._note()
         self._cluster.shutdown()
         latest = time.monotonic() + 90
