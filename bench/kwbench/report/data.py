@@ -41,9 +41,14 @@ class ReportData:
         return boards(self.summaries, any_definition=True)
 
     @cached_property
+    def experiments(self) -> list[Measurement]:
+        """The measurements of experiments, the newest last."""
+        return self.store.experiments()
+
+    @cached_property
     def sweeps(self) -> list[Measurement]:
         """The sweeps of a parameter, the newest last."""
-        return [measurement for measurement in self.store.experiments() if measurement.experiment == "sweep"]
+        return [measurement for measurement in self.experiments if measurement.experiment == "sweep"]
 
     @cached_property
     def claims(self) -> "tuple[list[ClaimComparison], list[Remark], list[Summary]]":
@@ -59,4 +64,4 @@ class ReportData:
         """Every figure that the record can give."""
         from kwbench.report.figures import figures
 
-        return figures(self.store.experiments(), self.summaries, self.boards)
+        return figures(self.experiments, self.summaries, self.boards)

@@ -86,7 +86,7 @@ def _identities(series: Sequence["Measurement"]) -> set[str]:
 
 def _series(data: "ReportData") -> list["Measurement"]:
     """Return the series of evaluations that are drawn as curves."""
-    sparsities = [measurement for measurement in data.store.experiments() if measurement.experiment == "sparsity"]
+    sparsities = [measurement for measurement in data.experiments if measurement.experiment == "sparsity"]
     return complete_series([*data.sweeps, *sparsities], data.summaries)
 
 
