@@ -488,14 +488,19 @@ def test_a_phone_shows_the_robust_accuracies_and_the_three_images_of_a_sample(br
     page.close()
 
 
-def test_figures_keep_their_size_on_a_phone_and_fill_their_frame_on_a_screen(browser: Any, tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "results.db"), create=True)
+def page_of_a_sweep(folder: Path) -> Path:
+    """Write the page of figures of a record with one sweep, and return its path."""
+    store = Store.open(str(folder / "results.db"), create=True)
     evaluations = [deterministic(store, {"clean": "hhhh", "pgd": "hhbb"}, eps=eps) for eps in ("0.1", "0.2")]
     spec = {"over": "eps", "values": ["0.1", "0.2"], "suite": "papers"}
     record_series(store, "sweep", evaluations, spec, {"place": np.array([0.1, 0.2])}, model="net")
-    write_report(store, tmp_path, {"figures"})
+    write_report(store, folder, {"figures"})
     store.close()
-    page, complaints, _ = visit(browser, tmp_path / "figures.html", viewport={"width": 390, "height": 800})
+    return folder / "figures.html"
+
+
+def test_figures_keep_their_size_on_a_phone_and_fill_their_frame_on_a_screen(browser: Any, tmp_path: Path) -> None:
+    page, complaints, _ = visit(browser, page_of_a_sweep(tmp_path), viewport={"width": 390, "height": 800})
     width = "document.querySelector('{}').getBoundingClientRect().width".format
     assert page.evaluate(width("figure .scroll")) <= 390
     assert page.evaluate(width(".picture")) > 500
@@ -541,13 +546,7 @@ def test_nothing_is_cut_in_print(browser: Any, reports: Path) -> None:
 
 
 def test_pictures_fit_a_printed_page(browser: Any, tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path / "results.db"), create=True)
-    evaluations = [deterministic(store, {"clean": "hhhh", "pgd": "hhbb"}, eps=eps) for eps in ("0.1", "0.2")]
-    spec = {"over": "eps", "values": ["0.1", "0.2"], "suite": "papers"}
-    record_series(store, "sweep", evaluations, spec, {"place": np.array([0.1, 0.2])}, model="net")
-    write_report(store, tmp_path, {"figures"})
-    store.close()
-    page, _, _ = visit(browser, tmp_path / "figures.html")
+    page, _, _ = visit(browser, page_of_a_sweep(tmp_path))
     high = "<svg xmlns='http://www.w3.org/2000/svg' width='1230' height='2572'/>"
     page.evaluate("source => { document.querySelector('.picture').src = source }", f"data:image/svg+xml,{quote(high)}")
     await_value(page, "document.querySelector('.picture').naturalHeight", 2572)
