@@ -33,7 +33,7 @@ def derive(
 
     Args:
         evaluation: the evaluation.
-        tallies: the outcomes of its attack runs, by id; of others, too.
+        tallies: the outcomes of its attack runs, by the id of the run; they may include other runs.
         reasons: the notes of outcomes that are invalid or errors, each with its count, by attack run.
     """
     spec = evaluation.spec

@@ -56,13 +56,13 @@ def _compared(tied: int, others: int) -> str | None:
     if not others:
         return None
     if not tied:
-        said = f"It differs significantly from {'the other model' if others == 1 else f'all {others} others'}"
+        sentence = f"It differs significantly from {'the other model' if others == 1 else f'all {others} others'}"
     elif tied == others:
-        said = "The other model does" if others == 1 else f"All {others} others do"
-        said += " not differ significantly from it"
+        sentence = "The other model does" if others == 1 else f"All {others} others do"
+        sentence += " not differ significantly from it"
     else:
-        said = f"{tied} of the {others} others {'does' if tied == 1 else 'do'} not differ significantly from it"
-    return f"{said} (paired tests, {100 * LEVEL:g} %, Holm)."
+        sentence = f"{tied} of the {others} others {'does' if tied == 1 else 'do'} not differ significantly from it"
+    return f"{sentence} (paired tests, {100 * LEVEL:g} %, Holm)."
 
 
 def _gap_text(gap: Interval) -> str:
