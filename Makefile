@@ -17,9 +17,9 @@ demo: setup
 	$(BIN)/kwbench evaluate resnet18-kwta0.1 --attack all
 	$(BIN)/kwbench report --html
 
-# A process for each core; a file's tests stay together, for they share what is slow to make.
+# A file's tests stay together, for they share what is slow to make.
 test: setup check
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # The wheel in a fresh environment, with the oldest dependencies that it allows: a command, and tests of the record.
 test-lowest:

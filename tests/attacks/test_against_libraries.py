@@ -244,6 +244,7 @@ def test_pyautoattack_square_never_places_a_square_at_the_end() -> None:
     assert max(int(attack.random_int(0, 8 - 1)) for _ in range(500)) == 6
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("version", ["standard", "rand"])
 def test_autoattack_equals_pyautoattack_sample_by_sample(batch: Batch, version: str) -> None:
     few, threat, model = batch.take(range(16)), LINF, cnn(tile=16)

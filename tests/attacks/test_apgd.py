@@ -361,6 +361,7 @@ def test_meaningless_parameters_are_refused(parameters: dict[str, Any], message:
 WHOLE_BUDGET = ("pgd", "apgd", "fgsm", "mim", "transfer", "square")
 
 
+@pytest.mark.heavy
 def test_no_attack_costs_more_passes_than_declared() -> None:
     batch = first_images(3)
     parameters: dict[str, dict[str, Any]] = {

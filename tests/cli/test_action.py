@@ -50,6 +50,7 @@ def run_steps(folder: Path, given: dict[str, str], *steps: str) -> list[subproce
     return runs
 
 
+@pytest.mark.heavy
 def test_the_steps_evaluate_compare_and_fail_on_a_missing_baseline_or_a_regression(tmp_path: Path) -> None:
     write_registry(tmp_path)
     (tmp_path / "quick.yaml").write_text("attacks: {noop: {}, fgsm: {}}\n")

@@ -49,6 +49,7 @@ def test_every_relative_link_of_the_repository_leads_to_a_file() -> None:
                 assert (REPOSITORY / target).exists(), f"{page} links to {target}"
 
 
+@pytest.mark.heavy
 @pytest.mark.browser
 def test_in_a_browser_the_pages_complain_of_nothing_and_load_nothing_from_the_network(browser: Any, site: Path) -> None:
     pages = sorted(path for path in site.rglob("*.html") if path.name != "404.html")

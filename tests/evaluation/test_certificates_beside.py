@@ -47,6 +47,7 @@ def evaluated(folder: Path, kind: str, n: int, **options: Any) -> EvaluationResu
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["relu", "kwta_wide"])
 def test_what_is_certified_what_is_not_broken_and_what_was_solved_are_the_same(kind: str, tmp_path: Path) -> None:
     result = evaluated(tmp_path, kind, exact_truth.SAMPLES)

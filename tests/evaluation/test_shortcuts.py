@@ -33,6 +33,7 @@ def evaluated(folder: Path, suite: Suite, name: str) -> Summary:
         store.close()
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_strong_ends_no_higher_than_its_attacks_in_full(tmp_path: Path) -> None:
     path = tmp_path / "full.yaml"

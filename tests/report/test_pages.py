@@ -457,6 +457,7 @@ def test_the_policy_stops_what_should_ever_slip_in(browser: Any, reports: Path, 
     page.close()
 
 
+@pytest.mark.heavy
 def test_axe_finds_nothing_on_any_page_in_either_theme(browser: Any, reports: Path) -> None:
     names = ("index.html", "compare.html", "claims.html")
     for path in (*(reports / name for name in names), run_of(reports, "first"), run_of(reports, "masked")):

@@ -133,6 +133,7 @@ class Ends(Task[None]):
         os._exit(1)
 
 
+@pytest.mark.heavy
 def test_three_nodes_leave_the_rows_of_one_process_bit_for_bit(
     cluster: Cluster, registry: Path, tmp_path: Path, told: list[str]
 ) -> None:
