@@ -35,6 +35,24 @@ def test_hard_winners_are_drawn_with_the_frequencies_of_softmax(units: int, dtyp
     assert chisquare(wins.numpy(), expected.numpy()).pvalue > 0.001
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 6), (5, 4, 7, 3), (40, 16, 32, 32), (0, 4, 2, 2)])
+def test_relaxed_samples_have_the_same_bits_with_and_without_a_gradient(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    layer = stochastic_lwta(sampling="relaxed")
+    x = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(4))).to(dtype)
+    if len(x):
+        x.view(-1)[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    torch.manual_seed(5)
+    with_gradient = layer(x.clone().requires_grad_()).detach()
+    drawn_next = torch.rand(1)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        without = layer(x)
+    assert torch.equal(without.nan_to_num(7.0), with_gradient.nan_to_num(7.0))
+    assert torch.equal(without.isnan(), with_gradient.isnan())
+    assert torch.equal(torch.rand(1), drawn_next)
+
+
 @pytest.mark.parametrize("units", [2, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_relaxed_sample_at_a_small_temperature_has_the_same_winners(units: int, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ from kwbench.networks.activations.fused_operation import (
     can_fuse,
     empty_like,
     has_zero,
+    is_batched,
     no_zero_winners,
     run_fused,
     write_winners,
@@ -21,6 +22,9 @@ from kwbench.networks.activations.fused_operation import (
 )
 
 Sampling = Literal["hard", "relaxed"]
+
+# The sigmoid of this and of anything larger is 1 in float64, too.
+_SATURATED = 40.0
 
 
 class StochasticLwta(nn.Module):
@@ -59,10 +63,7 @@ class StochasticLwta(nn.Module):
         if not self.training and self.sampling == "hard" and on_gpu.can_run(x):
             return on_gpu.drawn(x, self.units, *(_duel_limits(blocks) if self.units == 2 else _limits(blocks)))
         if not self.training and self.units == 2:
-            # Contiguous only: with another memory order the values would get other draws.
-            if self.sampling == "hard" and can_fuse(x) and x.is_contiguous():
-                return run_fused(x, _draw)
-            return self._duel(*blocks.unbind(2))
+            return self._duel(x)
         if not self.training and self.sampling == "hard":
             return (blocks * _one_hot_sample(blocks.detach())).flatten(1, 2)
         gumbel = _gumbel_noise(blocks)
@@ -76,8 +77,15 @@ class StochasticLwta(nn.Module):
         mask = F.softmax((blocks + gumbel) / self.temperature, dim=2).to(blocks.dtype)
         return (blocks * mask).flatten(1, 2)
 
-    def _duel(self, first: Tensor, second: Tensor) -> Tensor:
+    def _duel(self, x: Tensor) -> Tensor:
         """Draw between two units at half the cost: the softmax of two values is the sigmoid of their difference."""
+        # Contiguous only: with another memory order the values would get other draws.
+        if can_fuse(x) and x.is_contiguous():
+            if self.sampling == "hard":
+                return run_fused(x, _draw)
+            if not torch.is_grad_enabled() and not is_batched(x):
+                return _share(x, self.temperature)
+        first, second = x.unflatten(1, (-1, 2)).unbind(2)  # type: ignore[no-untyped-call]
         lead = first - second
         if self.sampling == "hard":
             wins = torch.rand_like(lead, dtype=_at_least_float32(lead)) < lead.detach().to(_at_least_float32(lead)).sigmoid()
@@ -110,6 +118,22 @@ def _draw(x: Tensor, out: Tensor) -> Tensor:
             wins = drawn[samples] < chance[samples]
             zeros.append(zero_winner_indices(x[samples], torch.stack([wins, ~wins], dim=2).flatten(1, 2), samples.start))
     return torch.cat(zeros)
+
+
+def _share(x: Tensor, temperature: float) -> Tensor:
+    """Share values among two units with the bits of `_duel` without a gradient, in four fifths of its time. x is contiguous."""
+    out = empty_like(x)
+    blocks: Tensor = x.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
+    results: Tensor = out.unflatten(1, (-1, 2))  # type: ignore[no-untyped-call]
+    noise = torch.rand(blocks[:, :, 0].shape, dtype=_at_least_float32(x))
+    for samples in cache_sized_slices(x):
+        first, second = blocks[samples].unbind(2)
+        lead = noise[samples].logit_(2**-24).add_(first - second)
+        # From about 17 the sigmoid is 1. Beyond 87 its exponential is a denormal number, which takes ten times as long.
+        share = lead.div_(temperature).clamp_(max=_SATURATED).sigmoid_().to(x.dtype)
+        torch.mul(first, share, out=results[samples, :, 0])
+        torch.mul(second, share.neg_().add_(1), out=results[samples, :, 1])
+    return out
 
 
 def _one_hot_sample(blocks: Tensor) -> Tensor:
