@@ -275,29 +275,39 @@ def _examples(case: _Case, batch: Batch, z: Tensor) -> list[Example]:
     decoded = (x + _per_image(scale) * residual).clamp(0, 1)
     inside = distance(x, decoded, case.threat.norm) <= case.threat.radius + TOLERANCE
     model.reseed(case.seed, case.label, "example", *batch.samples)
-    draws = SELECTION_DRAWS if model.stochastic else 1
-    broken = 2 * model.count_correct(decoded, batch.y, draws)[0] < draws
-    small = (inside & broken).tolist()
-    after = torch.where(_per_image(inside & broken), decoded, z)
-    pairs = zip(_probabilities(model, x), _probabilities(model, after), strict=True)
+    if model.stochastic:
+        kept = inside & (2 * model.count_correct(decoded, batch.y, SELECTION_DRAWS)[0] < SELECTION_DRAWS)
+        after = torch.where(_per_image(kept), decoded, z)
+        shown = [_probabilities(draws) for draws in (_screen(model, x), _screen(model, after))]
+    else:
+        with torch.no_grad():
+            of_clean, of_decoded, of_proposed = model(torch.cat([x, decoded, z])).chunk(3)
+        kept = inside & _fails(of_decoded, batch.y)
+        shown = [_probabilities([logits]) for logits in (of_clean, torch.where(kept[:, None], of_decoded, of_proposed))]
+    small = kept.tolist()
     return [
         Example(
             clean=x[row].cpu().numpy(),
             residual=residual[row].to(torch.int8).cpu().numpy() if small[row] else None,
             scale=float(scale[row]),
             image=None if small[row] else z[row].cpu().numpy(),
-            before=before_it,
-            after=after_it,
+            before=before,
+            after=after,
         )
-        for row, (before_it, after_it) in enumerate(pairs)
+        for row, (before, after) in enumerate(zip(*shown, strict=True))
     ]
 
 
-def _probabilities(model: Model, x: Tensor) -> list[Probabilities]:
-    """Return the most probable classes of each image; of a stochastic model, the mean over draws."""
+def _screen(model: Model, x: Tensor) -> list[Tensor]:
+    """Return the logits (b, k) of SCREENING_DRAWS draws."""
     with torch.no_grad():
-        draws = [model(x).softmax(dim=1) for _ in range(SCREENING_DRAWS if model.stochastic else 1)]
-    values, classes = torch.stack(draws).mean(dim=0).nan_to_num().topk(min(SHOWN_CLASSES, draws[0].shape[1]), dim=1)
+        return [model(x) for _ in range(SCREENING_DRAWS)]
+
+
+def _probabilities(draws: list[Tensor]) -> list[Probabilities]:
+    """Return the most probable classes of each image from logits (b, k) of draws: the mean of their probabilities."""
+    mean = torch.stack([logits.softmax(dim=1) for logits in draws]).mean(dim=0)
+    values, classes = mean.nan_to_num().topk(min(SHOWN_CLASSES, mean.shape[1]), dim=1)
     pairs = zip(classes.tolist(), values.tolist(), strict=True)
     return [tuple((number, round(value, 4)) for number, value in zip(*pair, strict=True)) for pair in pairs]
 
@@ -348,12 +358,14 @@ def _note(finite: bool, adversarial: bool) -> str:
 def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat: Mapping[str, int] | None = None) -> "_Score":
     """Predict z (b, c, h, w) in float32, with random numbers that depend on the label and the samples only."""
     model.reseed(seed, label, "predict", *batch.samples)
-    predicted, finite = model.predict(z)
     if not model.stochastic:
-        broken = (predicted != batch.y) | ~finite
-        failures = [REPETITIONS] * len(z) if label == CLEAN else _failures_again(model, batch, z, broken, seed, label)
+        with torch.no_grad():
+            logits = model(z)
+        broken = _fails(logits, batch.y)
+        failures = [REPETITIONS] * len(z) if label == CLEAN else _failures_again(model, batch, z, logits, seed, label)
         kept = [was and 2 * failed > REPETITIONS for was, failed in zip(broken.tolist(), failures, strict=True)]
-        return _Score(predicted.tolist(), finite.tolist(), kept, None, failures)
+        return _Score(logits.argmax(dim=1).tolist(), are_answers(logits).tolist(), kept, None, failures)
+    predicted, finite = model.predict(z)
     rows = torch.arange(len(z), device=z.device)
     bar = torch.full_like(rows, SELECTION_DRAWS + 1)
     if to_beat is not None:
@@ -378,23 +390,23 @@ def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat
     return _Score(predicted.tolist(), finite.tolist(), broken.tolist(), tally.T.tolist())
 
 
-def _failures_again(model: Model, batch: Batch, z: Tensor, broken: Tensor, seed: int, label: str) -> list[int]:
+def _failures_again(model: Model, batch: Batch, z: Tensor, first: Tensor, seed: int, label: str) -> list[int]:
     """Return how often z (b, c, h, w) fails when it is asked REPETITIONS times more; all of them where the logits repeat.
 
-    Each time the global generators have another seed. Two repetitions show whether anything changes.
+    `first` are the logits (b, k) of the first answer. Each time the global generators have another seed. One repetition shows
+    whether anything changes.
     """
     failures = [REPETITIONS] * len(z)
-    rows = broken.nonzero().flatten()
+    rows = _fails(first, batch.y).nonzero().flatten()
     answers: list[Tensor] = []
     for repetition in range(REPETITIONS):
         if not len(rows):
             return failures
         with torch.no_grad(), seeded_globally(derived_seed(seed, label, "again", repetition)):
             answers.append(model(z[rows]))
-        if repetition == 1:
-            equal = (answers[0].nan_to_num() == answers[1].nan_to_num()).all(dim=1)
-            changed = ~(equal & _fails(answers[0], batch.y[rows]))
-            rows, answers = rows[changed], [logits[changed] for logits in answers]
+        if repetition == 0:
+            changed = (answers[0].nan_to_num() != first[rows].nan_to_num()).any(dim=1)
+            rows, answers = rows[changed], [answers[0][changed]]
     wrong = torch.stack([_fails(logits, batch.y[rows]) for logits in answers]).sum(dim=0)
     for row, count in zip(rows.tolist(), wrong.tolist(), strict=True):
         failures[row] = count
