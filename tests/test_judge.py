@@ -366,6 +366,28 @@ def test_a_lucky_answer_of_a_model_that_is_random_where_attacks_end_is_no_break(
     )
 
 
+@pytest.mark.parametrize(("of_known_layers", "passes"), [(True, 1), (False, 2)])
+def test_a_network_of_known_layers_is_asked_once_and_another_twice_about_a_broken_image(
+    of_known_layers: bool, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = sharp(first_images(16))
+    model = wrapped(trained_cnn() if of_known_layers else RandomFarAway(trained_cnn(), batch.x, 0.0))
+    sizes = list[int]()
+    call = Model.__call__
+
+    def counted(model: Model, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        sizes.append(len(x))
+        return call(model, x, rows)
+
+    clean = judge_clean(model, batch, 0)
+    monkeypatch.setattr(Model, "__call__", counted)
+    outcomes = judge(model, Proposing(_corners), "t", batch, ThreatModel.of("linf", "0.12"), 0, clean)
+    broken = sum(outcome.status is Status.BROKEN for outcome in outcomes)
+    attacked = sum(outcome.status is not Status.WRONG for outcome in outcomes)
+    assert 0 < broken < attacked
+    assert sizes == [attacked, broken][:passes]
+
+
 def test_a_model_that_is_random_only_at_corners_is_taken_for_random() -> None:
     batch = first_images(16)
     network = RandomFarAway(trained_cnn(), batch.x, 1.0)

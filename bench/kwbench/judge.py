@@ -5,8 +5,8 @@ The rules for a proposal, in this order:
 - It is `invalid` unless it is an image of the right shape, finite, within [0, 1], and inside the ball by its float64 distance.
   Proposals of minimum-norm attacks may lie outside the ball.
 - A deterministic model is asked for its float32 prediction. The sample is `broken` if the prediction is wrong or the logits are
-  no answer (one is NaN, or the largest is not finite), else `held`. Luck is not a break: what is broken is asked again under
-  other seeds, and 20 times if an answer differs. Then most of the answers decide.
+  no answer (one is NaN, or the largest is not finite), else `held`. Luck is not a break: unless the model is certain to repeat
+  itself, what is broken is asked again under another seed, and 20 times if the answer differs. Then most of the answers decide.
 - A stochastic model is asked many times: selection draws choose the worst attack of a sample, and fresh draws, which no choice
   has seen, score it. The sample is `broken` if most of the fresh draws are wrong. In a cascade, drawing stops as soon as the
   proposal cannot be chosen any more.
@@ -244,7 +244,10 @@ def _judge_proposals(case: _Case, batch: Batch, proposal: Tensor, drafts: list[O
 
     is_valid, lengths = valid.tolist(), measured.distance.tolist()
     shown = [row for row, sample in enumerate(batch.samples) if sample in case.examples and is_valid[row] and score.broken[row]]
-    examples = dict(zip(shown, _examples(case, batch.take(shown), by_rule[rule][shown]), strict=True)) if shown else {}
+    proposed = score.logits[shown] if score.logits is not None else None
+    examples = (
+        dict(zip(shown, _examples(case, batch.take(shown), by_rule[rule][shown], proposed), strict=True)) if shown else {}
+    )
     outcomes = []
     for row, draft in enumerate(drafts):
         if not is_valid[row]:
@@ -267,21 +270,24 @@ def _judge_proposals(case: _Case, batch: Batch, proposal: Tensor, drafts: list[O
     return outcomes
 
 
-def _examples(case: _Case, batch: Batch, z: Tensor) -> list[Example]:
-    """Return images z (b, c, h, w) that break the model as examples: residuals of 8 bits where these break it, too."""
+def _examples(case: _Case, batch: Batch, z: Tensor, of_proposed: Tensor | None) -> list[Example]:
+    """Return images z (b, c, h, w) that break the model as examples: residuals of 8 bits where these break it, too.
+
+    `of_proposed` are the logits (b, k) of z by a deterministic model, None of a stochastic one.
+    """
     model, x = case.model, batch.x
     scale = (z - x).abs().flatten(1).amax(dim=1).clamp(min=1e-9) / 127
     residual = ((z - x) / _per_image(scale)).round()
     decoded = (x + _per_image(scale) * residual).clamp(0, 1)
     inside = distance(x, decoded, case.threat.norm) <= case.threat.radius + TOLERANCE
     model.reseed(case.seed, case.label, "example", *batch.samples)
-    if model.stochastic:
+    if of_proposed is None:
         kept = inside & (2 * model.count_correct(decoded, batch.y, SELECTION_DRAWS)[0] < SELECTION_DRAWS)
         after = torch.where(_per_image(kept), decoded, z)
         shown = [_probabilities(draws) for draws in (_screen(model, x), _screen(model, after))]
     else:
         with torch.no_grad():
-            of_clean, of_decoded, of_proposed = model(torch.cat([x, decoded, z])).chunk(3)
+            of_clean, of_decoded = model(torch.cat([x, decoded])).chunk(2)
         kept = inside & _fails(of_decoded, batch.y)
         shown = [_probabilities([logits]) for logits in (of_clean, torch.where(kept[:, None], of_decoded, of_proposed))]
     small = kept.tolist()
@@ -359,12 +365,12 @@ def _score(model: Model, batch: Batch, z: Tensor, seed: int, label: str, to_beat
     """Predict z (b, c, h, w) in float32, with random numbers that depend on the label and the samples only."""
     model.reseed(seed, label, "predict", *batch.samples)
     if not model.stochastic:
-        with torch.no_grad():
-            logits = model(z)
+        logits, repeats = model.answer(z)
         broken = _fails(logits, batch.y)
-        failures = [REPETITIONS] * len(z) if label == CLEAN else _failures_again(model, batch, z, logits, seed, label)
+        spared = repeats or label == CLEAN
+        failures = [REPETITIONS] * len(z) if spared else _failures_again(model, batch, z, logits, seed, label)
         kept = [was and 2 * failed > REPETITIONS for was, failed in zip(broken.tolist(), failures, strict=True)]
-        return _Score(logits.argmax(dim=1).tolist(), are_answers(logits).tolist(), kept, None, failures)
+        return _Score(logits.argmax(dim=1).tolist(), are_answers(logits).tolist(), kept, None, failures, logits)
     predicted, finite = model.predict(z)
     rows = torch.arange(len(z), device=z.device)
     bar = torch.full_like(rows, SELECTION_DRAWS + 1)
@@ -427,6 +433,7 @@ class _Score:
         finite: whether all logits were finite.
         broken: whether the sample is broken; without fresh draws, most of the selection draws decide.
         failures: for a deterministic model, of REPETITIONS repetitions, how many failed.
+        logits: for a deterministic model, the logits (b, k).
         counts: for a stochastic model, correct selection draws, selection draws, correct fresh draws, fresh draws.
     """
 
@@ -436,6 +443,7 @@ class _Score:
     broken: list[bool]
     counts: list[list[int]] | None
     failures: list[int] = field(default_factory=list)
+    logits: Tensor | None = None
 
     def note(self, row: int, adversarial: bool) -> str:
         """Return what there is to say about the row."""

@@ -27,7 +27,8 @@ from kwbench.outcome import Outcome, Status
 def evaluator(arguments: argparse.Namespace, n: int, *settings: str) -> LocalEvaluator:
     """Return an evaluator of the model with PGD on its first n images."""
     suite = override(suite_of(("pgd",)), tuple(f"pgd.{setting}" for setting in settings))
-    return LocalEvaluator(Request(arguments.model, suite, n=n, data=arguments.data, device=arguments.device), threads=1)
+    request = Request(arguments.model, suite, n=n, data=arguments.data, device=arguments.device, examples=0)
+    return LocalEvaluator(request, threads=1)
 
 
 def attacked(local: LocalEvaluator, rows: list[int]) -> Callable[[], list[Outcome]]:

@@ -7,8 +7,8 @@ first predicts them and attacks the correctly classified ones only. With `--give
 time of kwbench includes judging, in one single-threaded process per thread; the libraries use the threads of torch. On a GPU
 times are wall times, and the convolutions of the libraries use TF32, the default of torch. One rule judges all results.
 `folded` searches with batch norms folded into convolutions; `bfloat16` does so in bfloat16, where the machine has it. All are
-judged in float32. Requires torchattacks, which `make setup` installs; adv-lib takes part if it is installed, as by
-`make speed`. Writes Markdown to stdout.
+judged in float32. As the libraries do, kwbench stores no examples for people to look at. Requires torchattacks, which `make
+setup` installs; adv-lib takes part if it is installed, as by `make speed`. Writes Markdown to stdout.
 """
 
 import argparse
@@ -318,6 +318,7 @@ def main() -> None:
                     eps=arguments.eps if norm == "linf" else arguments.eps_l2,
                     threads=arguments.threads,
                     device=arguments.device,
+                    examples=0,
                 )
                 header = [
                     "attack",

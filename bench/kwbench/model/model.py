@@ -12,6 +12,7 @@ from kwbench.errors import CannotEvaluate, KwbenchError
 from kwbench.model.device import raise_if_memory_is_out
 from kwbench.model.evaluation_mode import enter_evaluation_mode
 from kwbench.model.forward import Forward, ForwardFunction, Precision, fill_tile
+from kwbench.model.known_code import is_known_code
 from kwbench.model.memory_layout import MemoryLayout
 from kwbench.model.meter import Meter
 from kwbench.model.outputs import are_answers
@@ -103,6 +104,17 @@ class Model:
         if not votes:
             return torch.zeros(0, dtype=torch.long, device=x.device), torch.zeros(0, dtype=torch.bool, device=x.device)
         return torch.cat([predicted for predicted, _ in votes]), torch.cat([finite for _, finite in votes])
+
+    def answer(self, x: Tensor) -> tuple[Tensor, bool]:
+        """Return logits (b, k) of x without gradients, and whether every other pass is certain to repeat them.
+
+        That is so on a CPU if the module runs known code only and has drawn no random number (see `is_known_code`).
+        """
+        known = self.device.type == "cpu" and is_known_code(self.module)
+        before = generator_states(self.device) if known else {}
+        with torch.no_grad():
+            logits = self(x)
+        return logits, known and generator_states(self.device) == before
 
     def count_correct(self, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """Return how many of `draws` fresh predictions of each x equal y, as long (b,), and whether all were answers (b,).

@@ -99,6 +99,7 @@ class LocalEvaluator:
 
     def judge(self, label: str, rows: Sequence[int], clean: Sequence[Outcome], to_beat: Sequence[int] | None) -> list[Outcome]:
         """Return the outcomes of an attack; `to_beat` as in `judge.judge`. Raises MemoryError where memory runs out."""
+        among = self._request.examples_among if self._request.examples else 0
         return self._sparing_memory(
             lambda: judge(
                 self._model,
@@ -110,7 +111,7 @@ class LocalEvaluator:
                 clean,
                 to_beat=to_beat,
                 keep=self._request.keep_adversarials,
-                examples=[self.facts.samples[row] for row in rows if row < self._request.examples_among],
+                examples=[self.facts.samples[row] for row in rows if row < among],
             )
         )
 
