@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from kwbench.config.suite import suite_of
+from kwbench.evaluation.execution.evaluator import LocalEvaluator
+from kwbench.evaluation.request import Request
 from kwbench.model import Model
 from kwbench.model.known_code import is_known_code
 from kwbench.networks.activations import Kwta, StochasticLwta
@@ -38,6 +41,10 @@ def with_other_forward(module: nn.Module) -> None:
     module.forward = lambda x: x
 
 
+def with_other_function(module: nn.Module) -> None:
+    vars(module)["_conv_forward"] = lambda x, weight, bias: x
+
+
 def with_parametrization(module: nn.Module) -> None:
     parametrizations.weight_norm(module)
 
@@ -53,8 +60,15 @@ def test_layers_of_torch_and_activations_of_kwbench_are_known() -> None:
     assert is_known_code(trained_cnn())
 
 
+@pytest.mark.parametrize(("name", "random"), [("resnet18-relu", False), ("resnet18-kwta0.1", False), ("resnet18-slwta2", True)])
+def test_networks_of_the_registry_are_known_and_random_only_if_they_draw(name: str, random: bool) -> None:
+    model = LocalEvaluator(Request(name, suite_of(("noop",)), n=4)).model
+    assert model.is_known
+    assert model.stochastic == random
+
+
 @pytest.mark.parametrize(
-    "change", [with_hook, with_earlier_hook, with_other_forward, with_parametrization, with_special_tensor]
+    "change", [with_hook, with_earlier_hook, with_other_forward, with_other_function, with_parametrization, with_special_tensor]
 )
 def test_a_layer_that_has_been_changed_is_not_known(change: Callable[[nn.Module], None]) -> None:
     module = network()

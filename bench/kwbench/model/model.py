@@ -108,13 +108,18 @@ class Model:
     def answer(self, x: Tensor) -> tuple[Tensor, bool]:
         """Return logits (b, k) of x without gradients, and whether every other pass is certain to repeat them.
 
-        That is so on a CPU if the module runs known code only and has drawn no random number (see `is_known_code`).
+        That is so if the module `is_known` and has drawn no random number.
         """
-        known = self.device.type == "cpu" and is_known_code(self.module)
+        known = self.is_known
         before = generator_states(self.device) if known else {}
         with torch.no_grad():
             logits = self(x)
         return logits, known and generator_states(self.device) == before
+
+    @property
+    def is_known(self) -> bool:
+        """Whether only random numbers can change an answer: the module runs known code only (see `is_known_code`), on a CPU."""
+        return self.device.type == "cpu" and is_known_code(self.module)
 
     def count_correct(self, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """Return how many of `draws` fresh predictions of each x equal y, as long (b,), and whether all were answers (b,).
@@ -138,9 +143,9 @@ class Model:
         """Compare `draws` passes over the same images, set `stochastic` to whether they differ, and return it.
 
         Each of `images` is a batch (b, c, h, w) of at most a tile, and passes as a full tile. If a module draws nothing from
-        the global generators and its first two passes over each batch agree, the other passes are over one tile with images
-        of every batch. On a GPU differences below 1e-5 of the largest logit count as rounding. Raises CannotEvaluate if the
-        module raises, or if its randomness is to be frozen and cannot be.
+        the global generators and its first two passes over each batch agree, the other passes are over one tile with images of
+        every batch; if it `is_known`, one pass is enough. On a GPU differences below 1e-5 of the largest logit count as
+        rounding. Raises CannotEvaluate if the module raises, or if its randomness is to be frozen and cannot be.
         """
         self._frozen, self.stochastic = False, True  # so that every pass of the trial gets a seed of its own
         self.reseed("measure randomness")
@@ -305,6 +310,8 @@ class Model:
         drawing = False
         for tile in tiles:
             first, drew = self._watched_pass(tile)
+            if not drew and self.is_known:
+                return False
             if self._varies(tile, 1, first):
                 return True
             firsts.append(first)

@@ -113,11 +113,8 @@ def prepare(
         answering = replace(loaded, module=module)
         model = _wrap(request, name, answering, prediction, dataset, batch, device)
         probe = batch.x[: request.tile_size]
-        noise = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
-        near = (probe + (2 * noise - 1) * threat.radius).clamp(0, 1)
-        # Some models are random only where attacks end: at corners of the ball, and uphill of the loss.
-        corner = project(probe + torch.where(noise < 0.5, -1.0, 1.0) * threat.radius, probe, threat)
-        stochastic = model.measure_randomness(probe, near, corner, _uphill(model, batch.take(range(len(probe))), threat))
+        near, *ends = _probes(model, batch.take(range(len(probe))), threat)
+        stochastic = model.measure_randomness(probe, near, *ends)
         if loaded.draws_itself:
             workers = 1  # every pass moves its generators on, so that a row depends on those before it
         if pristine is not None and not stochastic:
@@ -153,6 +150,20 @@ def _naming_default_data(request: Request, dataset: DataSet) -> Iterator[None]:
             f"{failure}; it got images of {dataset.name} ({shape}), since no others were named: "
             "--data FILE takes your own, --dataset NAME a known data set"
         ) from failure
+
+
+def _probes(model: Model, batch: Batch, threat: ThreatModel) -> list[Tensor]:
+    """Return images with noise and, unless the model is known, images where attacks end, as some models are random only there.
+
+    These are corners of the ball, and images uphill of the loss.
+    """
+    x = batch.x
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    near = (x + (2 * noise - 1) * threat.radius).clamp(0, 1)
+    if model.is_known:
+        return [near]
+    corner = project(x + torch.where(noise < 0.5, -1.0, 1.0) * threat.radius, x, threat)
+    return [near, corner, _uphill(model, batch, threat)]
 
 
 def _uphill(model: Model, batch: Batch, threat: ThreatModel) -> Tensor:
