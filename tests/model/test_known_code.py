@@ -9,11 +9,13 @@ from torch.nn.utils import parametrizations
 
 from kwbench.config.suite import suite_of
 from kwbench.evaluation.execution.evaluator import LocalEvaluator
+from kwbench.evaluation.preparation.prepare import _probes
 from kwbench.evaluation.request import Request
 from kwbench.model import Model
 from kwbench.model.known_code import is_known_code
 from kwbench.networks.activations import Kwta, StochasticLwta
-from support.small_models import trained_cnn
+from kwbench.threat import ThreatModel
+from support.small_models import first_images, trained_cnn
 
 
 def network(*more: nn.Module) -> nn.Sequential:
@@ -67,6 +69,12 @@ def test_networks_of_the_registry_are_known_and_random_only_if_they_draw(name: s
     assert model.stochastic == random
 
 
+@pytest.mark.parametrize(("layer", "images"), [(nn.ReLU(), 1), (StochasticLwta(2), 3), (Mine(), 3)])
+def test_what_may_be_random_where_attacks_end_is_probed_there(layer: nn.Module, images: int) -> None:
+    model = Model(network(layer), name="net", classes=10, shape=(1, 8, 8), tile=4)
+    assert len(_probes(model, first_images(3), ThreatModel.of("linf", "0.1"))) == images
+
+
 @pytest.mark.parametrize(
     "change", [with_hook, with_earlier_hook, with_other_forward, with_other_function, with_parametrization, with_special_tensor]
 )
@@ -100,5 +108,6 @@ def test_an_answer_is_certain_to_repeat_if_known_code_has_drawn_nothing(layer: n
     x: Tensor = torch.rand(3, 1, 8, 8)
     logits, certain = model.answer(x)
     assert certain == repeats
+    assert model.draws_nothing(x) == repeats
     assert torch.equal(logits, model(x)) or not repeats
     assert not logits.requires_grad

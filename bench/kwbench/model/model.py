@@ -121,6 +121,10 @@ class Model:
         """Whether only random numbers can change an answer: the module runs known code only (see `is_known_code`), on a CPU."""
         return self.device.type == "cpu" and is_known_code(self.module)
 
+    def draws_nothing(self, x: Tensor) -> bool:
+        """Whether the module `is_known` and a pass over x (b, c, h, w), at most a tile, draws no random number."""
+        return self.is_known and not self._watched_pass(fill_tile(x, self.tile))[1]
+
     def count_correct(self, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """Return how many of `draws` fresh predictions of each x equal y, as long (b,), and whether all were answers (b,).
 

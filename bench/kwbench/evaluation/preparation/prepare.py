@@ -153,14 +153,14 @@ def _naming_default_data(request: Request, dataset: DataSet) -> Iterator[None]:
 
 
 def _probes(model: Model, batch: Batch, threat: ThreatModel) -> list[Tensor]:
-    """Return images with noise and, unless the model is known, images where attacks end, as some models are random only there.
+    """Return images with noise and, unless answers are certain to repeat, images where attacks end: some are random only there.
 
     These are corners of the ball, and images uphill of the loss.
     """
     x = batch.x
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     near = (x + (2 * noise - 1) * threat.radius).clamp(0, 1)
-    if model.is_known:
+    if model.draws_nothing(x):
         return [near]
     corner = project(x + torch.where(noise < 0.5, -1.0, 1.0) * threat.radius, x, threat)
     return [near, corner, _uphill(model, batch, threat)]
