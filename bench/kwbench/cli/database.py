@@ -9,11 +9,11 @@ import typer
 from kwbench.cli.completion import complete_models
 from kwbench.cli.options import Database, Json
 from kwbench.cli.output import print_json, print_lines, progress_line
+from kwbench.cli.stores import open_store
 from kwbench.errors import CannotEvaluate, DamagedData, UsageError
 from kwbench.imports import importing
 
 if TYPE_CHECKING:
-    from kwbench.record.store import Store
     from kwbench.record.transfer import Transfer
 
 app = typer.Typer()
@@ -41,8 +41,8 @@ def upgrade(db: Database = "results.db", as_json: Json = False) -> None:
     with importing():
         from kwbench.record.database.schema import SCHEMA_VERSION
 
-    before = _open(db, upgrade=False).schema_version()
-    _open(db)
+    before = open_store(db, upgraded=False).schema_version()
+    open_store(db)
     if as_json:
         print_json({"before": before, "now": SCHEMA_VERSION})
     elif before == SCHEMA_VERSION:
@@ -61,7 +61,7 @@ def check(db: Database = "results.db", as_json: Json = False) -> None:
         from kwbench.record.contradictions import contradictions
         from kwbench.record.verification import verify
 
-    store = _open(db)
+    store = open_store(db)
     verified = asdict(verify(store))
     contradicted = [str(contradiction) for contradiction in contradictions(store)]
     if as_json:
@@ -120,12 +120,12 @@ def _take(target: str, sources: list[str], models: list[str] | None, as_json: bo
         from kwbench.errors import did_you_mean
         from kwbench.record.transfer import Transfer, transfer
 
-    opened = [_open(source) for source in sources]
+    opened = [open_store(source) for source in sources]
     known = {evaluation.spec.model for store in opened for evaluation in store.evaluations()}
     for name in models or []:
         if name not in known:
             raise UsageError(f"--model {name}: nothing on record about it; {did_you_mean(name, known)}")
-    into = _open(target, create=True)
+    into = open_store(target, create=True)
     total = Transfer()
     for source, store in zip(sources, opened, strict=True):
         added = transfer(store, into, models)
@@ -145,10 +145,3 @@ def _counts(added: "Transfer") -> str:
     counts = asdict(added)
     conflicts = len(counts.pop("conflicts"))
     return ", ".join(f"{count} {name}" for name, count in counts.items()) + f" added, {conflicts} conflicts"
-
-
-def _open(url: str, *, create: bool = False, upgrade: bool = True) -> "Store":
-    with importing():
-        from kwbench.record.store import Store
-
-    return Store.open(url, create=create, upgraded=upgrade)

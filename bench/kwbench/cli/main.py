@@ -8,6 +8,7 @@ import typer
 
 from kwbench.cli import certify, database, evaluate, experiments, models, report, setup, status, verify
 from kwbench.cli.ending import INTERRUPTED, close_streams, exit_code_of, prepare_streams, say
+from kwbench.cli.stores import close_stores
 from kwbench.errors import KwbenchError
 from kwbench.formatting import printable
 
@@ -67,6 +68,8 @@ def _exit_code() -> int:
     except KwbenchError as failure:
         say(f"kwbench: {printable(str(failure))}")
         return failure.exit_code
+    finally:
+        close_stores()
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return code

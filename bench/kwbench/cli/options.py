@@ -11,6 +11,7 @@ import typer
 
 from kwbench.cli.completion import complete_attacks, complete_datasets, complete_models, complete_suites
 from kwbench.cli.panels import ATTACK, DATA, MODEL, OUTPUT, RUN, THREAT, options_of
+from kwbench.cli.stores import open_store
 from kwbench.errors import UsageError
 from kwbench.imports import importing
 from kwbench.report.drawing.picture import Style
@@ -346,20 +347,14 @@ class EvaluationOptions:
 
     def store(self) -> "Store":
         """Open the database. A missing one is created with the first result, so that an early failure leaves none behind."""
-        with importing():
-            from kwbench.record.store import Store
-
-        return Store.open(self.db, create=True, deferred=True)
+        return open_store(self.db, create=True, deferred=True)
 
     def known(self) -> "Store":
         """Open the database to read what is on record, which is nothing if it is missing; none is created."""
         from kwbench.files import record_file
 
-        with importing():
-            from kwbench.record.store import Store
-
         file = record_file(self.db)
-        return Store.open("sqlite://" if file is not None and not file.exists() else self.db, create=True)
+        return open_store("sqlite://" if file is not None and not file.exists() else self.db, create=True)
 
     def prepare(self) -> None:
         """Start a second process that imports torch while this one does, unless the database may already hold all results."""

@@ -20,6 +20,7 @@ from kwbench.cli.output import (
     summary_json,
 )
 from kwbench.cli.panels import FORMAT, OUTPUT, bundled
+from kwbench.cli.stores import open_store
 from kwbench.errors import UsageError
 from kwbench.formatting import printable
 from kwbench.imports import importing
@@ -63,10 +64,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the results on record as tables and figures; without a format, as a web page."""
-    with importing():
-        from kwbench.record.store import Store
-
-    files = write_report(Store.open(db), output, formats or {DEFAULT}, style)
+    files = write_report(open_store(db), output, formats or {DEFAULT}, style)
     if as_json:
         print_json({"files": [str(path) for path in files]})
     else:
@@ -87,10 +85,9 @@ def show(
 ) -> None:
     """Show a model's newest evaluation, and the samples that have no valid outcome or a note."""
     with importing():
-        from kwbench.record.store import Store
         from kwbench.record.summaries import summaries
 
-    store = Store.open(db)
+    store = open_store(db)
     newest = _newest(store, model, db)
     (summary,) = summaries(store, [newest])
     rows = [
@@ -157,9 +154,8 @@ def export(
 
         from kwbench.files import write_whole
         from kwbench.record.export import adversarial_arrays, find_evaluation
-        from kwbench.record.store import Store
 
-    store = Store.open(db)
+    store = open_store(db)
     summary = find_evaluation(store, evaluation)
     arrays = adversarial_arrays(store, summary)
     file = io.BytesIO()
@@ -206,7 +202,6 @@ def check(
     On GitHub, models that are not fine are annotated, and the summary of the step is written.
     """
     with importing():
-        from kwbench.record.store import Store
         from kwbench.regression.annotations import annotations
         from kwbench.regression.badge import write_badge
         from kwbench.regression.baseline import update_baseline
@@ -216,7 +211,7 @@ def check(
         from kwbench.regression.junit import write_junit
         from kwbench.regression.terminal import check_table
 
-    store = Store.open(db)
+    store = open_store(db)
     if update:
         written = update_baseline(store, baseline, models)
         if as_json:
@@ -257,11 +252,10 @@ def compare(
 ) -> None:
     """Compare two models on the same samples, with a paired test."""
     with importing():
-        from kwbench.record.store import Store
         from kwbench.regression.comparison import compare as run
         from kwbench.regression.comparison import comparison_json
 
-    comparisons = run(Store.open(db), first, second)
+    comparisons = run(open_store(db), first, second)
     if as_json:
         print_json(comparison_json(comparisons))
         return
@@ -309,7 +303,6 @@ def claims(
     """Compare the papers' claims with the results on record, or report what is wrong with the claims themselves."""
     with importing():
         from kwbench.claims import claims_json, compare_claims, read_claims
-        from kwbench.record.store import Store
 
     if registry is not None:
         _write_papers_registry(registry)
@@ -320,7 +313,7 @@ def claims(
         _print_remarks(wanted, as_json)
         return
     # Without a database the claims can still be listed.
-    store = Store.open(db) if "://" in db or Path(db).exists() else None
+    store = open_store(db) if "://" in db or Path(db).exists() else None
     compared = compare_claims(wanted, store)
     if as_json:
         print_json(claims_json(compared))

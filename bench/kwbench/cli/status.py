@@ -9,8 +9,8 @@ import typer
 from kwbench.cli.database import PANEL
 from kwbench.cli.options import Database, Json
 from kwbench.cli.output import console, print_json, print_lines, print_table
+from kwbench.cli.stores import open_store
 from kwbench.formatting import duration_text
-from kwbench.imports import importing
 
 if TYPE_CHECKING:
     from kwbench.record.database.drivers import Driver
@@ -28,10 +28,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show which commands evaluate into a database now, on which machines, and how far they are."""
-    with importing():
-        from kwbench.record.store import Store
-
-    store = Store.open(db)
+    store = open_store(db)
     while True:
         drivers = store.drivers()
         running = [driver for driver in drivers if driver.silent < _SILENT]
