@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kwbench.gradients import Relaxed
+from kwbench.networks.activations.kwta import Kwta
+from kwbench.networks.activations.lwta import Lwta
+from kwbench.randomness import SampleRandom
 from support.modules import Deep, Watched, input_gradient
 from support.small_models import first_images, trained_cnn, wrapped
 
@@ -167,8 +171,8 @@ def test_a_module_that_accepts_one_batch_size_or_has_no_gradients_still_runs() -
         assert torch.equal(model(x), x.flatten(1)[:, :10])
 
 
-def test_measured_batch_sizes_apply_to_the_deterministic_module_only() -> None:
-    module = Watched(trained_cnn())
+def test_measured_batch_sizes_apply_to_the_deterministic_module_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Watched(Busy(trained_cnn(), lambda rows: 0.02, monkeypatch))
     model = wrapped(module, tile=16)
     model.plan_passes(first_images(16).x)
     assert len(model.batch_sizes(gradients=False)) > 1
@@ -179,3 +183,25 @@ def test_measured_batch_sizes_apply_to_the_deterministic_module_only() -> None:
     model.stochastic = True
     model.plan_passes(first_images(16).x)
     assert model.batch_sizes(gradients=False) == [16]
+
+
+def first_logit(logits: Tensor) -> Tensor:
+    return logits[:, 0][None]
+
+
+@pytest.mark.parametrize("activation", [Kwta(0.2), Lwta(0.5)], ids=["k-WTA", "LWTA"])
+def test_relaxed_passes_of_few_rows_use_smaller_batches_with_the_same_bits(activation: nn.Module) -> None:
+    x, rng = first_images(40).x, SampleRandom(0, "relaxed", ())
+    gradient = Relaxed()
+    network = Deep(activation).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    whole = gradient(wrapped(network, tile=32), x, first_logit, rng).gradients[0]
+    module = Watched(Deep(activation))
+    model = wrapped(module, tile=32)
+    model.plan_passes(x[:32])
+    model(x[:32])
+    module.sizes.clear()
+    few = [gradient(model, x[:3], first_logit, rng).gradients[0] for _ in range(12)]
+    assert all(torch.equal(part, whole[:3]) for part in few)
+    assert module.sizes[:8] == [32] * 8
+    assert module.sizes[-1] < 32
+    assert torch.equal(gradient(model, x, first_logit, rng).gradients[0], whole)

@@ -14,15 +14,16 @@ from support.small_models import trained_cnn
 class Deep(nn.Module):
     """Convolutions wide enough for batch sizes to change the last bits."""
 
-    def __init__(self) -> None:
+    def __init__(self, activation: nn.Module | None = None) -> None:
         super().__init__()
+        self.activation = activation or nn.ReLU()
         generator = torch.Generator().manual_seed(0)
         self.first = nn.Parameter(torch.randn((48, 1, 3, 3), generator=generator) / 3)
         self.second = nn.Parameter(torch.randn((48, 48, 3, 3), generator=generator) / 20)
         self.last = nn.Parameter(torch.randn((10, 48 * 64), generator=generator) / 50)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.conv2d(F.conv2d(x, self.first, padding=1).relu(), self.second, padding=1).relu()
+        hidden = self.activation(F.conv2d(self.activation(F.conv2d(x, self.first, padding=1)), self.second, padding=1))
         return F.linear(hidden.flatten(1), self.last)
 
 

@@ -45,7 +45,7 @@ class Grid(Attack):
 
     def _candidates(self, model: Model, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRandom) -> Iterator[Tensor]:
         for levels in self.levels or (_SENSOR,):
-            rounded = partial(on_grid, x=x, threat=threat, levels=levels)
+            rounded = partial(on_grid, threat=threat, levels=levels)
             yield from towards_targets(
                 model,
                 x,

@@ -1,7 +1,7 @@
 """Autograd with soft gradients for operations that hide theirs (BPDA; Athalye et al. 2018, arXiv:1802.00420)."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Literal, Self
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from kwbench import relaxation
 from kwbench.gradients.estimator import Estimate, Estimator, Objective
 from kwbench.gradients.exact import Exact
 from kwbench.model import Model
+from kwbench.model.forward import ForwardFunction
 from kwbench.randomness import SampleRandom
 from kwbench.relaxation import relaxed_pass
 
@@ -48,7 +49,7 @@ class Relaxed(Estimator):
         softness = self.softness
         if softness == "auto":
             softness = _SOFTNESS_IN_NOISE if model.stochastic else _SOFTNESS
-        with model.replacing_forward(partial(relaxed_pass, softness=softness)):
+        with model.replacing_forward(_pass_of(softness), may_be_tried=True):
             exact = Exact(unreachable=self.unreachable)
             return Estimate.mean([exact(model, x, objective, rng, rows) for _ in range(self.draws)])
 
@@ -63,3 +64,8 @@ class Relaxed(Estimator):
     def revisions(self) -> dict[str, int]:
         """See Estimator."""
         return {**super().revisions(), "relaxation": relaxation.REVISION}
+
+
+@cache
+def _pass_of(softness: float) -> ForwardFunction:
+    return partial(relaxed_pass, softness=softness)

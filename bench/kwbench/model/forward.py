@@ -39,7 +39,8 @@ class Forward:
         self.passes = 1
         self._name, self._classes = name, classes
         self._active = module
-        self._function: ForwardFunction = _call_module
+        self._function: ForwardFunction = call_module
+        self._may_be_tried = True
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return float32 logits (b, classes) of x (b, c, h, w), a tensor that the module may overwrite.
@@ -59,21 +60,29 @@ class Forward:
     @property
     def is_plain(self) -> bool:
         """Whether passes call the module directly rather than a function that replaces its forward pass."""
-        return self._function is _call_module
+        return self._function is call_module
+
+    @property
+    def function(self) -> ForwardFunction | None:
+        """What carries out passes, if it may be tried on batches of other sizes and recorded; None if not."""
+        return self._function if self._may_be_tried else None
 
     @contextmanager
-    def replaced_by(self, function: ForwardFunction) -> Iterator[None]:
-        """Carry out every pass in this block by `function(module, x)`."""
-        before = self._function
-        self._function = function
+    def replaced_by(self, function: ForwardFunction, *, may_be_tried: bool = False) -> Iterator[None]:
+        """Carry out every pass in this block by `function(module, x)`.
+
+        `may_be_tried`: it has no effects and no memory, and the same object stands for the same function.
+        """
+        before = self._function, self._may_be_tried
+        self._function, self._may_be_tried = function, may_be_tried
         try:
             yield
         finally:
-            self._function = before
+            self._function, self._may_be_tried = before
 
     def plain(self) -> AbstractContextManager[None]:
         """Call the module directly in this block."""
-        return self.replaced_by(_call_module)
+        return self.replaced_by(call_module, may_be_tried=True)
 
     @contextmanager
     def computing_in(self, precision: Precision, stand_in: nn.Module | None = None) -> Iterator[None]:
@@ -92,7 +101,8 @@ class Forward:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
 
-def _call_module(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+def call_module(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    """The pass that no function replaces."""
     return module(x), 1
 
 

@@ -258,10 +258,14 @@ class Model:
         finally:
             self._common = None
 
-    def replacing_forward(self, function: ForwardFunction) -> AbstractContextManager[None]:
+    def replacing_forward(self, function: ForwardFunction, *, may_be_tried: bool = False) -> AbstractContextManager[None]:
         """Carry out every forward pass of this block by `function(module, x)`, which returns the logits and the number of
-        passes it took."""
-        return self._forward.replaced_by(function)
+        passes it took.
+
+        `may_be_tried`: it has no effects and no memory, and the same object stands for the same function. Then passes may run
+        in other batch sizes that give the same bits.
+        """
+        return self._forward.replaced_by(function, may_be_tried=may_be_tried)
 
     def computing_in(self, precision: Precision) -> AbstractContextManager[None]:
         """Compute in this precision until the block ends. Its results only guide a search; predictions count in float32.
@@ -356,8 +360,8 @@ class Model:
             raise CannotEvaluate(f"{self.name}: images are {tuple(x.shape[1:])}, the model takes {self.shape}")
         if self._common is not None:
             self._draw = self._common
-        self._forward.passes = 1
         sizes = self._plan.split(x)
+        self._forward.passes = 1
         # The backward pass of torch.split makes one copy of x; that of slices makes one for each slice.
         parts = torch.split(x, [*sizes[:-1], len(x) - sum(sizes[:-1])]) if len(sizes) > 1 else [x] * len(sizes)
         for size, part in zip(sizes, parts, strict=True):

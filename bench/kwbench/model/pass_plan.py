@@ -1,5 +1,6 @@
 """Choice of the batch sizes and CUDA graph recordings with which a deterministic module computes its rows fastest."""
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -8,9 +9,15 @@ from torch import Tensor
 
 from kwbench.model.batching import Batching, measure_batching, tiles_only
 from kwbench.model.cuda_graphs import RecordedPass, Recorder, find_recorder
-from kwbench.model.forward import Forward, Precision, fill_tile, measure_pass
+from kwbench.model.forward import Forward, ForwardFunction, call_module, fill_tile, measure_pass
 from kwbench.model.memory_layout import MemoryLayout
 from kwbench.model.tiles import Kind, TileTrial, name_of
+
+# A way to pass: its kind, and what carries it out.
+_Way = tuple[Kind, ForwardFunction | None]
+
+# A trial takes about as long as four passes over a tile. A function that replaces the module's pass may run only a few times.
+_PADDED_BEFORE_TRIAL = 8
 
 
 class PassPlan:
@@ -26,10 +33,11 @@ class PassPlan:
     def __init__(self, forward: Forward, layout: MemoryLayout, tile: int, probe: Tensor | None, *, limited: bool) -> None:
         self.limited = limited
         self._forward, self._layout, self._tile, self._probe = forward, layout, tile, probe
-        # Keys: precision, and whether with gradients.
-        self._batchings: dict[Kind, Batching] = {}
-        # Keys: precision, whether with gradients, and batch size. None if a recording fails, is slower or gives other bits.
-        self._recordings: dict[tuple[Precision, bool, int], RecordedPass | None] = {}
+        self._batchings: dict[_Way, Batching] = {}
+        # For each batch size. None if a recording fails, is slower or gives other bits.
+        self._recordings: dict[tuple[_Way, int], RecordedPass | None] = {}
+        # How many padded batches passed in ways for which no trial has been worth its cost yet.
+        self._padded: Counter[_Way] = Counter()
         self._record = None if limited else find_recorder(forward.device)
         # The tiles of kinds of passes that have one of their own.
         self._tiles: dict[Kind, int] = {}
@@ -47,24 +55,36 @@ class PassPlan:
             )
         elif name in known:
             self._tiles[kind] = known[name]
-        tile = self._tile_of(kind)
-        self._batchings.pop(kind, None)
+        way = self._way(gradients)
+        tile = self._tile_of(way)
+        self._batchings.pop(way, None)
         return name, tile, self._tile not in self.batching(gradients=gradients).sizes
 
-    def _tile_of(self, kind: Kind) -> int:
-        return self._tiles.get(kind, self._tile)
+    def _way(self, gradients: bool) -> _Way:
+        return (self._forward.precision, gradients), self._forward.function
+
+    def _tile_of(self, way: _Way) -> int:
+        kind, function = way
+        return self._tiles.get(kind, self._tile) if function is call_module else self._tile
 
     def batching(self, *, gradients: bool) -> Batching:
         """Return the batch sizes for the current precision, with or without gradients; only the tile if the module raises."""
-        key = (self._forward.precision, gradients)
-        if key not in self._batchings:
-            self._batchings[key] = self._try_batch_sizes(gradients)
-        return self._batchings[key]
+        way = self._way(gradients)
+        if way not in self._batchings:
+            self._batchings[way] = self._try_batch_sizes(gradients)
+        return self._batchings[way]
 
     def split(self, x: Tensor) -> list[int]:
         """Return the sizes of the batches into which to split x (b, c, h, w); the last may need padding."""
-        batching = self.batching(gradients=x.requires_grad) if self._applies_to(x) else tiles_only(self._tile)
-        return batching.split(len(x))
+        if not self._applies_to(x) or not (self._forward.is_plain or self._pays(x)):
+            return tiles_only(self._tile).split(len(x))
+        return self.batching(gradients=x.requires_grad).split(len(x))
+
+    def _pays(self, x: Tensor) -> bool:
+        """Return whether so many padded batches have passed as x now passes that a trial is worth its cost."""
+        way = self._way(x.requires_grad)
+        self._padded[way] += len(x) % self._tile != 0
+        return self._padded[way] > _PADDED_BEFORE_TRIAL
 
     def run(self, x: Tensor) -> Tensor:
         """Return logits (b, k) of one pass over a copy of x (b, c, h, w), replayed if a recording is faster."""
@@ -80,11 +100,11 @@ class PassPlan:
         self.limited = True
         changes = any(self._recordings.values())
         self._recordings, self._record = {}, None
-        smaller = {kind: batching.at_most(self._tile_of(kind)) for kind, batching in self._batchings.items()}
+        smaller = {way: batching.at_most(self._tile_of(way)) for way, batching in self._batchings.items()}
         if not changes and smaller == self._batchings:
             smaller |= {
-                kind: batching.at_most(batching.sizes[1])
-                for kind, batching in self._batchings.items()
+                way: batching.at_most(batching.sizes[1])
+                for way, batching in self._batchings.items()
                 if len(batching.sizes) > 1 and batching.sizes[1] >= self._tile
             }
         changes |= smaller != self._batchings
@@ -97,15 +117,15 @@ class PassPlan:
         return max([self._tile, *(batching.sizes[-1] for batching in self._batchings.values())])
 
     def _applies_to(self, x: Tensor) -> bool:
-        """Return whether a pass over x is like the trials: it calls the module itself, and has gradients if x requires them."""
-        return self._probe is not None and self._forward.is_plain and x.requires_grad == torch.is_grad_enabled()
+        """Return whether a pass over x is like the trials: it has gradients if x requires them, and may be tried."""
+        return self._probe is not None and self._forward.function is not None and x.requires_grad == torch.is_grad_enabled()
 
     def _compute(self, x: Tensor) -> Tensor:
         """Return the logits (b, k) of a pass without a recording."""
         return self._forward(self._layout.copy(x))
 
     def _try_batch_sizes(self, gradients: bool) -> Batching:
-        tile = self._tile_of((self._forward.precision, gradients))
+        tile = self._tile_of(self._way(gradients))
         if self._probe is not None:
             # A tile that was chosen by trial is the largest that is worth it.
             larger, probe = not self.limited and tile == self._tile, fill_tile(self._probe, tile)
@@ -118,7 +138,7 @@ class PassPlan:
         """Return the recording to replay for x, or None if there is none to use."""
         if self._record is None or self._probe is None or not self._applies_to(x):
             return None
-        key = (self._forward.precision, x.requires_grad, len(x))
+        key = (self._way(x.requires_grad), len(x))
         if key not in self._recordings:
             try:
                 self._recordings[key] = self._try_recording(x, self._record, self._probe)

@@ -23,31 +23,37 @@ def towards_targets(
     *,
     steps: int,
     targets: int,
-    placed: Callable[[Tensor], Tensor] = lambda z: z,
+    placed: Callable[[Tensor, Tensor], Tensor] = lambda z, x: z,
 ) -> list[Tensor]:
     """Return for each of the most probable other classes of the surrogate images (b, c, h, w) that it should take for it.
 
-    PGD with momentum from a random start; the step size falls from eps / 2 to nothing. Iterates are `placed` where images may
-    lie before every pass.
+    PGD with momentum from a random start; the step size falls from eps / 2 to nothing. Iterates z (n, c, h, w) of images x are
+    `placed` where images may lie before every pass. The gradient is one that draws nothing. Few samples pass together for
+    several classes, unless the surrogate is stochastic.
     """
     with torch.no_grad():
         scores = source(x).scatter(1, y[:, None], -torch.inf)
     order = scores.argsort(dim=1, descending=True)
-    ends = []
-    for place in range(min(targets, source.classes - 1)):
-        target = order[:, place]
+    places = range(min(targets, source.classes - 1))
+    together = 1 if source.stochastic else max(1, source.tile // max(1, len(x)))
+    ends: list[Tensor] = []
+    for first in range(0, len(places), together):
+        group = places[first : first + together]
+        images, rows = x.repeat(len(group), 1, 1, 1), torch.arange(len(x), device=x.device).repeat(len(group))
+        labels, target = y[rows, None], order[:, group.start : group.stop].T.reshape(-1, 1)
 
-        def lead(logits: Tensor, target: Tensor = target) -> Tensor:
-            return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).T
+        def lead(logits: Tensor, labels: Tensor = labels, target: Tensor = target) -> Tensor:
+            return (logits.gather(1, target) - logits.gather(1, labels)).T
 
-        stream = rng.child(f"target {place}")
-        z, momentum = random_start(x, threat, stream), torch.zeros_like(x)
+        streams = [rng.child(f"target {place}") for place in group]
+        z, momentum = torch.cat([random_start(x, threat, stream) for stream in streams]), torch.zeros_like(images)
         for step in range(steps):
-            slope = gradient(source, placed(z), lead, stream.child(step)).gradients[0].nan_to_num(0.0, 0.0, 0.0)
+            estimate = gradient(source, placed(z, images), lead, streams[0].child(step), rows)
+            slope = estimate.gradients[0].nan_to_num(0.0, 0.0, 0.0)
             size = slope.abs().flatten(1).mean(dim=1).clamp_min(1e-30).view(-1, 1, 1, 1)
             momentum = 0.75 * momentum + slope / size
-            z = project(z + threat.radius / 2 * (1 - step / steps) * steepest(momentum, threat.norm), x, threat)
-        ends.append(placed(z))
+            z = project(z + threat.radius / 2 * (1 - step / steps) * steepest(momentum, threat.norm), images, threat)
+        ends += placed(z, images).reshape(len(group), *x.shape).unbind()
     return ends
 
 
