@@ -7,7 +7,24 @@ import pytest
 import torch
 
 from kwbench.model import keep_freed_memory, precisions_on
-from kwbench.model.device import has_tf32
+from kwbench.model.device import has_bfloat16, has_tf32
+
+
+@pytest.mark.parametrize(
+    ("units", "by_intel", "has"),
+    [
+        ((), False, False),
+        (("avx512_bf16",), False, True),
+        (("avx512_bf16",), True, False),
+        (("avx512_bf16", "amx_bf16"), True, True),
+    ],
+)
+def test_bfloat16_is_of_processors_that_multiply_faster_in_it(
+    monkeypatch: pytest.MonkeyPatch, units: tuple[str, ...], by_intel: bool, has: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(units, True))
+    monkeypatch.setattr("kwbench.model.device._is_by_intel", lambda: by_intel)
+    assert has_bfloat16(torch.device("cpu")) is has
 
 
 def test_tf32_is_of_gpus_with_compute_capability_8_and_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
 """Devices and memory: which device to use, what it can do, and the settings that keep float32 exact."""
 
 import ctypes
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +31,24 @@ def find_device(name: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Return whether torch reports that the device multiplies matrices faster in bfloat16 than in float32."""
+    """Return whether the device multiplies matrices faster in bfloat16 than in float32.
+
+    Torch says so of GPUs. Processors do with AMX, or with AVX-512 for bfloat16 unless Intel made them: those have two units for
+    float32 and one for bfloat16, and converting costs more than it gains.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
+    return bool(capabilities.get("amx_bf16")) or (bool(capabilities.get("avx512_bf16")) and not _is_by_intel())
+
+
+@cache
+def _is_by_intel() -> bool:
+    try:
+        processor = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        processor = platform.processor()
+    return "GenuineIntel" in processor
 
 
 def has_tf32(device: torch.device) -> bool:
