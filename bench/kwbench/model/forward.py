@@ -58,11 +58,6 @@ class Forward:
         return to_float32(logits)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether passes call the module directly rather than a function that replaces its forward pass."""
-        return self._function is call_module
-
-    @property
     def function(self) -> ForwardFunction | None:
         """What carries out passes, if it may be tried on batches of other sizes and recorded; None if not."""
         return self._function if self._may_be_tried else None
@@ -102,7 +97,7 @@ class Forward:
 
 
 def call_module(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """The pass that no function replaces."""
+    """Pass as the module does by itself, which no function replaces."""
     return module(x), 1
 
 

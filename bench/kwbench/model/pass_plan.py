@@ -76,13 +76,15 @@ class PassPlan:
 
     def split(self, x: Tensor) -> list[int]:
         """Return the sizes of the batches into which to split x (b, c, h, w); the last may need padding."""
-        if not self._applies_to(x) or not (self._forward.is_plain or self._pays(x)):
+        if not self._applies_to(x) or not self._trial_pays(x):
             return tiles_only(self._tile).split(len(x))
         return self.batching(gradients=x.requires_grad).split(len(x))
 
-    def _pays(self, x: Tensor) -> bool:
-        """Return whether so many padded batches have passed as x now passes that a trial is worth its cost."""
+    def _trial_pays(self, x: Tensor) -> bool:
+        """Return whether x passes by the module itself, or so many padded batches have passed this way that a trial pays."""
         way = self._way(x.requires_grad)
+        if way[1] is call_module:
+            return True
         self._padded[way] += len(x) % self._tile != 0
         return self._padded[way] > _PADDED_BEFORE_TRIAL
 
